@@ -1,0 +1,2 @@
+//! The `latentc` command.
+fn main() {}

@@ -1,0 +1,19 @@
+//! The intermediate representation of latentc.
+//!
+//! A program is a [`Module`] of [`Function`]s in SSA form over tensors with named axes. Ops are pure functions with
+//! the one exception of [`Op::Append`], which leaves its result in a cache for the next run. An
+//! instruction may run at any time after its operands, or not at all if nothing uses it.
+//!
+//! The crate knows no model, no device and no pass; it says what a program *is* ([`types`], [`ops`], [`graph`]), when it
+//! is well formed ([`infer`], [`verify`]), what it means ([`interp`]), what it costs ([`cost`]), and how
+//! it is written down ([`print`], [`parse`], and JSON through serde).
+
+pub mod graph;
+pub mod infer;
+pub mod ops;
+pub mod types;
+
+pub use graph::{Def, Factor, Function, Inst, Module, Origin, Stored, Value, ValueId, Weight};
+pub use infer::{Want, infer};
+pub use ops::{Binary, Op, Pairs, Real, Reduce, Unary};
+pub use types::{Axis, AxisId, DType, Size, Type};
