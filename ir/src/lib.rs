@@ -8,12 +8,30 @@
 //! is well formed ([`infer`], [`verify`]), what it means ([`interp`]), what it costs ([`cost`]), and how
 //! it is written down ([`print`], [`parse`], and JSON through serde).
 
+mod canonical;
+mod cursor;
+pub mod diag;
 pub mod graph;
 pub mod infer;
+pub mod json;
+mod lex;
+pub mod interp;
 pub mod ops;
+pub mod parse;
+mod parse_inst;
+pub mod print;
+pub mod tensor;
 pub mod types;
+pub mod verify;
+mod verify_calls;
+mod verify_weights;
 
+pub use diag::ParseError;
 pub use graph::{Def, Factor, Function, Inst, Module, Origin, Stored, Value, ValueId, Weight};
 pub use infer::{Want, infer};
+pub use interp::{Caches, InterpError, Interpreter, Precision, WeightSource, scoped};
 pub use ops::{Binary, Op, Pairs, Real, Reduce, Unary};
+pub use tensor::{Mismatch, SplitMix, Tensor};
+pub use parse::{check, parse};
 pub use types::{Axis, AxisId, DType, Size, Type};
+pub use verify::{Stage, VerifyError, verify, verify_at};
