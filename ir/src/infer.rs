@@ -5,6 +5,7 @@
 //! the verifier wants what is written and expects it back.
 
 use crate::ops::{Binary, Op, Unary};
+use crate::print::Name;
 use crate::types::{Axis, AxisId, DType, Size, Type};
 
 /// What is already decided about a result.
@@ -148,12 +149,10 @@ pub fn show_type(ty: &Type, axes: &[Axis]) -> String {
     let axes: Vec<_> = ty
         .axes
         .iter()
-        .map(|a| {
-            let axis = &axes[a.0 as usize];
-            match axis.size {
-                Size::Fixed(n) => format!("{}={n}", axis.name),
-                Size::Sym(_) => axis.name.clone(),
-            }
+        .map(|a| match axes.get(a.0 as usize) {
+            Some(Axis { name, size: Size::Fixed(n), .. }) => format!("{}={n}", Name(name)),
+            Some(Axis { name, size: Size::Sym(_), .. }) => Name(name).to_string(),
+            None => format!("?{}", a.0),
         })
         .collect();
     format!("{}[{}]", ty.dtype, axes.join(", "))
@@ -443,6 +442,9 @@ impl Cx<'_> {
     fn product(&self, whole: AxisId, parts: &[AxisId]) -> Result<(), String> {
         if parts.is_empty() {
             return Err(format!("axis `{}` needs parts", self.name(whole)));
+        }
+        if let Some(twice) = parts.iter().enumerate().find(|(n, p)| parts[..*n].contains(p)) {
+            return Err(format!("the axis `{}` is twice in {}", self.name(*twice.1), self.names(parts)));
         }
         let n = self.fixed(whole)?;
         let mut product = 1u64;

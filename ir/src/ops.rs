@@ -465,7 +465,7 @@ pub static OPS: &[OpRow] = &[
     row("softmax",   &["x"],                 &[("over", Axis)],                                  "y[s] = e^x[s] / sum over s of e^x[s]"),
     row("rms_norm",  &["x"],                 &[("over", Axis), ("eps", Number)],                 "y[d] = x[d] / sqrt(mean over d of x[d]^2 + eps)"),
     // 8. functions
-    row("call",      &["…"],                 &[("to", Text), ("scope", Text)],                   "the results of the function `to`, its weights and caches under `scope`"),
+    row("call",      &["…"],                 &[("to", Text), ("under", Text)],                   "the results of a function, whose weights and caches are found `under` a scope"),
 ];
 
 impl Op {

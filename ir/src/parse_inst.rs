@@ -1,0 +1,210 @@
+//! Instructions: the part of the parser that the op table drives.
+
+use std::ops::Range;
+
+use crate::cursor::{Parsed, Reported};
+use crate::diag::{Diagnostic, did_you_mean};
+use crate::graph::{Inst, Origin, ValueId};
+use crate::lex::Kind;
+use crate::ops::{Attr, AttrKind, OPS, Op, OpRow};
+use crate::parse::{Draft, Parser};
+use crate::types::{AxisId, DType, Type};
+
+impl Parser<'_> {
+    /// `y: f32[t] = add a, b @41:9 (41) by reassociate`.
+    pub(crate) fn instruction(&mut self, d: &mut Draft) -> Parsed<Inst> {
+        let mut named = Vec::new();
+        let named_all = self.result_types(d, &mut named);
+        let inst = named_all.and_then(|()| self.operation(d, &named));
+        // The results are defined after the operands are read, since an instruction may not use itself, and even if
+        // there was an error, since further errors about them would teach nothing.
+        let mut results = Vec::new();
+        for (name, span, ty) in named {
+            results.push(self.define(d, name, span, ty.unwrap_or(Type::scalar(DType::F32))));
+        }
+        inst.map(|inst| Inst { results, ..inst })
+    }
+
+    fn result_types(&mut self, d: &Draft, named: &mut Vec<Named>) -> Parsed<()> {
+        loop {
+            let result = self.typed(d)?;
+            let known = result.2.is_ok();
+            named.push(result);
+            if !known {
+                return Err(Reported);
+            }
+            if !self.at.eat(',') {
+                return self.at.mark('=');
+            }
+        }
+    }
+
+    /// Everything after the `=`; the results stay empty.
+    fn operation(&mut self, d: &mut Draft, named: &[Named]) -> Parsed<Inst> {
+        let start = self.at.span();
+        let (mnemonic, span) = self.at.ident("an op")?;
+        let Some(row) = OPS.iter().find(|row| row.mnemonic == mnemonic) else {
+            let mut error = Diagnostic::new(span, format!("unknown op `{mnemonic}`"));
+            error.notes.extend(did_you_mean(mnemonic, OPS.iter().map(|row| row.mnemonic)));
+            return self.at.fail(error);
+        };
+        if named.len() != 1 && mnemonic != "call" {
+            let message = format!("`{mnemonic}` has one result, {} are named", named.len());
+            return self.at.fail(Diagnostic::new(start, message));
+        }
+        let (op, args) = match mnemonic {
+            "const" => (self.constant()?, vec![]),
+            "call" => self.call(d)?,
+            "contract" => {
+                let args = self.checked_operands(d, row)?;
+                if let [(_, _, Ok(ty))] = named {
+                    self.check_summed(d, &args, ty)?;
+                }
+                (Op::Contract, args)
+            }
+            _ => {
+                let args = self.checked_operands(d, row)?;
+                (self.attributes(d, row)?, args)
+            }
+        };
+        let origins = self.origins(d)?;
+        let by = if self.at.eat_word("by") { Some(self.at.name("a pass")?.0) } else { None };
+        Ok(Inst { op, args, results: Vec::new(), origins, by })
+    }
+
+    /// `1.0`, or a table `[1.0, 0.1]`.
+    fn constant(&mut self) -> Parsed<Op> {
+        if !self.at.eat('[') {
+            return Ok(Op::Const(vec![self.at.real()?]));
+        }
+        let numbers = self.listed(|p| p.at.real())?;
+        self.at.mark(']')?;
+        Ok(Op::Const(numbers))
+    }
+
+    /// `@layer(x, y) under "layers.0"`.
+    fn call(&mut self, d: &mut Draft) -> Parsed<(Op, Vec<ValueId>)> {
+        let callee = self.function_name()?;
+        self.at.mark('(')?;
+        let args = if self.at.kind(0) == Kind::Mark(')') { Vec::new() } else { self.operands(d)? };
+        self.at.mark(')')?;
+        let scope = if self.at.eat_word("under") { self.at.string("a scope in quotes")? } else { String::new() };
+        Ok((Op::Call { callee, scope }, args))
+    }
+
+    fn checked_operands(&mut self, d: &mut Draft, row: &OpRow) -> Parsed<Vec<ValueId>> {
+        if row.operands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let start = self.at.span().start;
+        let args = self.operands(d)?;
+        if row.arity().admits(args.len()) {
+            return Ok(args);
+        }
+        let message = format!(
+            "`{}` takes the operands ({}), {} given",
+            row.mnemonic,
+            row.operands.join(", "),
+            args.len()
+        );
+        self.at.fail(Diagnostic::new(self.at.since(start), message).note(usage(row)))
+    }
+
+    /// `over` shows what follows from the types, for the reader; it must be right.
+    fn check_summed(&mut self, d: &Draft, args: &[ValueId], result: &Type) -> Parsed<()> {
+        let start = self.at.span().start;
+        let shown = if self.at.eat_word("over") { self.axes(d)? } else { Vec::new() };
+        let summed = d.f.summed(args, result);
+        if shown == summed || !self.at.errors.is_empty() {
+            return Ok(());
+        }
+        let names = |axes: &[AxisId]| -> String {
+            axes.iter().map(|a| d.f.axis(*a).name.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        let message = match (&shown[..], &summed[..]) {
+            ([], _) => format!("by its types this sums over {}, `over` is missing", names(&summed)),
+            (_, []) => format!("by its types this sums over nothing, not over {}", names(&shown)),
+            _ => format!("by its types this sums over {}, not over {}", names(&summed), names(&shown)),
+        };
+        let span = if shown.is_empty() { self.at.span() } else { self.at.since(start) };
+        let rule = "what the operands have and the result lacks is summed, and listed in order of appearance";
+        self.at.fail(Diagnostic::new(span, message).note(rule))
+    }
+
+    fn attributes(&mut self, d: &Draft, row: &OpRow) -> Parsed<Op> {
+        let mut attrs = Vec::with_capacity(row.attrs.len());
+        let mut last = self.at.span();
+        for &(keyword, kind) in row.attrs {
+            if !self.at.eat_word(keyword) {
+                let error = self.at.unexpected(&format!("`{keyword}`")).note(usage(row));
+                return self.at.fail(error);
+            }
+            last = self.at.span();
+            attrs.push(match kind {
+                AttrKind::Axis => Attr::Axis(self.axis(d)?),
+                AttrKind::Axes => Attr::Axes(self.axes(d)?),
+                AttrKind::Int => Attr::Int(self.at.natural("a natural number", u64::MAX)?),
+                AttrKind::Real => Attr::Real(self.at.real()?),
+                AttrKind::Word => Attr::Word(self.at.ident("a word")?.0.to_owned()),
+                AttrKind::Text => Attr::Text(self.at.string("a string in quotes")?),
+            });
+        }
+        match Op::from_parts(row.mnemonic, &attrs) {
+            Some(op) => Ok(op),
+            // The kinds are right, so it is a word; only `rope` has one.
+            None => {
+                let words = "the pairs are `interleaved` or `halves`";
+                let message = format!("unknown word in `{}`", row.mnemonic);
+                self.at.fail(Diagnostic::new(last, message).note(words))
+            }
+        }
+    }
+
+    /// `@41:9 (41) @"other.rs":3:5`.
+    fn origins(&mut self, d: &Draft) -> Parsed<Vec<Origin>> {
+        let mut origins = Vec::new();
+        while self.at.eat('@') {
+            let file = if self.at.kind(0) == Kind::Text {
+                let file = self.at.string("a file")?;
+                self.at.mark(':')?;
+                file
+            } else {
+                d.f.source.clone()
+            };
+            let most = u64::from(u32::MAX);
+            let line = self.at.natural("a line number", most)? as u32;
+            self.at.mark(':')?;
+            let col = self.at.natural("a column number", most)? as u32;
+            let mut tag = None;
+            if self.at.eat('(') {
+                tag = Some(self.at.tag()?);
+                self.at.mark(')')?;
+            }
+            origins.push(Origin { file, line, col, tag });
+        }
+        Ok(origins)
+    }
+}
+
+type Named = (String, Range<usize>, Parsed<Type>);
+
+/// `slice x axis AXIS into AXIS start INT`: how an op is written.
+pub(crate) fn usage(row: &OpRow) -> String {
+    let mut text = format!("it is written `{}", row.mnemonic);
+    if !row.operands.is_empty() {
+        text += &format!(" {}", row.operands.join(", "));
+    }
+    for (keyword, kind) in row.attrs {
+        let value = match kind {
+            AttrKind::Axis => "AXIS",
+            AttrKind::Axes => "AXES",
+            AttrKind::Int => "INT",
+            AttrKind::Real => "NUMBER",
+            AttrKind::Word => "WORD",
+            AttrKind::Text => "\"TEXT\"",
+        };
+        text += &format!(" {keyword} {value}");
+    }
+    text.push('`');
+    text
+}
