@@ -9,28 +9,41 @@
 //! it is written down ([`print`], [`parse`], and JSON through serde).
 
 mod canonical;
+pub mod census;
+pub mod cost;
 mod cursor;
 pub mod diag;
+pub mod expand;
 pub mod graph;
 pub mod infer;
 pub mod json;
 mod lex;
 pub mod interp;
+pub mod inventory;
 pub mod ops;
 pub mod parse;
 mod parse_inst;
 pub mod print;
+pub mod poly;
+pub mod sparsity;
+pub mod stored;
 pub mod tensor;
 pub mod types;
 pub mod verify;
 mod verify_calls;
 mod verify_weights;
 
+pub use census::{Census, census};
+pub use cost::{Cost, FunctionCost, cost};
 pub use diag::ParseError;
+pub use expand::expand;
 pub use graph::{Def, Factor, Function, Inst, Module, Origin, Stored, Value, ValueId, Weight};
 pub use infer::{Want, infer};
 pub use interp::{Caches, InterpError, Interpreter, Precision, WeightSource, scoped};
 pub use ops::{Binary, Op, Pairs, Real, Reduce, Unary};
+pub use inventory::{Inventory, StoredTensor, Use};
+pub use poly::Poly;
+pub use stored::{Layout, Piece, Span, Tensors};
 pub use tensor::{Mismatch, SplitMix, Tensor};
 pub use parse::{check, parse};
 pub use types::{Axis, AxisId, DType, Size, Type};

@@ -1,0 +1,138 @@
+//! The definitions of composites: each `softmax` and `rms_norm` as a few other ops.
+//!
+//!     softmax   m = max(max over k of x[i,k], least f32);  e[i,k] = exp(x[i,k] - m[i]);  z = sum over k of e[i,k]
+//!               y[i,k] = e[i,k] / (z[i] = 0 ? 1 : z[i])
+//!     rms_norm  q[i] = sum over k of x[i,k] x[i,k];  y[i,k] = x[i,k] * rsqrt(q[i] / |k| + eps)
+//!
+//! The bound on the maximum and the choice of the divisor are for a row of nothing but -inf, which gives zeros. What is
+//! in between is f32, or f64 if the operand or the result is.
+
+use std::mem;
+
+use crate::graph::{Function, Inst, Module, ValueId};
+use crate::ops::{Binary, Op, Real, Reduce, Unary};
+use crate::types::{AxisId, DType, Type};
+
+/// The same module without composites, in canonical numbering. The parts of a value `P` are called `P.max`,
+/// `P.exp` and so on, and keep its origins and the pass that made it.
+#[must_use]
+pub fn expand(module: &Module) -> Module {
+    let functions = module.functions.iter().map(function).collect();
+    Module { name: module.name.clone(), functions, entry: module.entry.clone() }
+}
+
+fn function(f: &Function) -> Function {
+    let mut out = f.clone();
+    for inst in mem::take(&mut out.body) {
+        match inst.op {
+            Op::Softmax { axis } => softmax(&mut Parts::of(&mut out, &inst), axis),
+            Op::RmsNorm { axis, eps } => rms_norm(&mut Parts::of(&mut out, &inst), axis, eps),
+            Op::Const(_)
+            | Op::Position { .. }
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Contract
+            | Op::Reduce { .. }
+            | Op::Rename { .. }
+            | Op::Broadcast { .. }
+            | Op::Split { .. }
+            | Op::Merge { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
+            | Op::Gather { .. }
+            | Op::TopK { .. }
+            | Op::Past { .. }
+            | Op::Append { .. }
+            | Op::Rope { .. }
+            | Op::Call { .. } => out.body.push(inst),
+        }
+    }
+    out.canonical()
+}
+
+/// The parts of one composite under construction.
+struct Parts<'f> {
+    f: &'f mut Function,
+    inst: &'f Inst,
+    /// The composite's operand.
+    x: ValueId,
+    /// The float that everything in between is computed in.
+    dtype: DType,
+}
+
+impl<'f> Parts<'f> {
+    fn of(f: &'f mut Function, inst: &'f Inst) -> Parts<'f> {
+        let x = inst.args[0];
+        let wide = f.ty(x).dtype == DType::F64 || f.ty(inst.result()).dtype == DType::F64;
+        Parts { f, inst, x, dtype: if wide { DType::F64 } else { DType::F32 } }
+    }
+
+    fn push(&mut self, name: &str, op: Op, args: &[ValueId], ty: Type) -> ValueId {
+        let name = format!("{}.{name}", self.f.value(self.inst.result()).name);
+        let value = self.f.push(op, args, &[(&name, ty)])[0];
+        self.sign();
+        value
+    }
+
+    /// The last part, which is the composite's own result.
+    fn finish(&mut self, op: Op, args: &[ValueId]) {
+        let mut last = self.inst.clone();
+        (last.op, last.args) = (op, args.to_vec());
+        self.f.body.push(last);
+    }
+
+    fn sign(&mut self) {
+        if let Some(last) = self.f.body.last_mut() {
+            (last.origins, last.by) = (self.inst.origins.clone(), self.inst.by.clone());
+        }
+    }
+
+    fn number(&mut self, name: &str, x: f64) -> ValueId {
+        self.push(name, Op::Const(vec![Real(x)]), &[], Type::scalar(self.dtype))
+    }
+
+    /// The type of the operand, and that of its rows along `axis`.
+    fn types(&self, axis: AxisId) -> (Type, Type) {
+        let axes = &self.f.ty(self.x).axes;
+        let rows: Vec<_> = axes.iter().copied().filter(|&a| a != axis).collect();
+        (Type::new(self.dtype, axes.clone()), Type::new(self.dtype, rows))
+    }
+}
+
+fn softmax(p: &mut Parts<'_>, axis: AxisId) {
+    let (all, rows) = p.types(axis);
+    let least = p.number("least", f64::from(f32::MIN));
+    let one = p.number("one", 1.0);
+    let zero = p.number("zero", 0.0);
+    let max = p.push("max", Op::Reduce { by: Reduce::Max, axis }, &[p.x], rows.clone());
+    let max = p.push("bound", Op::Binary(Binary::Max), &[max, least], rows.clone());
+    let shifted = p.push("shifted", Op::Binary(Binary::Sub), &[p.x, max], all.clone());
+    let exp = p.push("exp", Op::Unary(Unary::Exp), &[shifted], all);
+    let sum = p.push("sum", Op::Reduce { by: Reduce::Sum, axis }, &[exp], rows.clone());
+    let empty = Type::new(DType::Bool, rows.axes.clone());
+    let empty = p.push("empty", Op::Binary(Binary::Eq), &[sum, zero], empty);
+    let divisor = p.push("divisor", Op::Select, &[empty, one, sum], rows);
+    p.finish(Op::Binary(Binary::Div), &[exp, divisor]);
+}
+
+fn rms_norm(p: &mut Parts<'_>, axis: AxisId, eps: Real) {
+    let (_, rows) = p.types(axis);
+    let eps = p.number("eps", eps.0);
+    let size = match p.f.axis(axis).size.fixed() {
+        Some(n) => p.number("size", n as f64),
+        // A run-time size becomes a number by counting.
+        None => {
+            let one = p.number("one", 1.0);
+            let ones = Type::new(p.dtype, [axis]);
+            let ones = p.push("ones", Op::Broadcast { axes: vec![axis] }, &[one], ones);
+            p.push("size", Op::Reduce { by: Reduce::Sum, axis }, &[ones], Type::scalar(p.dtype))
+        }
+    };
+    let squares = p.push("squares", Op::Contract, &[p.x, p.x], rows.clone());
+    let mean = p.push("mean", Op::Binary(Binary::Div), &[squares, size], rows.clone());
+    let sum = p.push("sum", Op::Binary(Binary::Add), &[mean, eps], rows.clone());
+    let scale = p.push("scale", Op::Unary(Unary::Rsqrt), &[sum], rows);
+    p.finish(Op::Binary(Binary::Mul), &[p.x, scale]);
+}
