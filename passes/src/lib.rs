@@ -1,1 +1,97 @@
-//! passes
+//! The passes: what changes, and in which order.
+//!
+//! A pass is a law applied to a graph: one file, named by a verb. A pipeline is a list of passes, so it can be
+//! printed, cut short, and dumped after each step. No pass knows a model or a device.
+
+pub mod derive;
+pub mod eliminate;
+pub mod pair;
+pub mod rewrite;
+
+use latentc_ir::{Function, Module};
+
+/// Which graph of a definition is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Graph {
+    /// Whole sequences, no history kept.
+    Train,
+    /// Many new tokens behind a history.
+    Prefill,
+    /// One new token behind a history.
+    Decode,
+}
+
+impl Graph {
+    /// All of them.
+    pub const ALL: [Graph; 3] = [Graph::Train, Graph::Prefill, Graph::Decode];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Graph::Train => "train",
+            Graph::Prefill => "prefill",
+            Graph::Decode => "decode",
+        }
+    }
+}
+
+/// A step of a pipeline.
+#[derive(Clone, Copy)]
+pub struct Pass {
+    /// The verb, as in `--after NAME`.
+    pub name: &'static str,
+    /// The law, in a line.
+    pub law: &'static str,
+    run: fn(&Module, Graph) -> Result<Module, PassError>,
+}
+
+/// The passes that lead from a definition to the graph that is scheduled, in order.
+pub fn pipeline() -> Vec<Pass> {
+    vec![
+        Pass { name: "derive", law: "past x = rename x (train), append cache, x (prefill, decode)", run: derive::derive },
+        Pass { name: "expand", law: "a composite is its definition", run: |m, _| Ok(latentc_ir::expand::expand(m)) },
+        Pass { name: "pair", law: "multiplication is associative: products of two, the cheapest first", run: |m, _| Ok(pair::pair(m)) },
+        Pass { name: "eliminate", law: "what nothing uses need not be computed", run: |m, _| Ok(eliminate::eliminate(m)) },
+    ]
+}
+
+impl Pass {
+    /// Applies the pass.
+    ///
+    /// # Errors
+    /// Where the law's conditions do not hold, naming function and place.
+    pub fn apply(&self, module: &Module, graph: Graph) -> Result<Module, PassError> {
+        (self.run)(module, graph)
+    }
+}
+
+/// The module after each pass, the definition itself first under the name `trace`.
+///
+/// # Errors
+/// See [`Pass::apply`].
+pub fn run(module: &Module, graph: Graph) -> Result<Vec<(&'static str, Module)>, PassError> {
+    let mut stages = vec![("trace", module.clone())];
+    for pass in pipeline() {
+        let next = pass.apply(&stages[stages.len() - 1].1, graph)?;
+        stages.push((pass.name, next));
+    }
+    Ok(stages)
+}
+
+/// Why a pass could not go on.
+#[derive(Debug, thiserror::Error)]
+#[error("{pass}: in @{function}: {message}")]
+pub struct PassError {
+    /// The pass.
+    pub pass: &'static str,
+    /// The function it was in.
+    pub function: String,
+    /// What is wrong, with both facts.
+    pub message: String,
+}
+
+impl PassError {
+    fn new(pass: &'static str, f: &Function, message: String) -> PassError {
+        PassError { pass, function: f.name.clone(), message }
+    }
+}

@@ -1,0 +1,105 @@
+//! What a program runs on.
+
+use latentc_ir::DType;
+
+use crate::program::Kernel;
+
+/// Elements on their way to or from a device. Floats of any width travel as f32, truth values as 0 and 1.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Data {
+    /// Floats.
+    F32(Vec<f32>),
+    /// Integers and truth values.
+    I32(Vec<i32>),
+}
+
+impl Data {
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Data::F32(v) => v.len(),
+            Data::I32(v) => v.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A machine that holds buffers and runs kernels.
+pub trait Device {
+    /// A piece of its memory.
+    type Buffer;
+
+    /// What it is, for people.
+    fn name(&self) -> String;
+
+    /// Memory for so many elements, with any content.
+    ///
+    /// # Errors
+    /// If there is none left, or the device cannot hold the dtype.
+    fn alloc(&mut self, dtype: DType, len: usize) -> Result<Self::Buffer, DeviceError>;
+
+    /// Memory with these elements.
+    ///
+    /// # Errors
+    /// As for [`alloc`](Device::alloc).
+    fn upload(&mut self, dtype: DType, data: Data) -> Result<Self::Buffer, DeviceError>;
+
+    /// The first `len` elements of a buffer.
+    ///
+    /// # Errors
+    /// If the device failed in an earlier launch.
+    fn read(&mut self, buffer: &Self::Buffer, len: usize) -> Result<Data, DeviceError>;
+
+    /// Runs a kernel. `inputs` are its parameters in order, `sizes` its run-time sizes in the order of
+    /// [`Kernel::size_symbols`]. A kernel that appends writes into `output` and is given `None` as its first input.
+    ///
+    /// # Errors
+    /// If the kernel does not compile for the device, an index lies outside of its axis, or the device fails.
+    fn launch(
+        &mut self,
+        kernel: &Kernel,
+        inputs: &[Option<&Self::Buffer>],
+        output: &mut Self::Buffer,
+        sizes: &[usize],
+    ) -> Result<(), DeviceError>;
+}
+
+/// Why a device could not do as told.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// There is no such device here.
+    #[error("no {0} device: {1}")]
+    Absent(&'static str, String),
+    /// Not enough memory.
+    #[error("no memory for {len} elements of {dtype}: {why}")]
+    Memory {
+        /// How many.
+        len: usize,
+        /// Of what.
+        dtype: DType,
+        /// What the device said.
+        why: String,
+    },
+    /// An index pointed outside of its axis.
+    #[error("kernel {kernel}: index {index} is outside of an axis of size {size}")]
+    Index {
+        /// The kernel.
+        kernel: String,
+        /// The index.
+        index: i64,
+        /// What it should have been below.
+        size: usize,
+    },
+    /// Anything else, with the kernel's name.
+    #[error("kernel {kernel}: {why}")]
+    Kernel {
+        /// The kernel.
+        kernel: String,
+        /// What is wrong.
+        why: String,
+    },
+}

@@ -1,0 +1,459 @@
+//! Map kernels on the CPU: a vector machine.
+//!
+//! A launch is compiled to a list of vector instructions (microseconds), then run for each point of some *outer* axes, many
+//! points side by side. What remains of a value when the outer axes are fixed is its *row*: a dense
+//! vector in a lane of the thread. An instruction makes one row from others by walking strided loops.
+
+use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
+use rayon::prelude::*;
+
+use super::vector::{Fault, Lane, What};
+use super::walk::{Nest, offset, step};
+use super::{Buffer, Shared, View};
+use crate::device::DeviceError;
+use crate::map::{MapPlan, strides};
+use crate::program::Kernel;
+
+/// Rows of about this many elements keep lanes in the cache and the cost of an instruction's start small.
+const ROW: usize = 1024;
+
+/// Below this many elements a launch is not worth a second thread.
+const SMALL: usize = 1 << 14;
+
+/// Runs a map kernel. `extents` are those of the body's axes.
+pub(super) fn run(
+    kernel: &Kernel,
+    inputs: &[Option<View<'_>>],
+    output: &mut Buffer,
+    extents: &[usize],
+) -> Result<(), DeviceError> {
+    let machine = Machine::compile(kernel, inputs, extents)?;
+    let out = match output {
+        Buffer::F32(v) => Out::F(Shared(v.as_mut_ptr())),
+        Buffer::I32(v) => Out::I(Shared(v.as_mut_ptr())),
+        Buffer::Shared(_) => {
+            return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why: "the output is read-only".into() });
+        }
+    };
+    let points: usize = machine.outer.iter().map(|a| extents[a.0 as usize]).product();
+    let lanes = || machine.lanes.iter().map(|l| Lane::new(l.float, l.len)).collect::<Vec<_>>();
+    if points * machine.work < SMALL {
+        let mut lanes = lanes();
+        return (0..points).try_for_each(|p| machine.point(p, &mut lanes, out));
+    }
+    let chunk = (SMALL / machine.work.max(1)).clamp(1, 1 << 16);
+    (0..points.div_ceil(chunk)).into_par_iter().try_for_each_init(lanes, |lanes, c| {
+        (c * chunk..points.min((c + 1) * chunk)).try_for_each(|p| machine.point(p, lanes, out))
+    })
+}
+
+#[derive(Clone, Copy)]
+enum Out {
+    F(Shared<f32>),
+    I(Shared<i32>),
+}
+
+/// What a lane must hold.
+struct LaneType {
+    float: bool,
+    len: usize,
+}
+
+
+/// Where an operand's row begins: in a lane, or in an input at an offset that the outer point decides.
+struct Source {
+    place: Place,
+    /// The step along each outer axis.
+    outer: Vec<usize>,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Lane(usize),
+    Input(usize),
+}
+
+/// One vector instruction: what to do, from where, into which lane.
+struct Instr {
+    what: What,
+    args: Vec<Source>,
+    lane: usize,
+}
+
+struct Machine<'a> {
+    kernel: &'a Kernel,
+    inputs: &'a [Option<View<'a>>],
+    extents: &'a [usize],
+    outer: Vec<AxisId>,
+    instrs: Vec<Instr>,
+    lanes: Vec<LaneType>,
+    /// Elements per outer point, over all instructions.
+    work: usize,
+    store: Store,
+}
+
+/// How the last row goes to the output.
+struct Store {
+    source: Source,
+    outer: Vec<usize>,
+    nest: Nest<2>,
+    /// For an append: the positions, the loops over them (steps of position, row and output), the cache's step and extent.
+    positions: Option<(Source, Nest<3>, usize, usize)>,
+}
+
+impl<'a> Machine<'a> {
+    fn compile(kernel: &'a Kernel, inputs: &'a [Option<View<'a>>], extents: &'a [usize]) -> Result<Self, DeviceError> {
+        let body = &kernel.body;
+        let outer = outer_axes(body, extents);
+        let mut m =
+            Compiler { body, extents, outer: &outer, lanes: Vec::new(), lane_of: vec![None; body.values.len()], work: 0 };
+        let mut instrs = Vec::new();
+        let (last, rest) = body.body.split_last().ok_or_else(|| fail(kernel, "the body is empty"))?;
+        for inst in rest {
+            m.instruction(inst, &mut instrs).map_err(|why| fail(kernel, &why))?;
+        }
+        let store = if let Op::Append { from, to } = last.op {
+            m.append(last, from, to)
+        } else {
+            m.instruction(last, &mut instrs).map_err(|why| fail(kernel, &why))?;
+            m.store(last.result())
+        };
+        let (lanes, work) = (m.lanes, m.work.max(1));
+        Ok(Machine { kernel, inputs, extents, outer, instrs, lanes, work, store })
+    }
+
+    /// Computes the rows of one outer point.
+    fn point(&self, point: usize, lanes: &mut [Lane], out: Out) -> Result<(), DeviceError> {
+        let outer_extents: Vec<_> = self.outer.iter().map(|a| self.extents[a.0 as usize]).collect();
+        let at = |steps: &[usize]| offset(point, &outer_extents, steps);
+        for instr in &self.instrs {
+            // The result's lane is taken out, so that the others can be read meanwhile; no instruction reads what it writes.
+            let mut result = std::mem::replace(&mut lanes[instr.lane], Lane::I(Vec::new()));
+            let done = {
+                let arg = |n: usize| -> View<'_> {
+                    let source = &instr.args[n];
+                    let start = at(&source.outer);
+                    match source.place {
+                        Place::Lane(l) => lanes[l].view(),
+                        Place::Input(i) => tail(self.inputs[i], start),
+                    }
+                };
+                instr.what.run(&arg, &mut result, &|axis| {
+                    let mut steps = vec![0; self.outer.len()];
+                    steps[axis] = 1;
+                    at(&steps)
+                })
+            };
+            lanes[instr.lane] = result;
+            done.map_err(|e| match e {
+                Fault::Index(index, size) => DeviceError::Index { kernel: self.kernel.name.clone(), index, size },
+                Fault::Kind => fail(self.kernel, "an operand is of another kind than its type says"),
+            })?;
+        }
+
+        let s = &self.store;
+        let view = |source: &Source| match source.place {
+            Place::Lane(l) => lanes[l].view(),
+            Place::Input(i) => tail(self.inputs[i], at(&source.outer)),
+        };
+        let row = view(&s.source);
+        let base = at(&s.outer);
+        // SAFETY for the writes below: `check` made sure that the output holds all indices of its type; distinct outer points and
+        // row indices have distinct offsets there, since each axis of the output is either outer or in the row. For an append,
+        // two tokens with equal positions in one row of the batch would meet; the runtime gives each its own.
+        let write = |to: usize, from: usize, n: usize, steps: [usize; 2]| unsafe {
+            match (row, out) {
+                (View::F(x), Out::F(y)) => scatter(y, base + to, x, from, n, steps),
+                (View::I(x), Out::I(y)) => scatter(y, base + to, x, from, n, steps),
+                _ => {}
+            }
+        };
+        match &s.positions {
+            None => s.nest.each(|[to, from], n, steps| write(to, from, n, steps)),
+            Some((source, rows, cache_step, extent)) => {
+                let View::I(pos) = view(source) else { return Err(fail(self.kernel, "positions are integers")) };
+                let mut fault = None;
+                rows.each(|[p, from, to], n, steps| {
+                    for i in 0..n {
+                        let position = pos[p + i * steps[0]];
+                        if position < 0 || position as usize >= *extent {
+                            fault = Some(i64::from(position));
+                            continue;
+                        }
+                        let (from, to) = (from + i * steps[1], to + i * steps[2] + position as usize * cache_step);
+                        s.nest.each(|[t, f], n, steps| write(to + t, from + f, n, steps));
+                    }
+                });
+                if let Some(index) = fault {
+                    return Err(DeviceError::Index { kernel: self.kernel.name.clone(), index, size: *extent });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn fail(kernel: &Kernel, why: &str) -> DeviceError {
+    DeviceError::Kernel { kernel: kernel.name.clone(), why: why.to_owned() }
+}
+
+fn tail(view: Option<View<'_>>, start: usize) -> View<'_> {
+    match view {
+        Some(View::F(x)) => View::F(&x[start.min(x.len())..]),
+        Some(View::I(x)) => View::I(&x[start.min(x.len())..]),
+        None => View::F(&[]),
+    }
+}
+
+/// # Safety
+/// `y` must hold every index that is written, and no one else may touch them.
+unsafe fn scatter<T: Copy>(y: Shared<T>, to: usize, x: &[T], from: usize, n: usize, steps: [usize; 2]) {
+    for i in 0..n {
+        // SAFETY: by the caller.
+        unsafe { y.get().add(to + i * steps[0]).write(x[from + i * steps[1]]) };
+    }
+}
+
+/// The axes to walk one by one. With reductions they number the rows; without, they are the leading axes of the domain, as many as
+/// leave rows of a good length. An axis that some op reads at another place than the one it writes stays in the row.
+fn outer_axes(body: &Function, extents: &[usize]) -> Vec<AxisId> {
+    let plan = MapPlan::of(body);
+    let mut pinned = vec![false; body.axes.len()];
+    for inst in &body.body {
+        let mut pin = |a: &AxisId| pinned[a.0 as usize] = true;
+        match &inst.op {
+            Op::Rename { from, to } => [from, to].into_iter().for_each(pin),
+            Op::Split { axis, into } => [axis].into_iter().chain(into).for_each(pin),
+            Op::Merge { axes, into } | Op::Concat { axes, into } => [into].into_iter().chain(axes).for_each(pin),
+            Op::Slice { axis, into, .. } => [axis, into].into_iter().for_each(pin),
+            Op::Gather { axis } | Op::TopK { axis, .. } | Op::Rope { axis, .. } | Op::Reduce { axis, .. } => pin(axis),
+            Op::Const(_) | Op::Position { .. } | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast | Op::Contract
+            | Op::Broadcast { .. } | Op::Past { .. } | Op::Append { .. } | Op::Softmax { .. } | Op::RmsNorm { .. }
+            | Op::Call { .. } => {}
+        }
+    }
+    let free = |a: &AxisId| !pinned[a.0 as usize];
+    match plan.rows {
+        Some(rows) => rows.into_iter().filter(free).collect(),
+        None => {
+            let mut row = 1;
+            let mut outer: Vec<_> = Vec::new();
+            for a in plan.domain.iter().rev() {
+                if row < ROW || !free(a) {
+                    row *= extents[a.0 as usize].max(1);
+                } else {
+                    outer.insert(0, *a);
+                }
+            }
+            outer
+        }
+    }
+}
+
+struct Compiler<'a> {
+    body: &'a Function,
+    extents: &'a [usize],
+    outer: &'a [AxisId],
+    lanes: Vec<LaneType>,
+    lane_of: Vec<Option<usize>>,
+    work: usize,
+}
+
+impl Compiler<'_> {
+    fn extent(&self, a: AxisId) -> usize {
+        self.extents[a.0 as usize]
+    }
+
+    /// The axes of a value's row, in the order of its type.
+    fn row(&self, v: ValueId) -> Vec<AxisId> {
+        self.body.ty(v).axes.iter().copied().filter(|a| !self.outer.contains(a)).collect()
+    }
+
+    /// Where a value's row is, its axes, and the steps along them.
+    fn source(&self, v: ValueId) -> (Source, Vec<AxisId>, Vec<usize>) {
+        let axes = &self.body.ty(v).axes;
+        match self.lane_of[v.0 as usize] {
+            Some(lane) => {
+                let row = self.row(v);
+                let steps = strides(&row, self.extents);
+                (Source { place: Place::Lane(lane), outer: vec![0; self.outer.len()] }, row, steps)
+            }
+            None => {
+                let n = self.body.params.iter().position(|p| *p == v).expect("a value has a lane or is a parameter");
+                let steps = strides(axes, self.extents);
+                let outer = self.outer.iter().map(|&a| step(a, axes, &steps)).collect();
+                (Source { place: Place::Input(n), outer }, axes.clone(), steps)
+            }
+        }
+    }
+
+    fn new_lane(&mut self, v: ValueId) -> (usize, Vec<AxisId>, Vec<usize>) {
+        let row = self.row(v);
+        let len = row.iter().map(|&a| self.extent(a)).product();
+        self.work += len;
+        self.lanes.push(LaneType { float: self.body.ty(v).dtype.is_float(), len });
+        let lane = self.lanes.len() - 1;
+        self.lane_of[v.0 as usize] = Some(lane);
+        let steps = strides(&row, self.extents);
+        (lane, row, steps)
+    }
+
+    /// The loops over `axes` for tensors given by their axes and steps.
+    fn nest<const N: usize>(&self, axes: &[AxisId], tensors: [(&[AxisId], &[usize]); N]) -> Nest<N> {
+        Nest::new(axes.iter().map(|&a| (self.extent(a), tensors.map(|(axes, steps)| step(a, axes, steps)))))
+    }
+
+    fn instruction(&mut self, inst: &Inst, instrs: &mut Vec<Instr>) -> Result<(), String> {
+        let sources: Vec<_> = inst.args.iter().map(|&a| self.source(a)).collect();
+        let (lane, row, steps) = self.new_lane(inst.result());
+        let tensor = |n: usize| (&sources[n].1[..], &sources[n].2[..]);
+        let result = (&row[..], &steps[..]);
+        let mut many = Vec::new();
+        let what = match &inst.op {
+            Op::Const(values) => match values[..] {
+                [x] => What::Fill(x.0),
+                _ => return Err("a table must be stored".to_owned()),
+            },
+            Op::Position { axis } => match self.outer.iter().position(|a| a == axis) {
+                Some(n) => What::OuterIndex(n),
+                None => What::Iota(self.nest(&row, [result, (&[*axis], &[1])])),
+            },
+            Op::Unary(u) => What::Unary(*u, self.nest(&row, [result, tensor(0)])),
+            Op::Binary(b) => What::Binary(*b, self.nest(&row, [result, tensor(0), tensor(1)])),
+            Op::Select => What::Select(self.nest(&row, [result, tensor(0), tensor(1), tensor(2)])),
+            Op::Cast | Op::Broadcast { .. } => What::Copy { nest: self.nest(&row, [result, tensor(0)]), into: 0, from: 0 },
+            Op::Reduce { by, .. } => {
+                self.work += sources[0].1.iter().filter(|a| !self.outer.contains(a)).map(|&a| self.extent(a)).product::<usize>();
+                let operand = self.row(inst.args[0]);
+                What::Reduce(*by, self.nest(&operand, [result, tensor(0)]))
+            }
+            Op::Rename { from, to } => {
+                let axes: Vec<_> = sources[0].1.iter().map(|a| if a == from { *to } else { *a }).collect();
+                What::Copy { nest: self.nest(&row, [result, (&axes, &sources[0].2)]), into: 0, from: 0 }
+            }
+            Op::Split { axis, into } => {
+                let (axes, steps) = split(&sources[0].1, &sources[0].2, *axis, into, self.extents);
+                What::Copy { nest: self.nest(&row, [result, (&axes, &steps)]), into: 0, from: 0 }
+            }
+            Op::Merge { axes, into } => {
+                let (to, to_steps) = split(&row, &steps, *into, axes, self.extents);
+                What::Copy { nest: self.nest(&to, [(&to, &to_steps), tensor(0)]), into: 0, from: 0 }
+            }
+            Op::Slice { axis, into, start } => {
+                let axes: Vec<_> = sources[0].1.iter().map(|a| if a == axis { *into } else { *a }).collect();
+                let from = *start as usize * step(*axis, &sources[0].1, &sources[0].2);
+                What::Copy { nest: self.nest(&row, [result, (&axes, &sources[0].2)]), into: 0, from }
+            }
+            Op::Concat { axes, into } => {
+                let along = step(*into, &row, &steps);
+                let mut start = 0;
+                for (n, part) in axes.iter().enumerate() {
+                    let to: Vec<_> = row.iter().map(|a| if a == into { *part } else { *a }).collect();
+                    let nest = self.nest(&to, [(&to, &steps), tensor(n)]);
+                    many.push((n, What::Copy { nest, into: start * along, from: 0 }));
+                    start += self.extent(*part);
+                }
+                let mut sources: Vec<_> = sources.into_iter().map(|s| Some(s.0)).collect();
+                for (n, what) in many {
+                    let args = vec![sources[n].take().expect("each part is copied once")];
+                    instrs.push(Instr { what, args, lane });
+                }
+                return Ok(());
+            }
+            Op::Gather { axis } => {
+                // Axes that index and data share run together; the rest of the data is copied for each index.
+                let indices = self.row(inst.args[1]);
+                let rest: Vec<_> = row.iter().copied().filter(|a| !indices.contains(a)).collect();
+                What::Gather {
+                    indices: self.nest(&indices, [result, tensor(1), tensor(0)]),
+                    rest: self.nest(&rest, [result, tensor(0)]),
+                    step: step(*axis, &sources[0].1, &sources[0].2),
+                    size: self.extent(*axis),
+                }
+            }
+            Op::TopK { axis, k } => {
+                let others: Vec<_> = row.iter().copied().filter(|a| a != axis).collect();
+                What::TopK {
+                    rows: self.nest(&others, [result, tensor(0)]),
+                    n: self.extent(*axis),
+                    steps: [step(*axis, &row, &steps), step(*axis, &sources[0].1, &sources[0].2)],
+                    k: *k as usize,
+                }
+            }
+            Op::Rope { axis, pairs } => {
+                let others: Vec<_> = row.iter().copied().filter(|a| a != axis).collect();
+                What::Rope {
+                    rows: self.nest(&others, [result, tensor(0), tensor(1)]),
+                    n: self.extent(*axis),
+                    steps: [step(*axis, &row, &steps), step(*axis, &sources[0].1, &sources[0].2)],
+                    pairs: *pairs,
+                }
+            }
+            Op::Contract | Op::Past { .. } | Op::Append { .. } | Op::Softmax { .. } | Op::RmsNorm { .. } | Op::Call { .. } => {
+                return Err(format!("`{}` has no place in a map", inst.op.mnemonic()));
+            }
+        };
+        let args = sources.into_iter().map(|s| s.0).collect();
+        instrs.push(Instr { what, args, lane });
+        Ok(())
+    }
+
+    fn store(&mut self, v: ValueId) -> Store {
+        let (source, axes, steps) = self.source(v);
+        let out = &self.body.ty(v).axes;
+        let out_steps = strides(out, self.extents);
+        let row = self.row(v);
+        Store {
+            source,
+            outer: self.outer.iter().map(|&a| step(a, out, &out_steps)).collect(),
+            nest: self.nest(&row, [(out, &out_steps), (&axes, &steps)]),
+            positions: None,
+        }
+    }
+
+    fn append(&mut self, inst: &Inst, from: AxisId, to: AxisId) -> Store {
+        let (source, axes, steps) = self.source(inst.args[1]);
+        let (pos, pos_axes, pos_steps) = self.source(inst.args[2]);
+        let out = &self.body.ty(inst.result()).axes;
+        let out_steps = strides(out, self.extents);
+        let row = self.row(inst.args[1]);
+        // The token's own axis has no step in the cache: its position does.
+        let place: Vec<_> = out_steps.iter().zip(out).map(|(&s, a)| if *a == to { 0 } else { s }).collect();
+        let mut indices = self.row(inst.args[2]);
+        if row.contains(&from) && !indices.contains(&from) {
+            indices.push(from);
+        }
+        let rest: Vec<_> = row.iter().copied().filter(|a| !indices.contains(a)).collect();
+        let rows = self.nest(&indices, [(&pos_axes, &pos_steps), (&axes, &steps), (out, &place)]);
+        self.work += row.iter().map(|&a| self.extent(a)).product::<usize>();
+        Store {
+            source,
+            outer: self.outer.iter().map(|&a| step(a, out, &place)).collect(),
+            nest: self.nest(&rest, [(out, &place), (&axes, &steps)]),
+            positions: Some((pos, rows, step(to, out, &out_steps), self.extent(to))),
+        }
+    }
+}
+
+/// The axes and steps of a tensor when one of its axes is seen as several.
+fn split(
+    axes: &[AxisId],
+    steps: &[usize],
+    axis: AxisId,
+    into: &[AxisId],
+    extents: &[usize],
+) -> (Vec<AxisId>, Vec<usize>) {
+    let (mut new_axes, mut new_steps) = (Vec::new(), Vec::new());
+    for (&a, &s) in axes.iter().zip(steps) {
+        if a == axis {
+            for (&part, inner) in into.iter().zip(strides(into, extents)) {
+                new_axes.push(part);
+                new_steps.push(s * inner);
+            }
+        } else {
+            new_axes.push(a);
+            new_steps.push(s);
+        }
+    }
+    (new_axes, new_steps)
+}

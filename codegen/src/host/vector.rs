@@ -1,0 +1,362 @@
+//! The instructions of the vector machine: each makes a row from rows.
+
+use latentc_ir::{Binary, Pairs, Reduce, Unary};
+
+use super::View;
+use super::walk::Nest;
+
+/// A thread's copy of a row.
+pub(super) enum Lane {
+    F(Vec<f32>),
+    I(Vec<i32>),
+}
+
+impl Lane {
+    pub(super) fn new(float: bool, len: usize) -> Lane {
+        if float { Lane::F(vec![0.0; len]) } else { Lane::I(vec![0; len]) }
+    }
+
+    pub(super) fn view(&self) -> View<'_> {
+        match self {
+            Lane::F(v) => View::F(v),
+            Lane::I(v) => View::I(v),
+        }
+    }
+}
+
+/// What an instruction does. A nest's first tensor is the result, the others are the operands in order.
+pub(super) enum What {
+    /// One number everywhere.
+    Fill(f64),
+    /// The index along an outer axis.
+    OuterIndex(usize),
+    /// 0, 1, 2, … along a row axis; the second tensor is the index itself.
+    Iota(Nest<2>),
+    Unary(Unary, Nest<2>),
+    Binary(Binary, Nest<3>),
+    Select(Nest<4>),
+    /// Elements move between strided places, from one offset to another, and may change their kind.
+    Copy { nest: Nest<2>, into: usize, from: usize },
+    /// The loops are the operand's; the result stands still along the axis that is folded.
+    Reduce(Reduce, Nest<2>),
+    /// For each index (result, index, data), all that is read there (result, data).
+    Gather { indices: Nest<3>, rest: Nest<2>, step: usize, size: usize },
+    /// For each row, along an axis of `n`: which of its elements are among the `k` largest.
+    TopK { rows: Nest<2>, n: usize, steps: [usize; 2], k: usize },
+    /// For each row (result, operand, position), along an axis of `n`.
+    Rope { rows: Nest<3>, n: usize, steps: [usize; 2], pairs: Pairs },
+}
+
+/// Why a row could not be made.
+pub(super) enum Fault {
+    /// An index outside of its axis, and the axis's size.
+    Index(i64, usize),
+    /// An operand is no float where one is needed, or the other way round.
+    Kind,
+}
+
+impl What {
+    /// Makes the row. `outer` gives the index along an outer axis.
+    pub(super) fn run<'a>(
+        &self,
+        arg: &impl Fn(usize) -> View<'a>,
+        result: &mut Lane,
+        outer: &impl Fn(usize) -> usize,
+    ) -> Result<(), Fault> {
+        match self {
+            What::Fill(x) => match result {
+                Lane::F(y) => y.fill(*x as f32),
+                Lane::I(y) => y.fill(*x as i32),
+            },
+            What::OuterIndex(axis) => match result {
+                Lane::I(y) => y.fill(outer(*axis) as i32),
+                Lane::F(_) => return Err(Fault::Kind),
+            },
+            What::Iota(nest) => {
+                let Lane::I(y) = result else { return Err(Fault::Kind) };
+                nest.each(|[to, from], n, s| {
+                    for i in 0..n {
+                        y[to + i * s[0]] = (from + i * s[1]) as i32;
+                    }
+                });
+            }
+            What::Unary(u, nest) => match (result, arg(0)) {
+                (Lane::F(y), View::F(x)) => unary(*u, nest, y, x),
+                (Lane::I(y), View::I(x)) => {
+                    let f: fn(i32) -> i32 = match u {
+                        Unary::Neg => i32::wrapping_neg,
+                        Unary::Abs => i32::wrapping_abs,
+                        Unary::Not => |x| i32::from(x == 0),
+                        Unary::Exp | Unary::Log | Unary::Sqrt | Unary::Rsqrt | Unary::Sigmoid | Unary::Silu
+                        | Unary::Tanh | Unary::Sin | Unary::Cos => return Err(Fault::Kind),
+                    };
+                    map1(nest, y, x, f);
+                }
+                _ => return Err(Fault::Kind),
+            },
+            What::Binary(b, nest) => match (result, arg(0), arg(1)) {
+                (Lane::F(y), View::F(a), View::F(c)) => {
+                    let done = arithmetic(*b, nest, y, a, c);
+                    return if done { Ok(()) } else { Err(Fault::Kind) };
+                }
+                (Lane::I(y), View::F(a), View::F(c)) => match b {
+                    Binary::Lt => map2(nest, y, a, c, |x, z| i32::from(x < z)),
+                    Binary::Le => map2(nest, y, a, c, |x, z| i32::from(x <= z)),
+                    Binary::Eq => map2(nest, y, a, c, |x, z| i32::from(x == z)),
+                    Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Max | Binary::Min | Binary::And
+                    | Binary::Or => return Err(Fault::Kind),
+                },
+                (Lane::I(y), View::I(a), View::I(c)) => integers(*b, nest, y, a, c),
+                _ => return Err(Fault::Kind),
+            },
+            What::Select(nest) => match (result, arg(0), arg(1), arg(2)) {
+                (Lane::F(y), View::I(c), View::F(a), View::F(b)) => select(nest, y, c, a, b),
+                (Lane::I(y), View::I(c), View::I(a), View::I(b)) => select(nest, y, c, a, b),
+                _ => return Err(Fault::Kind),
+            },
+            What::Copy { nest, into, from } => match (result, arg(0)) {
+                (Lane::F(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
+                (Lane::I(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
+                (Lane::F(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as f32),
+                (Lane::I(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as i32),
+            },
+            What::Reduce(by, nest) => {
+                let (Lane::F(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
+                reduce(*by, nest, y, x);
+            }
+            What::Gather { indices, rest, step, size } => {
+                let View::I(index) = arg(1) else { return Err(Fault::Kind) };
+                return match (result, arg(0)) {
+                    (Lane::F(y), View::F(x)) => gather(indices, rest, *step, *size, y, index, x),
+                    (Lane::I(y), View::I(x)) => gather(indices, rest, *step, *size, y, index, x),
+                    _ => Err(Fault::Kind),
+                };
+            }
+            What::TopK { rows, n, steps, k } => {
+                let (Lane::I(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
+                top_k(rows, *n, *steps, *k, y, x);
+            }
+            What::Rope { rows, n, steps, pairs } => {
+                let (Lane::F(y), View::F(x), View::I(pos), View::F(freq)) = (result, arg(0), arg(1), arg(2)) else {
+                    return Err(Fault::Kind);
+                };
+                rope(rows, *n, *steps, *pairs, y, x, pos, freq);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn map1<A: Copy, Y>(nest: &Nest<2>, y: &mut [Y], x: &[A], f: impl Fn(A) -> Y) {
+    nest.each(|[to, from], n, steps| match steps {
+        [1, 1] => {
+            for (y, x) in y[to..to + n].iter_mut().zip(&x[from..from + n]) {
+                *y = f(*x);
+            }
+        }
+        [s, t] => {
+            for i in 0..n {
+                y[to + i * s] = f(x[from + i * t]);
+            }
+        }
+    });
+}
+
+fn map2<A: Copy, Y>(nest: &Nest<3>, y: &mut [Y], a: &[A], b: &[A], f: impl Fn(A, A) -> Y) {
+    nest.each(|[to, p, q], n, steps| match steps {
+        [1, 1, 1] => {
+            for ((y, a), b) in y[to..to + n].iter_mut().zip(&a[p..p + n]).zip(&b[q..q + n]) {
+                *y = f(*a, *b);
+            }
+        }
+        [1, 1, 0] => {
+            let b = b[q];
+            for (y, a) in y[to..to + n].iter_mut().zip(&a[p..p + n]) {
+                *y = f(*a, b);
+            }
+        }
+        [1, 0, 1] => {
+            let a = a[p];
+            for (y, b) in y[to..to + n].iter_mut().zip(&b[q..q + n]) {
+                *y = f(a, *b);
+            }
+        }
+        [s, t, u] => {
+            for i in 0..n {
+                y[to + i * s] = f(a[p + i * t], b[q + i * u]);
+            }
+        }
+    });
+}
+
+fn select<T: Copy>(nest: &Nest<4>, y: &mut [T], c: &[i32], a: &[T], b: &[T]) {
+    nest.each(|at, n, s| {
+        for i in 0..n {
+            let take = c[at[1] + i * s[1]] != 0;
+            y[at[0] + i * s[0]] = if take { a[at[2] + i * s[2]] } else { b[at[3] + i * s[3]] };
+        }
+    });
+}
+
+fn unary(u: Unary, nest: &Nest<2>, y: &mut [f32], x: &[f32]) {
+    match u {
+        Unary::Neg => map1(nest, y, x, |x| -x),
+        Unary::Abs => map1(nest, y, x, f32::abs),
+        Unary::Exp => map1(nest, y, x, f32::exp),
+        Unary::Log => map1(nest, y, x, f32::ln),
+        Unary::Sqrt => map1(nest, y, x, f32::sqrt),
+        Unary::Rsqrt => map1(nest, y, x, |x| 1.0 / x.sqrt()),
+        Unary::Sigmoid => map1(nest, y, x, |x| 1.0 / (1.0 + (-x).exp())),
+        Unary::Silu => map1(nest, y, x, |x| x / (1.0 + (-x).exp())),
+        Unary::Tanh => map1(nest, y, x, f32::tanh),
+        Unary::Sin => map1(nest, y, x, f32::sin),
+        Unary::Cos => map1(nest, y, x, f32::cos),
+        Unary::Not => map1(nest, y, x, |x| f32::from(u8::from(x == 0.0))),
+    }
+}
+
+/// Whether the function makes a float of floats; if so, it is applied.
+fn arithmetic(b: Binary, nest: &Nest<3>, y: &mut [f32], p: &[f32], q: &[f32]) -> bool {
+    match b {
+        Binary::Add => map2(nest, y, p, q, |a, b| a + b),
+        Binary::Sub => map2(nest, y, p, q, |a, b| a - b),
+        Binary::Mul => map2(nest, y, p, q, |a, b| a * b),
+        Binary::Div => map2(nest, y, p, q, |a, b| a / b),
+        Binary::Max => map2(nest, y, p, q, f32::max),
+        Binary::Min => map2(nest, y, p, q, f32::min),
+        Binary::Lt | Binary::Le | Binary::Eq | Binary::And | Binary::Or => return false,
+    }
+    true
+}
+
+fn integers(b: Binary, nest: &Nest<3>, y: &mut [i32], p: &[i32], q: &[i32]) {
+    match b {
+        Binary::Add => map2(nest, y, p, q, i32::wrapping_add),
+        Binary::Sub => map2(nest, y, p, q, i32::wrapping_sub),
+        Binary::Mul => map2(nest, y, p, q, i32::wrapping_mul),
+        // As the oracle does: a quotient of infinite size saturates, 0/0 is 0.
+        Binary::Div => map2(nest, y, p, q, |a, b| (f64::from(a) / f64::from(b)) as i32),
+        Binary::Max => map2(nest, y, p, q, Ord::max),
+        Binary::Min => map2(nest, y, p, q, Ord::min),
+        Binary::Lt => map2(nest, y, p, q, |a, b| i32::from(a < b)),
+        Binary::Le => map2(nest, y, p, q, |a, b| i32::from(a <= b)),
+        Binary::Eq => map2(nest, y, p, q, |a, b| i32::from(a == b)),
+        Binary::And => map2(nest, y, p, q, |a, b| i32::from(a != 0 && b != 0)),
+        Binary::Or => map2(nest, y, p, q, |a, b| i32::from(a != 0 || b != 0)),
+    }
+}
+
+/// Eight accumulators side by side, so that the sum is a vector loop; they also bound the rounding error.
+fn fold(by: Reduce, x: &[f32]) -> f32 {
+    let mut lanes = [by.identity() as f32; 8];
+    let (chunks, rest) = x.as_chunks::<8>();
+    match by {
+        Reduce::Sum => {
+            for chunk in chunks {
+                for (l, x) in lanes.iter_mut().zip(chunk) {
+                    *l += x;
+                }
+            }
+            lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
+        }
+        Reduce::Max => {
+            for chunk in chunks {
+                for (l, x) in lanes.iter_mut().zip(chunk) {
+                    *l = l.max(*x);
+                }
+            }
+            lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+        }
+    }
+}
+
+fn reduce(by: Reduce, nest: &Nest<2>, y: &mut [f32], x: &[f32]) {
+    y.fill(by.identity() as f32);
+    let combine = |a: f32, b: f32| match by {
+        Reduce::Sum => a + b,
+        Reduce::Max => a.max(b),
+    };
+    nest.each(|[to, from], n, steps| match steps {
+        [0, 1] => y[to] = combine(y[to], fold(by, &x[from..from + n])),
+        [s, t] => {
+            for i in 0..n {
+                y[to + i * s] = combine(y[to + i * s], x[from + i * t]);
+            }
+        }
+    });
+}
+
+fn gather<T: Copy>(
+    indices: &Nest<3>,
+    rest: &Nest<2>,
+    step: usize,
+    size: usize,
+    y: &mut [T],
+    index: &[i32],
+    x: &[T],
+) -> Result<(), Fault> {
+    let mut fault = None;
+    indices.each(|[to, at, from], n, s| {
+        for i in 0..n {
+            let j = index[at + i * s[1]];
+            if j < 0 || j as usize >= size {
+                fault = Some(i64::from(j));
+                continue;
+            }
+            let (to, from) = (to + i * s[0], from + i * s[2] + j as usize * step);
+            map1(rest, &mut y[to..], &x[from..], |x| x);
+        }
+    });
+    fault.map_or(Ok(()), |j| Err(Fault::Index(j, size)))
+}
+
+fn top_k(rows: &Nest<2>, n: usize, steps: [usize; 2], k: usize, y: &mut [i32], x: &[f32]) {
+    let mut order: Vec<usize> = Vec::with_capacity(n);
+    rows.each(|[to, from], count, s| {
+        for r in 0..count {
+            let (to, from) = (to + r * s[0], from + r * s[1]);
+            order.clear();
+            order.extend(0..n);
+            // Larger first, of equals the first.
+            let value = |e: usize| x[from + e * steps[1]] + 0.0; // which makes -0 equal to 0
+            order.sort_unstable_by(|&a, &b| value(b).total_cmp(&value(a)).then(a.cmp(&b)));
+            for (rank, &e) in order.iter().enumerate() {
+                y[to + e * steps[0]] = i32::from(rank < k);
+            }
+        }
+    });
+}
+
+#[expect(clippy::too_many_arguments, reason = "loops, axis, and the four tensors of the op")]
+fn rope(
+    rows: &Nest<3>,
+    n: usize,
+    steps: [usize; 2],
+    pairs: Pairs,
+    y: &mut [f32],
+    x: &[f32],
+    pos: &[i32],
+    freq: &[f32],
+) {
+    // Heads of one token share their angles. These are computed in f64: at position 100,000 an f32 angle is off by 0.004.
+    let mut angles: (Option<i32>, Vec<(f32, f32)>) = (None, Vec::with_capacity(n / 2));
+    rows.each(|[to, from, p], count, s| {
+        for r in 0..count {
+            let (to, from, pos) = (to + r * s[0], from + r * s[1], pos[p + r * s[2]]);
+            if angles.0 != Some(pos) {
+                angles.0 = Some(pos);
+                angles.1.clear();
+                angles.1.extend(freq[..n / 2].iter().map(|&f| {
+                    let (sin, cos) = (f64::from(pos) * f64::from(f)).sin_cos();
+                    (sin as f32, cos as f32)
+                }));
+            }
+            for i in 0..n {
+                let (j, partner, second) = pairs.of(i, n);
+                let (sin, cos) = angles.1[j];
+                let (own, other) = (x[from + i * steps[1]], x[from + partner * steps[1]]);
+                y[to + i * steps[0]] = if second { own * cos + other * sin } else { own * cos - other * sin };
+            }
+        }
+    });
+}

@@ -1,0 +1,257 @@
+//! A scheduled program: kernels, and per function the list of their launches over buffers.
+//!
+//! A kernel is a small function of the IR in canonical form, so what it must compute is never in doubt: the interpreter runs the
+//! same text. Two launches whose functions are equal share one kernel, whatever they were called in the model.
+
+use std::fmt;
+
+use latentc_ir::{DType, Function, Origin, Real, Size, Stored, Type};
+use serde::{Deserialize, Serialize};
+
+/// A whole program, target-independent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// The module it was scheduled from.
+    pub name: String,
+    /// Each distinct kernel once.
+    pub kernels: Vec<Kernel>,
+    /// Callees before callers.
+    pub routines: Vec<Routine>,
+    /// The routine to run.
+    pub entry: String,
+}
+
+impl Program {
+    /// The routine of that name.
+    pub fn routine(&self, name: &str) -> Option<&Routine> {
+        self.routines.iter().find(|r| r.name == name)
+    }
+}
+
+/// What a launch computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Unique in the program: the function and value where it was first needed.
+    pub name: String,
+    /// How it is computed.
+    pub kind: KernelKind,
+    /// What it computes: parameters are the input buffers, each laid out in the order of its type's axes, and the one
+    /// result is the output. Axes are called `a0`, `a1`, … and run-time sizes `n0`, `n1`, …. A result made by `append` is
+    /// written into the buffer of the first parameter.
+    pub body: Function,
+}
+
+impl Kernel {
+    /// The names of the run-time sizes that a launch gives, in order.
+    pub fn size_symbols(&self) -> Vec<&str> {
+        let mut symbols = Vec::new();
+        for axis in &self.body.axes {
+            if let Size::Sym(s) = &axis.size
+                && !symbols.contains(&s.as_str())
+            {
+                symbols.push(s.as_str());
+            }
+        }
+        symbols
+    }
+
+    /// The extent of each axis when the run-time sizes are these.
+    ///
+    /// # Panics
+    /// If there are fewer sizes than [`size_symbols`](Kernel::size_symbols): launches are built with all of them.
+    pub fn extents(&self, sizes: &[usize]) -> Vec<usize> {
+        let symbols = self.size_symbols();
+        let extent = |size: &Size| match size {
+            Size::Fixed(n) => *n as usize,
+            Size::Sym(s) => sizes[symbols.iter().position(|x| x == s).expect("collected from these axes")],
+        };
+        self.body.axes.iter().map(|a| extent(&a.size)).collect()
+    }
+
+    /// The type of the output.
+    pub fn output(&self) -> &Type {
+        self.body.ty(self.body.results[0])
+    }
+}
+
+/// How a kernel is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelKind {
+    /// Every element (or row, where the body reduces) on its own: see [`map`](crate::map).
+    Map,
+    /// A product of two tensors summed over their common axes: see [`contract`](crate::contract).
+    Contract,
+}
+
+impl fmt::Display for KernelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KernelKind::Map => "map",
+            KernelKind::Contract => "contract",
+        })
+    }
+}
+
+/// A buffer of one routine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BufferId(pub u32);
+
+/// A function as launches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Routine {
+    /// The function's name.
+    pub name: String,
+    /// All buffers that the steps name.
+    pub buffers: Vec<Buffer>,
+    /// What callers pass, in order.
+    pub params: Vec<BufferId>,
+    /// What callers get, in order; these are temporaries of the routine that the caller provides.
+    pub results: Vec<BufferId>,
+    /// What happens, in order.
+    pub steps: Vec<Step>,
+}
+
+/// A piece of memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// The value that it holds first.
+    pub name: String,
+    /// The element type.
+    pub dtype: DType,
+    /// The extents, slowest first.
+    pub dims: Vec<Size>,
+    /// Where it comes from.
+    pub role: Role,
+}
+
+/// Where a buffer comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The caller.
+    Param,
+    /// The checkpoint, below the scope of the call.
+    Weight {
+        /// Where its elements lie.
+        stored: Stored,
+    },
+    /// The previous run; grows along its first dimension.
+    Cache,
+    /// The program text.
+    Constant {
+        /// Its elements.
+        values: Vec<Real>,
+    },
+    /// A step of this routine.
+    Temp,
+}
+
+/// One thing that happens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// A kernel runs.
+    Launch {
+        /// An index into [`Program::kernels`].
+        kernel: usize,
+        /// One buffer per parameter of the kernel's body.
+        inputs: Vec<BufferId>,
+        /// Where the result goes. An appending kernel's is its first input.
+        output: BufferId,
+        /// The kernel's run-time sizes in the routine's terms.
+        sizes: Vec<Size>,
+        /// The lines of the model that it computes.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        origins: Vec<Origin>,
+    },
+    /// Another routine runs.
+    Call {
+        /// Its name.
+        routine: String,
+        /// Where its weights and caches are found, below this one's scope.
+        scope: String,
+        /// Its parameters.
+        inputs: Vec<BufferId>,
+        /// Its results.
+        outputs: Vec<BufferId>,
+    },
+}
+
+impl Step {
+    /// The buffers read.
+    pub fn inputs(&self) -> &[BufferId] {
+        match self {
+            Step::Launch { inputs, .. } | Step::Call { inputs, .. } => inputs,
+        }
+    }
+
+    /// The buffers written.
+    pub fn outputs(&self) -> &[BufferId] {
+        match self {
+            Step::Launch { output, .. } => std::slice::from_ref(output),
+            Step::Call { outputs, .. } => outputs,
+        }
+    }
+}
+
+impl Routine {
+    /// A buffer's description.
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[id.0 as usize]
+    }
+
+    /// For each step, the temporaries that no later step reads and that are no results.
+    pub fn last_uses(&self) -> Vec<Vec<BufferId>> {
+        let mut seen: Vec<bool> = vec![false; self.buffers.len()];
+        for r in &self.results {
+            seen[r.0 as usize] = true;
+        }
+        let mut dead = vec![Vec::new(); self.steps.len()];
+        for (n, step) in self.steps.iter().enumerate().rev() {
+            for &id in step.outputs().iter().chain(step.inputs()) {
+                if !std::mem::replace(&mut seen[id.0 as usize], true) && self.buffer(id).role == Role::Temp {
+                    dead[n].push(id);
+                }
+            }
+        }
+        dead
+    }
+}
+
+impl fmt::Display for Program {
+    /// The launch list: one line per step.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for routine in &self.routines {
+            let names = |ids: &[BufferId]| {
+                ids.iter().map(|&b| routine.buffer(b).name.clone()).collect::<Vec<_>>().join(", ")
+            };
+            let mark = if routine.name == self.entry { " entry" } else { "" };
+            writeln!(f, "routine @{}{mark} ({}) -> ({}) {{", routine.name, names(&routine.params), names(&routine.results))?;
+            for step in &routine.steps {
+                match step {
+                    Step::Launch { kernel, inputs, output, sizes, .. } => {
+                        let sizes: Vec<_> = sizes.iter().map(Size::to_string).collect();
+                        let out = routine.buffer(*output);
+                        let dims: Vec<_> = out.dims.iter().map(Size::to_string).collect();
+                        write!(f, "  {}: {}[{}] = launch {}({})", out.name, out.dtype, dims.join(", "), self.kernels[*kernel].name, names(inputs))?;
+                        if !sizes.is_empty() {
+                            write!(f, " over {}", sizes.join(", "))?;
+                        }
+                        writeln!(f)?;
+                    }
+                    Step::Call { routine: callee, scope, inputs, outputs } => {
+                        write!(f, "  {} = call @{callee}({})", names(outputs), names(inputs))?;
+                        if !scope.is_empty() {
+                            write!(f, " under {scope:?}")?;
+                        }
+                        writeln!(f)?;
+                    }
+                }
+            }
+            writeln!(f, "}}\n")?;
+        }
+        Ok(())
+    }
+}
