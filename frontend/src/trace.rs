@@ -1,0 +1,549 @@
+//! The tracer: runs a spec and writes down the functions that it describes.
+
+use std::collections::BTreeMap;
+
+use latentc_ir::{AxisId, DType, Factor, Function, Module, Op, Origin, Size, Stored, Type, ValueId};
+
+use crate::error::{Diagnostic, SpecError};
+use crate::expr::{AxisDecl, Call, Equation, Extent, Index, Name, Spot, Target, WeightDecl};
+use crate::lower::{Lower, Lowered, Stop};
+
+/// A model function: its head, and the Rust closure that states its equations.
+pub struct SpecFn<F> {
+    name: Name,
+    inputs: Vec<Target>,
+    outputs: Vec<Target>,
+    body: F,
+}
+
+impl<F: FnOnce(&mut Tracer)> SpecFn<F> {
+    /// What `spec!` expands to.
+    pub fn new(name: Name, inputs: Vec<Target>, outputs: Vec<Target>, body: F) -> SpecFn<F> {
+        SpecFn { name, inputs, outputs, body }
+    }
+}
+
+/// What an author asserted with `cache`: these values are all that later tokens read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cached {
+    /// The function.
+    pub function: String,
+    /// The values, in order of definition.
+    pub values: Vec<String>,
+}
+
+/// A traced spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traced {
+    /// The program, not yet verified.
+    pub module: Module,
+    /// The author's assertions on caches; a pass compares them with what it finds.
+    pub cached: Vec<Cached>,
+}
+
+/// Runs a spec. Values have this dtype where the spec names no other.
+///
+/// # Errors
+/// All mistakes in the spec; an equation that uses a value whose own equation is wrong is not blamed for that.
+pub fn trace<F: FnOnce(&mut Tracer)>(name: &str, dtype: DType, spec: SpecFn<F>) -> Result<Traced, SpecError> {
+    let mut tracer =
+        Tracer { dtype, frames: Vec::new(), done: Vec::new(), cached: Vec::new(), errors: Vec::new() };
+    if !dtype.is_float() {
+        tracer
+            .errors
+            .push(Diagnostic::new(spec.name.at, format!("a model of {dtype}: its dtype must be a float")));
+    }
+    let entry = tracer.function(spec);
+    if !tracer.errors.is_empty() {
+        return Err(SpecError { diagnostics: tracer.errors });
+    }
+    let functions = tracer.done.into_iter().map(|d| d.function).collect();
+    let module = Module { name: name.to_owned(), functions, entry: entry.unwrap_or_default() };
+    Ok(Traced { module, cached: tracer.cached })
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub(crate) enum Binding {
+    /// A value; `axes` are the written ones, in the order in which a use gives its indices.
+    Value { id: ValueId, axes: Vec<AxisId>, at: Spot },
+    /// A value whose equation is wrong.
+    Broken,
+}
+
+/// A function while it is being traced.
+pub(crate) struct Frame {
+    pub(crate) f: Function,
+    pub(crate) name: Name,
+    pub(crate) names: BTreeMap<String, Binding>,
+    /// Where each axis was declared, by axis number.
+    pub(crate) axis_spots: Vec<Spot>,
+    pub(crate) each: Vec<AxisId>,
+    /// Results of operations that are the same wherever they are asked for: positions, constants, renamings.
+    pub(crate) memo: Vec<(Op, Vec<ValueId>, Type, ValueId)>,
+    inputs: Vec<Target>,
+    outputs: Vec<Target>,
+    inputs_bound: bool,
+    cached: Vec<String>,
+}
+
+/// A finished function and the name it was written under.
+struct Done {
+    base: String,
+    function: Function,
+}
+
+/// Takes down equations. `spec!` calls its methods in the order of the text; Rust code may too.
+pub struct Tracer {
+    dtype: DType,
+    frames: Vec<Frame>,
+    done: Vec<Done>,
+    cached: Vec<Cached>,
+    errors: Vec<Diagnostic>,
+}
+
+/// Deeper than any model; a spec that calls itself ends here and not in a stack overflow.
+const DEPTH: usize = 32;
+
+impl Tracer {
+    /// Traces a function to its end. `None` if it has mistakes; otherwise its name, which it shares with an
+    /// equal function traced before.
+    fn function<F: FnOnce(&mut Tracer)>(&mut self, spec: SpecFn<F>) -> Option<String> {
+        let SpecFn { name, inputs, outputs, body } = spec;
+        if self.frames.len() >= DEPTH {
+            let message = format!("`{}` is called {DEPTH} functions deep: does it call itself?", name.text);
+            self.report(Stop::from(Diagnostic::new(name.at, message)));
+            return None;
+        }
+        let errors = self.errors.len();
+        let mut f = Function::new(name.text.clone());
+        f.source = name.at.file.to_owned();
+        self.frames.push(Frame {
+            f,
+            name,
+            names: BTreeMap::new(),
+            axis_spots: Vec::new(),
+            each: Vec::new(),
+            memo: Vec::new(),
+            inputs,
+            outputs,
+            inputs_bound: false,
+            cached: Vec::new(),
+        });
+        body(self);
+        self.bind_inputs();
+        let results = self.bind_outputs();
+        let mut frame = self.frames.pop()?;
+        frame.f.results = results?;
+        (self.errors.len() == errors).then(|| self.finish(frame))
+    }
+
+    fn finish(&mut self, frame: Frame) -> String {
+        let base = frame.name.text;
+        let mut f = frame.f;
+        let equal = self.done.iter().filter(|d| d.base == base).find(|d| {
+            f.name.clone_from(&d.function.name);
+            d.function == f
+        });
+        if let Some(equal) = equal {
+            return equal.function.name.clone();
+        }
+        let n = self.done.iter().filter(|d| d.base == base).count();
+        f.name = if n == 0 { base.clone() } else { format!("{base}.{n}") };
+        let name = f.name.clone();
+        if !frame.cached.is_empty() {
+            self.cached.push(Cached { function: name.clone(), values: frame.cached });
+        }
+        self.done.push(Done { base, function: f });
+        name
+    }
+
+    fn frame(&mut self) -> &mut Frame {
+        self.frames.last_mut().expect("a tracer is only reachable from the body of a function")
+    }
+
+    fn report(&mut self, stop: impl Into<Stop>) {
+        // A layer is traced once per call; its mistakes are told once.
+        if let Stop::Error(d) = stop.into()
+            && !self.errors.contains(&d)
+        {
+            self.errors.push(*d);
+        }
+    }
+
+    /// Declares an axis. Again is allowed, with the same size.
+    pub fn axis(&mut self, decl: AxisDecl) {
+        if let Err(stop) = self.declare_axis(decl) {
+            self.report(stop);
+        }
+    }
+
+    fn declare_axis(&mut self, decl: AxisDecl) -> Lowered<()> {
+        let frame = self.frame();
+        let AxisDecl { name, extent, each } = decl;
+        let (size, like) = match extent {
+            Extent::Runtime => (Size::Sym(name.text.clone()), None),
+            Extent::Fixed(n) => (Size::Fixed(n), None),
+            Extent::Like(t) => {
+                let t = frame.axis(&t)?;
+                (frame.f.axis(t).size.clone(), Some(t))
+            }
+            Extent::Bad(n) => {
+                return Err(
+                    Diagnostic::new(name.at, format!("axis `{}` cannot have size {n}", name.text)).into()
+                );
+            }
+        };
+        if let Some(known) = frame.f.axis_named(&name.text) {
+            let axis = frame.f.axis(known);
+            if axis.size == size && axis.like == like {
+                return Ok(());
+            }
+            let message = format!(
+                "axis `{}` has size {size} here, but was declared with size {}",
+                name.text, axis.size
+            );
+            return Err(Diagnostic::new(name.at, message)
+                .related(frame.axis_spots[known.0 as usize], "declared here")
+                .into());
+        }
+        let id = frame.f.add_axis(&name.text, size, like);
+        frame.axis_spots.push(name.at);
+        if each {
+            frame.each.push(id);
+        }
+        Ok(())
+    }
+
+    /// Inputs stand in the head, above the axes that they use; they become values once the first axes are known.
+    fn bind_inputs(&mut self) {
+        let model = self.dtype;
+        let frame = self.frame();
+        if std::mem::replace(&mut frame.inputs_bound, true) {
+            return;
+        }
+        for input in std::mem::take(&mut frame.inputs) {
+            let frame = self.frame();
+            let bound = frame.declared(&input, model).map(|(dtype, axes)| {
+                let all: Vec<_> = frame.each.iter().chain(&axes).copied().collect();
+                (frame.f.add_param(&input.name.text, Type::new(dtype, all)), axes)
+            });
+            self.bind(&input.name, bound);
+        }
+    }
+
+    /// The values of the results; `None` if one of them has a mistake.
+    fn bind_outputs(&mut self) -> Option<Vec<ValueId>> {
+        let model = self.dtype;
+        let outputs = std::mem::take(&mut self.frame().outputs);
+        let mut results = Some(Vec::new());
+        for output in outputs {
+            match self.frame().result(&output, model) {
+                Ok(id) => {
+                    if let Some(results) = &mut results {
+                        results.push(id);
+                    }
+                }
+                Err(stop) => {
+                    results = None;
+                    self.report(stop);
+                }
+            }
+        }
+        results
+    }
+
+    /// Names a value, or the place where there would be one.
+    fn bind(&mut self, name: &Name, value: Lowered<(ValueId, Vec<AxisId>)>) {
+        let binding = match value {
+            Ok((id, axes)) => Binding::Value { id, axes, at: name.at },
+            Err(stop) => {
+                self.report(stop);
+                Binding::Broken
+            }
+        };
+        self.frame().names.insert(name.text.clone(), binding);
+    }
+
+    /// Declares a weight.
+    pub fn weight(&mut self, decl: WeightDecl) {
+        self.bind_inputs();
+        let model = self.dtype;
+        let bound = self.frame().weight(&decl, model);
+        self.bind(&decl.target.name, bound);
+    }
+
+    /// States an equation.
+    pub fn equation(&mut self, eq: Equation) {
+        self.bind_inputs();
+        let model = self.dtype;
+        let origin = origin(eq.target.name.at, eq.tag.clone());
+        let bound = Lower::new(self.frame(), model, origin, &eq.target).and_then(|mut l| l.equation(&eq));
+        if eq.cached
+            && let Ok((id, _)) = &bound
+        {
+            let frame = self.frame();
+            let name = frame.f.value(*id).name.clone();
+            frame.cached.push(name);
+        }
+        self.bind(&eq.target.name, bound);
+    }
+
+    /// States a call of another function.
+    pub fn call<F: FnOnce(&mut Tracer)>(&mut self, call: Call, callee: SpecFn<F>) {
+        self.bind_inputs();
+        let at = call.targets.first().map_or(callee.name.at, |t| t.name.at);
+        let results = self.traced_call(&call, callee, at);
+        match results {
+            Ok(results) => {
+                for (target, result) in call.targets.iter().zip(results) {
+                    self.bind(&target.name, Ok(result));
+                }
+            }
+            Err(stop) => {
+                self.report(stop);
+                for target in &call.targets {
+                    self.bind(&target.name, Err(Stop::Broken));
+                }
+            }
+        }
+    }
+
+    fn traced_call<F: FnOnce(&mut Tracer)>(
+        &mut self,
+        call: &Call,
+        callee: SpecFn<F>,
+        at: Spot,
+    ) -> Lowered<Vec<(ValueId, Vec<AxisId>)>> {
+        let model = self.dtype;
+        let origin = origin(at, call.tag.clone());
+        let first = call.targets.first().ok_or_else(|| Diagnostic::new(at, "a call needs a result"))?.clone();
+        let mut args = Vec::new();
+        for arg in &call.args {
+            args.push(Lower::new(self.frame(), model, origin.clone(), &first)?.operand(arg)?);
+        }
+        let shown = callee.name.clone();
+        let name = self.function(callee).ok_or(Stop::Broken)?;
+        let callee = self.done.iter().find(|d| d.function.name == name).ok_or(Stop::Broken)?.function.clone();
+        self.frame().call(call, &callee, &args, &shown, origin)
+    }
+}
+
+fn origin(at: Spot, tag: Option<String>) -> Origin {
+    Origin { file: at.file.to_owned(), line: at.line, col: at.col, tag }
+}
+
+impl Frame {
+    /// The axis of that letter.
+    pub(crate) fn axis(&self, name: &Name) -> Lowered<AxisId> {
+        self.f.axis_named(&name.text).ok_or_else(|| {
+            let known: Vec<_> = self.f.axes.iter().map(|a| format!("`{}`", a.name)).collect();
+            let error = Diagnostic::new(name.at, format!("no axis is called `{}`", name.text));
+            let note = format!("`axes` declares {}", known.join(", "));
+            if known.is_empty() { error.into() } else { error.note(note).into() }
+        })
+    }
+
+    /// `name` (size), for messages.
+    pub(crate) fn sized(&self, a: AxisId) -> String {
+        let axis = self.f.axis(a);
+        format!("`{}` ({})", axis.name, axis.size)
+    }
+
+    /// `x[t,d]`, for messages.
+    pub(crate) fn shown(&self, name: &str, axes: &[AxisId]) -> String {
+        let axes: Vec<_> = axes.iter().map(|&a| self.f.axis(a).name.as_str()).collect();
+        if axes.is_empty() { name.to_owned() } else { format!("{name}[{}]", axes.join(",")) }
+    }
+
+    pub(crate) fn dtype(&self, target: &Target) -> Lowered<Option<DType>> {
+        let Some(name) = &target.dtype else { return Ok(None) };
+        match DType::from_name(&name.text) {
+            Some(d) => Ok(Some(d)),
+            None => {
+                let known: Vec<_> = DType::ALL.iter().map(|d| d.name()).collect();
+                Err(Diagnostic::new(name.at, format!("no dtype is called `{}`", name.text))
+                    .note(format!("there are {}", known.join(", ")))
+                    .into())
+            }
+        }
+    }
+
+    /// The dtype and written axes of a target whose indices are plain axes.
+    pub(crate) fn declared(&self, target: &Target, model: DType) -> Lowered<(DType, Vec<AxisId>)> {
+        let mut axes = Vec::new();
+        for index in &target.indices {
+            let Index::Axis(name) = index else {
+                let message = format!("`{}` is declared with plain axes", target.name.text);
+                return Err(Diagnostic::new(target.name.at, message).into());
+            };
+            let a = self.axis(name)?;
+            if axes.contains(&a) {
+                let message = format!("`{}` has the axis `{}` twice", target.name.text, name.text);
+                return Err(Diagnostic::new(name.at, message).into());
+            }
+            if self.each.contains(&a) {
+                let message = format!("`{}` is carried by each value and is not written", name.text);
+                return Err(Diagnostic::new(name.at, message).into());
+            }
+            axes.push(a);
+        }
+        Ok((self.dtype(target)?.unwrap_or(model), axes))
+    }
+
+    /// The value that the head promises under a name.
+    fn result(&self, output: &Target, model: DType) -> Lowered<ValueId> {
+        let (dtype, want) = self.declared(output, model)?;
+        let name = &output.name;
+        match self.names.get(&name.text) {
+            None => {
+                let message =
+                    format!("no equation defines `{}`, which `{}` gives", name.text, self.name.text);
+                Err(Diagnostic::new(name.at, message).into())
+            }
+            Some(Binding::Broken) => Err(Stop::Broken),
+            Some(Binding::Value { id, axes, at }) => {
+                let ty = self.f.ty(*id);
+                if *axes != want {
+                    let message = format!(
+                        "`{}` gives {}, its equation defines {}",
+                        self.name.text,
+                        self.shown(&name.text, &want),
+                        self.shown(&name.text, axes)
+                    );
+                    return Err(Diagnostic::new(name.at, message).related(*at, "defined here").into());
+                }
+                if ty.dtype != dtype && (output.dtype.is_some() || ty.dtype.is_float()) {
+                    let message = format!(
+                        "`{}` gives `{}` as {dtype}, its equation defines it as {}",
+                        self.name.text, name.text, ty.dtype
+                    );
+                    return Err(Diagnostic::new(name.at, message).related(*at, "defined here").into());
+                }
+                Ok(*id)
+            }
+        }
+    }
+
+    fn weight(&mut self, decl: &WeightDecl, model: DType) -> Lowered<(ValueId, Vec<AxisId>)> {
+        let name = &decl.target.name;
+        let (dtype, axes) = self.declared(&decl.target, model)?;
+        if self.names.contains_key(&name.text) {
+            return Err(Diagnostic::new(name.at, format!("`{}` is already defined", name.text)).into());
+        }
+        // Each axis of the weight must be found once: as a factor, as one of the parts, or in the tensor's name.
+        let mut found = Vec::new();
+        let mut dims = Vec::new();
+        for dim in &decl.dims {
+            let mut factors = Vec::new();
+            for parts in dim {
+                let ids = parts.iter().map(|p| self.axis(p)).collect::<Lowered<Vec<_>>>()?;
+                let mut mine = ids.iter().zip(parts).filter(|(a, _)| axes.contains(a));
+                let Some((&a, _)) = mine.next() else {
+                    let parts: Vec<_> = parts.iter().map(|p| format!("`{}`", p.text)).collect();
+                    let message = format!("`{}` has no axis {}", name.text, parts.join(" or "));
+                    return Err(Diagnostic::new(dim[0][0].at, message).into());
+                };
+                if let Some((_, second)) = mine.next() {
+                    let message = format!("`{}` has more than one of these parts", name.text);
+                    return Err(Diagnostic::new(second.at, message).into());
+                }
+                found.push(a);
+                factors.push(if ids.len() == 1 { Factor::Axis(a) } else { Factor::Parts(ids) });
+            }
+            dims.push(factors);
+        }
+        for (n, piece) in decl.tensor.text.split('{').enumerate() {
+            let Some(letter) = (n > 0).then(|| piece.split_once('}').map(|p| p.0)).flatten() else {
+                continue;
+            };
+            found.push(self.axis(&Name::at(letter, decl.tensor.at))?);
+        }
+        for &a in &axes {
+            let times = found.iter().filter(|&&f| f == a).count();
+            if times != 1 {
+                let axis = &self.f.axis(a).name;
+                let how = if times == 0 { "nowhere".to_owned() } else { format!("{times} times") };
+                let message = format!("axis `{axis}` of `{}` occurs {how} in its tensor", name.text);
+                return Err(Diagnostic::new(decl.tensor.at, message).into());
+            }
+            if self.f.axis(a).size.fixed().is_none() {
+                let message = format!("a weight cannot have axis {}, known at run time only", self.sized(a));
+                return Err(Diagnostic::new(name.at, message).into());
+            }
+        }
+        if let Some(&a) = found.iter().find(|a| !axes.contains(a)) {
+            let message = format!("`{}` has no axis `{}`", name.text, self.f.axis(a).name);
+            return Err(Diagnostic::new(decl.tensor.at, message).into());
+        }
+        let stored = Stored { tensor: decl.tensor.text.clone(), dims };
+        Ok((self.f.add_weight(&name.text, Type::new(dtype, axes.clone()), stored), axes))
+    }
+
+    /// A call whose callee is traced. Axes meet by position, like those of a use.
+    fn call(
+        &mut self,
+        call: &Call,
+        callee: &Function,
+        args: &[ValueId],
+        shown: &Name,
+        origin: Origin,
+    ) -> Lowered<Vec<(ValueId, Vec<AxisId>)>> {
+        let at = call.targets[0].name.at;
+        for (what, want, given) in [
+            ("operands", callee.params.len(), args.len()),
+            ("results", callee.results.len(), call.targets.len()),
+        ] {
+            if want != given {
+                let message = format!("`{}` has {want} {what}, {given} stand here", shown.text);
+                return Err(Diagnostic::new(at, message).related(shown.at, "declared here").into());
+            }
+        }
+        for ((&arg, &param), expr) in args.iter().zip(&callee.params).zip(&call.args) {
+            let (a, p) = (self.f.ty(arg), callee.ty(param));
+            let fits = a.axes.len() == p.axes.len()
+                && a.axes.iter().zip(&p.axes).all(|(&x, &y)| self.f.axis(x).size == callee.axis(y).size);
+            if !fits || a.dtype != p.dtype {
+                let message = format!(
+                    "`{}` takes {} for `{}`, here it is given {}",
+                    shown.text,
+                    latentc_ir::infer::show_type(p, &callee.axes),
+                    callee.value(param).name,
+                    latentc_ir::infer::show_type(a, &self.f.axes),
+                );
+                return Err(Diagnostic::new(expr.at(), message).related(shown.at, "declared here").into());
+            }
+        }
+        let mut types = Vec::new();
+        let mut written = Vec::new();
+        for (target, &result) in call.targets.iter().zip(&callee.results) {
+            let ty = callee.ty(result);
+            let (_, axes) = self.declared(target, ty.dtype)?;
+            let mut all = axes.clone();
+            if axes.len() != ty.axes.len() {
+                all.splice(0..0, self.each.iter().copied());
+            }
+            let fits = all.len() == ty.axes.len()
+                && all.iter().zip(&ty.axes).all(|(&x, &y)| self.f.axis(x).size == callee.axis(y).size);
+            if !fits {
+                let message = format!(
+                    "`{}` gives {}, here called {}",
+                    shown.text,
+                    latentc_ir::infer::show_type(ty, &callee.axes),
+                    self.shown(&target.name.text, &axes)
+                );
+                return Err(Diagnostic::new(target.name.at, message)
+                    .related(shown.at, "declared here")
+                    .into());
+            }
+            types.push((target.name.text.as_str(), Type::new(ty.dtype, all)));
+            written.push(axes);
+        }
+        let op = Op::Call { callee: callee.name.clone(), scope: call.scope.clone() };
+        let results = self.f.push(op, args, &types);
+        if let Some(inst) = self.f.body.last_mut() {
+            inst.origins.push(origin);
+        }
+        Ok(results.into_iter().zip(written).collect())
+    }
+}
