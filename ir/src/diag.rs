@@ -83,14 +83,18 @@ impl ParseError {
         let file = SimpleFile::new(&self.file, &self.text);
         for (n, error) in self.errors.iter().enumerate() {
             let primary = Label::primary((), error.span.clone()).with_message(&error.label);
-            let related = error.related.iter().map(|(span, text)| Label::secondary((), span.clone()).with_message(text));
+            let related = error
+                .related
+                .iter()
+                .map(|(span, text)| Label::secondary((), span.clone()).with_message(text));
             let shown = Shown::error()
                 .with_message(&error.message)
                 .with_labels(std::iter::once(primary).chain(related).collect())
                 .with_notes(error.notes.clone());
             // Writing to memory does not fail, and a span out of range, which is a bug, is not worth a panic.
             let newline = if n > 0 { writeln!(out) } else { Ok(()) };
-            if newline.is_err() || term::emit_to_write_style(&mut out, &term::Config::default(), &file, &shown).is_err()
+            if newline.is_err()
+                || term::emit_to_write_style(&mut out, &term::Config::default(), &file, &shown).is_err()
             {
                 let _ = writeln!(out, "error: {}", error.message);
             }

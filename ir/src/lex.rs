@@ -118,7 +118,9 @@ impl Lexer<'_> {
             }
             c => {
                 let error = Diagnostic::new(start..self.at, format!("unexpected character `{}`", escape(c)));
-                return Err(error.note("a name with other characters than A-Z a-z 0-9 _ . ' stands in quotes"));
+                return Err(
+                    error.note("a name with other characters than A-Z a-z 0-9 _ . ' stands in quotes")
+                );
             }
         }))
     }
@@ -134,7 +136,8 @@ impl Lexer<'_> {
         }
         let text = &self.text[start..self.at];
         let digits = text.strip_prefix('-').unwrap_or(text);
-        if text == "-inf" || (digits.starts_with(|c: char| c.is_ascii_digit()) && text.parse::<f64>().is_ok()) {
+        if text == "-inf" || (digits.starts_with(|c: char| c.is_ascii_digit()) && text.parse::<f64>().is_ok())
+        {
             return Ok(());
         }
         Err(Diagnostic::new(start..self.at, format!("`{}` is not a number", shorten(text))))
@@ -155,8 +158,9 @@ impl Lexer<'_> {
                     self.at += length;
                     if c.is_none() {
                         bad_escape.get_or_insert(
-                            Diagnostic::new(here..self.at, "unknown escape")
-                                .note(r#"the escapes are \" \\ \n \r \t and \u{…} with a hexadecimal number"#),
+                            Diagnostic::new(here..self.at, "unknown escape").note(
+                                r#"the escapes are \" \\ \n \r \t and \u{…} with a hexadecimal number"#,
+                            ),
                         );
                     }
                 }
@@ -250,13 +254,17 @@ mod tests {
     fn a_line_break_ends_a_statement_unless_the_line_is_open() {
         let kinds = |text| tokens(text).unwrap().into_iter().map(|t| t.kind).collect::<Vec<_>>();
         assert_eq!(kinds("\n\n// only a comment\n"), [Kind::End]);
-        assert_eq!(kinds("a\n\n  b // c\n"), [Kind::Ident, Kind::Newline, Kind::Ident, Kind::Newline, Kind::End]);
+        assert_eq!(
+            kinds("a\n\n  b // c\n"),
+            [Kind::Ident, Kind::Newline, Kind::Ident, Kind::Newline, Kind::End]
+        );
         assert_eq!(kinds("a,\nb"), [Kind::Ident, Kind::Mark(','), Kind::Ident, Kind::End]);
     }
 
     #[test]
     fn refuses_what_is_no_token() {
-        for text in ["\"open", "\"\\", "\"\\q\"", "\"\\u{d800}\"", "1x", "-", "-x", "$", "/", "1e", "\"\\\n"] {
+        for text in ["\"open", "\"\\", "\"\\q\"", "\"\\u{d800}\"", "1x", "-", "-x", "$", "/", "1e", "\"\\\n"]
+        {
             assert!(tokens(text).is_err(), "{text:?}");
         }
         for text in ["-inf", "-1.5e-7", "1e+5", "18446744073709551616", "a.b'c"] {

@@ -293,15 +293,17 @@ impl Parser<'_> {
         loop {
             let (name, span) = self.at.name("an axis")?;
             let id = AxisId(d.f.axes.len() as u32);
-            if let Some(first) = d.axes.insert(name.clone(), id) {
+            if let Some(first) = d.axes.get(&name) {
                 let first = d.places.axes[first.0 as usize].clone();
-                let error = Diagnostic::new(span, format!("a second axis `{name}`")).related(first, "the first");
+                let error =
+                    Diagnostic::new(span, format!("a second axis `{name}`")).related(first, "the first");
                 return self.at.fail(error);
             }
             let size = if self.at.eat('=') { self.size()? } else { Size::Sym(name.clone()) };
             if self.at.eat_word("like") {
                 likes.push((id, self.at.name("the axis that it is like")?));
             }
+            d.axes.insert(name.clone(), id);
             d.f.axes.push(Axis { name, size, like: None });
             d.places.axes.push(span);
             if !self.at.eat(',') {
@@ -376,7 +378,8 @@ impl Parser<'_> {
             let shown = self.size()?;
             let axis = d.f.axis(id);
             if axis.size != shown {
-                let message = format!("axis `{}` has size {shown} here, {} in the table", axis.name, axis.size);
+                let message =
+                    format!("axis `{}` has size {shown} here, {} in the table", axis.name, axis.size);
                 let error = Diagnostic::new(self.at.since(start), message)
                     .related(d.places.axes[id.0 as usize].clone(), format!("size {}", axis.size));
                 return self.at.fail(error);

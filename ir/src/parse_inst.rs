@@ -88,7 +88,8 @@ impl Parser<'_> {
         self.at.mark('(')?;
         let args = if self.at.kind(0) == Kind::Mark(')') { Vec::new() } else { self.operands(d)? };
         self.at.mark(')')?;
-        let scope = if self.at.eat_word("under") { self.at.string("a scope in quotes")? } else { String::new() };
+        let scope =
+            if self.at.eat_word("under") { self.at.string("a scope in quotes")? } else { String::new() };
         Ok((Op::Call { callee, scope }, args))
     }
 

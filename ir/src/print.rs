@@ -56,12 +56,16 @@ impl fmt::Display for Function {
         for &v in &self.caches {
             writeln!(f, "  cache {}", typed(self, v))?;
         }
-        if !(self.axes.is_empty() && self.params.is_empty() && self.weights.is_empty() && self.caches.is_empty())
+        if !(self.axes.is_empty()
+            && self.params.is_empty()
+            && self.weights.is_empty()
+            && self.caches.is_empty())
         {
             writeln!(f)?;
         }
 
-        let lines: Vec<_> = self.body.iter().map(|inst| (show_inst(self, inst), provenance(self, inst))).collect();
+        let lines: Vec<_> =
+            self.body.iter().map(|inst| (show_inst(self, inst), provenance(self, inst))).collect();
         let column = provenance_column(&lines);
         for (line, from) in &lines {
             if from.is_empty() {
@@ -188,7 +192,9 @@ fn axis_table(axes: &[Axis]) -> String {
         }
         if let Some(like) = a.like {
             row += " like ";
-            row += &axes.get(like.0 as usize).map_or_else(|| format!("?{}", like.0), |l| Name(&l.name).to_string());
+            row += &axes
+                .get(like.0 as usize)
+                .map_or_else(|| format!("?{}", like.0), |l| Name(&l.name).to_string());
         }
         if n + 1 < axes.len() {
             row.push(',');

@@ -136,7 +136,13 @@ pub fn verify(module: &Module) -> Result<(), Vec<VerifyError>> {
     }
     if !above.contains_key(module.entry.as_str()) {
         let message = format!("the entry @{} is no function", Name(&module.entry));
-        errors.push(VerifyError { place: Place::Module, function: None, subject: None, origin: None, message });
+        errors.push(VerifyError {
+            place: Place::Module,
+            function: None,
+            subject: None,
+            origin: None,
+            message,
+        });
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
@@ -158,7 +164,9 @@ pub fn verify_at(module: &Module, stage: Stage) -> Result<(), Vec<VerifyError>> 
         }
         for (at, inst) in f.body.iter().enumerate() {
             match (&inst.op, stage) {
-                (Op::Append { .. }, Stage::Traced) => cx.inst_error(at, "there is no `append` before `derive`"),
+                (Op::Append { .. }, Stage::Traced) => {
+                    cx.inst_error(at, "there is no `append` before `derive`")
+                }
                 (Op::Past { .. }, Stage::Derived) => cx.inst_error(at, "there is no `past` after `derive`"),
                 _ => {}
             }
@@ -183,7 +191,9 @@ impl<'m> Checker<'m, '_> {
     fn error(&mut self, place: Place, subject: Option<String>, message: impl Into<String>) {
         let origin = match place {
             Place::Inst(_, at) => self.f.body.get(at).and_then(|inst| inst.origins.first().cloned()),
-            Place::Module | Place::Function(_) | Place::Axis(..) | Place::Value(..) | Place::Return(_) => None,
+            Place::Module | Place::Function(_) | Place::Axis(..) | Place::Value(..) | Place::Return(_) => {
+                None
+            }
         };
         let function = Some(self.f.name.clone());
         self.errors.push(VerifyError { place, function, subject, origin, message: message.into() });
@@ -245,7 +255,10 @@ impl<'m> Checker<'m, '_> {
         for w in &f.weights {
             let axes = w.stored.axes();
             if let Some(a) = axes.iter().find(|a| no_axis(a)) {
-                self.value_error(w.value, format!("is stored along axis {}, there are {}", a.0, f.axes.len()));
+                self.value_error(
+                    w.value,
+                    format!("is stored along axis {}, there are {}", a.0, f.axes.len()),
+                );
             }
         }
         for (at, inst) in f.body.iter().enumerate() {
@@ -295,7 +308,10 @@ impl<'m> Checker<'m, '_> {
         for (at, inst) in f.body.iter().enumerate() {
             for a in &inst.args {
                 if !defined[a.0 as usize] {
-                    self.inst_error(at, format!("uses {}, which is not defined above", Name(&f.value(*a).name)));
+                    self.inst_error(
+                        at,
+                        format!("uses {}, which is not defined above", Name(&f.value(*a).name)),
+                    );
                 }
             }
             for r in &inst.results {
@@ -322,7 +338,8 @@ impl<'m> Checker<'m, '_> {
             }
             let axes = &value.ty.axes;
             if let Some((_, a)) = axes.iter().enumerate().find(|(n, a)| axes[..*n].contains(a)) {
-                let message = format!("{} has the axis `{}` twice", show_type(&value.ty, &f.axes), f.axis(*a).name);
+                let message =
+                    format!("{} has the axis `{}` twice", show_type(&value.ty, &f.axes), f.axis(*a).name);
                 self.value_error(v, message);
             }
         }
@@ -397,7 +414,9 @@ impl<'m> Checker<'m, '_> {
                             self.inst_error(at, format!("a second append to the cache {}", name()));
                         }
                     }
-                    Some(_) => self.inst_error(at, format!("uses the cache {} other than by `append`", name())),
+                    Some(_) => {
+                        self.inst_error(at, format!("uses the cache {} other than by `append`", name()))
+                    }
                 }
             }
         }

@@ -58,7 +58,9 @@ pub(crate) fn check_weight(f: &Function, weight: &Weight) -> Vec<String> {
     for factor in weight.stored.dims.iter().flatten() {
         match factor {
             Factor::Axis(a) if own.contains(a) => placed.push(*a),
-            Factor::Axis(a) => broken.push(format!("is stored along `{}`, which is none of its axes", name(*a))),
+            Factor::Axis(a) => {
+                broken.push(format!("is stored along `{}`, which is none of its axes", name(*a)))
+            }
             Factor::Parts(parts) => {
                 let mine: Vec<_> = parts.iter().copied().filter(|a| own.contains(a)).collect();
                 let names: Vec<_> = parts.iter().map(|a| name(*a).as_str()).collect();

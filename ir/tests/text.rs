@@ -12,17 +12,17 @@ func @attend source "models/src/toy.rs" {
   weight E: f32[r=2, c=4] = "experts.{r}"[c, 1]
   weight g: f32 = "scale"
 
-  q: bf16[b, t, n=3] = contract W, "h 1" over i, c              @41:9 (41)
-  k_s: bf16[b, s, n=3] = past k from t to s                     @41:9 (41) @42:1 by trace
-  p: f32[b, t, s] = contract q, k_s over n                      @"models/src/other.rs":3:5 ("46 a")
-  m: f32[b, t, s] = softmax p over s                            by "a pass"
+  q: bf16[b, t, n=3] = contract W, "h 1" over i, c        @41:9 (41)
+  k_s: bf16[b, s, n=3] = past k from t to s               @41:9 (41) @42:1 by trace
+  p: f32[b, t, s] = contract q, k_s over n                @"models/src/other.rs":3:5 ("46 a")
+  m: f32[b, t, s] = softmax p over s                      by "a pass"
   o: bf16[b, t, n=3] = contract m, k_s over s
   return o, m
 }
 
 func @model {
-  axes b, t, s=t like t, d=4, c=2, e=2, n=3, v=3, i=7, r=4, "odd name"=1, a_long_name=10, another_long_name=11,
-       the_longest_name_of_all=12
+  axes b, t, s=t like t, d=4, c=2, e=2, n=3, v=3, i=7, r=4, "odd name"=1, a_long_name=10,
+       another_long_name=11, the_longest_name_of_all=12
   param x: bf16[b, t, d=4]
   param k: bf16[b, t, n=3]
 
@@ -54,7 +54,9 @@ fn white_space_and_comments_say_nothing() {
     let module = parse("all.ir", ALL_FORMS).unwrap();
     let wild: String = ALL_FORMS
         .lines()
-        .map(|line| format!("\t{}  // a comment, perhaps \"quoted\"\r\n\n", line.trim().replace(", ", " ,\n  ")))
+        .map(|line| {
+            format!("\t{}  // a comment, perhaps \"quoted\"\r\n\n", line.trim().replace(", ", " ,\n  "))
+        })
         .collect();
     assert_eq!(parse("wild.ir", &wild), Ok(module));
 }
