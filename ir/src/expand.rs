@@ -1,8 +1,10 @@
 //! The definitions of composites: each `softmax` and `rms_norm` as a few other ops.
 //!
-//!     softmax   m = max(max over k of x[i,k], least f32);  e[i,k] = exp(x[i,k] - m[i]);  z = sum over k of e[i,k]
-//!               y[i,k] = e[i,k] / (z[i] = 0 ? 1 : z[i])
-//!     rms_norm  q[i] = sum over k of x[i,k] x[i,k];  y[i,k] = x[i,k] * rsqrt(q[i] / |k| + eps)
+//! ```text
+//! softmax   m[i] = max(max over k of x[i,k], least f32);  e[i,k] = exp(x[i,k] - m[i]);  z[i] = sum over k of e[i,k]
+//!           y[i,k] = e[i,k] / (z[i] = 0 ? 1 : z[i])
+//! rms_norm  q[i] = sum over k of x[i,k] x[i,k];  y[i,k] = x[i,k] * rsqrt(q[i] / |k| + eps)
+//! ```
 //!
 //! The bound on the maximum and the choice of the divisor are for a row of nothing but -inf, which gives zeros. What is
 //! in between is f32, or f64 if the operand or the result is.
