@@ -1,7 +1,7 @@
 //! Parameter counts: how many a program has, and how many of them are active for a token.
 //!
 //! Both come from the graph. All are the elements of the distinct stored tensors ([`Inventory`](crate::Inventory)).
-//! Active for a token is what its results need ([`sparsity`](crate::sparsity())): of weights behind a top-k gate, k of n. An
+//! Active for a token is what its results need ([`sparsity`]): of weights behind a top-k gate, k of n. An
 //! embedding table counts as a whole although a token reads one row of it: so does the count of 21.4B for
 //! DeepSeek-V2. [`Count::looked_up`] tells how many active parameters are of that kind.
 
