@@ -8,7 +8,7 @@
 //!   With one operand it is one sum a point.
 //! - A reduction is one operation for each element of its operand. `rope` is three for each element (two products
 //!   and a sum), `top_k` is k comparisons for each, composites cost what their definitions in
-//!   [`expand`](crate::expand) cost but keep what is in between out of memory.
+//!   [`expand`](mod@crate::expand) cost but keep what is in between out of memory.
 //! - `rename`, `past`, `split`, `merge`, `slice` and `broadcast` cost nothing: whoever reads the result reads the
 //!   operand in another way. `concat` copies.
 //! - `gather` reads the indices and the elements they select. `append` reads and writes the new rows, not the cache.
