@@ -62,12 +62,11 @@ pub fn cost(module: &Module, function: &str) -> Result<FunctionCost, String> {
         let mut insts = Vec::with_capacity(f.body.len());
         let mut total = Cost::default();
         for inst in &f.body {
-            let c = match &inst.op {
-                Op::Call { callee, .. } => known
-                    .get(callee.as_str())
-                    .map(|c| c.total.clone())
-                    .ok_or_else(|| format!("@{}: @{callee} is called before it is defined", f.name))?,
-                op => inst_cost(f, op, inst),
+            let c = if let Op::Call { callee, .. } = &inst.op {
+                let callee_cost = known.get(callee.as_str()).map(|c| c.total.clone());
+                callee_cost.ok_or_else(|| format!("@{}: @{callee} is called before it is defined", f.name))?
+            } else {
+                inst_cost(f, &inst.op, inst)
             };
             total.add(&c);
             insts.push(c);

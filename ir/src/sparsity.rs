@@ -290,10 +290,8 @@ fn operand(f: &Function, inst: &Inst, n: usize, wanted: &Need, support: &[Suppor
     let mixed = || if *wanted == Need::Rows { Need::everywhere() } else { wanted.clone() };
     match &inst.op {
         Op::Const(_) | Op::Position { .. } => Need::Nowhere,
-        Op::Unary(_) | Op::Cast | Op::Rename { .. } | Op::Past { .. } => match &inst.op {
-            Op::Rename { from, to } | Op::Past { from, to } => wanted.map(renamed(*to, *from)),
-            _ => wanted.clone(),
-        },
+        Op::Unary(_) | Op::Cast => wanted.clone(),
+        Op::Rename { from, to } | Op::Past { from, to } => wanted.map(renamed(*to, *from)),
         Op::Binary(Binary::Mul | Binary::And) => others(wanted, &mut std::iter::once(1 - n)),
         Op::Binary(_) => mixed(),
         // The condition lets the first choice through; the second is needed where it does not.
