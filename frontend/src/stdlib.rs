@@ -3,7 +3,7 @@
 //! | written | is |
 //! |---|---|
 //! | `exp(x)`, `log`, `sqrt`, `rsqrt`, `abs`, `sigmoid`, `silu`, `tanh`, `sin`, `cos` | of each element |
-//! | `max(x, y)`, `min(x, y)`, `where(c, x, y)` | of elements that meet |
+//! | `max(x, y)`, `min(x, y)`, `select(c, x, y)` | of elements that meet |
 //! | `sum[e](x)`, `sum[b,t](x)`, `max[e](x)` | folds an axis, which is gone |
 //! | `softmax[e](x)`, `softmax[s <= t](x)` | exponentials that sum to one; over what is not in the future of `t` |
 //! | `logsumexp[e](x)` | `log(sum[e](exp(x)))`, from the largest down |
@@ -49,7 +49,7 @@ pub(crate) fn unary(name: &str) -> Option<Unary> {
 const FORMS: [(&str, &str); 13] = [
     ("max", "max(x, y) or max[e](x)"),
     ("min", "min(x, y)"),
-    ("where", "where(c, x, y)"),
+    ("select", "select(c, x, y)"),
     ("sum", "sum[e](x)"),
     ("softmax", "softmax[e](x) or softmax[s <= t](x)"),
     ("logsumexp", "logsumexp[e](x)"),
@@ -91,7 +91,7 @@ pub(crate) fn apply(l: &mut Lower<'_>, u: &Use<'_>, kept: &[AxisId]) -> Lowered<
             let (x, y) = l.pair(x, y, kept)?;
             l.emit(at, Op::Binary(if name == "max" { Binary::Max } else { Binary::Min }), &[x, y])
         }
-        ("where", [], [], [c, x, y]) => {
+        ("select", [], [], [c, x, y]) => {
             let c = l.value(c, kept)?;
             let (x, y) = l.pair(x, y, kept)?;
             l.emit(at, Op::Select, &[c, x, y])

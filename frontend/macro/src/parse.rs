@@ -269,24 +269,7 @@ fn equation(input: ParseStream<'_>) -> Result<Stmt> {
     input.parse::<Token![=]>()?;
     if at_word(input, "call") {
         input.parse::<Ident>()?;
-        let path: syn::ExprPath = input.parse()?;
-        let first;
-        let paren = syn::parenthesized!(first in input);
-        let mut params = Punctuated::new();
-        let args = if input.peek(token::Paren) {
-            params = Punctuated::parse_terminated(&first)?;
-            let second;
-            syn::parenthesized!(second in input);
-            list(&second, Expr::parse)?
-        } else {
-            list(&first, Expr::parse)?
-        };
-        let callee = RustExpr::Call(syn::ExprCall {
-            attrs: Vec::new(),
-            func: Box::new(RustExpr::Path(path)),
-            paren_token: paren,
-            args: params,
-        });
+        let (callee, args) = callee(input)?;
         let scope = if input.peek(Token![in]) {
             input.parse::<Token![in]>()?;
             Some(input.parse()?)
@@ -308,6 +291,30 @@ fn equation(input: ParseStream<'_>) -> Result<Stmt> {
     let tag = tag(input)?;
     end(input, "an equation")?;
     Ok(Stmt::Equation { cached, target, value, tag })
+}
+
+/// `f(rust)(x[t])`, `f(x[t])`, or `{rust}(x[t])`, and what is passed.
+fn callee(input: ParseStream<'_>) -> Result<(RustExpr, Vec<Expr>)> {
+    let operands = |input: ParseStream<'_>| {
+        let content;
+        syn::parenthesized!(content in input);
+        list(&content, Expr::parse)
+    };
+    if input.peek(token::Brace) {
+        let content;
+        braced!(content in input);
+        return Ok((content.parse()?, operands(input)?));
+    }
+    let path: syn::ExprPath = input.parse()?;
+    let first;
+    let paren = syn::parenthesized!(first in input);
+    let (args, operands) = if input.peek(token::Paren) {
+        (Punctuated::parse_terminated(&first)?, operands(input)?)
+    } else {
+        (Punctuated::new(), list(&first, Expr::parse)?)
+    };
+    let func = Box::new(RustExpr::Path(path));
+    Ok((RustExpr::Call(syn::ExprCall { attrs: Vec::new(), func, paren_token: paren, args }), operands))
 }
 
 /// `@41`, `@appendix` or `@"B.1"`.
