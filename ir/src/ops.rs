@@ -341,6 +341,20 @@ pub enum AttrKind {
     Text,
 }
 
+impl AttrKind {
+    /// What stands for it where an op is explained.
+    pub const fn placeholder(self) -> &'static str {
+        match self {
+            AttrKind::Axis => "AXIS",
+            AttrKind::Axes => "AXES",
+            AttrKind::Int => "INT",
+            AttrKind::Real => "NUMBER",
+            AttrKind::Word => "WORD",
+            AttrKind::Text => "\"TEXT\"",
+        }
+    }
+}
+
 /// An attribute's value, as the text format sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Attr {
@@ -378,6 +392,23 @@ impl OpRow {
             Some((&"…", rest)) => Arity::AtLeast(rest.len()),
             _ => Arity::Exactly(self.operands.len()),
         }
+    }
+
+    /// How the op is written: `slice x axis AXIS into AXIS start INT`.
+    pub fn usage(&self) -> String {
+        match self.mnemonic {
+            "const" => return "const NUMBER or const [NUMBERS]".to_owned(),
+            "call" => return "call @NAME(…) under \"SCOPE\"".to_owned(),
+            _ => {}
+        }
+        let mut text = self.mnemonic.to_owned();
+        if !self.operands.is_empty() {
+            text += &format!(" {}", self.operands.join(", "));
+        }
+        for (keyword, kind) in self.attrs {
+            text += &format!(" {keyword} {}", kind.placeholder());
+        }
+        text
     }
 }
 

@@ -198,7 +198,7 @@ impl Parser<'_> {
                     self.at.note(error);
                 } else if d.part != Part::Return {
                     let message = format!("@{} has no `return`", Name(&d.f.name));
-                    self.at.note(Diagnostic::new(self.at.since(start), message).label(""));
+                    self.at.note(Diagnostic::new(d.places.header.clone(), message));
                 }
                 break;
             }
@@ -241,7 +241,10 @@ impl Parser<'_> {
                 .note("a function lists its axes, params, weights, caches, instructions and `return`, in this order");
             return self.at.fail(error);
         }
-        d.part = part;
+        // A line that names no value is more likely a misspelt keyword than the start of the body.
+        if part != Part::Body || self.at.kind(1) == Kind::Mark(':') {
+            d.part = part;
+        }
         let start = self.at.span().start;
         match part {
             Part::Nothing => Ok(()),

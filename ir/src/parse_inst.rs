@@ -108,7 +108,9 @@ impl Parser<'_> {
             row.operands.join(", "),
             args.len()
         );
-        self.at.fail(Diagnostic::new(self.at.since(start), message).note(usage(row)))
+        self.at.fail(
+            Diagnostic::new(self.at.since(start), message).note(format!("it is written `{}`", row.usage())),
+        )
     }
 
     /// `over` shows what follows from the types, for the reader; it must be right.
@@ -137,7 +139,10 @@ impl Parser<'_> {
         let mut last = self.at.span();
         for &(keyword, kind) in row.attrs {
             if !self.at.eat_word(keyword) {
-                let error = self.at.unexpected(&format!("`{keyword}`")).note(usage(row));
+                let error = self
+                    .at
+                    .unexpected(&format!("`{keyword}`"))
+                    .note(format!("it is written `{}`", row.usage()));
                 return self.at.fail(error);
             }
             last = self.at.span();
@@ -188,24 +193,3 @@ impl Parser<'_> {
 }
 
 type Named = (String, Range<usize>, Parsed<Type>);
-
-/// `slice x axis AXIS into AXIS start INT`: how an op is written.
-pub(crate) fn usage(row: &OpRow) -> String {
-    let mut text = format!("it is written `{}", row.mnemonic);
-    if !row.operands.is_empty() {
-        text += &format!(" {}", row.operands.join(", "));
-    }
-    for (keyword, kind) in row.attrs {
-        let value = match kind {
-            AttrKind::Axis => "AXIS",
-            AttrKind::Axes => "AXES",
-            AttrKind::Int => "INT",
-            AttrKind::Real => "NUMBER",
-            AttrKind::Word => "WORD",
-            AttrKind::Text => "\"TEXT\"",
-        };
-        text += &format!(" {keyword} {value}");
-    }
-    text.push('`');
-    text
-}

@@ -117,7 +117,7 @@ pub(crate) fn add_step(b: &mut Build<'_, '_>, stage: Stage) {
         "split" => {
             let (x, axis) = b.pick_with(|_| true, is_fixed, fixed);
             let n = size(&b.f, axis);
-            let divisors: Vec<_> = (1..=n).filter(|d| n % d == 0).collect();
+            let divisors: Vec<_> = (1..=n).filter(|d| n.is_multiple_of(*d)).collect();
             let outer = divisors[b.tape.below(divisors.len())];
             let mut taken = b.f.ty(x).axes.clone();
             let g = b.axis_of_size("g", &Size::Fixed(outer), &taken);

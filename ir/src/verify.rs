@@ -398,19 +398,20 @@ impl<'m> Checker<'m, '_> {
 
     fn check_caches(&mut self) {
         let f = self.f;
-        let mut appended: HashMap<ValueId, bool> = f.caches.iter().map(|v| (*v, false)).collect();
+        let mut appends: HashMap<ValueId, u32> = f.caches.iter().map(|v| (*v, 0)).collect();
         for (at, inst) in f.body.iter().enumerate() {
             let append = matches!(inst.op, Op::Append { .. });
             for (n, a) in inst.args.iter().enumerate() {
-                let cache = appended.get_mut(a);
+                let count = appends.get_mut(a);
                 let name = || Name(&f.value(*a).name);
-                match cache {
+                match count {
                     None if append && n == 0 => {
                         self.inst_error(at, format!("appends to {}, which is no cache", name()));
                     }
                     None => {}
-                    Some(done) if append && n == 0 => {
-                        if std::mem::replace(done, true) {
+                    Some(count) if append && n == 0 => {
+                        *count += 1;
+                        if *count == 2 {
                             self.inst_error(at, format!("a second append to the cache {}", name()));
                         }
                     }
@@ -421,7 +422,7 @@ impl<'m> Checker<'m, '_> {
             }
         }
         for v in &f.results {
-            if appended.contains_key(v) {
+            if appends.contains_key(v) {
                 let message = format!("returns the cache {}", Name(&f.value(*v).name));
                 self.error(Place::Return(self.n), None, message);
             }

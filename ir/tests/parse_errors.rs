@@ -1,0 +1,394 @@
+//! What a reader sees of errors in a text: the whole reports, a few errors of a kind at a time.
+
+use insta::assert_snapshot;
+use latentc_ir::parse;
+
+/// What most texts here start with.
+const START: &str = r#"module m entry @f
+func @f {
+  axes t, s=t like t, d=4, c=2
+  param h: f32[t, d=4]
+  weight g: f32[d=4] = "norm.weight"[d]
+"#;
+
+fn errors(text: &str) -> String {
+    parse("m.ir", text).map_or_else(|e| e.render(), |m| format!("no error:\n{m}"))
+}
+
+/// The errors of a body that follows the start.
+fn errors_of(body: &str) -> String {
+    errors(&format!("{START}{body}"))
+}
+
+#[test]
+fn unknown_value() {
+    let text = r#"  x: f32[t, d=4] = mul h, gg
+  y: f32[t, d=4] = neg x
+  return z
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: unknown value `gg`
+      ┌─ m.ir:6:27
+      │
+    6 │   x: f32[t, d=4] = mul h, gg
+      │                           ^^
+      │
+      = did you mean `g`?
+
+    error: unknown value `z`
+      ┌─ m.ir:8:10
+      │
+    8 │   return z
+      │          ^
+    "#);
+}
+
+#[test]
+fn use_before_definition() {
+    let text = r#"  x: f32[t, d=4] = neg y
+  y: f32[t, d=4] = neg y
+  return y
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: `y` is used before its definition
+      ┌─ m.ir:6:24
+      │
+    6 │   x: f32[t, d=4] = neg y
+      │                        ^
+    7 │   y: f32[t, d=4] = neg y
+      │   - defined here
+
+    error: `y` is used before its definition
+      ┌─ m.ir:7:24
+      │
+    7 │   y: f32[t, d=4] = neg y
+      │   -                    ^
+      │   │
+      │   defined here
+    "#);
+}
+
+#[test]
+fn unknown_axis() {
+    let text = r#"  x: f32[t, e=4] = neg h
+  y: f32[t] = reduce_sum x over dd
+  return y
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: unknown axis `e`
+      ┌─ m.ir:6:13
+      │
+    6 │   x: f32[t, e=4] = neg h
+      │             ^
+
+    error: unknown axis `dd`
+      ┌─ m.ir:7:33
+      │
+    7 │   y: f32[t] = reduce_sum x over dd
+      │                                 ^^
+      │
+      = did you mean `d`?
+    "#);
+}
+
+#[test]
+fn size_differs_from_the_table() {
+    let text = r#"  x: f32[t, d=5] = neg h
+  return x
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: axis `d` has size 5 here, 4 in the table
+      ┌─ m.ir:6:13
+      │
+    3 │   axes t, s=t like t, d=4, c=2
+      │                       - size 4
+      ·
+    6 │   x: f32[t, d=5] = neg h
+      │             ^^^
+    "#);
+}
+
+#[test]
+fn unknown_op() {
+    let text = r#"  x: f32[t, d=4] = softmx h over d
+  return x
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: unknown op `softmx`
+      ┌─ m.ir:6:20
+      │
+    6 │   x: f32[t, d=4] = softmx h over d
+      │                    ^^^^^^
+      │
+      = did you mean `softmax`?
+    "#);
+}
+
+#[test]
+fn wrong_attribute() {
+    let text = r#"  x: f32[c=2] = slice g axis d start 1 into c
+  y: f32[t, d=4] = rope h, h, g over d pairs odd
+  return x
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: expected `into`, found `start`
+      ┌─ m.ir:6:32
+      │
+    6 │   x: f32[c=2] = slice g axis d start 1 into c
+      │                                ^^^^^
+      │
+      = it is written `slice x axis AXIS into AXIS start INT`
+
+    error: unknown word in `rope`
+      ┌─ m.ir:7:46
+      │
+    7 │   y: f32[t, d=4] = rope h, h, g over d pairs odd
+      │                                              ^^^
+      │
+      = the pairs are `interleaved` or `halves`
+    "#);
+}
+
+#[test]
+fn wrong_number_of_operands() {
+    let text = r#"  x: f32[t, d=4] = mul h
+  y: f32[t, d=4], z: f32 = neg h
+  return x
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: `mul` takes the operands (a, b), 1 given
+      ┌─ m.ir:6:24
+      │
+    6 │   x: f32[t, d=4] = mul h
+      │                        ^
+      │
+      = it is written `mul a, b`
+
+    error: `neg` has one result, 2 are named
+      ┌─ m.ir:7:28
+      │
+    7 │   y: f32[t, d=4], z: f32 = neg h
+      │                            ^^^
+    "#);
+}
+
+#[test]
+fn sums_over_something_else() {
+    let text = r#"  x: f32[t] = contract h, g over t
+  return x
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: by its types this sums over d, not over t
+      ┌─ m.ir:6:29
+      │
+    6 │   x: f32[t] = contract h, g over t
+      │                             ^^^^^^
+      │
+      = what the operands have and the result lacks is summed, and listed in order of appearance
+    "#);
+}
+
+#[test]
+fn duplicate_names() {
+    let text = r#"  h: f32[t, d=4] = neg h
+  return h
+}
+func @g {
+  axes t, t
+  param h: f32[t, d]
+  return h
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: a second value `h`
+      ┌─ m.ir:6:3
+      │
+    4 │   param h: f32[t, d=4]
+      │         - the first
+    5 │   weight g: f32[d=4] = "norm.weight"[d]
+    6 │   h: f32[t, d=4] = neg h
+      │   ^
+
+    error: a second axis `t`
+       ┌─ m.ir:10:11
+       │
+    10 │   axes t, t
+       │        -  ^
+       │        │
+       │        the first
+    "#);
+}
+
+#[test]
+fn unterminated_string() {
+    let text = r#"  x: f32[t] = call @f(h) under "layers.0
+  y: f32[t] = call @f(h) under "\q"
+  return x
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: unterminated string
+      ┌─ m.ir:6:32
+      │
+    6 │   x: f32[t] = call @f(h) under "layers.0
+      │                                ^^^^^^^^^
+      │
+      = a string ends on the line on which it starts
+
+    error: unknown escape
+      ┌─ m.ir:7:33
+      │
+    7 │   y: f32[t] = call @f(h) under "\q"
+      │                                 ^
+      │
+      = the escapes are \" \\ \n \r \t and \u{…} with a hexadecimal number
+    "#);
+}
+
+#[test]
+fn numbers_too_large() {
+    let text = r#"module m entry @f
+func @f {
+  axes d=18446744073709551616
+  x: f32 = const 1e999
+  return x   @4294967296:1
+}
+"#;
+    assert_snapshot!(errors(text), @r#"
+    error: a size of 18446744073709551616 is too large, the most is 18446744073709551615
+      ┌─ m.ir:3:10
+      │
+    3 │   axes d=18446744073709551616
+      │          ^^^^^^^^^^^^^^^^^^^^
+
+    error: 1e999 is too large for an f64
+      ┌─ m.ir:4:18
+      │
+    4 │   x: f32 = const 1e999
+      │                  ^^^^^
+      │
+      = infinity is written `inf`
+
+    error: expected the end of the line, found `@`
+      ┌─ m.ir:5:14
+      │
+    5 │   return x   @4294967296:1
+      │              ^
+    "#);
+}
+
+#[test]
+fn parts_out_of_order() {
+    let text = r#"  axes e
+  x: f32[t, d=4] = neg h
+  cache K: f32[s]
+  return x
+  y: f32 = const 1.0
+}
+"#;
+    assert_snapshot!(errors_of(text), @r#"
+    error: `axes` comes too late
+      ┌─ m.ir:6:3
+      │
+    6 │   axes e
+      │   ^^^^
+      │
+      = a function lists its axes, params, weights, caches, instructions and `return`, in this order
+
+    error: `cache` comes too late
+      ┌─ m.ir:8:3
+      │
+    8 │   cache K: f32[s]
+      │   ^^^^^
+      │
+      = a function lists its axes, params, weights, caches, instructions and `return`, in this order
+
+    error: nothing follows `return`
+       ┌─ m.ir:10:3
+       │
+    10 │   y: f32 = const 1.0
+       │   ^
+       │
+       = a function lists its axes, params, weights, caches, instructions and `return`, in this order
+    "#);
+}
+
+#[test]
+fn nothing_returned() {
+    let text = r#"module m entry @f
+func @f {
+  x: f32 = const 1.0
+}
+func @g {
+  x: f32 = const 1.0
+  return x
+"#;
+    assert_snapshot!(errors(text), @r#"
+    error: @f has no `return`
+      ┌─ m.ir:2:1
+      │
+    2 │ func @f {
+      │ ^^^^^^^^^
+
+    error: expected `}`, found the end of the file
+      ┌─ m.ir:8:1
+      │
+    8 │
+      │ ^
+    "#);
+}
+
+#[test]
+fn misspelt_keyword() {
+    let text = r#"modul m entry @f
+func @f {
+  parm h: f32
+  weight w: flaot = "w"
+  return h w
+}
+"#;
+    assert_snapshot!(errors(text), @r#"
+    error: expected `module`, found `modul`
+      ┌─ m.ir:1:1
+      │
+    1 │ modul m entry @f
+      │ ^^^^^
+
+    error: expected `:` and a type, found `h`
+      ┌─ m.ir:3:8
+      │
+    3 │   parm h: f32
+      │        ^
+      │
+      = did you mean `param`?
+
+    error: unknown dtype `flaot`
+      ┌─ m.ir:4:13
+      │
+    4 │   weight w: flaot = "w"
+      │             ^^^^^
+      │
+      = the dtypes are f64, f32, bf16, f16, i32, bool
+
+    error: unknown value `h`
+      ┌─ m.ir:5:10
+      │
+    5 │   return h w
+      │          ^
+    "#);
+}
+
+#[test]
+fn one_line_for_each_error_without_the_text() {
+    let error = parse("m.ir", "module m entry @f\nfunc @f {\n  x: f32 = nag y\n  return z\n}\n").unwrap_err();
+    assert_eq!(error.to_string(), "m.ir:3:12: unknown op `nag`\nm.ir:4:10: unknown value `z`");
+    assert!(error.render_in_colour().contains("\u{1b}["));
+}
