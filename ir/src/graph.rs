@@ -269,7 +269,7 @@ impl Function {
         id
     }
 
-    /// Appends an instruction whose result types are known. Nothing is checked before [`verify`](crate::verify).
+    /// Appends an instruction whose result types are known. Nothing is checked before [`verify`](crate::verify()).
     pub fn push(&mut self, op: Op, args: &[ValueId], results: &[(&str, Type)]) -> Vec<ValueId> {
         let results: Vec<_> = results.iter().map(|(name, ty)| self.add_value(name, ty.clone())).collect();
         self.body.push(Inst {

@@ -174,7 +174,7 @@ fn union<'a>(types: impl IntoIterator<Item = &'a Type>) -> Vec<AxisId> {
 ///
 /// # Errors
 /// The rule that the operands or the wanted type break, naming axes and sizes. `call` is not for this function,
-/// since its rule needs the callee: see [`verify`](crate::verify).
+/// since its rule needs the callee: see [`verify`](crate::verify()).
 pub fn infer(op: &Op, args: &[&Type], want: Want<'_>, table: &[Axis]) -> Result<Type, String> {
     let cx = Cx(table);
     let row = op.row();

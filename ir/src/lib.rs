@@ -5,8 +5,8 @@
 //! instruction may run at any time after its operands, or not at all if nothing uses it.
 //!
 //! The crate knows no model, no device and no pass; it says what a program *is* ([`types`], [`ops`], [`graph`]), when it
-//! is well formed ([`infer`], [`verify`]), what it means ([`interp`]), what it costs ([`mod@cost`]), and how
-//! it is written down ([`print`], [`parse`], and JSON through serde).
+//! is well formed ([`mod@infer`], [`mod@verify`]), what it means ([`interp`]), what it costs ([`mod@cost`]), and how
+//! it is written down ([`mod@print`], [`mod@parse`], and JSON through serde).
 
 mod canonical;
 pub mod census;

@@ -1,4 +1,4 @@
-//! Text in: the inverse of [`print`](crate::print).
+//! Text in: the inverse of [`print`](mod@crate::print).
 //!
 //! A text is read line by line and nothing nests, so its depth and size are no danger. A line with an error is
 //! reported and skipped. The parser checks what is between the words and the axis table (names, shown sizes, the

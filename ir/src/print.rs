@@ -1,4 +1,4 @@
-//! Text out: the inverse of [`parse`](crate::parse).
+//! Text out: the inverse of [`parse`](crate::parse()).
 //!
 //! One value a line, everything typed, and nothing that depends on how values are numbered: a module and its
 //! [canonical](crate::Module::canonical) form print alike. Printing never fails; what is out of

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::graph::{Function, Inst, ValueId};
 use crate::infer::show_type;
+use crate::interp::scoped;
 use crate::ops::Op;
 use crate::print::Name;
 use crate::types::AxisId;
@@ -96,7 +97,7 @@ impl CachePaths {
             let Op::Call { callee, scope } = &inst.op else { continue };
             let Some((n, _, _)) = cx.callee(callee) else { continue };
             for below in self.0.get(&n).into_iter().flatten() {
-                let path = if scope.is_empty() { below.clone() } else { format!("{scope}.{below}") };
+                let path = scoped(scope, below);
                 if paths.contains(&path) {
                     cx.inst_error(at, format!("a second cache at {}; call under another scope", Name(&path)));
                     break;

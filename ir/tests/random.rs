@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use latentc_ir::ops::OPS;
 use latentc_ir::testing::{arb_module, module_from};
-use latentc_ir::{Module, Stage, ValueId, check, parse, verify, verify_at};
+use latentc_ir::{
+    Caches, Interpreter, Module, Precision, Size, SplitMix, Stage, Tensor, Tensors, Type, ValueId, check,
+    parse, verify, verify_at,
+};
 use proptest::prelude::*;
 
 fn any_stage() -> impl Strategy<Value = Stage> {
@@ -13,6 +16,30 @@ fn any_stage() -> impl Strategy<Value = Stage> {
 
 fn any_module() -> impl Strategy<Value = Module> {
     any_stage().prop_flat_map(arb_module)
+}
+
+/// The entry's results on random arguments and weights, where `b` is 2, `t` is 3 and `s` is 4.
+fn run(module: &Module) -> Result<Vec<Tensor>, String> {
+    let mut rng = SplitMix(1);
+    let f = module.entry().ok_or("no entry")?;
+    let size = |size: &Size| match size {
+        Size::Fixed(n) => *n as usize,
+        Size::Sym(s) => ["b", "t", "s"].iter().position(|x| x == s).map_or(1, |n| n + 2),
+    };
+    let shape = |ty: &Type| ty.axes.iter().map(|a| size(&f.axis(*a).size)).collect::<Vec<_>>();
+    let args: Vec<_> =
+        f.params.iter().map(|v| Tensor::random(f.ty(*v).dtype, shape(f.ty(*v)), &mut rng)).collect();
+    let mut weights = Tensors::new();
+    for stored in &module.inventory()?.tensors {
+        let shape: Vec<_> = stored.shape.iter().map(|n| *n as usize).collect();
+        weights.insert(stored.name.clone(), Tensor::random(stored.dtype, shape, &mut rng));
+    }
+    Interpreter::new(module, Precision::Exact)
+        .with_size("b", 2)
+        .with_size("t", 3)
+        .with_size("s", 4)
+        .run(&args, &mut weights, &mut Caches::new())
+        .map_err(|e| e.to_string())
 }
 
 /// Words of the format, to be put where they do not belong.
@@ -69,6 +96,13 @@ proptest! {
     #[test]
     fn they_survive_json(module in any_module()) {
         prop_assert_eq!(Module::from_json(&module.to_json()), Ok(module));
+    }
+
+    /// No index of theirs is out of range, so every one can be run.
+    #[test]
+    fn they_run(module in any_module()) {
+        let run = run(&module).map_err(|e| TestCaseError::fail(format!("{e}\n{module}")))?;
+        prop_assert_eq!(run.len(), module.entry().unwrap().results.len());
     }
 
     /// Whatever is done to a text, it parses to something that prints, or to an error that renders.
