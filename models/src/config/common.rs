@@ -19,7 +19,7 @@ pub struct Common {
     pub num_hidden_layers: usize,
     /// Longest context, in tokens.
     pub max_position_embeddings: usize,
-    /// What RMSNorm adds to the mean square.
+    /// What the norms of the residual stream add to the mean square.
     pub rms_norm_eps: f64,
     /// Whether the output matrix is the embedding.
     pub tie_word_embeddings: bool,

@@ -6,6 +6,10 @@ use super::common::Common;
 use super::fields::{Fields, Problem};
 use super::rope::Rope;
 
+/// What the norms of the compressed query and of the latent add to the mean square, whatever
+/// `rms_norm_eps` says: no key of the file speaks of it, and all implementations agree on this value.
+pub const LATENT_NORM_EPS: f64 = 1e-6;
+
 /// A DeepSeek-V2 model; the field names are those of the published `config.json`. Sizes are in elements.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeepseekV2Config {

@@ -16,7 +16,7 @@ use std::path::Path;
 use serde_json::Value;
 
 pub use common::{Common, DType};
-pub use deepseek_v2::{DeepseekV2Config, MoeConfig, TopkMethod};
+pub use deepseek_v2::{DeepseekV2Config, LATENT_NORM_EPS, MoeConfig, TopkMethod};
 pub use fields::Problem;
 pub use llama::LlamaConfig;
 pub use rope::{Rope, Yarn, yarn_mscale};
