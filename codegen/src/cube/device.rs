@@ -1,0 +1,364 @@
+//! The devices that CubeCL reaches.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use cubecl_core::InfoBuilder;
+use cubecl_core::client::ComputeClient;
+use cubecl_core::ir::AddressType;
+use cubecl_core::prelude::{CubeCount, KernelTask, Runtime};
+use cubecl_core::server::{Handle, KernelArguments};
+use half::{bf16, f16};
+use latentc_ir::{DType, Type, ValueId};
+
+use super::emit::Elem;
+use super::kernel::CubeIr;
+use super::refuse;
+use super::shape::LaunchShape;
+use super::target::Target;
+use crate::device::{Data, Device, DeviceError};
+use crate::program::Kernel;
+
+/// A CubeCL runtime that kernels can be written for.
+pub trait CubeRuntime: Runtime {
+    /// Its language.
+    const TARGET: Target;
+}
+
+/// A device of a CubeCL runtime. Launches run in order, without waiting; errors of the device come out at the next
+/// [`read`](Device::read), or at the first launch of the kernel that causes them, if it does not compile.
+pub struct CubeDevice<R: CubeRuntime> {
+    client: ComputeClient<R>,
+    name: String,
+    /// What was launched before, by kernel name. Two programs may use one name for different kernels.
+    kernels: HashMap<String, Vec<Compiled>>,
+    /// The kernels launched since the device was last asked for errors.
+    pending: Vec<String>,
+}
+
+/// A kernel that was launched before.
+struct Compiled {
+    ir: CubeIr,
+    shape: LaunchShape,
+}
+
+/// Memory of a [`CubeDevice`].
+#[derive(Clone, Debug)]
+pub struct CubeBuffer {
+    handle: Handle,
+    dtype: DType,
+    len: usize,
+}
+
+impl CubeBuffer {
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+#[cfg(feature = "wgpu")]
+pub use wgpu::WgpuDevice;
+
+#[cfg(feature = "wgpu")]
+mod wgpu {
+    use cubecl_core::device::Device as _;
+    use cubecl_core::prelude::Runtime;
+    use cubecl_wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice as Adapter, WgpuRuntime};
+
+    use super::{CubeDevice, CubeRuntime, DeviceError, Target};
+
+    /// A graphics driver: Vulkan, Metal or DirectX, or the CPU through Mesa's lavapipe.
+    pub type WgpuDevice = CubeDevice<WgpuRuntime>;
+
+    impl CubeRuntime for WgpuRuntime {
+        const TARGET: Target = Target::Wgsl;
+    }
+
+    impl WgpuDevice {
+        /// The first adapter.
+        ///
+        /// # Errors
+        /// If there is none.
+        pub fn open() -> Result<WgpuDevice, DeviceError> {
+            let backend = AutoGraphicsApi::backend();
+            let Some(&first) = WgpuRuntime::enumerate_all_devices(&backend).first() else {
+                return Err(DeviceError::Absent("wgpu", format!("there is no {backend:?} adapter")));
+            };
+            // The default device would leave out CPU adapters, and panic if there is no other.
+            let adapter = Adapter::from_id(first);
+            let client = WgpuRuntime::client(&adapter);
+            Ok(CubeDevice::new(client, format!("wgpu {adapter:?} ({backend:?})")))
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+pub use cuda::CudaDevice;
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use cubecl_core::prelude::Runtime;
+    use cubecl_cuda::{CudaDevice as Ordinal, CudaRuntime};
+
+    use super::{CubeDevice, CubeRuntime, DeviceError, Target};
+
+    /// An NVIDIA GPU. Kernels are compiled by NVRTC, found by its name, with the headers under `CUDA_PATH`.
+    pub type CudaDevice = CubeDevice<CudaRuntime>;
+
+    impl CubeRuntime for CudaRuntime {
+        const TARGET: Target = Target::Cuda;
+    }
+
+    impl CudaDevice {
+        /// The GPU of that number, from 0.
+        ///
+        /// # Errors
+        /// If there is no driver or no such GPU.
+        pub fn open(ordinal: usize) -> Result<CudaDevice, DeviceError> {
+            let absent = |why: String| Err(DeviceError::Absent("CUDA", why));
+            // The bindings panic at their first call where the driver is missing, so look first.
+            // SAFETY: the driver's library does nothing when it is loaded.
+            let found = ["libcuda.so.1", "libcuda.so", "nvcuda.dll"]
+                .iter()
+                .any(|name| unsafe { libloading::Library::new(name) }.is_ok());
+            if !found {
+                return absent("the driver's library libcuda.so.1 is not installed".to_owned());
+            }
+            let count = CudaRuntime::enumerate_all_devices(&()).len();
+            if ordinal >= count {
+                return absent(format!("the driver lists {count} devices, number {ordinal} is asked for"));
+            }
+            let client = CudaRuntime::client(&Ordinal::new(ordinal));
+            Ok(CubeDevice::new(client, format!("CUDA device {ordinal}")))
+        }
+    }
+}
+
+impl<R: CubeRuntime> CubeDevice<R> {
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(dead_code, reason = "needs a runtime"))]
+    fn new(client: ComputeClient<R>, name: String) -> CubeDevice<R> {
+        CubeDevice { client, name, kernels: HashMap::new(), pending: Vec::new() }
+    }
+
+    /// The element type of a buffer, if that much memory can be one.
+    fn admit(&self, dtype: DType, len: usize) -> Result<Elem, DeviceError> {
+        let no = |why: String| Err(DeviceError::Memory { len, dtype, why });
+        let properties = self.client.properties();
+        let Some(elem) = R::TARGET.stored(dtype) else {
+            return no(format!("{} kernels cannot hold this dtype", R::TARGET));
+        };
+        if !properties.features.types.storage.contains_key(&elem.storage()) {
+            return no("the device cannot hold this dtype".to_owned());
+        }
+        let (bytes, most) = (len.saturating_mul(elem.bytes()) as u64, properties.memory.max_page_size);
+        if bytes > most {
+            return no(format!("{bytes} bytes, where a buffer has {most} at most"));
+        }
+        if len as u64 > u32::MAX.into() {
+            return no("indices have 32 bits".to_owned());
+        }
+        Ok(elem)
+    }
+
+    /// Waits until the device has taken all launches, and gives its errors.
+    fn flush(&mut self) -> Result<(), DeviceError> {
+        let kernels = std::mem::take(&mut self.pending);
+        // Where its own thread has panicked, CubeCL panics here in turn.
+        let why = match catch_unwind(AssertUnwindSafe(|| self.client.flush())) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the driver's thread panicked".to_owned(),
+        };
+        Err(DeviceError::Kernel { kernel: kernels.join(", "), why })
+    }
+
+    /// The kernel ready to launch, and whether this is its first launch.
+    fn compiled(&mut self, kernel: &Kernel) -> Result<(CubeIr, LaunchShape, bool), DeviceError> {
+        let same = |c: &&Compiled| c.ir.kernel() == kernel;
+        if let Some(c) = self.kernels.get(&kernel.name).and_then(|known| known.iter().find(same)) {
+            return Ok((c.ir.clone(), c.shape.clone(), false));
+        }
+        let ir = CubeIr::new(kernel, R::TARGET)?;
+        let shape = LaunchShape::of(kernel);
+        let hardware = &self.client.properties().hardware;
+        let buffers = kernel.body.params.len() + 1;
+        if buffers > hardware.max_bindings as usize {
+            let most = hardware.max_bindings;
+            return Err(refuse(kernel, format!("{buffers} buffers, where the device takes {most}")));
+        }
+        if shape.units > hardware.max_units_per_cube.min(hardware.max_cube_dim.0) {
+            let most = hardware.max_units_per_cube;
+            return Err(refuse(
+                kernel,
+                format!("{} units a cube, where the device takes {most}", shape.units),
+            ));
+        }
+        if shape.shared_bytes > hardware.max_shared_memory_size {
+            let (need, most) = (shape.shared_bytes, hardware.max_shared_memory_size);
+            return Err(refuse(
+                kernel,
+                format!("{need} bytes of shared memory, where the device has {most}"),
+            ));
+        }
+        let known = self.kernels.entry(kernel.name.clone()).or_default();
+        known.push(Compiled { ir: ir.clone(), shape: shape.clone() });
+        Ok((ir, shape, true))
+    }
+}
+
+/// Whether a buffer can stand for a value of the body.
+fn fits(kernel: &Kernel, value: ValueId, extents: &[usize], buffer: &CubeBuffer) -> Result<(), DeviceError> {
+    let v = kernel.body.value(value);
+    let Type { dtype, axes } = &v.ty;
+    let len = axes.iter().map(|a| extents[a.0 as usize]).fold(1usize, usize::saturating_mul);
+    if *dtype != buffer.dtype || len > buffer.len {
+        let given = format!("{} of {}", buffer.len, buffer.dtype);
+        return Err(refuse(
+            kernel,
+            format!("`{}` has {len} elements of {dtype}, the buffer {given}", v.name),
+        ));
+    }
+    Ok(())
+}
+
+impl<R: CubeRuntime> Device for CubeDevice<R> {
+    type Buffer = CubeBuffer;
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn alloc(&mut self, dtype: DType, len: usize) -> Result<CubeBuffer, DeviceError> {
+        let elem = self.admit(dtype, len)?;
+        // A buffer of no bytes cannot be bound, and drivers count in words.
+        let bytes = (len * elem.bytes()).next_multiple_of(4).max(4);
+        Ok(CubeBuffer { handle: self.client.empty(bytes), dtype, len })
+    }
+
+    fn upload(&mut self, dtype: DType, data: Data) -> Result<CubeBuffer, DeviceError> {
+        let len = data.len();
+        let elem = self.admit(dtype, len)?;
+        let Some(mut bytes) = encode(elem, &data) else {
+            let why = "floats are uploaded as F32, integers and truth values as I32".to_owned();
+            return Err(DeviceError::Memory { len, dtype, why });
+        };
+        bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
+        Ok(CubeBuffer { handle: self.client.create_from_slice(&bytes), dtype, len })
+    }
+
+    fn read(&mut self, buffer: &CubeBuffer, len: usize) -> Result<Data, DeviceError> {
+        let fail = |why: String| DeviceError::Memory { len, dtype: buffer.dtype, why };
+        if len > buffer.len {
+            return Err(fail(format!("the buffer has {} elements", buffer.len)));
+        }
+        let elem = self.admit(buffer.dtype, len)?;
+        // A read does not tell of launches that failed.
+        self.flush()?;
+        let bytes = (len * elem.bytes()).next_multiple_of(4).max(4) as u64;
+        let handle = buffer.handle.clone();
+        let beyond = handle.size_in_used().saturating_sub(bytes);
+        let bytes = self.client.read_one(handle.offset_end(beyond)).map_err(|e| fail(e.to_string()))?;
+        Ok(decode(elem, &bytes, len))
+    }
+
+    fn launch(
+        &mut self,
+        kernel: &Kernel,
+        inputs: &[Option<&CubeBuffer>],
+        output: &mut CubeBuffer,
+        sizes: &[usize],
+    ) -> Result<(), DeviceError> {
+        let (ir, shape, first) = self.compiled(kernel)?;
+        let (params, symbols) = (&kernel.body.params, kernel.size_symbols());
+        if inputs.len() != params.len() || sizes.len() != symbols.len() {
+            let given = format!("{} buffers and {} sizes", inputs.len(), sizes.len());
+            return Err(refuse(kernel, format!("{given}, not {} and {}", params.len(), symbols.len())));
+        }
+        let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
+        let (x, y, z) = shape.grid(number).map_err(|why| refuse(kernel, why))?;
+        if x == 0 {
+            return Ok(());
+        }
+        let most = self.client.properties().hardware.max_cube_count;
+        if x > most.0 || y > most.1 {
+            return Err(refuse(
+                kernel,
+                format!("{x} x {y} cubes, where the device takes {} x {}", most.0, most.1),
+            ));
+        }
+
+        let extents = kernel.extents(sizes);
+        let mut buffers = Vec::with_capacity(inputs.len() + 1);
+        for (&param, input) in params.iter().zip(inputs) {
+            match (CubeIr::reads(&kernel.body, param), input) {
+                (true, Some(buffer)) => {
+                    fits(kernel, param, &extents, buffer)?;
+                    buffers.push(*buffer);
+                }
+                (true, None) => return Err(refuse(kernel, "an input is missing")),
+                (false, None) => {}
+                (false, Some(_)) => {
+                    return Err(refuse(kernel, "a cache is given as the output, not as an input"));
+                }
+            }
+        }
+        fits(kernel, kernel.body.results[0], &extents, output)?;
+        buffers.push(output);
+
+        let address = AddressType::U32;
+        let mut info = InfoBuilder::default();
+        for &n in sizes {
+            info.scalars.push(n as u32);
+        }
+        for b in &buffers {
+            info.metadata.register_array(b.len as u64, b.len as u64, address);
+        }
+        let bindings = buffers.iter().map(|b| b.handle.clone().binding()).collect();
+        let args = KernelArguments::new().with_buffers(bindings).with_info(info.finish(address));
+        let task = Box::new(KernelTask::<R::Compiler, CubeIr>::new(ir));
+        // SAFETY: a checked kernel stays inside of buffers that are as long as its types say, and they are.
+        unsafe { self.client.launch_unchecked(task, CubeCount::Static(x, y, z), args) };
+        if self.pending.last() != Some(&kernel.name) {
+            self.pending.push(kernel.name.clone());
+        }
+        // A kernel that does not compile is known by its name only as long as no other was launched.
+        if first { self.flush() } else { Ok(()) }
+    }
+}
+
+/// The bytes of elements, or `None` if they come as the wrong kind of numbers.
+fn encode(elem: Elem, data: &Data) -> Option<Vec<u8>> {
+    Some(match (elem, data) {
+        (Elem::F32, Data::F32(v)) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        (Elem::Bf16, Data::F32(v)) => v.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        (Elem::F16, Data::F32(v)) => v.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        (Elem::I32, Data::I32(v)) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        (Elem::U32, Data::I32(v)) => v.iter().flat_map(|&x| u32::from(x != 0).to_le_bytes()).collect(),
+        (Elem::U8, Data::I32(v)) => v.iter().map(|&x| u8::from(x != 0)).collect(),
+        (Elem::F32 | Elem::F16 | Elem::Bf16, Data::I32(_))
+        | (Elem::I32 | Elem::U32 | Elem::U8, Data::F32(_)) => {
+            return None;
+        }
+        (Elem::Bool, _) => return None,
+    })
+}
+
+/// The first `len` elements in these bytes.
+fn decode(elem: Elem, bytes: &[u8], len: usize) -> Data {
+    fn each<const N: usize, T>(bytes: &[u8], len: usize, one: impl Fn([u8; N]) -> T) -> Vec<T> {
+        bytes.as_chunks::<N>().0.iter().take(len).map(|c| one(*c)).collect()
+    }
+    match elem {
+        Elem::F32 => Data::F32(each(bytes, len, f32::from_le_bytes)),
+        Elem::Bf16 => Data::F32(each(bytes, len, |b| bf16::from_le_bytes(b).to_f32())),
+        Elem::F16 => Data::F32(each(bytes, len, |b| f16::from_le_bytes(b).to_f32())),
+        Elem::I32 | Elem::U32 => Data::I32(each(bytes, len, i32::from_le_bytes)),
+        Elem::U8 | Elem::Bool => Data::I32(each(bytes, len, |[b]: [u8; 1]| b.into())),
+    }
+}

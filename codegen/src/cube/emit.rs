@@ -1,0 +1,487 @@
+//! A thin layer over CubeCL's instruction stream, typed at run time.
+//!
+//! [`Emit`] turns method calls (`add`, `load`, `for_step`, `if_`, …) into CubeCL's representation, so a kernel can be built
+//! from data instead of from a `#[cube]` function. Every value is a [`Val`], and every operation makes a fresh
+//! immutable one; what changes lives in a [`Var`] (a register), [`Shared`] (memory of a cube) or [`Buf`] (global memory).
+//! Integer arithmetic of constants is done here, so index expressions of fixed sizes come out short.
+
+use cubecl_core::KernelSettings;
+use cubecl_core::ir::{
+    AddressType, Arithmetic, BinaryOperator, Branch, Builtin, Comparison, ConstantValue, ElemType, FloatKind,
+    FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction, IntKind, Operation, Operator,
+    RangeLoop, Scope, Select, StorageType, Synchronization, Type, UIntKind, UnaryOperator, Variable,
+    VariableKind,
+};
+use cubecl_core::prelude::{KernelBuilder, KernelDefinition};
+
+/// The type of an element in memory or in a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Elem {
+    F32,
+    F16,
+    Bf16,
+    I32,
+    U32,
+    /// In memory only.
+    U8,
+    /// In registers only.
+    Bool,
+}
+
+impl Elem {
+    fn ir(self) -> ElemType {
+        match self {
+            Elem::F32 => ElemType::Float(FloatKind::F32),
+            Elem::F16 => ElemType::Float(FloatKind::F16),
+            Elem::Bf16 => ElemType::Float(FloatKind::BF16),
+            Elem::I32 => ElemType::Int(IntKind::I32),
+            Elem::U32 => ElemType::UInt(UIntKind::U32),
+            Elem::U8 => ElemType::UInt(UIntKind::U8),
+            Elem::Bool => ElemType::Bool,
+        }
+    }
+
+    /// CubeCL's name for it.
+    pub(crate) fn storage(self) -> StorageType {
+        StorageType::Scalar(self.ir())
+    }
+
+    fn ty(self) -> Type {
+        Type::new(self.storage())
+    }
+
+    /// Bytes of one element in memory.
+    pub(crate) fn bytes(self) -> usize {
+        self.ir().size()
+    }
+}
+
+/// An immutable value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Val(Variable);
+
+impl Val {
+    /// The number, if this is an unsigned constant.
+    fn known(self) -> Option<u64> {
+        match self.0.kind {
+            VariableKind::Constant(ConstantValue::UInt(n)) => Some(n),
+            _ => None,
+        }
+    }
+}
+
+/// A mutable register.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Var(Variable);
+
+/// A kernel argument in global memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buf(Variable);
+
+/// Memory shared by the units of one cube.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shared(Variable);
+
+/// What can be read and written by index.
+pub(crate) trait Memory: Copy {
+    fn variable(self) -> Variable;
+}
+
+impl Memory for Buf {
+    fn variable(self) -> Variable {
+        self.0
+    }
+}
+
+impl Memory for Shared {
+    fn variable(self) -> Variable {
+        self.0
+    }
+}
+
+/// A function of one value, of its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Un {
+    Neg,
+    Abs,
+    Exp,
+    Ln,
+    Sqrt,
+    Rsqrt,
+    Tanh,
+    Sin,
+    Cos,
+}
+
+/// A function of two values of one type, of that type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bin {
+    Add,
+    Sub,
+    Mul,
+    /// Of integers: truncating.
+    Div,
+    /// C's `%`.
+    Rem,
+    Max,
+    Min,
+}
+
+/// A comparison of two values of one type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cmp {
+    Lt,
+    Le,
+    Eq,
+    Ne,
+    Gt,
+}
+
+/// Builds one kernel.
+pub(crate) struct Emit {
+    builder: KernelBuilder,
+    address: StorageType,
+}
+
+impl Emit {
+    /// An empty kernel with 32-bit addresses. Buffers and scalars are numbered as they are declared.
+    pub(crate) fn new() -> Emit {
+        let mut builder = KernelBuilder::default();
+        // The code that CubeCL adds around ours cannot name `usize` otherwise.
+        AddressType::U32.register(&mut builder.scope);
+        Emit { builder, address: AddressType::U32.unsigned_type() }
+    }
+
+    /// The finished kernel.
+    pub(crate) fn finish(self, settings: KernelSettings) -> KernelDefinition {
+        self.builder.build(settings)
+    }
+
+    // --- arguments ---------------------------------------------------------------------------------
+
+    /// Declares the next buffer, to be read.
+    pub(crate) fn input(&mut self, elem: Elem) -> Buf {
+        Buf(*self.builder.input_array(elem.ty()))
+    }
+
+    /// Declares the next buffer, to be read and written.
+    pub(crate) fn output(&mut self, elem: Elem) -> Buf {
+        Buf(*self.builder.output_array(elem.ty()))
+    }
+
+    /// Declares the next run-time size.
+    pub(crate) fn size(&mut self) -> Val {
+        Val(*self.builder.scalar(Elem::U32.storage()))
+    }
+
+    // --- values ------------------------------------------------------------------------------------
+
+    /// An unsigned constant.
+    pub(crate) fn u32(&self, value: u32) -> Val {
+        Val(Variable::constant(ConstantValue::UInt(value.into()), Elem::U32.ty()))
+    }
+
+    /// A signed constant.
+    pub(crate) fn i32(&self, value: i32) -> Val {
+        Val(Variable::constant(ConstantValue::Int(value.into()), Elem::I32.ty()))
+    }
+
+    /// A float. Infinities and NaN are made from their bits in a register: WGSL has no literal for them and
+    /// refuses constant expressions that yield one.
+    pub(crate) fn f32(&mut self, value: f32) -> Val {
+        if value.is_finite() {
+            return Val(Variable::constant(ConstantValue::Float(value.into()), Elem::F32.ty()));
+        }
+        let bits = self.u32(value.to_bits());
+        let bits = self.var(bits);
+        let bits = self.get(bits);
+        self.push(Operator::Reinterpret(UnaryOperator { input: bits.0 }), Elem::F32)
+    }
+
+    /// A truth value.
+    pub(crate) fn bool(&self, value: bool) -> Val {
+        Val(Variable::constant(ConstantValue::Bool(value), Elem::Bool.ty()))
+    }
+
+    /// The unit's number in its cube.
+    pub(crate) fn unit(&mut self) -> Val {
+        Val(Variable::builtin(Builtin::UnitPos, Elem::U32.storage()))
+    }
+
+    /// The cube's number in the grid, row after row.
+    pub(crate) fn cube(&mut self) -> Val {
+        self.flat(Builtin::CubePos)
+    }
+
+    /// The unit's number in the grid, row after row.
+    pub(crate) fn unit_in_grid(&mut self) -> Val {
+        self.flat(Builtin::AbsolutePos)
+    }
+
+    /// Flat positions have the type of addresses, which need not be u32 for the printer.
+    fn flat(&mut self, builtin: Builtin) -> Val {
+        let wide = Variable::builtin(builtin, self.address);
+        self.push(Operator::Cast(UnaryOperator { input: wide }), Elem::U32)
+    }
+
+    fn push(&mut self, op: impl Into<Operation>, elem: Elem) -> Val {
+        self.push_as(op, elem.ty())
+    }
+
+    fn push_as(&mut self, op: impl Into<Operation>, ty: Type) -> Val {
+        let out = *self.builder.scope.create_local(ty);
+        self.builder.scope.register(Instruction::new(op, out));
+        Val(out)
+    }
+
+    /// `op(x)`
+    pub(crate) fn unary(&mut self, op: Un, x: Val) -> Val {
+        let input = UnaryOperator { input: x.0 };
+        let op = match op {
+            Un::Neg => Arithmetic::Neg(input),
+            Un::Abs => Arithmetic::Abs(input),
+            Un::Exp => Arithmetic::Exp(input),
+            Un::Ln => Arithmetic::Log(input),
+            Un::Sqrt => Arithmetic::Sqrt(input),
+            Un::Rsqrt => Arithmetic::InverseSqrt(input),
+            Un::Tanh => Arithmetic::Tanh(input),
+            Un::Sin => Arithmetic::Sin(input),
+            Un::Cos => Arithmetic::Cos(input),
+        };
+        self.push_as(op, x.0.ty)
+    }
+
+    /// `a op b`
+    pub(crate) fn binary(&mut self, op: Bin, a: Val, b: Val) -> Val {
+        debug_assert_eq!(a.0.ty, b.0.ty, "{op:?} of two types");
+        if let Some(done) = self.fold(op, a, b) {
+            return done;
+        }
+        let ops = BinaryOperator { lhs: a.0, rhs: b.0 };
+        let op = match op {
+            Bin::Add => Arithmetic::Add(ops),
+            Bin::Sub => Arithmetic::Sub(ops),
+            Bin::Mul => Arithmetic::Mul(ops),
+            Bin::Div => Arithmetic::Div(ops),
+            // `Modulo` prints as `%`. `Remainder` goes through f32 division, which is wrong beyond 2^24.
+            Bin::Rem => Arithmetic::Modulo(ops),
+            Bin::Max => Arithmetic::Max(ops),
+            Bin::Min => Arithmetic::Min(ops),
+        };
+        self.push_as(op, a.0.ty)
+    }
+
+    /// Unsigned arithmetic that needs no instruction.
+    fn fold(&self, op: Bin, a: Val, b: Val) -> Option<Val> {
+        let fits = |n: u64| u32::try_from(n).ok().map(|n| self.u32(n));
+        match (op, a.known(), b.known()) {
+            (Bin::Add, Some(x), Some(y)) => fits(x + y),
+            (Bin::Mul, Some(x), Some(y)) => fits(x * y),
+            (Bin::Div, Some(x), Some(y)) if y > 0 => fits(x / y),
+            (Bin::Rem, Some(x), Some(y)) if y > 0 => fits(x % y),
+            (Bin::Add, Some(0), _) | (Bin::Mul, Some(1), _) => Some(b),
+            (Bin::Add | Bin::Sub, _, Some(0)) | (Bin::Mul | Bin::Div, _, Some(1)) => Some(a),
+            (Bin::Mul, Some(0), _) | (Bin::Mul, _, Some(0)) | (Bin::Rem, _, Some(1)) => fits(0),
+            _ => None,
+        }
+    }
+
+    /// `a + b`
+    pub(crate) fn add(&mut self, a: Val, b: Val) -> Val {
+        self.binary(Bin::Add, a, b)
+    }
+
+    /// `a - b`
+    pub(crate) fn sub(&mut self, a: Val, b: Val) -> Val {
+        self.binary(Bin::Sub, a, b)
+    }
+
+    /// `a · b`
+    pub(crate) fn mul(&mut self, a: Val, b: Val) -> Val {
+        self.binary(Bin::Mul, a, b)
+    }
+
+    /// `a / b`
+    pub(crate) fn div(&mut self, a: Val, b: Val) -> Val {
+        self.binary(Bin::Div, a, b)
+    }
+
+    /// `a % b`
+    pub(crate) fn rem(&mut self, a: Val, b: Val) -> Val {
+        self.binary(Bin::Rem, a, b)
+    }
+
+    /// `a · b + c`, fused where the target can.
+    pub(crate) fn fma(&mut self, a: Val, b: Val, c: Val) -> Val {
+        self.push_as(Arithmetic::Fma(FmaOperator { a: a.0, b: b.0, c: c.0 }), a.0.ty)
+    }
+
+    /// Compares.
+    pub(crate) fn cmp(&mut self, op: Cmp, a: Val, b: Val) -> Val {
+        debug_assert_eq!(a.0.ty, b.0.ty, "{op:?} of two types");
+        let ops = BinaryOperator { lhs: a.0, rhs: b.0 };
+        let op = match op {
+            Cmp::Lt => Comparison::Lower(ops),
+            Cmp::Le => Comparison::LowerEqual(ops),
+            Cmp::Eq => Comparison::Equal(ops),
+            Cmp::Ne => Comparison::NotEqual(ops),
+            Cmp::Gt => Comparison::Greater(ops),
+        };
+        self.push(op, Elem::Bool)
+    }
+
+    /// `a < b`
+    pub(crate) fn lt(&mut self, a: Val, b: Val) -> Val {
+        self.cmp(Cmp::Lt, a, b)
+    }
+
+    /// `a ∧ b`; both are evaluated.
+    pub(crate) fn and(&mut self, a: Val, b: Val) -> Val {
+        self.push(Operator::And(BinaryOperator { lhs: a.0, rhs: b.0 }), Elem::Bool)
+    }
+
+    /// `a ∨ b`; both are evaluated.
+    pub(crate) fn or(&mut self, a: Val, b: Val) -> Val {
+        self.push(Operator::Or(BinaryOperator { lhs: a.0, rhs: b.0 }), Elem::Bool)
+    }
+
+    /// `¬a`
+    pub(crate) fn not(&mut self, a: Val) -> Val {
+        self.push(Operator::Not(UnaryOperator { input: a.0 }), Elem::Bool)
+    }
+
+    /// `c ? a : b`; both are evaluated.
+    pub(crate) fn select(&mut self, c: Val, a: Val, b: Val) -> Val {
+        debug_assert_eq!(a.0.ty, b.0.ty, "select of two types");
+        self.push_as(Operator::Select(Select { cond: c.0, then: a.0, or_else: b.0 }), a.0.ty)
+    }
+
+    /// Converts a number or truth value; anything but 0 is true.
+    pub(crate) fn cast(&mut self, x: Val, to: Elem) -> Val {
+        if x.0.ty == to.ty() {
+            return x;
+        }
+        if to == Elem::Bool {
+            let zero = Val(match x.0.ty.elem_type() {
+                ElemType::Float(_) => Variable::constant(ConstantValue::Float(0.0), x.0.ty),
+                ElemType::Int(_) => Variable::constant(ConstantValue::Int(0), x.0.ty),
+                ElemType::UInt(_) | ElemType::Bool => Variable::constant(ConstantValue::UInt(0), x.0.ty),
+            });
+            return self.cmp(Cmp::Ne, x, zero);
+        }
+        self.push(Operator::Cast(UnaryOperator { input: x.0 }), to)
+    }
+
+    // --- registers ---------------------------------------------------------------------------------
+
+    /// A register with a first value.
+    pub(crate) fn var(&mut self, init: Val) -> Var {
+        // Not from CubeCL's pool of locals: it declares them in the order of a hash map.
+        let var = *self.builder.scope.create_local_restricted(init.0.ty);
+        self.builder.scope.add_local_mut(var);
+        let var = Var(var);
+        self.set(var, init);
+        var
+    }
+
+    /// The register's value now; it does not follow later writes.
+    pub(crate) fn get(&mut self, var: Var) -> Val {
+        self.push_as(Operation::Copy(var.0), var.0.ty)
+    }
+
+    /// Writes the register.
+    pub(crate) fn set(&mut self, var: Var, value: Val) {
+        debug_assert_eq!(var.0.ty, value.0.ty, "assignment of two types");
+        self.builder.scope.register(Instruction::new(Operation::Copy(value.0), var.0));
+    }
+
+    // --- memory ------------------------------------------------------------------------------------
+
+    /// Memory of the cube, undefined at first.
+    pub(crate) fn shared(&mut self, elem: Elem, len: usize) -> Shared {
+        // CubeCL lays arrays out in any order: at multiples of 16 bytes the total is always the same.
+        let len = len.next_multiple_of(16 / elem.bytes());
+        Shared(*self.builder.scope.create_shared_array(elem.ty(), len, None))
+    }
+
+    /// `memory[index]` as it is stored. Nothing checks the index.
+    pub(crate) fn load(&mut self, memory: impl Memory, index: Val) -> Val {
+        let list = memory.variable();
+        let op = IndexOperator { list, index: index.0, vector_size: 0, unroll_factor: 1 };
+        self.push_as(Operator::Index(op), list.ty)
+    }
+
+    /// `memory[index] = value`, converted. Nothing checks the index.
+    pub(crate) fn store(&mut self, memory: impl Memory, index: Val, value: Val) {
+        let list = memory.variable();
+        let value = if value.0.ty == list.ty {
+            value
+        } else {
+            self.push_as(Operator::Cast(UnaryOperator { input: value.0 }), list.ty)
+        };
+        let op = IndexAssignOperator { index: index.0, value: value.0, vector_size: 0, unroll_factor: 1 };
+        self.builder.scope.register(Instruction::new(Operator::IndexAssign(op), list));
+    }
+
+    // --- control -----------------------------------------------------------------------------------
+
+    /// `if c { body }`
+    pub(crate) fn if_(&mut self, c: Val, body: impl FnOnce(&mut Emit)) {
+        let scope = self.nested(body);
+        self.builder.scope.register(Branch::If(Box::new(If { cond: c.0, scope })));
+    }
+
+    /// `for i in (from..to).step_by(step) { body(i) }`
+    pub(crate) fn for_step(&mut self, from: Val, to: Val, step: Val, body: impl FnOnce(&mut Emit, Val)) {
+        match (from.known(), to.known()) {
+            (Some(from), Some(to)) if from >= to => return,
+            (Some(0), Some(1)) => return body(self, from),
+            _ => {}
+        }
+        let i = *self.builder.scope.create_local_restricted(from.0.ty);
+        let scope = self.nested(|e| body(e, Val(i)));
+        let step = (step.known() != Some(1)).then_some(step.0);
+        let range = RangeLoop { i, start: from.0, end: to.0, step, inclusive: false, scope };
+        self.builder.scope.register(Branch::RangeLoop(Box::new(range)));
+    }
+
+    /// Waits for all units of the cube. Every unit must come here, or none.
+    pub(crate) fn sync(&mut self) {
+        self.builder.scope.register(Synchronization::SyncCube);
+    }
+
+    /// Emits into a scope of its own and returns it.
+    fn nested(&mut self, body: impl FnOnce(&mut Emit)) -> Scope {
+        let child = self.builder.scope.child();
+        let parent = std::mem::replace(&mut self.builder.scope, child);
+        body(self);
+        std::mem::replace(&mut self.builder.scope, parent)
+    }
+
+    /// Folds one value per unit over the cube in a tree, and gives every unit the result. `units` is a power of two,
+    /// the length of `scratch` at least.
+    pub(crate) fn fold_cube(&mut self, op: Bin, value: Val, scratch: Shared, units: u32) -> Val {
+        let unit = self.unit();
+        self.store(scratch, unit, value);
+        self.sync();
+        let mut width = units / 2;
+        while width > 0 {
+            let half = self.u32(width);
+            let active = self.lt(unit, half);
+            self.if_(active, |e| {
+                let other = e.add(unit, half);
+                let a = e.load(scratch, unit);
+                let b = e.load(scratch, other);
+                let both = e.binary(op, a, b);
+                e.store(scratch, unit, both);
+            });
+            self.sync();
+            width /= 2;
+        }
+        let zero = self.u32(0);
+        let result = self.load(scratch, zero);
+        // The scratch may be written again at once.
+        self.sync();
+        result
+    }
+}

@@ -1,0 +1,265 @@
+//! A kernel of a program as CubeCL sees it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use cubecl_core::KernelSettings;
+use cubecl_core::ir::{AddressType, StorageType};
+use cubecl_core::prelude::{CubeDim, CubeKernel, KernelDefinition, KernelId, KernelMetadata};
+use latentc_ir::ops::Attr;
+use latentc_ir::{AxisId, Function, Op, Size, ValueId, Want, infer};
+
+use super::emit::Emit;
+use super::expr::Exprs;
+use super::map::Map;
+use super::shape::LaunchShape;
+use super::target::Target;
+use super::{contract, refuse};
+use crate::device::DeviceError;
+use crate::program::{Kernel, KernelKind};
+
+/// Operations that may hang below one another: emission recurses, in CubeCL's threads too.
+const DEEPEST: usize = 400;
+
+/// The longest table of constants that is worth a comparison for each entry.
+const TABLE: usize = 64;
+
+/// A kernel that was checked for a target, cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct CubeIr {
+    spec: Arc<Spec>,
+    settings: KernelSettings,
+}
+
+/// All that decides the code. CubeCL compiles once for each, so nothing that matters may be missing.
+#[derive(Debug)]
+struct Spec {
+    kernel: Kernel,
+    target: Target,
+    digest: u64,
+}
+
+impl PartialEq for Spec {
+    fn eq(&self, other: &Spec) -> bool {
+        std::ptr::eq(self, other) || (self.target == other.target && self.kernel == other.kernel)
+    }
+}
+
+impl Eq for Spec {}
+
+impl Hash for Spec {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.digest.hash(state);
+    }
+}
+
+impl CubeIr {
+    /// Checks a kernel for a target.
+    ///
+    /// # Errors
+    /// If the body is not of its kind, is too deep, or has a dtype that the target cannot hold.
+    pub(crate) fn new(kernel: &Kernel, target: Target) -> Result<CubeIr, DeviceError> {
+        check(kernel, target).map_err(|why| refuse(kernel, why))?;
+        let mut hasher = DefaultHasher::new();
+        (&kernel.name, kernel.kind, kernel.body.to_string()).hash(&mut hasher);
+        let settings = KernelSettings::default()
+            .cube_dim(CubeDim::new_1d(LaunchShape::of(kernel).units))
+            .address_type(AddressType::U32)
+            .kernel_name(kernel.name.as_str());
+        let spec = Spec { kernel: kernel.clone(), target, digest: hasher.finish() };
+        Ok(CubeIr { spec: Arc::new(spec), settings })
+    }
+
+    /// What it was made from.
+    pub(crate) fn kernel(&self) -> &Kernel {
+        &self.spec.kernel
+    }
+
+    /// Whether a parameter of the body is a buffer of the kernel: all but the cache that an `append` writes.
+    pub(crate) fn reads(body: &Function, param: ValueId) -> bool {
+        appended(body) != Some(param)
+    }
+}
+
+impl KernelMetadata for CubeIr {
+    fn id(&self) -> KernelId {
+        KernelId::new::<Self>()
+            .info(Arc::clone(&self.spec))
+            .address_type(self.settings.address_type)
+            .cube_dim(self.settings.cube_dim)
+    }
+
+    fn address_type(&self) -> StorageType {
+        self.settings.address_type.unsigned_type()
+    }
+}
+
+impl CubeKernel for CubeIr {
+    fn define(&self) -> KernelDefinition {
+        let Spec { kernel, target, .. } = &*self.spec;
+        let body = &kernel.body;
+        let mut e = Emit::new();
+        let stored = |v: ValueId| target.stored(body.ty(v).dtype).expect("checked for this target");
+        let inputs: Vec<_> =
+            body.params.iter().map(|&p| CubeIr::reads(body, p).then(|| e.input(stored(p)))).collect();
+        let output = e.output(stored(body.results[0]));
+        let sizes: Vec<_> = kernel.size_symbols().into_iter().map(|s| (s, e.size())).collect();
+        let extents = body.axes.iter().map(|axis| match &axis.size {
+            Size::Fixed(n) => e.u32(*n as u32),
+            Size::Sym(s) => sizes.iter().find(|(name, _)| name == s).expect("collected from these axes").1,
+        });
+        let exprs = Exprs::new(body, *target, extents.collect(), &inputs);
+        match kernel.kind {
+            KernelKind::Map => Map::of(body).emit(&mut e, exprs, output),
+            KernelKind::Contract => {
+                let input = |v: ValueId| {
+                    let n = body.params.iter().position(|p| *p == v);
+                    n.and_then(|n| inputs[n]).expect("operands are parameters, by the check")
+                };
+                let args = &body.body[0].args;
+                contract::emit(&mut e, &exprs, [input(args[0]), input(args[1])], output);
+            }
+        }
+        e.finish(self.settings.clone())
+    }
+}
+
+/// The cache that the last instruction writes.
+fn appended(body: &Function) -> Option<ValueId> {
+    body.body.last().filter(|i| matches!(i.op, Op::Append { .. })).map(|i| i.args[0])
+}
+
+/// Whether code can be made of a kernel. What passes does not panic later.
+fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
+    let body = &kernel.body;
+    let name = kernel.name.as_bytes();
+    if name.is_empty()
+        || name[0].is_ascii_digit()
+        || !name.iter().all(|c| c.is_ascii_alphanumeric() || *c == b'_')
+    {
+        return Err(format!("`{}` is no name for a function in {target}", kernel.name));
+    }
+    for axis in &body.axes {
+        if axis.size.fixed().is_some_and(|n| n > u32::MAX.into()) {
+            return Err(format!("axis `{}` has size {}, indices have 32 bits", axis.name, axis.size));
+        }
+    }
+    check_values(body)?;
+    for v in &body.values {
+        if target.stored(v.ty.dtype).is_none() {
+            return Err(format!("`{}` is {}, which {target} kernels cannot hold", v.name, v.ty.dtype));
+        }
+    }
+    match kernel.kind {
+        KernelKind::Map => check_map(body),
+        KernelKind::Contract => check_contract(body),
+    }
+}
+
+/// Every value is defined once, before its uses, and has the type that inference allows.
+fn check_values(body: &Function) -> Result<(), String> {
+    if !body.weights.is_empty() || !body.caches.is_empty() {
+        return Err("the body has weights or caches; a kernel has parameters only".to_owned());
+    }
+    let mut depths: Vec<Option<usize>> = vec![None; body.values.len()];
+    let out_of_range = |v: ValueId| v.0 as usize >= body.values.len();
+    let bad_axis = |v: ValueId| body.ty(v).axes.iter().any(|a| a.0 as usize >= body.axes.len());
+    for &p in &body.params {
+        if out_of_range(p) || bad_axis(p) || depths[p.0 as usize].replace(0).is_some() {
+            return Err(format!("parameter {} is no value or defined twice", p.0));
+        }
+    }
+    for inst in &body.body {
+        let &[result] = &inst.results[..] else {
+            return Err(format!("`{}` has {} results", inst.op.mnemonic(), inst.results.len()));
+        };
+        let mut depth = 1;
+        for &a in &inst.args {
+            let known = depths.get(a.0 as usize).copied().flatten();
+            depth = depth.max(1 + known.ok_or_else(|| format!("value {} is used before it is made", a.0))?);
+        }
+        if depth > DEEPEST {
+            return Err(format!("more than {DEEPEST} operations hang below one another"));
+        }
+        if out_of_range(result) || bad_axis(result) || depths[result.0 as usize].replace(depth).is_some() {
+            return Err(format!("value {} does not exist or is made twice", result.0));
+        }
+        if named(&inst.op).iter().any(|a| a.0 as usize >= body.axes.len()) {
+            return Err(format!("`{}` names an axis that does not exist", inst.op.mnemonic()));
+        }
+        let args: Vec<_> = inst.args.iter().map(|&a| body.ty(a)).collect();
+        infer(&inst.op, &args, Want::exactly(body.ty(result)), &body.axes)?;
+    }
+    match body.results[..] {
+        [r] if depths.get(r.0 as usize).is_some_and(Option::is_some) => Ok(()),
+        _ => Err("a kernel has one result, made in its body".to_owned()),
+    }
+}
+
+/// The axes among an op's attributes.
+fn named(op: &Op) -> Vec<AxisId> {
+    let axes = op.attrs().into_iter().map(|attr| match attr {
+        Attr::Axis(axis) => vec![axis],
+        Attr::Axes(axes) => axes,
+        Attr::Int(_) | Attr::Real(_) | Attr::Word(_) | Attr::Text(_) => vec![],
+    });
+    axes.flatten().collect()
+}
+
+fn check_map(body: &Function) -> Result<(), String> {
+    let cache = appended(body);
+    for (n, inst) in body.body.iter().enumerate() {
+        let last = n + 1 == body.body.len();
+        let name = inst.op.mnemonic();
+        match &inst.op {
+            Op::Contract | Op::Past { .. } | Op::Softmax { .. } | Op::RmsNorm { .. } | Op::Call { .. } => {
+                return Err(format!("`{name}` is no part of a map"));
+            }
+            Op::Append { .. }
+                if !last || inst.result() != body.results[0] || !body.params.contains(&inst.args[0]) =>
+            {
+                return Err("`append` must come last and write a parameter".to_owned());
+            }
+            Op::Const(table) if table.is_empty() || table.len() > TABLE => {
+                return Err(format!("a table of {} constants; 1 to {TABLE} fit into a kernel", table.len()));
+            }
+            Op::Append { .. }
+            | Op::Const(_)
+            | Op::Position { .. }
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Reduce { .. }
+            | Op::Rename { .. }
+            | Op::Broadcast { .. }
+            | Op::Split { .. }
+            | Op::Merge { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
+            | Op::Gather { .. }
+            | Op::TopK { .. }
+            | Op::Rope { .. } => {}
+        }
+        let operands = if last && cache.is_some() { &inst.args[1..] } else { &inst.args[..] };
+        if operands.iter().any(|a| Some(*a) == cache) {
+            return Err(format!("`{name}` reads the cache that the kernel writes"));
+        }
+    }
+    Ok(())
+}
+
+fn check_contract(body: &Function) -> Result<(), String> {
+    let [inst] = &body.body[..] else {
+        return Err(format!("{} instructions; a product is one", body.body.len()));
+    };
+    let params = inst.args.iter().all(|a| body.params.contains(a));
+    if inst.op != Op::Contract || inst.args.len() != 2 || !params || inst.result() != body.results[0] {
+        return Err("a product is one `contract` of two parameters".to_owned());
+    }
+    let summed = body.summed(&inst.args, body.ty(inst.result()));
+    match summed.iter().find(|&&s| !inst.args.iter().all(|&a| body.ty(a).has(s))) {
+        Some(&s) => Err(format!("axis `{}` is summed but not in both operands", body.axis(s).name)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,191 @@
+//! Kernels that compute each element, or each row, on its own.
+//!
+//! Without reductions, a unit computes one element. With reductions, the domain falls into rows: the results of the reductions
+//! belong to a row, each reduction is one pass along its axis with its operand computed again, and a last pass makes
+//! the outputs of the row. How a row is walked is decided by what is known when the kernel is built:
+//!
+//! - every reduced axis and the rest of the row have fixed extents of [`SHORT`] at most: a unit walks the row alone;
+//! - otherwise a cube walks the row, its units side by side, and folds their parts through shared memory.
+//!
+//! A reduction whose result does not number the rows (the scheduler makes none) is folded by each unit that wants it.
+
+use latentc_ir::{AxisId, Function, Inst, Op, Reduce};
+
+use super::emit::{Buf, Elem, Emit, Shared, Val};
+use super::expr::{Exprs, Place, folds, start};
+use crate::map::MapPlan;
+
+/// The longest row that a unit walks alone.
+const SHORT: u64 = 32;
+
+/// Units of a cube that walks elements or short rows.
+const UNITS: u32 = 256;
+
+/// How the domain is walked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Walk {
+    /// One unit per index of all axes.
+    Elements,
+    /// One unit per index of these axes.
+    Units(Vec<AxisId>),
+    /// One cube of so many units per index of these axes.
+    Cubes(Vec<AxisId>, u32),
+}
+
+/// A map kernel's plan with all that follows from it.
+#[derive(Clone, Debug)]
+pub(crate) struct Map {
+    pub(crate) domain: Vec<AxisId>,
+    pub(crate) walk: Walk,
+}
+
+impl Map {
+    /// By the rule above.
+    pub(crate) fn of(body: &Function) -> Map {
+        let MapPlan { domain, rows } = MapPlan::of(body);
+        let walk = match rows {
+            Some(rows) if row_reductions(body, &rows).next().is_some() => {
+                let longest = row_reductions(body, &rows)
+                    .map(|(_, _, axis)| body.axis(axis).size.fixed())
+                    .chain([rest(&domain, &rows)
+                        .try_fold(1u64, |n, a| Some(n.saturating_mul(body.axis(a).size.fixed()?)))])
+                    .try_fold(1, |longest, n| Some(n?.max(longest)));
+                match longest {
+                    Some(n) if n <= SHORT => Walk::Units(rows),
+                    Some(n) => Walk::Cubes(rows, n.clamp(1, UNITS.into()).next_power_of_two() as u32),
+                    None => Walk::Cubes(rows, UNITS),
+                }
+            }
+            _ => Walk::Elements,
+        };
+        Map { domain, walk }
+    }
+
+    /// Units of a cube.
+    pub(crate) fn units(&self) -> u32 {
+        match self.walk {
+            Walk::Elements | Walk::Units(_) => UNITS,
+            Walk::Cubes(_, units) => units,
+        }
+    }
+
+    /// Bytes of shared memory.
+    pub(crate) fn shared_bytes(&self) -> usize {
+        match self.walk {
+            Walk::Elements | Walk::Units(_) => 0,
+            Walk::Cubes(_, units) => units as usize * Elem::F32.bytes(),
+        }
+    }
+
+    /// The kernel's instructions, over the parameters' buffers and the output.
+    pub(crate) fn emit(&self, e: &mut Emit, x: Exprs<'_>, output: Buf) {
+        let mut w = Writer { domain: &self.domain, x, output };
+        match &self.walk {
+            Walk::Elements => {
+                let total = w.x.total(e, &self.domain);
+                let flat = e.unit_in_grid();
+                let inside = e.lt(flat, total);
+                e.if_(inside, |e| {
+                    let index = w.x.split(e, flat, &self.domain);
+                    w.x.at(Place { axes: self.domain.clone(), index: index.clone(), flat });
+                    w.store(e, &index);
+                });
+            }
+            Walk::Units(rows) => {
+                let total = w.x.total(e, rows);
+                let flat = e.unit_in_grid();
+                let inside = e.lt(flat, total);
+                e.if_(inside, |e| w.row(e, rows, flat, None));
+            }
+            Walk::Cubes(rows, units) => {
+                let scratch = e.shared(Elem::F32, *units as usize);
+                let total = w.x.total(e, rows);
+                let flat = e.cube();
+                // All units of a cube agree, so those that wait for each other inside all come.
+                let inside = e.lt(flat, total);
+                e.if_(inside, |e| w.row(e, rows, flat, Some((scratch, *units))));
+            }
+        }
+    }
+}
+
+/// Writes the elements of the domain.
+struct Writer<'a> {
+    domain: &'a [AxisId],
+    x: Exprs<'a>,
+    output: Buf,
+}
+
+impl<'a> Writer<'a> {
+    /// A row, walked by this unit alone or by the units of its cube, which fold over some scratch.
+    fn row(&mut self, e: &mut Emit, rows: &[AxisId], flat: Val, cube: Option<(Shared, u32)>) {
+        let body = self.x.body();
+        let row = self.x.split(e, flat, rows);
+        let in_row = |a: &AxisId| rows.iter().position(|r| r == a).map(|n| row[n]);
+        let (first, step) = match cube {
+            None => (e.u32(0), e.u32(1)),
+            Some((_, units)) => (e.unit(), e.u32(units)),
+        };
+        for (inst, by, axis) in row_reductions(body, rows) {
+            let index: Vec<_> = body.ty(inst.result()).axes.iter().filter_map(in_row).collect();
+            let part = start(e, by);
+            self.x.fold(e, (inst, &index), (by, axis), part, first, step);
+            let mut whole = e.get(part);
+            if let Some((scratch, units)) = cube {
+                whole = e.fold_cube(folds(by), whole, scratch, units);
+            }
+            self.x.define(inst.result(), index, whole);
+        }
+        let rest: Vec<_> = rest(self.domain, rows).collect();
+        let total = self.x.total(e, &rest);
+        e.for_step(first, total, step, |e, flat| {
+            let others = self.x.split(e, flat, &rest);
+            let other = |a: &AxisId| rest.iter().position(|r| r == a).map(|n| others[n]);
+            let index: Vec<_> = self.domain.iter().filter_map(|a| in_row(a).or_else(|| other(a))).collect();
+            self.store(e, &index);
+        });
+    }
+
+    /// Computes the element at an index of the domain and stores it.
+    fn store(&mut self, e: &mut Emit, index: &[Val]) {
+        let body = self.x.body();
+        let root = body.results[0];
+        let output = self.output;
+        let Some(Inst { op: Op::Append { to, .. }, args, .. }) = body.body.last() else {
+            let element = self.x.element(e, root, index);
+            let address = self.x.address(e, index, self.domain);
+            return e.store(output, address, element);
+        };
+        let along = |a: &AxisId| self.domain.iter().position(|d| d == a).map(|n| index[n]);
+        let at: Vec<_> = body.ty(args[2]).axes.iter().filter_map(along).collect();
+        let place = self.x.element(e, args[2], &at);
+        // A negative position becomes a large one, so one comparison finds all that lie outside of the cache.
+        let place = e.cast(place, Elem::U32);
+        let inside = e.lt(place, self.x.extent(*to));
+        e.if_(inside, |e| {
+            let element = self.x.element(e, args[1], index);
+            let cache = &body.ty(root).axes;
+            let there = |a: &AxisId| if a == to { Some(place) } else { along(a) };
+            let at: Vec<_> = cache.iter().filter_map(there).collect();
+            let address = self.x.address(e, &at, cache);
+            e.store(output, address, element);
+        });
+    }
+}
+
+/// The axes of a row.
+fn rest<'a>(domain: &'a [AxisId], rows: &'a [AxisId]) -> impl Iterator<Item = AxisId> + 'a {
+    domain.iter().copied().filter(|a| !rows.contains(a))
+}
+
+/// The reductions whose results number the rows, in order, with how and along which axis they fold.
+fn row_reductions<'a>(
+    body: &'a Function,
+    rows: &[AxisId],
+) -> impl Iterator<Item = (&'a Inst, Reduce, AxisId)> {
+    body.body.iter().filter_map(move |inst| {
+        let Op::Reduce { by, axis } = inst.op else { return None };
+        let axes = &body.ty(inst.result()).axes;
+        (axes.len() == rows.len() && axes.iter().all(|a| rows.contains(a))).then_some((inst, by, axis))
+    })
+}

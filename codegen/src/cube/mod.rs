@@ -1,0 +1,36 @@
+//! Kernels through CubeCL: CUDA C++ and WGSL from one description, and the devices that run them.
+//!
+//! A kernel's body is lowered to CubeCL's representation, not to text: `map` and `contract` say which unit computes what,
+//! `expr` how an element follows from the parameters, `emit` writes the instructions. [`cuda_source`] prints a kernel with
+//! no device at hand; a [`CubeDevice`] runs it.
+//!
+//! What a kernel cannot see for itself is left to the host: an index of a `gather` outside of its axis reads 0 here, and a
+//! position of an `append` outside of its cache writes nothing. The runtime checks token ids before it uploads them.
+
+mod contract;
+mod device;
+mod emit;
+mod expr;
+mod kernel;
+mod map;
+mod shape;
+mod source;
+mod target;
+
+#[cfg(feature = "cuda")]
+pub use device::CudaDevice;
+#[cfg(feature = "wgpu")]
+pub use device::WgpuDevice;
+pub use device::{CubeBuffer, CubeDevice, CubeRuntime};
+pub use shape::{Cubes, LaunchShape};
+pub use source::cuda_source;
+#[cfg(feature = "wgpu")]
+pub use source::wgsl_source;
+pub use target::Target;
+
+use crate::device::DeviceError;
+use crate::program::Kernel;
+
+fn refuse(kernel: &Kernel, why: impl Into<String>) -> DeviceError {
+    DeviceError::Kernel { kernel: kernel.name.clone(), why: why.into() }
+}

@@ -1,0 +1,111 @@
+//! How many cubes a launch needs, as a rule over its run-time sizes.
+
+use std::fmt;
+
+use latentc_ir::{AxisId, Size};
+use serde::{Deserialize, Serialize};
+
+use super::contract::{self, TILE};
+use super::map::{Map, Walk};
+use crate::contract::ContractPlan;
+use crate::program::{Kernel, KernelKind};
+
+/// Cubes along one side of a grid; what is more goes into a second dimension. Every runtime takes as many.
+const GRID_SIDE: u64 = 65535;
+
+/// The launch of a kernel: the units of a cube, and the cubes as a rule over the run-time sizes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchShape {
+    /// Units (CUDA: threads) of a cube, along one dimension.
+    pub units: u32,
+    /// The number of cubes.
+    pub cubes: Cubes,
+    /// Bytes of shared memory that a cube has.
+    pub shared_bytes: usize,
+}
+
+/// What the cubes of a launch are for. The sizes are those of the kernel's axes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cubes {
+    /// One unit per element of a tensor with these extents.
+    Elements(Vec<Size>),
+    /// One cube per index of these extents.
+    Rows(Vec<Size>),
+    /// One cube per tile of a matrix product, repeated over a batch.
+    #[expect(missing_docs, reason = "the groups of a contraction")]
+    Tiles { batch: Vec<Size>, m: Vec<Size>, n: Vec<Size> },
+}
+
+impl LaunchShape {
+    /// The launch of a kernel on any runtime.
+    pub fn of(kernel: &Kernel) -> LaunchShape {
+        let body = &kernel.body;
+        let sizes = |axes: &[AxisId]| axes.iter().map(|&a| body.axis(a).size.clone()).collect::<Vec<_>>();
+        match kernel.kind {
+            KernelKind::Map => {
+                let map = Map::of(body);
+                let cubes = match &map.walk {
+                    Walk::Elements => Cubes::Elements(sizes(&map.domain)),
+                    Walk::Units(rows) => Cubes::Elements(sizes(rows)),
+                    Walk::Cubes(rows, _) => Cubes::Rows(sizes(rows)),
+                };
+                LaunchShape { units: map.units(), cubes, shared_bytes: map.shared_bytes() }
+            }
+            KernelKind::Contract => {
+                let plan = ContractPlan::of(body);
+                let cubes = Cubes::Tiles { batch: sizes(&plan.batch), m: sizes(&plan.m), n: sizes(&plan.n) };
+                LaunchShape { units: contract::UNITS, cubes, shared_bytes: contract::shared_bytes() }
+            }
+        }
+    }
+
+    /// The grid of a launch, given the number behind each run-time size; all zeros if there is nothing to do.
+    ///
+    /// # Errors
+    /// If the units of the grid cannot be numbered in 32 bits.
+    pub fn grid(&self, number: impl Fn(&str) -> usize) -> Result<(u32, u32, u32), String> {
+        let total = |sizes: &[Size]| {
+            let sizes = sizes.iter().map(|s| match s {
+                Size::Fixed(n) => *n,
+                Size::Sym(s) => number(s) as u64,
+            });
+            sizes.fold(1u64, u64::saturating_mul)
+        };
+        let tiles = |sizes: &[Size]| total(sizes).div_ceil(TILE.into());
+        let cubes = match &self.cubes {
+            Cubes::Elements(sizes) => total(sizes).div_ceil(self.units.into()),
+            Cubes::Rows(sizes) => total(sizes),
+            Cubes::Tiles { batch, m, n } => total(batch).saturating_mul(tiles(m)).saturating_mul(tiles(n)),
+        };
+        if cubes == 0 {
+            return Ok((0, 0, 0));
+        }
+        let x = cubes.min(GRID_SIDE);
+        let y = cubes.div_ceil(x);
+        if x.saturating_mul(y).saturating_mul(self.units.into()) > u32::MAX.into() {
+            return Err(format!("{cubes} cubes of {} units are more than 32 bits can number", self.units));
+        }
+        Ok((x as u32, y as u32, 1))
+    }
+}
+
+impl fmt::Display for LaunchShape {
+    /// One line, such as `256 units a cube, one cube per 256 elements of [n0, 128], 0 B shared`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |sizes: &[Size]| sizes.iter().map(Size::to_string).collect::<Vec<_>>().join(", ");
+        let units = self.units;
+        write!(f, "{units} units a cube, one cube per ")?;
+        match &self.cubes {
+            Cubes::Elements(sizes) => write!(f, "{units} indices of [{}]", list(sizes))?,
+            Cubes::Rows(sizes) => write!(f, "index of [{}]", list(sizes))?,
+            Cubes::Tiles { batch, m, n } => {
+                write!(f, "tile of {TILE} x {TILE} in [{}] x [{}]", list(m), list(n))?;
+                if !batch.is_empty() {
+                    write!(f, " for each of [{}]", list(batch))?;
+                }
+            }
+        }
+        write!(f, ", {} B shared", self.shared_bytes)
+    }
+}

@@ -1,0 +1,131 @@
+//! The text of a kernel, made without a device.
+
+use std::fmt::Write;
+use std::sync::Mutex;
+
+use cubecl_core::Compiler;
+use cubecl_core::prelude::{ExecutionMode, KernelMetadata, KernelTask};
+use cubecl_cpp::cuda::CudaDialect;
+use cubecl_cpp::cuda::mma::CudaWmmaCompiler;
+use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
+use cubecl_runtime::compiler::CubeTask;
+
+use super::kernel::CubeIr;
+use super::refuse;
+use super::shape::LaunchShape;
+use super::target::Target;
+use crate::device::DeviceError;
+use crate::program::Kernel;
+
+type CudaCompiler = CppCompiler<CudaDialect<CudaWmmaCompiler>>;
+
+/// Temporaries of the C++ printer are numbered by one counter of the process: two kernels at once would mix their numbers.
+static PRINTER: Mutex<()> = Mutex::new(());
+
+/// The kernel in CUDA C++ for sm_90, headed by a comment that says what it computes and how it is launched. The entry
+/// has the kernel's name, and equal kernels have equal text.
+///
+/// # Errors
+/// If the kernel cannot be expressed.
+pub fn cuda_source(kernel: &Kernel) -> Result<String, DeviceError> {
+    // What CubeCL sets for compute capability 9.0 and CUDA 12.8 or later.
+    let options = CompilationOptions {
+        warp_size: 32,
+        supports_features: CppSupportedFeatures {
+            grid_constants: true,
+            clusters: true,
+            fast_math: true,
+            fast_tanh: true,
+            elect_sync: true,
+        },
+    };
+    let _alone = PRINTER.lock().unwrap_or_else(|e| e.into_inner());
+    let text = text::<CudaCompiler>(kernel, Target::Cuda, &options)?;
+    Ok(header(kernel, Target::Cuda) + &ordered_shared_arrays(&text))
+}
+
+/// The kernel in WGSL, with the same header. The entry has the kernel's name.
+///
+/// # Errors
+/// If the kernel cannot be expressed.
+#[cfg(feature = "wgpu")]
+pub fn wgsl_source(kernel: &Kernel) -> Result<String, DeviceError> {
+    let text = text::<cubecl_wgpu::WgslCompiler>(kernel, Target::Wgsl, &Default::default())?;
+    Ok(header(kernel, Target::Wgsl) + &text)
+}
+
+fn text<C>(kernel: &Kernel, target: Target, options: &C::CompilationOptions) -> Result<String, DeviceError>
+where
+    C: Compiler + Default,
+{
+    let ir = CubeIr::new(kernel, target)?;
+    let address = ir.address_type();
+    let task = KernelTask::<C, CubeIr>::new(ir);
+    // Accesses are in bounds by construction, so none is guarded.
+    let compiled = task.compile(&mut C::default(), options, ExecutionMode::Unchecked, address);
+    compiled.map(|c| c.source).map_err(|e| refuse(kernel, e.to_string()))
+}
+
+/// What the kernel computes and how it is launched.
+fn header(kernel: &Kernel, target: Target) -> String {
+    let body = &kernel.body;
+    let mut text = format!("// {}: {} kernel of latentc\n//\n", kernel.name, kernel.kind);
+    for line in body.to_string().lines() {
+        let _ = writeln!(text, "{}", format!("// {line}").trim_end());
+    }
+    let _ = writeln!(text, "//\n// launch: {}", LaunchShape::of(kernel));
+    let inputs = body.params.iter().copied().filter(|&p| CubeIr::reads(body, p));
+    for (n, (v, role)) in inputs.map(|p| (p, "in")).chain([(body.results[0], "out")]).enumerate() {
+        let value = body.value(v);
+        let dims: Vec<_> = value.ty.axes.iter().map(|&a| body.axis(a).size.to_string()).collect();
+        let bytes = target.bytes(value.ty.dtype).unwrap_or(0);
+        let _ = writeln!(
+            text,
+            "// buffer_{n}: {role} {} {}[{}], dense, {bytes} B an element",
+            value.name,
+            value.ty.dtype,
+            dims.join(", ")
+        );
+    }
+    let sizes = kernel.size_symbols();
+    if !sizes.is_empty() {
+        let _ = writeln!(text, "// sizes: {}", sizes.join(", "));
+    }
+    text + "\n"
+}
+
+/// CubeCL lays out and prints shared arrays in the order of a hash map, another one in each compilation. This
+/// prints them by number, one behind the other: all are multiples of 16 bytes long and live as long as the kernel, so
+/// any order fits into the same total.
+fn ordered_shared_arrays(text: &str) -> String {
+    struct Array<'a> {
+        comment: &'a str,
+        head: &'a str,
+        number: u32,
+        bytes: usize,
+    }
+    fn array<'a>(comment: &'a str, line: &'a str) -> Option<Array<'a>> {
+        let (_, bytes) = comment.strip_prefix("// Shared array size: ")?.split_once(", ")?;
+        let bytes = bytes.strip_suffix(" bytes")?.parse().ok()?;
+        let (head, _) = line.split_once("(&dynamic_shared_mem[")?;
+        let number = head.split_once("shared_memory_")?.1.split_once(' ')?.0.parse().ok()?;
+        Some(Array { comment, head, number, bytes })
+    }
+    let lines: Vec<&str> = text.split('\n').collect();
+    let Some(first) = lines.windows(2).position(|pair| array(pair[0], pair[1]).is_some()) else {
+        return text.to_owned();
+    };
+    let mut arrays: Vec<_> =
+        lines[first..].chunks_exact(2).map_while(|pair| array(pair[0], pair[1])).collect();
+    let end = first + 2 * arrays.len();
+    arrays.sort_by_key(|a| a.number);
+    let mut out: Vec<String> = lines[..first].iter().map(|&l| l.to_owned()).collect();
+    let mut offset = 0;
+    for a in arrays {
+        out.push(a.comment.to_owned());
+        out.push(format!("{}(&dynamic_shared_mem[{offset}]);", a.head));
+        offset += a.bytes;
+    }
+    out.extend(lines[end..].iter().map(|&l| l.to_owned()));
+    out.join("\n")
+}

@@ -1,0 +1,65 @@
+//! How elements are held in each language that kernels are written in.
+//!
+//! | dtype | CUDA C++ | WGSL | in a register |
+//! |---|---|---|---|
+//! | f32 | f32 | f32 | f32 |
+//! | bf16, f16 | as they are | f32: WGSL has no bf16, so nothing is lost, and nothing is saved | f32 |
+//! | i32 | i32 | i32 | i32 |
+//! | bool | u8, 0 or 1 | u32, 0 or 1: WGSL has no bytes | bool |
+//! | f64 | none | none | none |
+//!
+//! A kernel computes in f32. What it stores is rounded to the dtype once; what it keeps in registers is not, but for an
+//! explicit `cast`, which rounds to the dtype on CUDA. In WGSL, floats are f32 throughout.
+
+use std::fmt;
+
+use latentc_ir::DType;
+
+use super::emit::Elem;
+
+/// A language that kernels are written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// For NVRTC.
+    Cuda,
+    /// For any graphics driver, through wgpu.
+    Wgsl,
+}
+
+impl Target {
+    /// The type of an element in memory, if there is one.
+    pub(crate) fn stored(self, dtype: DType) -> Option<Elem> {
+        match (dtype, self) {
+            (DType::F32, _) | (DType::Bf16 | DType::F16, Target::Wgsl) => Some(Elem::F32),
+            (DType::Bf16, Target::Cuda) => Some(Elem::Bf16),
+            (DType::F16, Target::Cuda) => Some(Elem::F16),
+            (DType::I32, _) => Some(Elem::I32),
+            (DType::Bool, Target::Cuda) => Some(Elem::U8),
+            (DType::Bool, Target::Wgsl) => Some(Elem::U32),
+            (DType::F64, _) => None,
+        }
+    }
+
+    /// Bytes of one element in memory, if the dtype can be held.
+    pub fn bytes(self, dtype: DType) -> Option<usize> {
+        self.stored(dtype).map(Elem::bytes)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Target::Cuda => "CUDA C++",
+            Target::Wgsl => "WGSL",
+        })
+    }
+}
+
+/// The type of an element in a register.
+pub(crate) fn register(dtype: DType) -> Elem {
+    match dtype {
+        DType::F64 | DType::F32 | DType::Bf16 | DType::F16 => Elem::F32,
+        DType::I32 => Elem::I32,
+        DType::Bool => Elem::Bool,
+    }
+}
