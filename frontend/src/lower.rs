@@ -215,11 +215,11 @@ impl<'a> Lower<'a> {
         })
     }
 
-    /// A product, a quotient or both: what is shared and kept by nobody is summed, together with `summed`.
-    pub(crate) fn product(&mut self, e: &Expr, kept: &[AxisId], summed: &[AxisId]) -> Lowered<ValueId> {
+    /// A product, a quotient or both: what is shared and kept by nobody is summed, together with `bound`.
+    pub(crate) fn product(&mut self, e: &Expr, kept: &[AxisId], bound: &[AxisId]) -> Lowered<ValueId> {
         let mut p = Factors { scale: 1.0, over: Vec::new(), under: Vec::new() };
         self.factors(e, &mut p)?;
-        let mut summed = summed.to_vec();
+        let mut summed = bound.to_vec();
         let mut uses: Vec<(AxisId, usize)> = Vec::new();
         for f in p.over.iter().chain(&p.under) {
             for a in self.free(f)? {
@@ -241,6 +241,14 @@ impl<'a> Lower<'a> {
                 let message = format!("`{axis}` is summed here, also under the fraction bar");
                 let note = "name the quotient in an equation of its own, then sum it";
                 return Err(Diagnostic::new(f.at(), message).note(note).into());
+            }
+        }
+        for &a in summed.iter().filter(|a| !bound.contains(a)) {
+            if let Some(at) = self.has_own_sum(e, a)? {
+                let axis = &self.frame.f.axis(a).name;
+                let message = format!("the sum over `{axis}` has two readings: in this product, or in the one around it");
+                let note = "give this product an equation of its own, or the other an axis of its own";
+                return Err(Diagnostic::new(at, message).note(note).into());
             }
         }
         let inner: Vec<_> = kept.iter().chain(&summed).copied().collect();
@@ -315,6 +323,56 @@ impl<'a> Lower<'a> {
                 Ok(())
             }
         }
+    }
+
+    /// A product within a product that shares the index among its own factors: `(A[d] * x[d]) * (B[d] * x[d])` might
+    /// mean one sum or two.
+    fn has_own_sum(&self, e: &Expr, a: AxisId) -> Lowered<Option<Spot>> {
+        let uses = |e: &Expr| self.free(e).map(|free| free.contains(&a));
+        match e {
+            Expr::Number { .. } | Expr::Use { .. } => Ok(None),
+            Expr::Neg { value, .. } | Expr::Not { value, .. } => self.has_own_sum(value, a),
+            Expr::Infix { op: Binary::Mul | Binary::Div, left, right, .. } => {
+                for side in [left, right] {
+                    // A product to the left may continue the one around it; to the right it stands in parentheses.
+                    let grouped = matches!(**side, Expr::Infix { op: Binary::Mul, .. }) && std::ptr::eq(side, right);
+                    let found = if grouped { self.shared_in(side, a)? } else { self.has_own_sum(side, a)? };
+                    if found.is_some() {
+                        return Ok(found);
+                    }
+                }
+                Ok(None)
+            }
+            Expr::Infix { left, right, .. } => Ok(self.shared_in(left, a)?.or(self.shared_in(right, a)?)),
+            Expr::Apply { function, along, args, .. } => {
+                let works_along = stdlib::along(self.frame, function, along)?.iter().any(|(x, _)| *x == a);
+                for arg in args {
+                    if !works_along && uses(arg)? && let Some(at) = self.shared_in(arg, a)? {
+                        return Ok(Some(at));
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Where a product in the expression shares the index among its factors.
+    fn shared_in(&self, e: &Expr, a: AxisId) -> Lowered<Option<Spot>> {
+        if let Expr::Infix { op: Binary::Mul | Binary::Div, at, .. } = e {
+            let mut p = Factors { scale: 1.0, over: Vec::new(), under: Vec::new() };
+            self.factors(e, &mut p)?;
+            let mut users = 0;
+            for f in p.over.iter().chain(&p.under) {
+                users += usize::from(self.free(f)?.contains(&a));
+            }
+            if users > 1 {
+                return Ok(Some(*at));
+            }
+        }
+        if let Expr::Infix { op: Binary::Add | Binary::Sub, left, right, .. } = e {
+            return Ok(self.shared_in(left, a)?.or(self.shared_in(right, a)?));
+        }
+        self.has_own_sum(e, a)
     }
 
     /// The indices that an expression is a function of, in order of appearance.

@@ -11,7 +11,9 @@ spec! {
             W_3[f,d] = "up_proj.weight"[f, d];
             W_2[d,f] = "down_proj.weight"[d, f];
         }
-        z[t,f] = silu(W_1[f,d] * u[t,d]) * (W_3[f,d] * u[t,d]);
-        y[t,d] = W_2[d,f] * z[t,f];
+        y_1[t,f] = W_1[f,d] * u[t,d];
+        y_3[t,f] = W_3[f,d] * u[t,d];
+        z[t,f]   = silu(y_1[t,f]) * y_3[t,f];
+        y[t,d]   = W_2[d,f] * z[t,f];
     }
 }

@@ -30,8 +30,10 @@ spec! {
         }
         gate[t,e]: f32 = {moe.routed_scaling_factor} * gate[t,e];
 
-        z[t,e,f] = silu(W_1[e,f,d] * u[t,d]) * (W_3[e,f,d] * u[t,d]);
-        y[t,d]   = gate[t,e] * W_2[e,d,f] * z[t,e,f]                                     @20;
+        y_1[t,e,f] = W_1[e,f,d] * u[t,d];
+        y_3[t,e,f] = W_3[e,f,d] * u[t,d];
+        z[t,e,f]   = silu(y_1[t,e,f]) * y_3[t,e,f];
+        y[t,d]     = gate[t,e] * W_2[e,d,f] * z[t,e,f]                                     @20;
         if moe.n_shared_experts > 0 {
             shared[t,d] = call swiglu(cfg.common.hidden_size, moe.n_shared_experts * moe.moe_intermediate_size)(u[t,d])
                           in "shared_experts"                                            @20;
