@@ -1,5 +1,8 @@
 //! What a program runs on.
 
+use std::fmt;
+use std::sync::Arc;
+
 use latentc_ir::DType;
 
 use crate::program::Kernel;
@@ -28,6 +31,12 @@ impl Data {
     }
 }
 
+/// Floats that someone else keeps in the host's memory, such as a mapped file.
+pub trait SharedF32: fmt::Debug + Send + Sync {
+    /// The elements.
+    fn as_slice(&self) -> &[f32];
+}
+
 /// A machine that holds buffers and runs kernels.
 pub trait Device {
     /// A piece of its memory.
@@ -47,6 +56,13 @@ pub trait Device {
     /// # Errors
     /// As for [`alloc`](Device::alloc).
     fn upload(&mut self, dtype: DType, data: Data) -> Result<Self::Buffer, DeviceError>;
+
+    /// Memory that holds these floats where they are, for a device that can use memory of the host. `None` if it cannot:
+    /// the caller uploads them.
+    fn share(&mut self, data: Arc<dyn SharedF32>) -> Option<Self::Buffer> {
+        drop(data);
+        None
+    }
 
     /// The first `len` elements of a buffer.
     ///

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use latentc_ir::{DType, Function, Origin, Real, Size, Stored, Type};
+use latentc_ir::{DType, Function, Origin, Real, Size, Type};
 use serde::{Deserialize, Serialize};
 
 /// A whole program, target-independent.
@@ -134,8 +134,8 @@ pub enum Role {
     Param,
     /// The checkpoint, below the scope of the call.
     Weight {
-        /// Where its elements lie.
-        stored: Stored,
+        /// Its place among the function's weights.
+        index: usize,
     },
     /// The previous run; grows along its first dimension.
     Cache,
@@ -228,14 +228,28 @@ impl fmt::Display for Program {
                 ids.iter().map(|&b| routine.buffer(b).name.clone()).collect::<Vec<_>>().join(", ")
             };
             let mark = if routine.name == self.entry { " entry" } else { "" };
-            writeln!(f, "routine @{}{mark} ({}) -> ({}) {{", routine.name, names(&routine.params), names(&routine.results))?;
+            writeln!(
+                f,
+                "routine @{}{mark} ({}) -> ({}) {{",
+                routine.name,
+                names(&routine.params),
+                names(&routine.results)
+            )?;
             for step in &routine.steps {
                 match step {
                     Step::Launch { kernel, inputs, output, sizes, .. } => {
                         let sizes: Vec<_> = sizes.iter().map(Size::to_string).collect();
                         let out = routine.buffer(*output);
                         let dims: Vec<_> = out.dims.iter().map(Size::to_string).collect();
-                        write!(f, "  {}: {}[{}] = launch {}({})", out.name, out.dtype, dims.join(", "), self.kernels[*kernel].name, names(inputs))?;
+                        write!(
+                            f,
+                            "  {}: {}[{}] = launch {}({})",
+                            out.name,
+                            out.dtype,
+                            dims.join(", "),
+                            self.kernels[*kernel].name,
+                            names(inputs)
+                        )?;
                         if !sizes.is_empty() {
                             write!(f, " over {}", sizes.join(", "))?;
                         }

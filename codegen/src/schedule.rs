@@ -83,8 +83,8 @@ impl<'a> Scheduler<'a> {
             let id = self.add_buffer(p, Role::Param);
             self.routine.params.push(id);
         }
-        for w in &f.weights {
-            self.add_buffer(w.value, Role::Weight { stored: w.stored.clone() });
+        for (index, w) in f.weights.iter().enumerate() {
+            self.add_buffer(w.value, Role::Weight { index });
         }
         for &c in &f.caches {
             self.add_buffer(c, Role::Cache);
@@ -146,12 +146,15 @@ impl<'a> Scheduler<'a> {
 
     /// Launches the kernel that computes a value into a buffer.
     fn launch(&mut self, root: ValueId, output: BufferId, kernels: &mut Vec<Kernel>) {
-        let Def::Inst(_, inst) = self.defs[root.0 as usize] else { unreachable!("only results are launched") };
+        let Def::Inst(_, inst) = self.defs[root.0 as usize] else {
+            unreachable!("only results are launched")
+        };
         let kind = if inst.op == Op::Contract { KernelKind::Contract } else { KernelKind::Map };
         let mut body = Body::new(self.f, &self.defs, &self.stored);
         let result = body.make(root, inst);
-        body.function.results = vec![result];
-        self.push_launch(root, body, kind, output, kernels);
+        body.spec.function.results = vec![result];
+        let spec = body.spec;
+        self.push_launch(root, spec, kind, output, kernels);
     }
 
     /// A launch that copies a stored value into a buffer of its own.
@@ -161,14 +164,22 @@ impl<'a> Scheduler<'a> {
         self.buffers.insert(value, source);
         let mut body = Body::new(self.f, &self.defs, &self.stored);
         let x = body.leaf(value);
-        let ty = body.function.ty(x).clone();
-        body.function.results = body.function.push(Op::Cast, &[x], &[("", ty)]);
-        self.push_launch(value, body, KernelKind::Map, output, kernels);
+        let ty = body.spec.function.ty(x).clone();
+        body.spec.function.results = body.spec.function.push(Op::Cast, &[x], &[("", ty)]);
+        let spec = body.spec;
+        self.push_launch(value, spec, KernelKind::Map, output, kernels);
         output
     }
 
-    fn push_launch(&mut self, root: ValueId, body: Body<'_>, kind: KernelKind, output: BufferId, kernels: &mut Vec<Kernel>) {
-        let Body { mut function, leaves, sizes, origins, .. } = body;
+    fn push_launch(
+        &mut self,
+        root: ValueId,
+        spec: Spec,
+        kind: KernelKind,
+        output: BufferId,
+        kernels: &mut Vec<Kernel>,
+    ) {
+        let Spec { mut function, leaves, sizes, origins } = spec;
         let inputs = leaves.iter().map(|v| self.buffers[v]).collect();
         let mut same = |k: &Kernel| {
             function.name.clone_from(&k.name);
@@ -179,7 +190,10 @@ impl<'a> Scheduler<'a> {
             let wanted = kernel_name(&self.f.name, &self.f.value(root).name);
             let taken = |n: &str| kernels.iter().any(|k| k.name == n);
             let name = if taken(&wanted) {
-                (1..).map(|n| format!("{wanted}_{n}")).find(|n| !taken(n)).expect("there are more numbers than kernels")
+                (1..)
+                    .map(|n| format!("{wanted}_{n}"))
+                    .find(|n| !taken(n))
+                    .expect("there are more numbers than kernels")
             } else {
                 wanted
             };
@@ -198,7 +212,9 @@ fn kernel_name(function: &str, value: &str) -> String {
 /// Whether both operands have every summed axis and there is one.
 fn is_matrix_product(f: &Function, inst: &Inst) -> bool {
     let summed = f.summed(&inst.args, f.ty(inst.result()));
-    inst.args.len() == 2 && !summed.is_empty() && summed.iter().all(|&a| inst.args.iter().all(|&x| f.ty(x).has(a)))
+    inst.args.len() == 2
+        && !summed.is_empty()
+        && summed.iter().all(|&a| inst.args.iter().all(|&x| f.ty(x).has(a)))
 }
 
 /// Whether the result is the operand's memory under other axes.
@@ -224,11 +240,24 @@ fn is_view(f: &Function, inst: &Inst) -> bool {
 /// Whether an operand is read at other places than the one where the result is made.
 fn moves(op: &Op, operand: usize) -> bool {
     match op {
-        Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Slice { .. } | Op::Concat { .. } => true,
+        Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Slice { .. } | Op::Concat { .. } => {
+            true
+        }
         Op::Rope { .. } | Op::Gather { .. } | Op::TopK { .. } => operand == 0,
-        Op::Const(_) | Op::Position { .. } | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast | Op::Contract
-        | Op::Reduce { .. } | Op::Broadcast { .. } | Op::Past { .. } | Op::Append { .. } | Op::Softmax { .. }
-        | Op::RmsNorm { .. } | Op::Call { .. } => false,
+        Op::Const(_)
+        | Op::Position { .. }
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Select
+        | Op::Cast
+        | Op::Contract
+        | Op::Reduce { .. }
+        | Op::Broadcast { .. }
+        | Op::Past { .. }
+        | Op::Append { .. }
+        | Op::Softmax { .. }
+        | Op::RmsNorm { .. }
+        | Op::Call { .. } => false,
     }
 }
 
@@ -311,18 +340,24 @@ impl<'a> Storage<'a> {
     }
 }
 
+/// What a launch computes, in canonical form and in the terms of the function that it comes from.
+struct Spec {
+    function: Function,
+    /// The values that the parameters stand for.
+    leaves: Vec<ValueId>,
+    /// The sizes that the symbols stand for.
+    sizes: Vec<Size>,
+    origins: Vec<Origin>,
+}
+
 /// The body of a kernel under construction: the expression of one value down to what is stored.
 struct Body<'a> {
     f: &'a Function,
     defs: &'a [Def<'a>],
     stored: &'a [bool],
-    function: Function,
+    spec: Spec,
     axes: BTreeMap<AxisId, AxisId>,
-    symbols: Vec<Size>,
     made: BTreeMap<ValueId, ValueId>,
-    leaves: Vec<ValueId>,
-    sizes: Vec<Size>,
-    origins: Vec<Origin>,
     appends: bool,
 }
 
@@ -332,13 +367,14 @@ impl<'a> Body<'a> {
             f,
             defs,
             stored,
-            function: Function::new(""),
+            spec: Spec {
+                function: Function::new(""),
+                leaves: Vec::new(),
+                sizes: Vec::new(),
+                origins: Vec::new(),
+            },
             axes: BTreeMap::new(),
-            symbols: Vec::new(),
             made: BTreeMap::new(),
-            leaves: Vec::new(),
-            sizes: Vec::new(),
-            origins: Vec::new(),
             appends: false,
         }
     }
@@ -358,7 +394,7 @@ impl<'a> Body<'a> {
             let args: Vec<_> = inst.args.iter().map(|a| self.made[a]).collect();
             let op = self.map_op(&inst.op);
             let ty = self.ty(self.f.ty(inst.result()));
-            let id = self.function.push(op, &args, &[("", ty)])[0];
+            let id = self.spec.function.push(op, &args, &[("", ty)])[0];
             self.made.insert(inst.result(), id);
         }
         self.made[&root]
@@ -374,7 +410,9 @@ impl<'a> Body<'a> {
         seen.insert(inst.result());
         while let Some((inst, n)) = stack.pop() {
             let Some(&a) = inst.args.get(n) else {
-                self.origins.extend(inst.origins.iter().filter(|o| !self.origins.contains(o)).cloned().collect::<Vec<_>>());
+                let new: Vec<_> =
+                    inst.origins.iter().filter(|o| !self.spec.origins.contains(o)).cloned().collect();
+                self.spec.origins.extend(new);
                 order.push(inst);
                 continue;
             };
@@ -395,9 +433,9 @@ impl<'a> Body<'a> {
             return id;
         }
         let ty = self.ty(self.f.ty(value));
-        let id = self.function.add_param(&format!("p{}", self.leaves.len()), ty);
+        let id = self.spec.function.add_param(&format!("p{}", self.spec.leaves.len()), ty);
         self.made.insert(value, id);
-        self.leaves.push(value);
+        self.spec.leaves.push(value);
         id
     }
 
@@ -412,17 +450,16 @@ impl<'a> Body<'a> {
         let size = match &self.f.axis(axis).size {
             Size::Fixed(n) => Size::Fixed(*n),
             symbol @ Size::Sym(_) => {
-                let n = self.symbols.iter().position(|s| s == symbol).unwrap_or_else(|| {
-                    self.symbols.push(symbol.clone());
-                    self.sizes.push(symbol.clone());
-                    self.symbols.len() - 1
+                let n = self.spec.sizes.iter().position(|s| s == symbol).unwrap_or_else(|| {
+                    self.spec.sizes.push(symbol.clone());
+                    self.spec.sizes.len() - 1
                 });
                 Size::Sym(format!("n{n}"))
             }
         };
         // Whose positions an axis counts matters where `append` states it; elsewhere it would keep equal kernels apart.
         let like = if self.appends { self.f.axis(axis).like.map(|t| self.axis(t)) } else { None };
-        let id = self.function.add_axis(&format!("a{}", self.function.axes.len()), size, like);
+        let id = self.spec.function.add_axis(&format!("a{}", self.spec.function.axes.len()), size, like);
         self.axes.insert(axis, id);
         id
     }
@@ -430,7 +467,13 @@ impl<'a> Body<'a> {
     fn map_op(&mut self, op: &Op) -> Op {
         let mut axis = |a: &AxisId| self.axis(*a);
         match op {
-            Op::Const(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast | Op::Contract | Op::Call { .. } => op.clone(),
+            Op::Const(_)
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Contract
+            | Op::Call { .. } => op.clone(),
             Op::Position { axis: a } => Op::Position { axis: axis(a) },
             Op::Reduce { by, axis: a } => Op::Reduce { by: *by, axis: axis(a) },
             Op::Rename { from, to } => Op::Rename { from: axis(from), to: axis(to) },
@@ -440,7 +483,9 @@ impl<'a> Body<'a> {
                 let axes = axes.iter().map(&mut axis).collect();
                 Op::Merge { axes, into: axis(into) }
             }
-            Op::Slice { axis: a, into, start } => Op::Slice { axis: axis(a), into: axis(into), start: *start },
+            Op::Slice { axis: a, into, start } => {
+                Op::Slice { axis: axis(a), into: axis(into), start: *start }
+            }
             Op::Concat { axes, into } => {
                 let axes = axes.iter().map(&mut axis).collect();
                 Op::Concat { axes, into: axis(into) }

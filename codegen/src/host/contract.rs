@@ -30,12 +30,18 @@ pub(super) fn run(
         let param = body.params.iter().position(|p| *p == inst.args[n]);
         match param.and_then(|p| inputs[p]) {
             Some(View::F(x)) => Ok(x),
-            _ => Err(DeviceError::Kernel { kernel: kernel.name.clone(), why: "a contraction needs floats".into() }),
+            _ => Err(DeviceError::Kernel {
+                kernel: kernel.name.clone(),
+                why: "a contraction needs floats".into(),
+            }),
         }
     };
     let (a, b) = (operand(0)?, operand(1)?);
     let Buffer::F32(y) = output else {
-        return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why: "the result must be memory of its own".into() });
+        return Err(DeviceError::Kernel {
+            kernel: kernel.name.clone(),
+            why: "the result must be memory of its own".into(),
+        });
     };
 
     let plan = ContractPlan::of(body);
@@ -48,7 +54,8 @@ pub(super) fn run(
         });
         merge(all)
     };
-    let (mut batch, mut m, mut n, mut k) = (loops(&plan.batch), loops(&plan.m), loops(&plan.n), loops(&plan.k));
+    let (mut batch, mut m, mut n, mut k) =
+        (loops(&plan.batch), loops(&plan.m), loops(&plan.n), loops(&plan.k));
     let one = |group: &mut Vec<Loop>| {
         let widest = (0..group.len()).max_by_key(|&i| group[i].0);
         widest.map_or((1, [0; 3]), |i| group.remove(i))

@@ -4,7 +4,7 @@
 //! points side by side. What remains of a value when the outer axes are fixed is its *row*: a dense
 //! vector in a lane of the thread. An instruction makes one row from others by walking strided loops.
 
-use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
+use latentc_ir::{AxisId, DType, Function, Inst, Op, ValueId};
 use rayon::prelude::*;
 
 use super::vector::{Fault, Lane, What};
@@ -27,12 +27,18 @@ pub(super) fn run(
     output: &mut Buffer,
     extents: &[usize],
 ) -> Result<(), DeviceError> {
+    if MapPlan::of(&kernel.body).domain.iter().any(|a| extents[a.0 as usize] == 0) {
+        return Ok(());
+    }
     let machine = Machine::compile(kernel, inputs, extents)?;
     let out = match output {
         Buffer::F32(v) => Out::F(Shared(v.as_mut_ptr())),
         Buffer::I32(v) => Out::I(Shared(v.as_mut_ptr())),
         Buffer::Shared(_) => {
-            return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why: "the output is read-only".into() });
+            return Err(DeviceError::Kernel {
+                kernel: kernel.name.clone(),
+                why: "the output is read-only".into(),
+            });
         }
     };
     let points: usize = machine.outer.iter().map(|a| extents[a.0 as usize]).product();
@@ -58,7 +64,6 @@ struct LaneType {
     float: bool,
     len: usize,
 }
-
 
 /// Where an operand's row begins: in a lane, or in an input at an offset that the outer point decides.
 struct Source {
@@ -102,11 +107,21 @@ struct Store {
 }
 
 impl<'a> Machine<'a> {
-    fn compile(kernel: &'a Kernel, inputs: &'a [Option<View<'a>>], extents: &'a [usize]) -> Result<Self, DeviceError> {
+    fn compile(
+        kernel: &'a Kernel,
+        inputs: &'a [Option<View<'a>>],
+        extents: &'a [usize],
+    ) -> Result<Self, DeviceError> {
         let body = &kernel.body;
         let outer = outer_axes(body, extents);
-        let mut m =
-            Compiler { body, extents, outer: &outer, lanes: Vec::new(), lane_of: vec![None; body.values.len()], work: 0 };
+        let mut m = Compiler {
+            body,
+            extents,
+            outer: &outer,
+            lanes: Vec::new(),
+            lane_of: vec![None; body.values.len()],
+            work: 0,
+        };
         let mut instrs = Vec::new();
         let (last, rest) = body.body.split_last().ok_or_else(|| fail(kernel, "the body is empty"))?;
         for inst in rest {
@@ -146,7 +161,9 @@ impl<'a> Machine<'a> {
             };
             lanes[instr.lane] = result;
             done.map_err(|e| match e {
-                Fault::Index(index, size) => DeviceError::Index { kernel: self.kernel.name.clone(), index, size },
+                Fault::Index(index, size) => {
+                    DeviceError::Index { kernel: self.kernel.name.clone(), index, size }
+                }
                 Fault::Kind => fail(self.kernel, "an operand is of another kind than its type says"),
             })?;
         }
@@ -171,7 +188,9 @@ impl<'a> Machine<'a> {
         match &s.positions {
             None => s.nest.each(|[to, from], n, steps| write(to, from, n, steps)),
             Some((source, rows, cache_step, extent)) => {
-                let View::I(pos) = view(source) else { return Err(fail(self.kernel, "positions are integers")) };
+                let View::I(pos) = view(source) else {
+                    return Err(fail(self.kernel, "positions are integers"));
+                };
                 let mut fault = None;
                 rows.each(|[p, from, to], n, steps| {
                     for i in 0..n {
@@ -180,12 +199,17 @@ impl<'a> Machine<'a> {
                             fault = Some(i64::from(position));
                             continue;
                         }
-                        let (from, to) = (from + i * steps[1], to + i * steps[2] + position as usize * cache_step);
+                        let (from, to) =
+                            (from + i * steps[1], to + i * steps[2] + position as usize * cache_step);
                         s.nest.each(|[t, f], n, steps| write(to + t, from + f, n, steps));
                     }
                 });
                 if let Some(index) = fault {
-                    return Err(DeviceError::Index { kernel: self.kernel.name.clone(), index, size: *extent });
+                    return Err(DeviceError::Index {
+                        kernel: self.kernel.name.clone(),
+                        index,
+                        size: *extent,
+                    });
                 }
             }
         }
@@ -224,11 +248,25 @@ fn outer_axes(body: &Function, extents: &[usize]) -> Vec<AxisId> {
         match &inst.op {
             Op::Rename { from, to } => [from, to].into_iter().for_each(pin),
             Op::Split { axis, into } => [axis].into_iter().chain(into).for_each(pin),
-            Op::Merge { axes, into } | Op::Concat { axes, into } => [into].into_iter().chain(axes).for_each(pin),
+            Op::Merge { axes, into } | Op::Concat { axes, into } => {
+                [into].into_iter().chain(axes).for_each(pin)
+            }
             Op::Slice { axis, into, .. } => [axis, into].into_iter().for_each(pin),
-            Op::Gather { axis } | Op::TopK { axis, .. } | Op::Rope { axis, .. } | Op::Reduce { axis, .. } => pin(axis),
-            Op::Const(_) | Op::Position { .. } | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast | Op::Contract
-            | Op::Broadcast { .. } | Op::Past { .. } | Op::Append { .. } | Op::Softmax { .. } | Op::RmsNorm { .. }
+            Op::Gather { axis } | Op::TopK { axis, .. } | Op::Rope { axis, .. } | Op::Reduce { axis, .. } => {
+                pin(axis)
+            }
+            Op::Const(_)
+            | Op::Position { .. }
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Contract
+            | Op::Broadcast { .. }
+            | Op::Past { .. }
+            | Op::Append { .. }
+            | Op::Softmax { .. }
+            | Op::RmsNorm { .. }
             | Op::Call { .. } => {}
         }
     }
@@ -279,7 +317,12 @@ impl Compiler<'_> {
                 (Source { place: Place::Lane(lane), outer: vec![0; self.outer.len()] }, row, steps)
             }
             None => {
-                let n = self.body.params.iter().position(|p| *p == v).expect("a value has a lane or is a parameter");
+                let n = self
+                    .body
+                    .params
+                    .iter()
+                    .position(|p| *p == v)
+                    .expect("a value has a lane or is a parameter");
                 let steps = strides(axes, self.extents);
                 let outer = self.outer.iter().map(|&a| step(a, axes, &steps)).collect();
                 (Source { place: Place::Input(n), outer }, axes.clone(), steps)
@@ -321,9 +364,19 @@ impl Compiler<'_> {
             Op::Unary(u) => What::Unary(*u, self.nest(&row, [result, tensor(0)])),
             Op::Binary(b) => What::Binary(*b, self.nest(&row, [result, tensor(0), tensor(1)])),
             Op::Select => What::Select(self.nest(&row, [result, tensor(0), tensor(1), tensor(2)])),
-            Op::Cast | Op::Broadcast { .. } => What::Copy { nest: self.nest(&row, [result, tensor(0)]), into: 0, from: 0 },
+            Op::Cast if self.body.ty(inst.result()).dtype == DType::Bool => {
+                What::Truth(self.nest(&row, [result, tensor(0)]))
+            }
+            Op::Cast | Op::Broadcast { .. } => {
+                What::Copy { nest: self.nest(&row, [result, tensor(0)]), into: 0, from: 0 }
+            }
             Op::Reduce { by, .. } => {
-                self.work += sources[0].1.iter().filter(|a| !self.outer.contains(a)).map(|&a| self.extent(a)).product::<usize>();
+                self.work += sources[0]
+                    .1
+                    .iter()
+                    .filter(|a| !self.outer.contains(a))
+                    .map(|&a| self.extent(a))
+                    .product::<usize>();
                 let operand = self.row(inst.args[0]);
                 What::Reduce(*by, self.nest(&operand, [result, tensor(0)]))
             }
@@ -389,7 +442,12 @@ impl Compiler<'_> {
                     pairs: *pairs,
                 }
             }
-            Op::Contract | Op::Past { .. } | Op::Append { .. } | Op::Softmax { .. } | Op::RmsNorm { .. } | Op::Call { .. } => {
+            Op::Contract
+            | Op::Past { .. }
+            | Op::Append { .. }
+            | Op::Softmax { .. }
+            | Op::RmsNorm { .. }
+            | Op::Call { .. } => {
                 return Err(format!("`{}` has no place in a map", inst.op.mnemonic()));
             }
         };

@@ -8,12 +8,11 @@ mod map;
 mod vector;
 mod walk;
 
-use std::fmt;
 use std::sync::Arc;
 
 use latentc_ir::DType;
 
-use crate::device::{Data, Device, DeviceError};
+use crate::device::{Data, Device, DeviceError, SharedF32};
 use crate::program::{Kernel, KernelKind};
 
 /// This machine's CPU.
@@ -29,12 +28,6 @@ pub enum Buffer {
     I32(Vec<i32>),
     /// Floats that lie elsewhere, such as in a mapped file.
     Shared(Arc<dyn SharedF32>),
-}
-
-/// Floats that someone else keeps in memory.
-pub trait SharedF32: fmt::Debug + Send + Sync {
-    /// The elements.
-    fn as_slice(&self) -> &[f32];
 }
 
 /// A buffer's elements.
@@ -71,7 +64,8 @@ impl Device for Host {
     }
 
     fn alloc(&mut self, dtype: DType, len: usize) -> Result<Buffer, DeviceError> {
-        let memory = |e: std::collections::TryReserveError| DeviceError::Memory { len, dtype, why: e.to_string() };
+        let memory =
+            |e: std::collections::TryReserveError| DeviceError::Memory { len, dtype, why: e.to_string() };
         if dtype.is_float() {
             let mut v = Vec::new();
             v.try_reserve_exact(len).map_err(memory)?;
@@ -89,8 +83,16 @@ impl Device for Host {
         match data {
             Data::F32(v) if dtype.is_float() => Ok(Buffer::F32(v)),
             Data::I32(v) if !dtype.is_float() => Ok(Buffer::I32(v)),
-            data => Err(DeviceError::Memory { len: data.len(), dtype, why: "the elements are of another kind".into() }),
+            data => Err(DeviceError::Memory {
+                len: data.len(),
+                dtype,
+                why: "the elements are of another kind".into(),
+            }),
         }
+    }
+
+    fn share(&mut self, data: Arc<dyn SharedF32>) -> Option<Buffer> {
+        Some(Buffer::Shared(data))
     }
 
     fn read(&mut self, buffer: &Buffer, len: usize) -> Result<Data, DeviceError> {
@@ -118,7 +120,12 @@ impl Device for Host {
 }
 
 /// Every buffer must hold what its type says: the loops below rely on it.
-fn check(kernel: &Kernel, inputs: &[Option<View<'_>>], output: &Buffer, extents: &[usize]) -> Result<(), DeviceError> {
+fn check(
+    kernel: &Kernel,
+    inputs: &[Option<View<'_>>],
+    output: &Buffer,
+    extents: &[usize],
+) -> Result<(), DeviceError> {
     let body = &kernel.body;
     let fail = |why: String| DeviceError::Kernel { kernel: kernel.name.clone(), why };
     if inputs.len() != body.params.len() {

@@ -35,16 +35,37 @@ pub(super) enum What {
     Unary(Unary, Nest<2>),
     Binary(Binary, Nest<3>),
     Select(Nest<4>),
+    /// Whether an element is anything but 0.
+    Truth(Nest<2>),
     /// Elements move between strided places, from one offset to another, and may change their kind.
-    Copy { nest: Nest<2>, into: usize, from: usize },
+    Copy {
+        nest: Nest<2>,
+        into: usize,
+        from: usize,
+    },
     /// The loops are the operand's; the result stands still along the axis that is folded.
     Reduce(Reduce, Nest<2>),
     /// For each index (result, index, data), all that is read there (result, data).
-    Gather { indices: Nest<3>, rest: Nest<2>, step: usize, size: usize },
+    Gather {
+        indices: Nest<3>,
+        rest: Nest<2>,
+        step: usize,
+        size: usize,
+    },
     /// For each row, along an axis of `n`: which of its elements are among the `k` largest.
-    TopK { rows: Nest<2>, n: usize, steps: [usize; 2], k: usize },
+    TopK {
+        rows: Nest<2>,
+        n: usize,
+        steps: [usize; 2],
+        k: usize,
+    },
     /// For each row (result, operand, position), along an axis of `n`.
-    Rope { rows: Nest<3>, n: usize, steps: [usize; 2], pairs: Pairs },
+    Rope {
+        rows: Nest<3>,
+        n: usize,
+        steps: [usize; 2],
+        pairs: Pairs,
+    },
 }
 
 /// Why a row could not be made.
@@ -87,8 +108,15 @@ impl What {
                         Unary::Neg => i32::wrapping_neg,
                         Unary::Abs => i32::wrapping_abs,
                         Unary::Not => |x| i32::from(x == 0),
-                        Unary::Exp | Unary::Log | Unary::Sqrt | Unary::Rsqrt | Unary::Sigmoid | Unary::Silu
-                        | Unary::Tanh | Unary::Sin | Unary::Cos => return Err(Fault::Kind),
+                        Unary::Exp
+                        | Unary::Log
+                        | Unary::Sqrt
+                        | Unary::Rsqrt
+                        | Unary::Sigmoid
+                        | Unary::Silu
+                        | Unary::Tanh
+                        | Unary::Sin
+                        | Unary::Cos => return Err(Fault::Kind),
                     };
                     map1(nest, y, x, f);
                 }
@@ -103,7 +131,13 @@ impl What {
                     Binary::Lt => map2(nest, y, a, c, |x, z| i32::from(x < z)),
                     Binary::Le => map2(nest, y, a, c, |x, z| i32::from(x <= z)),
                     Binary::Eq => map2(nest, y, a, c, |x, z| i32::from(x == z)),
-                    Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Max | Binary::Min | Binary::And
+                    Binary::Add
+                    | Binary::Sub
+                    | Binary::Mul
+                    | Binary::Div
+                    | Binary::Max
+                    | Binary::Min
+                    | Binary::And
                     | Binary::Or => return Err(Fault::Kind),
                 },
                 (Lane::I(y), View::I(a), View::I(c)) => integers(*b, nest, y, a, c),
@@ -113,6 +147,11 @@ impl What {
                 (Lane::F(y), View::I(c), View::F(a), View::F(b)) => select(nest, y, c, a, b),
                 (Lane::I(y), View::I(c), View::I(a), View::I(b)) => select(nest, y, c, a, b),
                 _ => return Err(Fault::Kind),
+            },
+            What::Truth(nest) => match (result, arg(0)) {
+                (Lane::I(y), View::F(x)) => map1(nest, y, x, |x| i32::from(x != 0.0)),
+                (Lane::I(y), View::I(x)) => map1(nest, y, x, |x| i32::from(x != 0)),
+                (Lane::F(_), _) => return Err(Fault::Kind),
             },
             What::Copy { nest, into, from } => match (result, arg(0)) {
                 (Lane::F(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
@@ -137,7 +176,8 @@ impl What {
                 top_k(rows, *n, *steps, *k, y, x);
             }
             What::Rope { rows, n, steps, pairs } => {
-                let (Lane::F(y), View::F(x), View::I(pos), View::F(freq)) = (result, arg(0), arg(1), arg(2)) else {
+                let (Lane::F(y), View::F(x), View::I(pos), View::F(freq)) = (result, arg(0), arg(1), arg(2))
+                else {
                     return Err(Fault::Kind);
                 };
                 rope(rows, *n, *steps, *pairs, y, x, pos, freq);
@@ -317,9 +357,12 @@ fn top_k(rows: &Nest<2>, n: usize, steps: [usize; 2], k: usize, y: &mut [i32], x
             let (to, from) = (to + r * s[0], from + r * s[1]);
             order.clear();
             order.extend(0..n);
-            // Larger first, of equals the first.
-            let value = |e: usize| x[from + e * steps[1]] + 0.0; // which makes -0 equal to 0
-            order.sort_unstable_by(|&a, &b| value(b).total_cmp(&value(a)).then(a.cmp(&b)));
+            // Larger first, of equals the first, NaN last. Adding 0 makes -0 and 0 equal.
+            let value = |e: usize| x[from + e * steps[1]] + 0.0;
+            order.sort_unstable_by(|&a, &b| {
+                let (x, y) = (value(a), value(b));
+                x.is_nan().cmp(&y.is_nan()).then(y.total_cmp(&x)).then(a.cmp(&b))
+            });
             for (rank, &e) in order.iter().enumerate() {
                 y[to + e * steps[0]] = i32::from(rank < k);
             }

@@ -85,8 +85,7 @@ mod tests {
         let nest = Nest::new([(2, [12, 1]), (3, [4, 2]), (4, [1, 6])]);
         let mut seen = vec![];
         nest.each(|at, n, steps| seen.extend((0..n).map(|i| [at[0] + i * steps[0], at[1] + i * steps[1]])));
-        let want: Vec<_> =
-            (0..24).map(|i| [i, i / 12 + i / 4 % 3 * 2 + i % 4 * 6]).collect();
+        let want: Vec<_> = (0..24).map(|i| [i, i / 12 + i / 4 % 3 * 2 + i % 4 * 6]).collect();
         assert_eq!(seen, want);
         assert_eq!(Nest::new([(2, [12]), (3, [4]), (4, [1])]).dims, vec![(24, [1])]);
     }

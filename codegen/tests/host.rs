@@ -1,0 +1,133 @@
+//! Every kernel that random graphs are scheduled into, on the host and in the interpreter.
+//!
+//! A kernel's body is a function of the IR, so the interpreter runs the very same text in f64. Inputs are quarters of small
+//! integers: sums and products of a few are exact in f32, so comparisons and selections fall out alike on both sides and
+//! what differs is rounding alone.
+
+use std::collections::BTreeMap;
+
+use latentc_codegen::device::{Data, Device};
+use latentc_codegen::host::Host;
+use latentc_codegen::program::Kernel;
+use latentc_codegen::schedule::schedule;
+use latentc_ir::interp::{Caches, Interpreter, Precision};
+use latentc_ir::tensor::{SplitMix, Tensor};
+use latentc_ir::verify::Stage;
+use latentc_ir::{Function, Module, Op, Size, Weight};
+use proptest::prelude::*;
+
+/// f32 keeps 24 bits; a body of random ops may lose a few of them to cancellation before it is done.
+const RELATIVE: f64 = 2e-4;
+
+fn random_input(kernel: &Kernel, param: usize, extents: &[usize], rng: &mut SplitMix) -> Tensor {
+    let ty = kernel.body.ty(kernel.body.params[param]);
+    let shape: Vec<_> = ty.axes.iter().map(|a| extents[a.0 as usize]).collect();
+    let len: usize = shape.iter().product();
+    let data = (0..len)
+        .map(|_| match ty.dtype {
+            latentc_ir::DType::Bool => (rng.next_u64() % 2) as f64,
+            latentc_ir::DType::I32 => (rng.next_u64() % 5) as f64 - 1.0,
+            _ => (rng.next_u64() % 33) as f64 / 4.0 - 4.0,
+        })
+        .collect();
+    Tensor { dtype: ty.dtype, shape, data }
+}
+
+fn to_data(t: &Tensor) -> Data {
+    if t.dtype.is_float() {
+        Data::F32(t.data.iter().map(|&x| x as f32).collect())
+    } else {
+        Data::I32(t.data.iter().map(|&x| x as i32).collect())
+    }
+}
+
+fn check(kernel: &Kernel, seed: u64) -> Result<(), TestCaseError> {
+    let mut rng = SplitMix(seed);
+    let symbols: Vec<String> = kernel.size_symbols().into_iter().map(str::to_owned).collect();
+    let sizes: Vec<usize> = symbols.iter().map(|_| (rng.next_u64() % 5) as usize).collect();
+    let extents = kernel.extents(&sizes);
+    let args: Vec<_> =
+        (0..kernel.body.params.len()).map(|p| random_input(kernel, p, &extents, &mut rng)).collect();
+
+    // An appending kernel gets its cache as the output; the interpreter wants a cache, so the body is taken as it stands
+    // with the first parameter turned into one.
+    let mut f: Function = kernel.body.clone();
+    let appends = f.body.last().is_some_and(|i| matches!(i.op, Op::Append { .. }));
+    let mut caches = Caches::new();
+    if appends {
+        let cache = f.params.remove(0);
+        f.caches.push(cache);
+        caches.insert(f.value(cache).name.clone(), args[0].clone());
+    }
+    let module = Module { name: "k".into(), entry: f.name.clone(), functions: vec![f] };
+    let mut interp = Interpreter::new(&module, Precision::Exact);
+    for (s, n) in symbols.iter().zip(&sizes) {
+        interp = interp.with_size(s, *n);
+    }
+    let mut none = |_: &str, _: &Function, _: &Weight| -> Result<Tensor, String> { Err("no weights".into()) };
+    let want = interp.run(&args[usize::from(appends)..], &mut none, &mut caches);
+
+    let mut host = Host;
+    let mut buffers: Vec<_> =
+        args.iter().map(|a| Some(host.upload(a.dtype, to_data(a)).expect("memory"))).collect();
+    let out = kernel.output();
+    let len: usize = out.axes.iter().map(|a| extents[a.0 as usize]).product();
+    let mut output = match appends {
+        true => buffers[0].take().expect("just made"),
+        false => host.alloc(out.dtype, len).expect("memory"),
+    };
+    let inputs: Vec<_> = buffers.iter().map(Option::as_ref).collect();
+    let done = host.launch(kernel, &inputs, &mut output, &sizes);
+    let text = format!("sizes {:?}\n{}", symbols.iter().zip(&sizes).collect::<BTreeMap<_, _>>(), kernel.body);
+    let (want, ()) = match (want, done) {
+        (Err(_), Err(_)) => return Ok(()),
+        (Ok(want), Ok(())) => (want, ()),
+        (want, done) => {
+            return Err(TestCaseError::fail(format!("interpreter {:?}, host {done:?}\n{text}", want.err())));
+        }
+    };
+    let got: Vec<f64> = match host.read(&output, len).expect("read") {
+        Data::F32(v) => v.into_iter().map(f64::from).collect(),
+        Data::I32(v) => v.into_iter().map(f64::from).collect(),
+    };
+    let got = Tensor { dtype: out.dtype, shape: want[0].shape.clone(), data: got };
+    // What f32 cannot hold, it makes infinite.
+    let want =
+        Tensor { data: want[0].data.iter().map(|&x| f64::from(x as f32)).collect(), ..want[0].clone() };
+    let scale = want.data.iter().filter(|x| x.is_finite()).fold(1.0f64, |m, x| m.max(x.abs()));
+    got.close_to(&want, RELATIVE * scale, RELATIVE).map_err(|e| TestCaseError::fail(format!("{e:?}\n{text}")))
+}
+
+fn prepare(module: &Module) -> Module {
+    let stages = latentc_passes::pipeline();
+    let mut m = module.clone();
+    for pass in stages.iter().filter(|p| p.name != "derive") {
+        m = pass.apply(&m, latentc_passes::Graph::Decode).expect("these passes always apply");
+    }
+    m
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn host_kernels_compute_what_their_bodies_say(
+        module in latentc_ir::testing::arb_module(Stage::Derived),
+        seed: u64,
+    ) {
+        let program = schedule(&prepare(&module)).expect("every op has a kernel");
+        for kernel in &program.kernels {
+            check(kernel, seed)?;
+        }
+    }
+}
+
+#[test]
+fn sizes_are_in_the_order_of_the_symbols() {
+    let mut f = Function::new("k");
+    let a = f.add_axis("a0", Size::Sym("n0".into()), None);
+    let b = f.add_axis("a1", Size::Fixed(3), None);
+    let x = f.add_param("p0", latentc_ir::Type::new(latentc_ir::DType::F32, vec![a, b]));
+    f.results = vec![x];
+    let kernel = Kernel { name: "k".into(), kind: latentc_codegen::program::KernelKind::Map, body: f };
+    assert_eq!(kernel.extents(&[7]), [7, 3]);
+}

@@ -1,0 +1,45 @@
+//! From a definition to a program that a device can run.
+
+use latentc_codegen::program::Program;
+use latentc_codegen::schedule::{ScheduleError, schedule};
+use latentc_ir::Module;
+use latentc_passes::{Graph, PassError};
+
+/// A graph after every pass, and its schedule.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// Which graph it is.
+    pub graph: Graph,
+    /// The module after each pass, by the pass's name; the definition is the first.
+    pub stages: Vec<(&'static str, Module)>,
+    /// The launches.
+    pub program: Program,
+}
+
+/// Why a definition did not compile: a fault of the compiler, or of a module that was not verified.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// A pass gave up.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// An op has no kernel.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+}
+
+/// Compiles one graph of a definition.
+///
+/// # Errors
+/// See [`CompileError`].
+pub fn compile(definition: &Module, graph: Graph) -> Result<Compiled, CompileError> {
+    let stages = latentc_passes::run(definition, graph)?;
+    let program = schedule(&stages[stages.len() - 1].1)?;
+    Ok(Compiled { graph, stages, program })
+}
+
+impl Compiled {
+    /// The module after the last pass.
+    pub fn module(&self) -> &Module {
+        &self.stages[self.stages.len() - 1].1
+    }
+}

@@ -1,0 +1,136 @@
+//! Weights from a checkpoint into the memory of a device.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use latentc_codegen::device::{Data, Device, DeviceError, SharedF32};
+use latentc_ir::interp::scoped;
+use latentc_ir::{Function, Module, Weight};
+
+use crate::checkpoint::{Checkpoint, CheckpointError, DType, ReadError};
+
+/// Tensors of old checkpoints that hold no parameters and may be ignored.
+const BUFFERS: [&str; 1] = [".rotary_emb.inv_freq"];
+
+/// Why the weights of a model were not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The files are not right.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The files are right, but belong to another model. Every difference is listed.
+    #[error("{}: the weights do not fit the configuration:\n{}", path.display(), problems.join("\n"))]
+    Mismatch {
+        /// The folder.
+        path: PathBuf,
+        /// One line for each tensor that is missing, too many or of another shape.
+        problems: Vec<String>,
+    },
+    /// A tensor could not be read as floats.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The device has no room, or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The program asks for something impossible of a checkpoint: a fault of the model's definition.
+    #[error("the definition's weights make no sense: {0}")]
+    Layout(String),
+}
+
+/// Compares a checkpoint with what a program reads of it.
+///
+/// # Errors
+/// [`LoadError::Mismatch`] with all missing, superfluous and misshapen tensors, and those that hold no floats.
+pub fn check(module: &Module, checkpoint: &Checkpoint) -> Result<(), LoadError> {
+    let inventory = module.inventory().map_err(LoadError::Layout)?;
+    let mut problems = Vec::new();
+    let mut wanted = BTreeMap::new();
+    for tensor in &inventory.tensors {
+        wanted.insert(tensor.name.as_str(), ());
+        match checkpoint.tensor(&tensor.name) {
+            None => problems.push(format!("  missing: `{}` {:?}", tensor.name, tensor.shape)),
+            Some(view) => {
+                if !view.shape.iter().map(|&n| n as u64).eq(tensor.shape.iter().copied()) {
+                    let (have, want) = (view.shape, &tensor.shape);
+                    problems.push(format!("  misshapen: `{}` is {have:?}, the configuration wants {want:?}", tensor.name));
+                }
+                if !matches!(view.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
+                    problems.push(format!("  wrong dtype: `{}` is {}, a weight must be a float", tensor.name, view.dtype));
+                }
+            }
+        }
+    }
+    for name in checkpoint.names() {
+        if !wanted.contains_key(name) && !BUFFERS.iter().any(|b| name.ends_with(b)) {
+            problems.push(format!("  superfluous: `{name}` is read by nothing in this configuration"));
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(LoadError::Mismatch { path: checkpoint.path().to_owned(), problems })
+}
+
+/// Brings a weight of a function called under `scope` into a device's memory. A weight that lies in the file just as the program
+/// wants it is used where it is, if the device can.
+///
+/// # Errors
+/// If a tensor is missing or cannot be read, or the device has no room; [`check`] first.
+pub fn load<D: Device>(
+    device: &mut D,
+    checkpoint: &Arc<Checkpoint>,
+    scope: &str,
+    function: &Function,
+    weight: &Weight,
+) -> Result<D::Buffer, LoadError> {
+    let ty = function.ty(weight.value);
+    let layout = weight.stored.layout(function, ty).map_err(LoadError::Layout)?;
+    if layout.is_identity()
+        && let Some(shared) = Mapped::new(checkpoint, &scoped(scope, &layout.pieces[0].tensor))
+        && let Some(buffer) = device.share(Arc::new(shared))
+    {
+        return Ok(buffer);
+    }
+    let mut data = vec![0.0f32; layout.elements as usize];
+    for piece in &layout.pieces {
+        let view = checkpoint.require(&scoped(scope, &piece.tensor))?;
+        if layout.is_identity() {
+            view.read_f32(0, &mut data)?;
+            continue;
+        }
+        let stored = view.to_f32()?;
+        layout.load(piece, 1, &stored, &mut data).map_err(LoadError::Layout)?;
+    }
+    Ok(device.upload(ty.dtype, Data::F32(data))?)
+}
+
+/// A tensor of f32 that stays in its mapped file.
+struct Mapped {
+    checkpoint: Arc<Checkpoint>,
+    name: String,
+}
+
+impl Mapped {
+    /// `None` if the tensor is not there, not f32, or does not lie at a multiple of four bytes.
+    fn new(checkpoint: &Arc<Checkpoint>, name: &str) -> Option<Mapped> {
+        let view = checkpoint.tensor(name)?;
+        let usable = view.dtype == DType::F32 && bytemuck::try_cast_slice::<u8, f32>(view.bytes).is_ok();
+        (usable && cfg!(target_endian = "little"))
+            .then(|| Mapped { checkpoint: Arc::clone(checkpoint), name: name.to_owned() })
+    }
+}
+
+impl SharedF32 for Mapped {
+    fn as_slice(&self) -> &[f32] {
+        let view = self.checkpoint.tensor(&self.name);
+        view.and_then(|v| bytemuck::try_cast_slice(v.bytes).ok()).unwrap_or(&[])
+    }
+}
+
+impl fmt::Debug for Mapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mapped({})", self.name)
+    }
+}
