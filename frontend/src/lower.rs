@@ -11,7 +11,7 @@ use latentc_ir::{AxisId, Binary, DType, Op, Origin, Real, Reduce, Type, Unary, V
 use crate::error::Diagnostic;
 use crate::expr::{Equation, Expr, Index, Spot, Target};
 use crate::stdlib;
-use crate::trace::{Binding, Frame};
+use crate::trace::Frame;
 
 /// Why there is no value.
 #[derive(Debug)]
@@ -114,17 +114,6 @@ impl<'a> Lower<'a> {
                 Index::Value(_) => continue,
             });
         }
-        if let Some(Binding::Value { axes, at, .. }) = self.frame.names.get(&name.text)
-            && *axes != written
-        {
-            let message = format!(
-                "`{}` is defined again with other axes: {}",
-                name.text,
-                self.frame.shown(&name.text, &written)
-            );
-            let before = format!("defined as {}", self.frame.shown(&name.text, axes));
-            return Err(Diagnostic::new(name.at, message).related(*at, before).into());
-        }
         let value = self.name(value, &eq.target, &written)?;
         Ok((value, written))
     }
@@ -144,10 +133,10 @@ impl<'a> Lower<'a> {
         let made = self.frame.f.body[self.start..].iter().find(|i| i.results[..] == [value]);
         let Some(inst) = made else {
             // The right side is another value as it is.
-            return Ok(if have == ty { value } else { self.push(Op::Cast, &[value], ty, "") });
+            return Ok(if have == ty { value } else { self.push(Op::Cast, &[value], ty, &target.name.text) });
         };
         if have.dtype != dtype && !rounds(&inst.op) {
-            return Ok(self.push(Op::Cast, &[value], ty, ""));
+            return Ok(self.push(Op::Cast, &[value], ty, &target.name.text));
         }
         let name = self.unique(&target.name.text);
         self.frame.memo.retain(|m| m.3 != value);
@@ -246,7 +235,9 @@ impl<'a> Lower<'a> {
         for &a in summed.iter().filter(|a| !bound.contains(a)) {
             if let Some(at) = self.has_own_sum(e, a)? {
                 let axis = &self.frame.f.axis(a).name;
-                let message = format!("the sum over `{axis}` has two readings: in this product, or in the one around it");
+                let message = format!(
+                    "the sum over `{axis}` has two readings: in this product, or in the one around it"
+                );
                 let note = "give this product an equation of its own, or the other an axis of its own";
                 return Err(Diagnostic::new(at, message).note(note).into());
             }
@@ -335,7 +326,8 @@ impl<'a> Lower<'a> {
             Expr::Infix { op: Binary::Mul | Binary::Div, left, right, .. } => {
                 for side in [left, right] {
                     // A product to the left may continue the one around it; to the right it stands in parentheses.
-                    let grouped = matches!(**side, Expr::Infix { op: Binary::Mul, .. }) && std::ptr::eq(side, right);
+                    let grouped =
+                        matches!(**side, Expr::Infix { op: Binary::Mul, .. }) && std::ptr::eq(side, right);
                     let found = if grouped { self.shared_in(side, a)? } else { self.has_own_sum(side, a)? };
                     if found.is_some() {
                         return Ok(found);
@@ -347,7 +339,10 @@ impl<'a> Lower<'a> {
             Expr::Apply { function, along, args, .. } => {
                 let works_along = stdlib::along(self.frame, function, along)?.iter().any(|(x, _)| *x == a);
                 for arg in args {
-                    if !works_along && uses(arg)? && let Some(at) = self.shared_in(arg, a)? {
+                    if !works_along
+                        && uses(arg)?
+                        && let Some(at) = self.shared_in(arg, a)?
+                    {
                         return Ok(Some(at));
                     }
                 }
@@ -498,14 +493,13 @@ impl<'a> Lower<'a> {
         if axes.is_none() {
             ty.axes = self.ordered(&ty.axes);
         }
-        Ok(self.push(op, args, ty, ""))
+        let name = format!("{}.{}", self.base, op.mnemonic());
+        Ok(self.push(op, args, ty, &name))
     }
 
-    /// An instruction of that type. `hint` follows the name on the left; without it, the op does.
-    pub(crate) fn push(&mut self, op: Op, args: &[ValueId], ty: Type, hint: &str) -> ValueId {
-        let hint = if hint.is_empty() { op.mnemonic() } else { hint };
-        let name = format!("{}.{hint}", self.base);
-        let value = self.frame.f.push(op, args, &[(&name, ty)])[0];
+    /// An instruction of that type.
+    fn push(&mut self, op: Op, args: &[ValueId], ty: Type, name: &str) -> ValueId {
+        let value = self.frame.f.push(op, args, &[(name, ty)])[0];
         if let Some(inst) = self.frame.f.body.last_mut() {
             inst.origins.push(self.origin.clone());
         }
@@ -517,11 +511,7 @@ impl<'a> Lower<'a> {
         if let Some(known) = self.frame.memo.iter().find(|m| m.0 == op && m.1 == args && m.2 == ty) {
             return known.3;
         }
-        let name = self.unique(name);
-        let value = self.frame.f.push(op.clone(), args, &[(&name, ty.clone())])[0];
-        if let Some(inst) = self.frame.f.body.last_mut() {
-            inst.origins.push(self.origin.clone());
-        }
+        let value = self.push(op.clone(), args, ty.clone(), name);
         self.frame.memo.push((op, args.to_vec(), ty, value));
         value
     }

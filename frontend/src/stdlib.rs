@@ -100,7 +100,7 @@ pub(crate) fn apply(l: &mut Lower<'_>, u: &Use<'_>, kept: &[AxisId]) -> Lowered<
             let folded = whole(l, u)?;
             present(l, u, x, &folded)?;
             let inner: Vec<_> = kept.iter().copied().filter(|a| !folded.contains(a)).collect();
-            l.product(x, &inner, &folded)
+            sum(l, u, x, &inner, &folded)
         }
         ("max", [Along::Axis(_)], [], [x]) => {
             let (x, axis) = operand(l, u, x, kept)?;
@@ -225,6 +225,21 @@ fn position(l: &mut Lower<'_>, axis: AxisId) -> ValueId {
     let mut axes = if row.like.is_some() { Vec::new() } else { l.frame.each.clone() };
     axes.push(axis);
     l.once(Op::Position { axis }, &[], Type::new(DType::I32, axes), &name)
+}
+
+/// `sum[b,t](x)`: of a product one contraction, of all else a reduction.
+fn sum(l: &mut Lower<'_>, u: &Use<'_>, x: &Expr, kept: &[AxisId], folded: &[AxisId]) -> Lowered<ValueId> {
+    if let Expr::Infix { op: Binary::Div, right, .. } = x
+        && l.free(right)?.iter().any(|a| folded.contains(a))
+    {
+        let inner: Vec<_> = kept.iter().chain(folded).copied().collect();
+        let mut y = l.value(x, &inner)?;
+        for &axis in folded {
+            y = l.emit(u.function.at, Op::Reduce { by: Reduce::Sum, axis }, &[y])?;
+        }
+        return Ok(y);
+    }
+    l.product(x, kept, folded)
 }
 
 /// `softmax[s <= t](x)`: what lies ahead counts as -inf.

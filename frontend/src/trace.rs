@@ -255,7 +255,7 @@ impl Tracer {
 
     /// Names a value, or the place where there would be one.
     fn bind(&mut self, name: &Name, value: Lowered<(ValueId, Vec<AxisId>)>) {
-        let binding = match value {
+        let binding = match value.and_then(|(id, axes)| self.frame().again(name, id, axes)) {
             Ok((id, axes)) => Binding::Value { id, axes, at: name.at },
             Err(stop) => {
                 self.report(stop);
@@ -342,6 +342,19 @@ impl Frame {
             let note = format!("`axes` declares {}", known.join(", "));
             if known.is_empty() { error.into() } else { error.note(note).into() }
         })
+    }
+
+    /// Lets a name be defined again with the same axes, as in a loop over layers.
+    fn again(&self, name: &Name, id: ValueId, axes: Vec<AxisId>) -> Lowered<(ValueId, Vec<AxisId>)> {
+        match self.names.get(&name.text) {
+            Some(Binding::Value { axes: before, at, .. }) if *before != axes => {
+                let shown = self.shown(&name.text, &axes);
+                let message = format!("`{}` is defined again with other axes: {shown}", name.text);
+                let before = format!("defined as {}", self.shown(&name.text, before));
+                Err(Diagnostic::new(name.at, message).related(*at, before).into())
+            }
+            _ => Ok((id, axes)),
+        }
     }
 
     /// `name` (size), for messages.
@@ -495,7 +508,7 @@ impl Frame {
             ("results", callee.results.len(), call.targets.len()),
         ] {
             if want != given {
-                let message = format!("`{}` has {want} {what}, {given} stand here", shown.text);
+                let message = format!("`{}` {what} {want}, here there are {given}", shown.text);
                 return Err(Diagnostic::new(at, message).related(shown.at, "declared here").into());
             }
         }

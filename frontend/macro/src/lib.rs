@@ -6,6 +6,8 @@
 
 mod emit;
 mod parse;
+#[cfg(test)]
+mod tests;
 
 /// Model functions, written as equations. See the documentation of `latentc-frontend` for the language.
 #[proc_macro]
