@@ -7,8 +7,8 @@ use latentc_ir::{AxisId, Op, Size, Type, ValueId};
 
 use crate::error::Diagnostic;
 use crate::expr::{Index, Name, Spot};
+use crate::frame::Binding;
 use crate::lower::{Lower, Lowered, Stop};
-use crate::trace::Binding;
 
 impl Lower<'_> {
     /// `name[indices]`
@@ -115,7 +115,11 @@ impl Lower<'_> {
     fn split(&mut self, x: ValueId, name: &Name, axis: AxisId, parts: &[Name], at: Spot) -> Lowered<ValueId> {
         let into = parts.iter().map(|p| self.frame.axis(p)).collect::<Lowered<Vec<_>>>()?;
         self.product_of(&into, axis, at, &name.text)?;
-        self.emit(at, Op::Split { axis, into }, &[x])
+        let ty = self.frame.f.ty(x).clone();
+        let axes = ty.axes.iter().flat_map(|&a| if a == axis { into.clone() } else { vec![a] });
+        let ty = Type::new(ty.dtype, axes.collect::<Vec<_>>());
+        let called = format!("{}.split", self.frame.f.value(x).name);
+        Ok(self.once(Op::Split { axis, into }, &[x], ty, &called))
     }
 
     /// Several axes of a value as one, which is made if the author did not name it.

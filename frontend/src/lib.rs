@@ -43,9 +43,11 @@
 
 mod error;
 pub mod expr;
+mod frame;
 mod index;
 mod lower;
 pub mod stdlib;
+mod sum;
 mod trace;
 
 pub use error::{Diagnostic, SpecError};

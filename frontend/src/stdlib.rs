@@ -17,8 +17,8 @@ use latentc_ir::{AxisId, Binary, DType, Op, Pairs, Real, Reduce, Size, Type, Una
 
 use crate::error::Diagnostic;
 use crate::expr::{Along, Expr, Name, Param};
+use crate::frame::Frame;
 use crate::lower::{Lower, Lowered};
-use crate::trace::Frame;
 
 /// A use of a function.
 pub(crate) struct Use<'e> {

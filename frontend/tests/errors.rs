@@ -197,8 +197,10 @@ mod specs {
         }
     }
 
+    type Body = Box<dyn FnOnce(&mut Tracer)>;
+
     /// A function that calls itself; only a builder can write it, `spec!` would not compile.
-    pub(super) fn endless() -> SpecFn<Box<dyn FnOnce(&mut Tracer)>> {
+    pub(super) fn endless() -> SpecFn<Body> {
         use latentc_frontend::expr::{AxisDecl, Call, Extent, Name, target, val};
         let body = |t: &mut Tracer| {
             t.axis(AxisDecl { name: Name::here("t"), extent: Extent::Runtime, each: false });

@@ -4,7 +4,8 @@ use proc_macro2::{Span, TokenStream};
 use quote::{format_ident, quote};
 use syn::Ident;
 
-use crate::parse::{Along, Axis, Block, Expr, Index, SpecFn, Stmt, Target, Weight};
+use crate::parse::{Axis, Block, SpecFn, Stmt, Target, Weight};
+use crate::parse_expr::{Along, Expr, Index};
 
 /// The items of a whole block.
 pub(crate) fn block(block: &Block) -> TokenStream {

@@ -6,6 +6,7 @@
 
 mod emit;
 mod parse;
+mod parse_expr;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,8 @@
 //! What the macro says of text that is no equation block, and that it finds its way about one that is.
 
 use crate::emit;
-use crate::parse::{Block, Expr, Stmt};
+use crate::parse::{Block, Stmt};
+use crate::parse_expr::Expr;
 
 /// The statements of a function with this body.
 fn parse(body: &str) -> Result<Vec<Stmt>, String> {
@@ -88,7 +89,7 @@ fn precedence() {
 #[test]
 fn errors() {
     for (body, want) in [
-        ("y[t] = x[t]", "1:12: expected `;` after an equation"),
+        ("y[t] = x[t]", "2:1: unexpected end of input, expected `;` after an equation"),
         ("y[t] x[t];", "1:6: expected `=` after what the equation defines"),
         ("y[t] = ;", "1:8: expected a value such as `x[t,d]`, a number, `{rust}` or `f[d](…)`"),
         ("y[t] = x[t] *;", "1:14: expected a value such as `x[t,d]`, a number, `{rust}` or `f[d](…)`"),
