@@ -22,12 +22,11 @@ spec! {
             W_O[d,g,h,k] = "o_proj.weight"[d, g * h * k];
         }
         let freqs = cfg.rope.inv_freq(cfg.head_dim);
-        let turn = cfg.rope.cos_sin_scale();
 
-        Q[t,g,h,k]     = {turn} * rope_halves[k at t; &freqs](W_Q[g,h,k,d] * x[t,d]);
-        cache K[t,g,k] = {turn} * rope_halves[k at t; &freqs](W_K[g,k,d] * x[t,d]);
+        Q[t,g,h,k]     = rope_halves[k at t; &freqs](W_Q[g,h,k,d] * x[t,d]);
+        cache K[t,g,k] = rope_halves[k at t; &freqs](W_K[g,k,d] * x[t,d]);
         cache V[t,g,k] = W_V[g,k,d] * x[t,d];
-        P[t,g,h,s]     = softmax[s <= t](Q[t,g,h,k] * K[s,g,k] * {cfg.rope.attention_scale_factor()} / sqrt(k));
+        P[t,g,h,s]     = softmax[s <= t](Q[t,g,h,k] * K[s,g,k] / sqrt(k));
         o[t,g,h,k]     = P[t,g,h,s] * V[s,g,k];
         u[t,d]         = W_O[d,g,h,k] * o[t,g,h,k];
     }
