@@ -329,6 +329,18 @@ fn a_file_that_is_no_configuration_says_so() {
     assert!(ModelConfig::from_path(folder.path().join("config.json")).is_ok());
 }
 
+/// The reference cases count their own weights, in another language.
+#[test]
+fn weights_are_counted_as_they_are_stored() {
+    let cases = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cases");
+    for case in ["tiny", "tiny-llama"] {
+        let text = std::fs::read_to_string(cases.join(case).join("meta.json")).unwrap();
+        let meta: Value = serde_json::from_str(&text).unwrap();
+        let config = ModelConfig::from_path(cases.join(case)).unwrap();
+        assert_eq!(meta["parameters"], json!(config.parameter_count() as u64), "{case}");
+    }
+}
+
 fn any_value() -> impl Strategy<Value = Option<Value>> {
     prop_oneof![
         Just(None),

@@ -333,6 +333,20 @@ fn a_header_that_lies_is_refused() {
     }
 }
 
+/// What another library wrote.
+#[test]
+fn a_reference_case_is_read() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cases/tiny");
+    let weights = Checkpoint::open(&case).unwrap();
+    let embedding = weights.require("model.embed_tokens.weight").unwrap();
+    assert_eq!(embedding.shape, [199, 45]);
+    let expect = TensorFile::open(case.join("expect.safetensors")).unwrap();
+    let token = expect.require("input_ids").unwrap().to_i64().unwrap()[0] as usize;
+    let row = embedding.slice_f32(token * 45..(token + 1) * 45).unwrap();
+    assert_eq!(expect.require("embed_out").unwrap().slice_f32(0..45).unwrap(), row);
+    assert_eq!(expect.require("seq_lens").unwrap().to_i64().unwrap(), [37, 12, 25]);
+}
+
 /// The bytes of a good file, made once: to be on disk takes long.
 fn whole_file() -> Vec<u8> {
     static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
