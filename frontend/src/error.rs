@@ -124,9 +124,10 @@ fn locate(file: &str) -> Option<PathBuf> {
 
 /// The bytes of the word at a place.
 fn span(text: &str, at: Spot) -> Option<std::ops::Range<usize>> {
-    let line_start: usize = text.split_inclusive('\n').take(at.line as usize - 1).map(str::len).sum();
+    let line_start: usize =
+        text.split_inclusive('\n').take((at.line as usize).checked_sub(1)?).map(str::len).sum();
     let line = text.get(line_start..)?.lines().next()?;
-    let (start, _) = line.char_indices().nth(at.col as usize - 1)?;
+    let (start, _) = line.char_indices().nth((at.col as usize).checked_sub(1)?)?;
     let word = line[start..].chars().take_while(|c| c.is_alphanumeric() || *c == '_');
     let len = word.map(char::len_utf8).sum::<usize>().max(1);
     Some(line_start + start..line_start + start + len)

@@ -159,9 +159,11 @@ impl Frame {
                 let ids = parts.iter().map(|p| self.axis(p)).collect::<Lowered<Vec<_>>>()?;
                 let mut mine = ids.iter().zip(parts).filter(|(a, _)| axes.contains(a));
                 let Some((&a, _)) = mine.next() else {
-                    let parts: Vec<_> = parts.iter().map(|p| format!("`{}`", p.text)).collect();
-                    let message = format!("`{}` has no axis {}", name.text, parts.join(" or "));
-                    return Err(Diagnostic::new(dim[0][0].at, message).into());
+                    let shown: Vec<_> = parts.iter().map(|p| format!("`{}`", p.text)).collect();
+                    let message = format!("`{}` has no axis {}", name.text, shown.join(" or "));
+                    return Err(
+                        Diagnostic::new(parts.first().map_or(decl.tensor.at, |p| p.at), message).into()
+                    );
                 };
                 if let Some((_, second)) = mine.next() {
                     let message = format!("`{}` has more than one of these parts", name.text);
@@ -208,7 +210,7 @@ impl Frame {
         shown: &Name,
         origin: Origin,
     ) -> Lowered<Vec<(ValueId, Vec<AxisId>)>> {
-        let at = call.targets[0].name.at;
+        let at = call.targets.first().map_or(shown.at, |t| t.name.at);
         for (what, want, given) in [
             ("operands", callee.params.len(), args.len()),
             ("results", callee.results.len(), call.targets.len()),

@@ -279,8 +279,12 @@ impl<'a> Lower<'a> {
 
     /// A number of a kind that meets that value.
     pub(crate) fn constant_beside(&mut self, x: f64, value: ValueId) -> ValueId {
-        let integer = self.frame.f.ty(value).dtype == DType::I32 && x.fract() == 0.0;
-        self.constant(x, if integer { DType::I32 } else { DType::F32 })
+        let dtype = match self.frame.f.ty(value).dtype {
+            DType::I32 if x.fract() == 0.0 => DType::I32,
+            DType::F64 => DType::F64,
+            DType::I32 | DType::F32 | DType::Bf16 | DType::F16 | DType::Bool => DType::F32,
+        };
+        self.constant(x, dtype)
     }
 }
 

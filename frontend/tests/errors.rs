@@ -1,6 +1,6 @@
 //! Each mistake of an author by the message that it must give.
 
-use latentc_frontend::{DType, SpecFn, Tracer, spec, trace};
+use latentc_frontend::{DType, Diagnostic, SpecError, SpecFn, Spot, Tracer, spec, trace};
 
 /// The rendered errors, without the fixed part of the path.
 fn message<F: FnOnce(&mut Tracer)>(spec: SpecFn<F>) -> String {
@@ -213,7 +213,21 @@ mod specs {
 
 /// Without the source at hand, an error still says what and where.
 #[test]
-fn plain() {
-    let error = trace("test", DType::Bf16, specs::unknown_function()).unwrap_err();
-    assert_eq!(error.to_string().split_once(": ").unwrap().1, "no function is called `gelu`");
+fn source_out_of_reach() {
+    let (here, there) = (Spot::new("no/such/file.rs", 3, 7), Spot::new("no/such/file.rs", 1, 0));
+    let error =
+        Diagnostic::new(here, "`d` is only on the left").related(there, "declared here").note("sum it");
+    let error = SpecError { diagnostics: vec![error] };
+    assert_eq!(error.to_string(), "no/such/file.rs:3:7: `d` is only on the left");
+    let want = "error: `d` is only on the left\n  ┌─ no/such/file.rs:3:7\n  = no/such/file.rs:1:0: declared here\n  = sum it\n";
+    assert_eq!(error.render(), want);
+}
+
+/// A place that is not in its file, as a builder may give, is no reason to panic.
+#[test]
+fn place_out_of_reach() {
+    for (line, col) in [(0, 0), (1, 0), (0, 1), (1, 9999), (99999, 1)] {
+        let error = Diagnostic::new(Spot::new("frontend/tests/errors.rs", line, col), "wrong");
+        assert!(SpecError { diagnostics: vec![error] }.render().starts_with("error: wrong\n"));
+    }
 }

@@ -1,7 +1,7 @@
 //! The equation block `spec!`, described in the documentation of `latentc-frontend`.
 //!
-//! The macro knows what an equation looks like, not what it means: [`parse`] makes a syntax tree of the
-//! tokens, [`emit`] writes the builder calls that make the same tree at run time, each name with its place. Which axes
+//! The macro knows what an equation looks like, not what it means: `parse.rs` makes a syntax tree of the
+//! tokens, `emit.rs` writes the builder calls that make the same tree at run time, each name with its place. Which axes
 //! exist, what is summed and which functions there are is known to the tracer alone.
 
 mod emit;
