@@ -166,9 +166,8 @@ impl Operand {
 }
 
 /// The kernel's instructions, over the buffers of the two operands and the output.
-pub(crate) fn emit(e: &mut Emit, x: &Exprs<'_>, operands: [Buf; 2], output: Buf) {
+pub(crate) fn emit(e: &mut Emit, x: &Exprs<'_>, plan: &ContractPlan, operands: [Buf; 2], output: Buf) {
     let body: &Function = x.body();
-    let plan = ContractPlan::of(body);
     let (args, root) = (&body.body[0].args, body.results[0]);
     let [m, n, depth] = [&plan.m, &plan.n, &plan.k].map(|axes| x.total(e, axes));
 

@@ -67,7 +67,9 @@ pub use wgpu::WgpuDevice;
 
 #[cfg(feature = "wgpu")]
 mod wgpu {
-    use cubecl_core::device::Device as _;
+    use std::sync::OnceLock;
+
+    use cubecl_core::device::{Device as _, DeviceId};
     use cubecl_core::prelude::Runtime;
     use cubecl_wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice as Adapter, WgpuRuntime};
 
@@ -86,8 +88,11 @@ mod wgpu {
         /// # Errors
         /// If there is none.
         pub fn open() -> Result<WgpuDevice, DeviceError> {
+            // Looking for adapters starts all drivers there are, so it is done once.
+            static FIRST: OnceLock<Option<DeviceId>> = OnceLock::new();
             let backend = AutoGraphicsApi::backend();
-            let Some(&first) = WgpuRuntime::enumerate_all_devices(&backend).first() else {
+            let find = || WgpuRuntime::enumerate_all_devices(&backend).first().copied();
+            let Some(first) = *FIRST.get_or_init(find) else {
                 return Err(DeviceError::Absent("wgpu", format!("there is no {backend:?} adapter")));
             };
             // The default device would leave out CPU adapters, and panic if there is no other.

@@ -211,10 +211,11 @@ impl<'a> Exprs<'a> {
                 }
                 e.cast(x, register(ty.dtype))
             }
-            Op::Reduce { by, axis } => {
-                let total = start(e, *by);
+            Op::Reduce { .. } | Op::Contract => {
+                let fold = Fold::of(self.body, inst).expect("one of the two");
+                let total = fold.start(e);
                 let (from, step) = (e.u32(0), e.u32(1));
-                self.fold(e, here, (*by, *axis), total, from, step);
+                self.fold(e, here, &fold, total, from, step);
                 e.get(total)
             }
             Op::Rename { from, to } => self.operand(e, here, 0, &[(*from, along(*to))]),
@@ -265,8 +266,7 @@ impl<'a> Exprs<'a> {
                 let x = e.mul(x, cos);
                 e.fma(other, sin, x)
             }
-            Op::Contract
-            | Op::Past { .. }
+            Op::Past { .. }
             | Op::Append { .. }
             | Op::Softmax { .. }
             | Op::RmsNorm { .. }
@@ -274,21 +274,28 @@ impl<'a> Exprs<'a> {
         }
     }
 
-    /// Folds every `step`-th element of a reduction's operand, from `from` on, into a register.
+    /// Folds every `step`-th term, from `from` on, into a register.
     pub(crate) fn fold(
         &mut self,
         e: &mut Emit,
         here: (&'a Inst, &[Val]),
-        (by, axis): (Reduce, AxisId),
+        fold: &Fold,
         total: Var,
         from: Val,
         step: Val,
     ) {
-        e.for_step(from, self.extent(axis), step, |e, k| {
+        let terms = self.total(e, &fold.axes);
+        e.for_step(from, terms, step, |e, flat| {
             self.scope(|s| {
-                let x = s.operand(e, here, 0, &[(axis, k)]);
+                let moved = s.split(e, flat, &fold.axes);
+                let moved: Vec<_> = fold.axes.iter().copied().zip(moved).collect();
+                let mut term = s.operand(e, here, 0, &moved);
+                for n in 1..here.0.args.len() {
+                    let factor = s.operand(e, here, n, &moved);
+                    term = e.mul(term, factor);
+                }
                 let sum = e.get(total);
-                let sum = e.binary(folds(by), sum, x);
+                let sum = e.binary(fold.by(), sum, term);
                 e.set(total, sum);
             });
         });
@@ -354,10 +361,56 @@ impl<'a> Exprs<'a> {
     }
 }
 
-/// A register with what a fold starts from.
-pub(crate) fn start(e: &mut Emit, by: Reduce) -> Var {
-    let identity = e.f32(by.identity() as f32);
-    e.var(identity)
+/// A reduction or contraction: the product of the operands, folded along some axes.
+pub(crate) struct Fold {
+    by: Reduce,
+    pub(crate) axes: Vec<AxisId>,
+}
+
+impl Fold {
+    /// What an instruction folds, if it does.
+    pub(crate) fn of(body: &Function, inst: &Inst) -> Option<Fold> {
+        match inst.op {
+            Op::Reduce { by, axis } => Some(Fold { by, axes: vec![axis] }),
+            Op::Contract => {
+                Some(Fold { by: Reduce::Sum, axes: body.summed(&inst.args, body.ty(inst.result())) })
+            }
+            Op::Const(_)
+            | Op::Position { .. }
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Rename { .. }
+            | Op::Broadcast { .. }
+            | Op::Split { .. }
+            | Op::Merge { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
+            | Op::Gather { .. }
+            | Op::TopK { .. }
+            | Op::Past { .. }
+            | Op::Append { .. }
+            | Op::Rope { .. }
+            | Op::Softmax { .. }
+            | Op::RmsNorm { .. }
+            | Op::Call { .. } => None,
+        }
+    }
+
+    /// A register with what the fold starts from.
+    pub(crate) fn start(&self, e: &mut Emit) -> Var {
+        let identity = e.f32(self.by.identity() as f32);
+        e.var(identity)
+    }
+
+    /// The instruction that folds.
+    pub(crate) fn by(&self) -> Bin {
+        match self.by {
+            Reduce::Sum => Bin::Add,
+            Reduce::Max => Bin::Max,
+        }
+    }
 }
 
 /// For index `r` along an axis of even extent `n`: the pair, the partner, and whether `r` is the second of the two.
@@ -377,14 +430,6 @@ fn rotate(e: &mut Emit, pairs: Pairs, r: Val, n: Val) -> (Val, Val, Val) {
             let first = e.lt(r, half);
             (e.select(first, r, before), e.select(first, after, before), e.not(first))
         }
-    }
-}
-
-/// The instruction that folds.
-pub(crate) fn folds(by: Reduce) -> Bin {
-    match by {
-        Reduce::Sum => Bin::Add,
-        Reduce::Max => Bin::Max,
     }
 }
 

@@ -15,6 +15,7 @@ use super::map::Map;
 use super::shape::LaunchShape;
 use super::target::Target;
 use super::{contract, refuse};
+use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::program::{Kernel, KernelKind};
 
@@ -109,18 +110,42 @@ impl CubeKernel for CubeIr {
             Size::Sym(s) => sizes.iter().find(|(name, _)| name == s).expect("collected from these axes").1,
         });
         let exprs = Exprs::new(body, *target, extents.collect(), &inputs);
-        match kernel.kind {
-            KernelKind::Map => Map::of(body).emit(&mut e, exprs, output),
-            KernelKind::Contract => {
+        match Form::of(kernel) {
+            Form::Map(map) => map.emit(&mut e, exprs, output),
+            Form::Tiles(plan) => {
                 let input = |v: ValueId| {
                     let n = body.params.iter().position(|p| *p == v);
                     n.and_then(|n| inputs[n]).expect("operands are parameters, by the check")
                 };
                 let args = &body.body[0].args;
-                contract::emit(&mut e, &exprs, [input(args[0]), input(args[1])], output);
+                contract::emit(&mut e, &exprs, &plan, [input(args[0]), input(args[1])], output);
             }
         }
         e.finish(self.settings.clone())
+    }
+}
+
+/// How a kernel is written.
+pub(crate) enum Form {
+    /// By elements or rows. So are scalar products: a tile of them would have one element.
+    Map(Map),
+    /// By tiles.
+    Tiles(ContractPlan),
+}
+
+impl Form {
+    pub(crate) fn of(kernel: &Kernel) -> Form {
+        match kernel.kind {
+            KernelKind::Map => Form::Map(Map::of(&kernel.body)),
+            KernelKind::Contract => {
+                let plan = ContractPlan::of(&kernel.body);
+                if plan.m.is_empty() && plan.n.is_empty() {
+                    Form::Map(Map::of(&kernel.body))
+                } else {
+                    Form::Tiles(plan)
+                }
+            }
+        }
     }
 }
 
@@ -212,7 +237,7 @@ fn check_map(body: &Function) -> Result<(), String> {
         let last = n + 1 == body.body.len();
         let name = inst.op.mnemonic();
         match &inst.op {
-            Op::Contract | Op::Past { .. } | Op::Softmax { .. } | Op::RmsNorm { .. } | Op::Call { .. } => {
+            Op::Past { .. } | Op::Softmax { .. } | Op::RmsNorm { .. } | Op::Call { .. } => {
                 return Err(format!("`{name}` is no part of a map"));
             }
             Op::Append { .. }
@@ -230,6 +255,7 @@ fn check_map(body: &Function) -> Result<(), String> {
             | Op::Binary(_)
             | Op::Select
             | Op::Cast
+            | Op::Contract
             | Op::Reduce { .. }
             | Op::Rename { .. }
             | Op::Broadcast { .. }

@@ -4,15 +4,16 @@
 //! belong to a row, each reduction is one pass along its axis with its operand computed again, and a last pass makes
 //! the outputs of the row. How a row is walked is decided by what is known when the kernel is built:
 //!
-//! - every reduced axis and the rest of the row have fixed extents of [`SHORT`] at most: a unit walks the row alone;
+//! - every pass has a fixed length of [`SHORT`] at most: a unit walks the row alone;
 //! - otherwise a cube walks the row, its units side by side, and folds their parts through shared memory.
 //!
 //! A reduction whose result does not number the rows (the scheduler makes none) is folded by each unit that wants it.
+//! Scalar products are reductions too: the sum of the squares of each row is no matter for tiles.
 
-use latentc_ir::{AxisId, Function, Inst, Op, Reduce};
+use latentc_ir::{AxisId, Function, Inst, Op};
 
 use super::emit::{Buf, Elem, Emit, Shared, Val};
-use super::expr::{Exprs, Place, folds, start};
+use super::expr::{Exprs, Fold, Place};
 use crate::map::MapPlan;
 
 /// The longest row that a unit walks alone.
@@ -42,13 +43,20 @@ pub(crate) struct Map {
 impl Map {
     /// By the rule above.
     pub(crate) fn of(body: &Function) -> Map {
-        let MapPlan { domain, rows } = MapPlan::of(body);
+        let domain = MapPlan::of(body).domain;
+        let rows = body.body.iter().find(|inst| Fold::of(body, inst).is_some()).map(|inst| {
+            let row = body.ty(inst.result());
+            domain.iter().copied().filter(|&a| row.has(a)).collect::<Vec<_>>()
+        });
         let walk = match rows {
-            Some(rows) if row_reductions(body, &rows).next().is_some() => {
-                let longest = row_reductions(body, &rows)
-                    .map(|(_, _, axis)| body.axis(axis).size.fixed())
-                    .chain([rest(&domain, &rows)
-                        .try_fold(1u64, |n, a| Some(n.saturating_mul(body.axis(a).size.fixed()?)))])
+            Some(rows) if row_folds(body, &rows).next().is_some() => {
+                let size = |axes: &[AxisId]| {
+                    let sizes = axes.iter().map(|&a| body.axis(a).size.fixed());
+                    sizes.into_iter().try_fold(1u64, |total, n| Some(total.saturating_mul(n?)))
+                };
+                let passes = row_folds(body, &rows).map(|(_, fold)| size(&fold.axes));
+                let longest = passes
+                    .chain([size(&rest(&domain, &rows))])
                     .try_fold(1, |longest, n| Some(n?.max(longest)));
                 match longest {
                     Some(n) if n <= SHORT => Walk::Units(rows),
@@ -126,17 +134,17 @@ impl<'a> Writer<'a> {
             None => (e.u32(0), e.u32(1)),
             Some((_, units)) => (e.unit(), e.u32(units)),
         };
-        for (inst, by, axis) in row_reductions(body, rows) {
+        for (inst, fold) in row_folds(body, rows) {
             let index: Vec<_> = body.ty(inst.result()).axes.iter().filter_map(in_row).collect();
-            let part = start(e, by);
-            self.x.fold(e, (inst, &index), (by, axis), part, first, step);
+            let part = fold.start(e);
+            self.x.fold(e, (inst, &index), &fold, part, first, step);
             let mut whole = e.get(part);
             if let Some((scratch, units)) = cube {
-                whole = e.fold_cube(folds(by), whole, scratch, units);
+                whole = e.fold_cube(fold.by(), whole, scratch, units);
             }
             self.x.define(inst.result(), index, whole);
         }
-        let rest: Vec<_> = rest(self.domain, rows).collect();
+        let rest = rest(self.domain, rows);
         let total = self.x.total(e, &rest);
         e.for_step(first, total, step, |e, flat| {
             let others = self.x.split(e, flat, &rest);
@@ -174,18 +182,15 @@ impl<'a> Writer<'a> {
 }
 
 /// The axes of a row.
-fn rest<'a>(domain: &'a [AxisId], rows: &'a [AxisId]) -> impl Iterator<Item = AxisId> + 'a {
-    domain.iter().copied().filter(|a| !rows.contains(a))
+fn rest(domain: &[AxisId], rows: &[AxisId]) -> Vec<AxisId> {
+    domain.iter().copied().filter(|a| !rows.contains(a)).collect()
 }
 
-/// The reductions whose results number the rows, in order, with how and along which axis they fold.
-fn row_reductions<'a>(
-    body: &'a Function,
-    rows: &[AxisId],
-) -> impl Iterator<Item = (&'a Inst, Reduce, AxisId)> {
+/// The instructions that fold and whose results number the rows, in order.
+fn row_folds<'a>(body: &'a Function, rows: &[AxisId]) -> impl Iterator<Item = (&'a Inst, Fold)> {
     body.body.iter().filter_map(move |inst| {
-        let Op::Reduce { by, axis } = inst.op else { return None };
         let axes = &body.ty(inst.result()).axes;
-        (axes.len() == rows.len() && axes.iter().all(|a| rows.contains(a))).then_some((inst, by, axis))
+        let numbers_rows = axes.len() == rows.len() && axes.iter().all(|a| rows.contains(a));
+        Fold::of(body, inst).filter(|_| numbers_rows).map(|fold| (inst, fold))
     })
 }

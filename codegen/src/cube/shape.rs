@@ -6,9 +6,9 @@ use latentc_ir::{AxisId, Size};
 use serde::{Deserialize, Serialize};
 
 use super::contract::{self, TILE};
-use super::map::{Map, Walk};
-use crate::contract::ContractPlan;
-use crate::program::{Kernel, KernelKind};
+use super::kernel::Form;
+use super::map::Walk;
+use crate::program::Kernel;
 
 /// Cubes along one side of a grid; what is more goes into a second dimension. Every runtime takes as many.
 const GRID_SIDE: u64 = 65535;
@@ -42,9 +42,8 @@ impl LaunchShape {
     pub fn of(kernel: &Kernel) -> LaunchShape {
         let body = &kernel.body;
         let sizes = |axes: &[AxisId]| axes.iter().map(|&a| body.axis(a).size.clone()).collect::<Vec<_>>();
-        match kernel.kind {
-            KernelKind::Map => {
-                let map = Map::of(body);
+        match Form::of(kernel) {
+            Form::Map(map) => {
                 let cubes = match &map.walk {
                     Walk::Elements => Cubes::Elements(sizes(&map.domain)),
                     Walk::Units(rows) => Cubes::Elements(sizes(rows)),
@@ -52,8 +51,7 @@ impl LaunchShape {
                 };
                 LaunchShape { units: map.units(), cubes, shared_bytes: map.shared_bytes() }
             }
-            KernelKind::Contract => {
-                let plan = ContractPlan::of(body);
+            Form::Tiles(plan) => {
                 let cubes = Cubes::Tiles { batch: sizes(&plan.batch), m: sizes(&plan.m), n: sizes(&plan.n) };
                 LaunchShape { units: contract::UNITS, cubes, shared_bytes: contract::shared_bytes() }
             }

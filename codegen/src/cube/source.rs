@@ -88,8 +88,8 @@ fn header(kernel: &Kernel, target: Target) -> String {
         );
     }
     let sizes = kernel.size_symbols();
-    if !sizes.is_empty() {
-        let _ = writeln!(text, "// sizes: {}", sizes.join(", "));
+    if target == Target::Cuda && !sizes.is_empty() {
+        let _ = writeln!(text, "// sizes, from info.scalars_uint32[0] on: {}", sizes.join(", "));
     }
     text + "\n"
 }

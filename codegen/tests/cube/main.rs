@@ -1,0 +1,12 @@
+//! Kernels on a CubeCL device against the interpreter, and their CUDA text through NVIDIA's compilers.
+//!
+//! Without a graphics driver or the CUDA wheels, the parts that need them are skipped, and say so
+//! (`scripts/setup-lavapipe.sh`, `scripts/setup-cuda.sh`).
+
+mod bench;
+mod contract;
+mod limits;
+mod map;
+mod random;
+mod rows;
+mod text;
