@@ -447,6 +447,9 @@ impl<'a> Body<'a> {
         if let Some(&a) = self.axes.get(&axis) {
             return a;
         }
+        // Whose positions an axis counts matters where `append` states it; elsewhere it would keep equal kernels apart.
+        let like = if self.appends { self.f.axis(axis).like.map(|t| self.axis(t)) } else { None };
+        // Sizes are numbered in the order of the axes, as [`Kernel::size_symbols`] finds them.
         let size = match &self.f.axis(axis).size {
             Size::Fixed(n) => Size::Fixed(*n),
             symbol @ Size::Sym(_) => {
@@ -457,8 +460,6 @@ impl<'a> Body<'a> {
                 Size::Sym(format!("n{n}"))
             }
         };
-        // Whose positions an axis counts matters where `append` states it; elsewhere it would keep equal kernels apart.
-        let like = if self.appends { self.f.axis(axis).like.map(|t| self.axis(t)) } else { None };
         let id = self.spec.function.add_axis(&format!("a{}", self.spec.function.axes.len()), size, like);
         self.axes.insert(axis, id);
         id

@@ -1,15 +1,18 @@
-//! A program on a device: its weights, its caches, and one run after another.
+//! Programs on a device: their weights, their caches, and one run after another.
 //!
-//! Routines are functions of the program, *instances* are their calls: sixty equal layers are one routine and sixty
-//! instances, each with its own weights and caches. Temporaries are reused from run to run.
+//! Routines are functions of a program, *instances* are their calls: sixty equal layers are one routine and sixty instances,
+//! each with its own weights and caches. The graphs of one definition share both, so a sequence that one has read another
+//! goes on with. Temporaries are reused from run to run.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use latentc_codegen::device::{Data, Device, DeviceError};
-use latentc_codegen::program::{Buffer, BufferId, Program, Role, Routine, Step};
+use latentc_codegen::program::{Buffer, BufferId, Kernel, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
-use latentc_ir::{DType, Module, Op, Size};
+use latentc_ir::{AxisId, DType, Factor, Function, Op, Size, Weight};
+use latentc_passes::Graph;
 
 use crate::checkpoint::Checkpoint;
 use crate::compiled::Compiled;
@@ -18,18 +21,29 @@ use crate::load::{self, LoadError};
 /// A place in [`Engine::heap`].
 type Slot = usize;
 
-/// A program with its memory on a device.
+/// Programs with their memory on a device.
 #[derive(Debug)]
 pub struct Engine<D: Device> {
     device: D,
-    program: Program,
+    graphs: Vec<Loaded>,
     heap: Vec<Option<Held<D::Buffer>>>,
     /// Temporaries that no one uses now, by kind and length.
     free: BTreeMap<(bool, usize), Vec<Slot>>,
+    /// Weights by what they hold.
+    weights: BTreeMap<String, Slot>,
+    /// Caches by their names below their scopes.
+    caches: BTreeMap<String, Cache>,
+}
+
+/// A program and its instances.
+#[derive(Debug)]
+struct Loaded {
+    graph: Graph,
+    program: Rc<Program>,
+    /// The entry's is the last.
     instances: Vec<Instance>,
-    caches: Vec<Cache>,
     /// For each routine, what each step is the last to use.
-    last_uses: Vec<Vec<Vec<BufferId>>>,
+    last_uses: Rc<Vec<Vec<Vec<BufferId>>>>,
 }
 
 #[derive(Debug)]
@@ -88,71 +102,76 @@ impl Value {
 }
 
 impl<D: Device> Engine<D> {
-    /// Loads a compiled graph and its weights.
+    /// A device without programs.
+    pub fn new(device: D) -> Engine<D> {
+        Engine {
+            device,
+            graphs: Vec::new(),
+            heap: Vec::new(),
+            free: BTreeMap::new(),
+            weights: BTreeMap::new(),
+            caches: BTreeMap::new(),
+        }
+    }
+
+    /// Loads a compiled graph and those of its weights that no graph has loaded yet.
     ///
     /// # Errors
     /// If the checkpoint does not fit, or the device has no room.
-    pub fn new(device: D, compiled: &Compiled, checkpoint: &Arc<Checkpoint>) -> Result<Engine<D>, LoadError> {
+    pub fn add(&mut self, compiled: &Compiled, checkpoint: &Arc<Checkpoint>) -> Result<(), LoadError> {
         load::check(compiled.module(), checkpoint)?;
-        let program = compiled.program.clone();
-        let last_uses = program.routines.iter().map(Routine::last_uses).collect();
-        let mut engine = Engine {
-            device,
-            program,
-            heap: Vec::new(),
-            free: BTreeMap::new(),
-            instances: Vec::new(),
-            caches: Vec::new(),
-            last_uses,
-        };
-        let mut loaded = BTreeMap::new();
-        let entry = engine.program.entry.clone();
-        engine.instantiate(compiled.module(), checkpoint, &entry, "", &mut loaded)?;
-        Ok(engine)
+        let mut instances = Vec::new();
+        self.instantiate(compiled, checkpoint, &compiled.program.entry, "", &mut instances)?;
+        self.graphs.push(Loaded {
+            graph: compiled.graph,
+            program: Rc::new(compiled.program.clone()),
+            instances,
+            last_uses: Rc::new(compiled.program.routines.iter().map(Routine::last_uses).collect()),
+        });
+        Ok(())
     }
 
-    /// What the program runs on.
+    /// What the programs run on.
     pub fn device(&self) -> &D {
         &self.device
     }
 
-    /// The program.
-    pub fn program(&self) -> &Program {
-        &self.program
+    /// The program of a graph, if it has been added.
+    pub fn program(&self, graph: Graph) -> Option<&Program> {
+        self.graphs.iter().find(|g| g.graph == graph).map(|g| &*g.program)
     }
 
-    /// Creates the instance of a routine under a scope, callees first, and returns its number. The entry is the last.
+    /// Creates the instance of a routine under a scope, callees first, and returns its number.
     fn instantiate(
         &mut self,
-        module: &Module,
+        compiled: &Compiled,
         checkpoint: &Arc<Checkpoint>,
         name: &str,
         scope: &str,
-        loaded: &mut BTreeMap<(String, String, usize), Slot>,
+        instances: &mut Vec<Instance>,
     ) -> Result<usize, LoadError> {
         let missing = || LoadError::Layout(format!("there is no function @{name}"));
-        let number = self.program.routines.iter().position(|r| r.name == name).ok_or_else(missing)?;
-        let function = module.function(name).ok_or_else(missing)?;
-        let routine = self.program.routines[number].clone();
+        let program = &compiled.program;
+        let number = program.routines.iter().position(|r| r.name == name).ok_or_else(missing)?;
+        let function = compiled.module().function(name).ok_or_else(missing)?;
+        let routine = &program.routines[number];
         let mut owned = Vec::new();
         for (n, buffer) in routine.buffers.iter().enumerate() {
-            let id = BufferId(n as u32);
-            match &buffer.role {
-                Role::Param | Role::Temp => {}
+            let slot = match &buffer.role {
+                Role::Param | Role::Temp => continue,
                 Role::Weight { index } => {
-                    // A function that is called twice under one scope has its weights once.
-                    let key = (scope.to_owned(), name.to_owned(), *index);
-                    let slot = match loaded.get(&key) {
+                    let weight = &function.weights[*index];
+                    let key = weight_key(scope, function, weight);
+                    match self.weights.get(&key) {
                         Some(&slot) => slot,
                         None => {
-                            let weight = &function.weights[*index];
                             let made = load::load(&mut self.device, checkpoint, scope, function, weight)?;
-                            let len = fixed_len(buffer);
-                            self.hold(made, true, len)
+                            let len = buffer.dims.iter().map(|d| d.fixed().unwrap_or(0) as usize).product();
+                            let slot = self.hold(made, true, len);
+                            self.weights.insert(key, slot);
+                            slot
                         }
-                    };
-                    loaded.insert(key, slot);
-                    owned.push((id, slot));
+                    }
                 }
                 Role::Constant { values } => {
                     let float = buffer.dtype.is_float();
@@ -162,25 +181,33 @@ impl<D: Device> Engine<D> {
                         Data::I32(values.iter().map(|x| x.0 as i32).collect())
                     };
                     let made = self.device.upload(buffer.dtype, data)?;
-                    owned.push((id, self.hold(made, float, values.len())));
+                    self.hold(made, float, values.len())
                 }
                 Role::Cache => {
-                    let empty = self.device.alloc(buffer.dtype, 0)?;
-                    let slot = self.hold(empty, buffer.dtype.is_float(), 0);
-                    self.caches.push(Cache { slot, dtype: buffer.dtype, dims: buffer.dims.clone() });
-                    owned.push((id, slot));
+                    let key = scoped(scope, &buffer.name);
+                    match self.caches.get(&key) {
+                        Some(cache) => cache.slot,
+                        None => {
+                            let empty = self.device.alloc(buffer.dtype, 0)?;
+                            let slot = self.hold(empty, buffer.dtype.is_float(), 0);
+                            self.caches
+                                .insert(key, Cache { slot, dtype: buffer.dtype, dims: buffer.dims.clone() });
+                            slot
+                        }
+                    }
                 }
-            }
+            };
+            owned.push((BufferId(n as u32), slot));
         }
         let mut calls = BTreeMap::new();
         for (n, step) in routine.steps.iter().enumerate() {
             if let Step::Call { routine: callee, scope: below, .. } = step {
                 let scope = scoped(scope, below);
-                calls.insert(n, self.instantiate(module, checkpoint, callee, &scope, loaded)?);
+                calls.insert(n, self.instantiate(compiled, checkpoint, callee, &scope, instances)?);
             }
         }
-        self.instances.push(Instance { routine: number, owned, calls });
-        Ok(self.instances.len() - 1)
+        instances.push(Instance { routine: number, owned, calls });
+        Ok(instances.len() - 1)
     }
 
     /// Makes room in every cache for a batch of sequences of up to `capacity` positions, and forgets what was there.
@@ -189,16 +216,14 @@ impl<D: Device> Engine<D> {
     /// If the device has no room.
     pub fn reset(&mut self, batch: usize, capacity: usize) -> Result<(), DeviceError> {
         self.trim();
-        for n in 0..self.caches.len() {
-            let cache = &self.caches[n];
+        for cache in self.caches.values() {
             let mut len = capacity;
             for size in &cache.dims[1..] {
                 len *= size.fixed().map_or(batch, |n| n as usize);
             }
-            let (slot, dtype) = (cache.slot, cache.dtype);
-            self.heap[slot] = None;
-            let buffer = self.device.alloc(dtype, len)?;
-            self.heap[slot] = Some(Held { buffer, float: dtype.is_float(), len });
+            self.heap[cache.slot] = None;
+            let buffer = self.device.alloc(cache.dtype, len)?;
+            self.heap[cache.slot] = Some(Held { buffer, float: cache.dtype.is_float(), len });
         }
         Ok(())
     }
@@ -210,16 +235,20 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Runs the program. `args` are the entry's parameters in order; `past` is the number of positions in the caches after the
+    /// Runs a graph. `args` are the entry's parameters in order; `past` is the number of positions in the caches after the
     /// run: the size that no argument has.
     ///
     /// # Errors
-    /// If arguments do not fit the program or each other, or the device fails.
-    pub fn run(&mut self, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
-        let top = self.instances.len() - 1;
-        let routine = &self.program.routines[self.instances[top].routine];
-        let described: Vec<Buffer> = routine.params.iter().map(|&p| routine.buffer(p).clone()).collect();
-        let results: Vec<Buffer> = routine.results.iter().map(|&r| routine.buffer(r).clone()).collect();
+    /// If the graph was not added, arguments do not fit it or each other, or the device fails.
+    pub fn run(&mut self, graph: Graph, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
+        let number = self.graphs.iter().position(|g| g.graph == graph);
+        let number =
+            number.ok_or_else(|| RunError::Argument(format!("the {} graph was not loaded", graph.name())))?;
+        let loaded = &self.graphs[number];
+        let (program, last_uses) = (Rc::clone(&loaded.program), Rc::clone(&loaded.last_uses));
+        let top = loaded.instances.len() - 1;
+        let routine = &program.routines[loaded.instances[top].routine];
+        let described: Vec<_> = routine.params.iter().map(|&p| routine.buffer(p)).collect();
         let sizes = Sizes::of(&described, args, past)?;
         let mut params = Vec::new();
         for (buffer, value) in described.iter().zip(args) {
@@ -227,13 +256,15 @@ impl<D: Device> Engine<D> {
             params.push(self.hold(made, buffer.dtype.is_float(), value.data.len()));
         }
         let mut outputs = Vec::new();
-        for buffer in &results {
-            outputs.push(self.temp(buffer, &sizes)?);
+        for &id in &routine.results {
+            outputs.push(self.temp(routine.buffer(id), &sizes)?);
         }
-        self.instance(top, &params, &outputs, &sizes)?;
+        let run = Run { graph: number, program: &program, last_uses: &last_uses, sizes: &sizes };
+        self.instance(&run, top, &params, &outputs)?;
         let mut values = Vec::new();
-        for (buffer, slot) in results.iter().zip(&outputs) {
-            let shape: Vec<_> = buffer.dims.iter().map(|d| sizes.get(d)).collect::<Result<_, _>>()?;
+        for (&id, slot) in routine.results.iter().zip(&outputs) {
+            let dims = &routine.buffer(id).dims;
+            let shape: Vec<_> = dims.iter().map(|d| sizes.get(d)).collect();
             let held = self.heap[*slot].as_ref().expect("results are held until they are read");
             let data = self.device.read(&held.buffer, shape.iter().product())?;
             values.push(Value { data, shape });
@@ -247,54 +278,41 @@ impl<D: Device> Engine<D> {
         Ok(values)
     }
 
-    fn instance(&mut self, n: usize, params: &[Slot], outputs: &[Slot], sizes: &Sizes) -> Result<(), RunError> {
-        // The program is not changed by a run; taking it out lets the heap be changed meanwhile.
-        let number = self.instances[n].routine;
-        let routine = std::mem::replace(&mut self.program.routines[number], EMPTY);
-        let done = self.steps(n, &routine, params, outputs, sizes);
-        self.program.routines[number] = routine;
-        done
-    }
-
-    fn steps(
+    fn instance(
         &mut self,
+        run: &Run<'_>,
         n: usize,
-        routine: &Routine,
         params: &[Slot],
         outputs: &[Slot],
-        sizes: &Sizes,
     ) -> Result<(), RunError> {
+        let instance = &self.graphs[run.graph].instances[n];
+        let number = instance.routine;
+        let routine = &run.program.routines[number];
         let mut slots: Vec<Option<Slot>> = vec![None; routine.buffers.len()];
         let given = routine.params.iter().zip(params).chain(routine.results.iter().zip(outputs));
-        for (id, slot) in given {
+        for (id, slot) in given.chain(instance.owned.iter().map(|(id, slot)| (id, slot))) {
             slots[id.0 as usize] = Some(*slot);
         }
-        for (id, slot) in &self.instances[n].owned {
-            slots[id.0 as usize] = Some(*slot);
-        }
-        let number = self.instances[n].routine;
         for (at, step) in routine.steps.iter().enumerate() {
             for &id in step.outputs() {
                 if slots[id.0 as usize].is_none() {
-                    slots[id.0 as usize] = Some(self.temp(routine.buffer(id), sizes)?);
+                    slots[id.0 as usize] = Some(self.temp(routine.buffer(id), run.sizes)?);
                 }
             }
-            let slot = |id: &BufferId| slots[id.0 as usize].expect("verified: a buffer is written before it is read");
+            let slot = |id: &BufferId| slots[id.0 as usize].expect("a buffer is written before it is read");
+            let inputs: Vec<_> = step.inputs().iter().map(slot).collect();
+            let outputs: Vec<_> = step.outputs().iter().map(slot).collect();
             match step {
-                Step::Launch { kernel, inputs, output, sizes: named, .. } => {
-                    let inputs: Vec<_> = inputs.iter().map(slot).collect();
-                    let sizes: Vec<_> = named.iter().map(|s| sizes.get(s)).collect::<Result<_, _>>()?;
-                    self.launch(*kernel, &inputs, slot(output), &sizes)?;
+                Step::Launch { kernel, sizes, .. } => {
+                    let sizes: Vec<_> = sizes.iter().map(|s| run.sizes.get(s)).collect();
+                    self.launch(&run.program.kernels[*kernel], &inputs, outputs[0], &sizes)?;
                 }
-                Step::Call { inputs, outputs, .. } => {
-                    let inputs: Vec<_> = inputs.iter().map(slot).collect();
-                    let outputs: Vec<_> = outputs.iter().map(slot).collect();
-                    let callee = self.instances[n].calls[&at];
-                    self.instance(callee, &inputs, &outputs, sizes)?;
+                Step::Call { .. } => {
+                    let callee = self.graphs[run.graph].instances[n].calls[&at];
+                    self.instance(run, callee, &inputs, &outputs)?;
                 }
             }
-            for n in 0..self.last_uses[number][at].len() {
-                let id = self.last_uses[number][at][n];
+            for id in &run.last_uses[number][at] {
                 if let Some(slot) = slots[id.0 as usize].take() {
                     self.release(slot);
                 }
@@ -303,8 +321,13 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    fn launch(&mut self, kernel: usize, inputs: &[Slot], output: Slot, sizes: &[usize]) -> Result<(), DeviceError> {
-        let kernel = &self.program.kernels[kernel];
+    fn launch(
+        &mut self,
+        kernel: &Kernel,
+        inputs: &[Slot],
+        output: Slot,
+        sizes: &[usize],
+    ) -> Result<(), DeviceError> {
         let mut out = self.heap[output].take().expect("outputs are held");
         let appends = kernel.body.body.last().is_some_and(|i| matches!(i.op, Op::Append { .. }));
         let inputs: Vec<_> = inputs
@@ -326,10 +349,7 @@ impl<D: Device> Engine<D> {
     }
 
     fn temp(&mut self, buffer: &Buffer, sizes: &Sizes) -> Result<Slot, RunError> {
-        let mut len = 1;
-        for d in &buffer.dims {
-            len *= sizes.get(d)?;
-        }
+        let len = buffer.dims.iter().map(|d| sizes.get(d)).product();
         let float = buffer.dtype.is_float();
         if let Some(slot) = self.free.get_mut(&(float, len)).and_then(Vec::pop) {
             return Ok(slot);
@@ -345,16 +365,33 @@ impl<D: Device> Engine<D> {
     }
 }
 
-const EMPTY: Routine = Routine {
-    name: String::new(),
-    buffers: Vec::new(),
-    params: Vec::new(),
-    results: Vec::new(),
-    steps: Vec::new(),
-};
+/// What a weight holds, whichever graph wants it: the same tensors, the same part, in the same order.
+fn weight_key(scope: &str, f: &Function, weight: &Weight) -> String {
+    let name = |a: &AxisId| f.axis(*a).name.as_str();
+    let ty = f.ty(weight.value);
+    let order: Vec<_> = ty.axes.iter().map(name).collect();
+    let dims: Vec<Vec<Vec<&str>>> = weight
+        .stored
+        .dims
+        .iter()
+        .map(|dim| {
+            dim.iter()
+                .map(|factor| match factor {
+                    Factor::Axis(a) => vec![name(a)],
+                    Factor::Parts(axes) => axes.iter().map(name).collect(),
+                })
+                .collect()
+        })
+        .collect();
+    format!("{} {dims:?} as {}{order:?}", scoped(scope, &weight.stored.tensor), ty.dtype)
+}
 
-fn fixed_len(buffer: &Buffer) -> usize {
-    buffer.dims.iter().map(|d| d.fixed().unwrap_or(0) as usize).product()
+/// What the instances of one run have in common.
+struct Run<'a> {
+    graph: usize,
+    program: &'a Program,
+    last_uses: &'a [Vec<Vec<BufferId>>],
+    sizes: &'a Sizes,
 }
 
 /// The run-time sizes of one run.
@@ -364,16 +401,25 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(params: &[Buffer], args: &[Value], past: usize) -> Result<Sizes, RunError> {
+    fn of(params: &[&Buffer], args: &[Value], past: usize) -> Result<Sizes, RunError> {
         if params.len() != args.len() {
             let names: Vec<_> = params.iter().map(|p| p.name.as_str()).collect();
-            return Err(RunError::Argument(format!("the program takes ({}), {} given", names.join(", "), args.len())));
+            return Err(RunError::Argument(format!(
+                "the program takes ({}), {} given",
+                names.join(", "),
+                args.len()
+            )));
         }
         let mut bound: BTreeMap<String, usize> = BTreeMap::new();
         for (p, v) in params.iter().zip(args) {
             let fail = |why: String| Err(RunError::Argument(format!("`{}`: {why}", p.name)));
             if p.dims.len() != v.shape.len() || v.shape.iter().product::<usize>() != v.data.len() {
-                return fail(format!("the shape {:?} of {} elements does not fit {} axes", v.shape, v.data.len(), p.dims.len()));
+                return fail(format!(
+                    "the shape {:?} of {} elements does not fit {} axes",
+                    v.shape,
+                    v.data.len(),
+                    p.dims.len()
+                ));
             }
             for (d, &n) in p.dims.iter().zip(&v.shape) {
                 let want = match d {
@@ -389,10 +435,10 @@ impl Sizes {
     }
 
     /// Sizes that no argument has are those of the past.
-    fn get(&self, size: &Size) -> Result<usize, RunError> {
-        Ok(match size {
+    fn get(&self, size: &Size) -> usize {
+        match size {
             Size::Fixed(n) => *n as usize,
             Size::Sym(s) => self.bound.get(s).copied().unwrap_or(self.past),
-        })
+        }
     }
 }

@@ -1,3 +1,9 @@
-//! runtime
+//! A compiled program with its memory: what it runs on, what it reads, what it remembers.
 
 pub mod checkpoint;
+pub mod compiled;
+pub mod engine;
+pub mod eval;
+pub mod generate;
+pub mod load;
+pub mod session;

@@ -54,10 +54,16 @@ pub fn check(module: &Module, checkpoint: &Checkpoint) -> Result<(), LoadError> 
             Some(view) => {
                 if !view.shape.iter().map(|&n| n as u64).eq(tensor.shape.iter().copied()) {
                     let (have, want) = (view.shape, &tensor.shape);
-                    problems.push(format!("  misshapen: `{}` is {have:?}, the configuration wants {want:?}", tensor.name));
+                    problems.push(format!(
+                        "  misshapen: `{}` is {have:?}, the configuration wants {want:?}",
+                        tensor.name
+                    ));
                 }
                 if !matches!(view.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
-                    problems.push(format!("  wrong dtype: `{}` is {}, a weight must be a float", tensor.name, view.dtype));
+                    problems.push(format!(
+                        "  wrong dtype: `{}` is {}, a weight must be a float",
+                        tensor.name, view.dtype
+                    ));
                 }
             }
         }

@@ -1,1 +1,85 @@
-//! Whole-program tests.
+//! What the whole-program tests share: reference cases and where they are.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use latentc_models::config::ModelConfig;
+use latentc_models::{Goal, trace};
+use latentc_passes::Graph;
+use latentc_runtime::checkpoint::{Checkpoint, TensorFile};
+use latentc_runtime::compiled::{Compiled, compile};
+
+/// A small model and what another implementation computed with it.
+pub struct Case {
+    /// The folder's name.
+    pub name: String,
+    /// The folder.
+    pub path: PathBuf,
+    /// Its configuration.
+    pub config: ModelConfig,
+    /// Its weights.
+    pub checkpoint: Arc<Checkpoint>,
+    /// What must come out.
+    pub expect: TensorFile,
+}
+
+/// The root of the workspace.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate is a folder of the workspace")
+}
+
+/// The project's own cases, and those that lie beside the project. The latter are skipped by name, out loud, where they are absent.
+pub fn cases() -> Vec<Case> {
+    let mut found = Vec::new();
+    for folder in [workspace().join("tests/cases"), workspace().join("../shared/reference/cases")] {
+        let Ok(entries) = std::fs::read_dir(&folder) else {
+            println!("SKIPPED: reference cases of {} (no such folder)", folder.display());
+            continue;
+        };
+        let mut paths: Vec<_> = entries
+            .filter_map(|e| Some(e.ok()?.path()))
+            .filter(|p| p.join("expect.safetensors").exists())
+            .collect();
+        paths.sort();
+        for path in paths {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let config = ModelConfig::from_path(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let checkpoint = Arc::new(Checkpoint::open(&path).unwrap_or_else(|e| panic!("{name}: {e}")));
+            let expect =
+                TensorFile::open(path.join("expect.safetensors")).unwrap_or_else(|e| panic!("{name}: {e}"));
+            found.push(Case { name, path, config, checkpoint, expect });
+        }
+    }
+    assert!(!found.is_empty(), "the project has a case of its own");
+    found
+}
+
+impl Case {
+    /// The compiled graph that makes logits, in f32.
+    pub fn compile(&self, graph: Graph) -> Compiled {
+        let traced = trace(&self.config, Goal::Logits, latentc_ir::DType::F32)
+            .unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        compile(&traced.module, graph).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
+    /// An expected tensor of floats and its shape.
+    pub fn floats(&self, name: &str) -> (Vec<f32>, Vec<usize>) {
+        let t = self.expect.require(name).unwrap_or_else(|e| panic!("{e}"));
+        (t.to_f32().unwrap_or_else(|e| panic!("{e}")), t.shape.to_vec())
+    }
+
+    /// An expected tensor of integers and its shape, if the case has it.
+    pub fn integers(&self, name: &str) -> Option<(Vec<i64>, Vec<usize>)> {
+        let t = self.expect.tensor(name)?;
+        Some((t.to_i64().unwrap_or_else(|e| panic!("{e}")), t.shape.to_vec()))
+    }
+}
+
+/// The largest difference of two slices of equal length.
+pub fn max_diff(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(x, y)| if x == y { 0.0 } else { (x - y).abs() })
+        .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+}

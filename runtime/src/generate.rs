@@ -1,0 +1,100 @@
+//! Continuing a text, token by token.
+
+use latentc_codegen::device::Device;
+use latentc_passes::Graph;
+
+use crate::engine::{Engine, RunError};
+use crate::session::{Session, Tokens};
+
+/// How the next token is chosen.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    /// 0 takes the likeliest; higher flattens the distribution.
+    pub temperature: f64,
+    /// Only the likeliest tokens that together have this probability are drawn from (arXiv 1904.09751).
+    pub top_p: f64,
+    state: u64,
+}
+
+impl Sampler {
+    /// Always the likeliest token.
+    pub fn greedy() -> Sampler {
+        Sampler::new(0.0, 1.0, 0)
+    }
+
+    /// Draws with a temperature from the likeliest tokens; the same seed gives the same text.
+    pub fn new(temperature: f64, top_p: f64, seed: u64) -> Sampler {
+        Sampler { temperature, top_p, state: seed }
+    }
+
+    /// The next token's id. Of equally likely ones, greedy takes the first.
+    pub fn choose(&mut self, logits: &[f32]) -> i32 {
+        let best = logits.iter().enumerate().fold(0, |best, (i, x)| if *x > logits[best] { i } else { best });
+        if self.temperature <= 0.0 {
+            return best as i32;
+        }
+        let top = f64::from(logits[best]);
+        let mut odds: Vec<(usize, f64)> =
+            logits.iter().map(|&x| ((f64::from(x) - top) / self.temperature).exp()).enumerate().collect();
+        odds.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let total: f64 = odds.iter().map(|o| o.1).sum();
+        let mut kept = 0.0;
+        let enough = odds.iter().position(|o| {
+            kept += o.1;
+            kept >= self.top_p * total
+        });
+        odds.truncate(enough.map_or(odds.len(), |n| n + 1));
+        let mut at = self.uniform() * odds.iter().map(|o| o.1).sum::<f64>();
+        for (id, odd) in &odds {
+            at -= odd;
+            if at < 0.0 {
+                return *id as i32;
+            }
+        }
+        odds.last().map_or(best as i32, |o| o.0 as i32)
+    }
+
+    /// From 0 up to 1 (SplitMix64, Steele et al. 2014).
+    fn uniform(&mut self) -> f64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// Continues a prompt by up to `steps` tokens, telling each to `emit`, which may end the text by returning false.
+///
+/// # Errors
+/// If the prompt is empty or has a token outside of the vocabulary, or the device fails.
+pub fn generate<D: Device>(
+    engine: &mut Engine<D>,
+    prompt: &[i32],
+    steps: usize,
+    sampler: &mut Sampler,
+    mut emit: impl FnMut(i32) -> bool,
+) -> Result<Vec<i32>, RunError> {
+    if prompt.is_empty() {
+        return Err(RunError::Argument(
+            "the prompt is empty; a text begins with at least one token".to_owned(),
+        ));
+    }
+    let mut session = Session::new(engine, 1, prompt.len() + steps)?;
+    let mut made = Vec::new();
+    let mut next =
+        Tokens { ids: prompt.to_vec(), positions: (0..prompt.len() as i32).collect(), len: prompt.len() };
+    let mut graph = Graph::Prefill;
+    while made.len() < steps {
+        let logits = session.read(graph, &next, &[next.len as i32 - 1], 1)?;
+        let id = sampler.choose(logits.row(0, 0));
+        made.push(id);
+        if !emit(id) {
+            break;
+        }
+        let position = (prompt.len() + made.len()) as i32 - 1;
+        next = Tokens { ids: vec![id], positions: vec![position], len: 1 };
+        graph = Graph::Decode;
+    }
+    Ok(made)
+}

@@ -1,0 +1,66 @@
+//! The reference cases, end to end: the compiled program on a device against another implementation's figures.
+//!
+//! Tolerances are those that the cases' maker measured for f32 arithmetic in any order of summation, several times over: 2e-4 on
+//! logits of up to 7, 1e-5 on the loss; greedy tokens are equal.
+
+use latentc_codegen::device::Device;
+use latentc_codegen::host::Host;
+use latentc_passes::Graph;
+use latentc_runtime::engine::Engine;
+use latentc_runtime::eval::{Batch, Reading};
+use latentc_runtime::generate::{Sampler, generate};
+use latentc_tests::{Case, cases, max_diff};
+
+const LOGITS: f32 = 2e-4;
+const LOSS: f64 = 1e-5;
+
+fn agrees<D: Device>(case: &Case, device: D) {
+    let mut engine = Engine::new(device);
+    for graph in [Graph::Prefill, Graph::Decode] {
+        engine.add(&case.compile(graph), &case.checkpoint).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    }
+    let (ids, shape) = case.integers("input_ids").expect("every case has input_ids");
+    let mask = case.integers("attention_mask").map(|m| m.0);
+    let batch = Batch::new(&ids, mask.as_deref(), shape[0], shape[1]).expect("the case's batch is right");
+
+    let (want, _) = case.floats("prefill_logits");
+    let logits = batch.logits(&mut engine, Reading::Whole).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let prefill = max_diff(&logits.data, &want);
+    assert!(prefill <= LOGITS, "{}: prefill logits are off by {prefill:e}", case.name);
+
+    let loss = batch.loss(&logits).expect("texts of two tokens and more");
+    let (want, _) = case.floats("loss");
+    let loss = (loss - f64::from(want[0])).abs();
+    assert!(loss <= LOSS, "{}: the loss is off by {loss:e}", case.name);
+
+    // Token by token from position 3 on, across the ends of the shorter rows.
+    let (want, _) = case.floats("prefill_logits");
+    let logits = batch
+        .logits(&mut engine, Reading::TokenByToken { prefill: 3 })
+        .unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let decode = max_diff(&logits.data, &want);
+    assert!(decode <= LOGITS, "{}: decoded logits are off by {decode:e}", case.name);
+
+    let (greedy, greedy_shape) = case.integers("greedy_ids").expect("every case has greedy_ids");
+    let (prompts, _) = case.integers("prompt_lens").expect("every case has prompt_lens");
+    for (r, &len) in prompts.iter().enumerate() {
+        let prompt: Vec<i32> = ids[r * shape[1]..][..len as usize].iter().map(|&i| i as i32).collect();
+        let steps = greedy_shape[1];
+        let made = generate(&mut engine, &prompt, steps, &mut Sampler::greedy(), |_| true)
+            .expect("the prompt is right");
+        let want: Vec<i32> = greedy[r * steps..][..steps].iter().map(|&i| i as i32).collect();
+        assert_eq!(made, want, "{}: greedy tokens of row {r}", case.name);
+    }
+    println!(
+        "{:16} {:>4} kernels, prefill {prefill:.1e}, decode {decode:.1e}, loss {loss:.1e}",
+        case.name,
+        engine.program(Graph::Decode).map_or(0, |p| p.kernels.len())
+    );
+}
+
+#[test]
+fn on_the_host() {
+    for case in cases() {
+        agrees(&case, Host);
+    }
+}
