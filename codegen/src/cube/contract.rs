@@ -101,7 +101,6 @@ struct Operand {
 }
 
 impl Operand {
-    #[expect(clippy::too_many_arguments, reason = "an operand of a product has this many sides")]
     fn new(
         e: &mut Emit,
         x: &Exprs<'_>,

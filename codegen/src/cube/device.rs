@@ -109,7 +109,7 @@ pub use cuda::CudaDevice;
 #[cfg(feature = "cuda")]
 mod cuda {
     use cubecl_core::prelude::Runtime;
-    use cubecl_cuda::{CudaDevice as Ordinal, CudaRuntime};
+    use cubecl_cuda::{CudaDevice as Ordinal, CudaRuntime, install};
 
     use super::{CubeDevice, CubeRuntime, DeviceError, Target};
 
@@ -127,13 +127,17 @@ mod cuda {
         /// If there is no driver or no such GPU.
         pub fn open(ordinal: usize) -> Result<CudaDevice, DeviceError> {
             let absent = |why: String| Err(DeviceError::Absent("CUDA", why));
-            // The bindings panic at their first call where the driver is missing, so look first.
-            // SAFETY: the driver's library does nothing when it is loaded.
-            let found = ["libcuda.so.1", "libcuda.so", "nvcuda.dll"]
-                .iter()
-                .any(|name| unsafe { libloading::Library::new(name) }.is_ok());
-            if !found {
+            // The bindings panic where a library is missing, so look first.
+            // SAFETY: these libraries do nothing when they are loaded.
+            let loads = |names: &[&str]| names.iter().any(|n| unsafe { libloading::Library::new(n) }.is_ok());
+            if !loads(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"]) {
                 return absent("the driver's library libcuda.so.1 is not installed".to_owned());
+            }
+            if !loads(&["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll"]) {
+                return absent("the compiler's library libnvrtc.so is not on the library path".to_owned());
+            }
+            if !install::cuda_path().is_some_and(|path| path.join("include/cuda_runtime.h").is_file()) {
+                return absent("CUDA_PATH is not a folder with include/cuda_runtime.h".to_owned());
             }
             let count = CudaRuntime::enumerate_all_devices(&()).len();
             if ordinal >= count {

@@ -1,10 +1,10 @@
 //! What the tests run kernels on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
-use latentc_codegen::cube::{WgpuDevice, cuda_source};
+use latentc_codegen::cube::{CubeDevice, CubeRuntime, CudaDevice, Target, WgpuDevice, cuda_source};
 use latentc_codegen::device::{Data, Device, DeviceError};
 use latentc_codegen::nvrtc::{Nvrtc, NvrtcError, Resources, Toolkit};
 use latentc_codegen::program::{Kernel, KernelKind};
@@ -22,21 +22,34 @@ pub(crate) fn map(name: &str, body: &str) -> Kernel {
     kernel(KernelKind::Map, name, body)
 }
 
-/// Says that a part of the tests did not run. Not through `eprintln!`, which the test harness swallows.
-fn skipped(what: &str, why: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {what}: {why}");
+/// Says once that a part of the tests does not run. Not through `eprintln!`, which the test harness swallows.
+fn skipped(what: &'static str, why: impl std::fmt::Display) {
+    static SAID: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    if SAID.lock().unwrap().insert(what) {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {what}: {why}");
+    }
 }
 
-/// A device, or none here.
-pub(crate) fn device() -> Option<WgpuDevice> {
-    match WgpuDevice::open() {
+/// The device if it is there.
+fn present<D>(what: &'static str, opened: Result<D, DeviceError>) -> Option<D> {
+    match opened {
         Ok(device) => Some(device),
-        Err(DeviceError::Absent(..)) => {
-            skipped("kernels on wgpu", "no graphics driver; run scripts/setup-lavapipe.sh");
+        Err(DeviceError::Absent(_, why)) => {
+            skipped(what, why);
             None
         }
         Err(e) => panic!("{e}"),
     }
+}
+
+/// A device for WGSL, or none here.
+pub(crate) fn device() -> Option<WgpuDevice> {
+    present("kernels on wgpu (scripts/setup-lavapipe.sh)", WgpuDevice::open())
+}
+
+/// A device for CUDA, or none here.
+pub(crate) fn gpu() -> Option<CudaDevice> {
+    present("kernels on CUDA", CudaDevice::open(0))
 }
 
 /// The assembler's report on a kernel, or none where there is no assembler. The text is the same each time.
@@ -83,7 +96,12 @@ fn data(t: &Tensor) -> Data {
 }
 
 /// What the device makes of these inputs. Memory that a kernel does not write is 7s.
-pub(crate) fn run(device: &mut WgpuDevice, kernel: &Kernel, args: &[Tensor], sizes: &[usize]) -> Tensor {
+pub(crate) fn run<R: CubeRuntime>(
+    device: &mut CubeDevice<R>,
+    kernel: &Kernel,
+    args: &[Tensor],
+    sizes: &[usize],
+) -> Tensor {
     let body = &kernel.body;
     let extents = kernel.extents(sizes);
     let ty = kernel.output();
@@ -128,13 +146,31 @@ pub(crate) fn agree_on(kernel: &Kernel, args: &[Tensor], sizes: &[usize], tolera
     }
 }
 
-/// The first half of [`agree_on`].
+/// The first half of [`agree_on`], on each device there is.
 pub(crate) fn means_the_same(kernel: &Kernel, args: &[Tensor], sizes: &[usize], tolerance: f64) {
-    if let Some(mut device) = device() {
+    fn on<R: CubeRuntime>(
+        mut device: CubeDevice<R>,
+        kernel: &Kernel,
+        args: &[Tensor],
+        sizes: &[usize],
+        t: f64,
+    ) {
+        // On CUDA, what is stored is rounded.
+        let t = match (R::TARGET, kernel.output().dtype) {
+            (Target::Cuda, DType::Bf16) => t + 1.0 / 256.0,
+            (Target::Cuda, DType::F16) => t + 1.0 / 2048.0,
+            _ => t,
+        };
         let (got, want) = (run(&mut device, kernel, args, sizes), meaning(kernel, args, sizes));
-        if let Err(e) = got.close_to(&want, tolerance, tolerance) {
-            panic!("sizes {sizes:?}: {e}\n{}", kernel.body);
+        if let Err(e) = got.close_to(&want, t, t) {
+            panic!("{}, sizes {sizes:?}: {e}\n{}", device.name(), kernel.body);
         }
+    }
+    if let Some(device) = device() {
+        on(device, kernel, args, sizes, tolerance);
+    }
+    if let Some(gpu) = gpu() {
+        on(gpu, kernel, args, sizes, tolerance);
     }
 }
 

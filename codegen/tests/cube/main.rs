@@ -3,6 +3,8 @@
 //! Without a graphics driver or the CUDA wheels, the parts that need them are skipped, and say so
 //! (`scripts/setup-lavapipe.sh`, `scripts/setup-cuda.sh`).
 
+#![cfg(all(feature = "wgpu", feature = "cuda"))]
+
 mod bench;
 mod contract;
 mod limits;
