@@ -15,8 +15,11 @@ use crate::graph::{Function, Inst, Module, ValueId};
 use crate::ops::{Binary, Op, Real, Reduce, Unary};
 use crate::types::{AxisId, DType, Type};
 
+/// The name of the pass, in the instructions that it makes.
+const RULE: &str = "expand";
+
 /// The same module without composites, in canonical numbering. The parts of a value `P` are called `P.max`,
-/// `P.exp` and so on, and keep its origins and the pass that made it.
+/// `P.exp` and so on, and keep its origins.
 #[must_use]
 pub fn expand(module: &Module) -> Module {
     let functions = module.functions.iter().map(function).collect();
@@ -81,13 +84,13 @@ impl<'f> Parts<'f> {
     /// The last part, which is the composite's own result.
     fn finish(&mut self, op: Op, args: &[ValueId]) {
         let mut last = self.inst.clone();
-        (last.op, last.args) = (op, args.to_vec());
+        (last.op, last.args, last.by) = (op, args.to_vec(), Some(RULE.to_owned()));
         self.f.body.push(last);
     }
 
     fn sign(&mut self) {
         if let Some(last) = self.f.body.last_mut() {
-            (last.origins, last.by) = (self.inst.origins.clone(), self.inst.by.clone());
+            (last.origins, last.by) = (self.inst.origins.clone(), Some(RULE.to_owned()));
         }
     }
 
@@ -120,7 +123,7 @@ fn softmax(p: &mut Parts<'_>, axis: AxisId) {
 }
 
 fn rms_norm(p: &mut Parts<'_>, axis: AxisId, eps: Real) {
-    let (_, rows) = p.types(axis);
+    let (whole, rows) = p.types(axis);
     let eps = p.number("eps", eps.0);
     let size = match p.f.axis(axis).size.fixed() {
         Some(n) => p.number("size", n as f64),
@@ -132,9 +135,11 @@ fn rms_norm(p: &mut Parts<'_>, axis: AxisId, eps: Real) {
             p.push("size", Op::Reduce { by: Reduce::Sum, axis }, &[ones], Type::scalar(p.dtype))
         }
     };
-    let squares = p.push("squares", Op::Contract, &[p.x, p.x], rows.clone());
-    let mean = p.push("mean", Op::Binary(Binary::Div), &[squares, size], rows.clone());
-    let sum = p.push("sum", Op::Binary(Binary::Add), &[mean, eps], rows.clone());
-    let scale = p.push("scale", Op::Unary(Unary::Rsqrt), &[sum], rows);
+    // A product and its sum rather than a contraction: it belongs to the row, not to a kernel for matrices.
+    let squares = p.push("squares", Op::Binary(Binary::Mul), &[p.x, p.x], whole);
+    let sum = p.push("sum", Op::Reduce { by: Reduce::Sum, axis }, &[squares], rows.clone());
+    let mean = p.push("mean", Op::Binary(Binary::Div), &[sum, size], rows.clone());
+    let shifted = p.push("shifted", Op::Binary(Binary::Add), &[mean, eps], rows.clone());
+    let scale = p.push("scale", Op::Unary(Unary::Rsqrt), &[shifted], rows);
     p.finish(Op::Binary(Binary::Mul), &[p.x, scale]);
 }

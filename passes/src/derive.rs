@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use latentc_ir::{AxisId, DType, Function, Module, Op, Size, Type, ValueId};
+use latentc_ir::{AxisId, DType, Function, Inst, Module, Op, Size, Type, ValueId};
 
 use crate::rewrite::Rebuild;
 use crate::{Graph, PassError};
@@ -31,6 +31,16 @@ pub fn derive(module: &Module, graph: Graph) -> Result<Module, PassError> {
         let served = serve(f, &out, &symbols)?;
         out.functions.push(served);
     }
+    // A definition may treat the past as if it were the present: rename it to `t`, or take it from a caller.
+    latentc_ir::verify(&out).map_err(|errors| {
+        let e = &errors[0];
+        let f = e.function.as_deref().and_then(|f| module.function(f)).unwrap_or(&module.functions[0]);
+        PassError::new(
+            NAME,
+            f,
+            format!("the past is longer than the tokens at hand, so this cannot be served: {e}"),
+        )
+    })?;
     Ok(out)
 }
 
@@ -93,7 +103,8 @@ fn pos_type(f: &Function, done: &Module) -> Result<Option<Type>, PassError> {
             Op::Past { .. } => {
                 // Run-time axes number rows of a batch and tokens: a position belongs to each.
                 let x = f.ty(inst.args[0]);
-                let axes: Vec<_> = x.axes.iter().copied().filter(|&a| f.axis(a).size.fixed().is_none()).collect();
+                let axes: Vec<_> =
+                    x.axes.iter().copied().filter(|&a| f.axis(a).size.fixed().is_none()).collect();
                 meet(Type::new(DType::I32, axes))?;
             }
             Op::Call { callee, .. } => {
@@ -102,7 +113,11 @@ fn pos_type(f: &Function, done: &Module) -> Result<Option<Type>, PassError> {
                 let axes: Option<Vec<AxisId>> =
                     g.ty(pos).axes.iter().map(|&a| caller_axis(f, g, &inst.args, a)).collect();
                 let axes = axes.ok_or_else(|| {
-                    PassError::new(NAME, f, format!("@{callee} needs positions, but no operand has their axes"))
+                    PassError::new(
+                        NAME,
+                        f,
+                        format!("@{callee} needs positions, but no operand has their axes"),
+                    )
                 })?;
                 meet(Type::new(DType::I32, axes))?;
             }
@@ -144,12 +159,18 @@ fn serve(f: &Function, done: &Module, symbols: &BTreeMap<Size, Size>) -> Result<
     let mut caches = caches.into_iter();
     for inst in &f.body {
         match (&inst.op, pos) {
-            (Op::Position { axis }, Some(pos)) if f.axis(*axis).like.is_none() => r.replace(inst.result(), pos),
+            (Op::Position { axis }, Some(pos)) if f.axis(*axis).like.is_none() => {
+                r.replace(inst.result(), pos)
+            }
             (&Op::Past { from, to }, Some(pos)) => {
                 let cache = caches.next().expect("one was made for each past");
                 let ty = r.new.ty(cache).clone();
                 let args = [cache, r.get(inst.args[0]), pos];
-                let id = r.emit(inst, Op::Append { from, to }, &args, &f.value(inst.result()).name, ty);
+                let past = f.value(inst.result());
+                let mut id = r.emit(inst, Op::Append { from, to }, &args, &past.name, ty);
+                if ordered(f, inst.result()) {
+                    id = r.emit(inst, Op::Cast, &[id], &past.name, past.ty.clone());
+                }
                 r.replace(inst.result(), id);
             }
             (Op::Call { callee, .. }, Some(pos))
@@ -162,4 +183,10 @@ fn serve(f: &Function, done: &Module, symbols: &BTreeMap<Size, Size>) -> Result<
         }
     }
     Ok(r.finish())
+}
+
+/// Whether others see the memory order of a value: callers, or a callee.
+fn ordered(f: &Function, value: ValueId) -> bool {
+    let passed = |i: &Inst| matches!(i.op, Op::Call { .. }) && i.args.contains(&value);
+    f.results.contains(&value) || f.body.iter().any(passed)
 }

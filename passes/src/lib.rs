@@ -48,10 +48,26 @@ pub struct Pass {
 /// The passes that lead from a definition to the graph that is scheduled, in order.
 pub fn pipeline() -> Vec<Pass> {
     vec![
-        Pass { name: "derive", law: "past x = rename x (train), append cache, x (prefill, decode)", run: derive::derive },
-        Pass { name: "expand", law: "a composite is its definition", run: |m, _| Ok(latentc_ir::expand::expand(m)) },
-        Pass { name: "pair", law: "multiplication is associative: products of two, the cheapest first", run: |m, _| Ok(pair::pair(m)) },
-        Pass { name: "eliminate", law: "what nothing uses need not be computed", run: |m, _| Ok(eliminate::eliminate(m)) },
+        Pass {
+            name: "derive",
+            law: "past x = rename x (train), append cache, x (prefill, decode)",
+            run: derive::derive,
+        },
+        Pass {
+            name: "expand",
+            law: "a composite is its definition",
+            run: |m, _| Ok(latentc_ir::expand::expand(m)),
+        },
+        Pass {
+            name: "pair",
+            law: "multiplication is associative: products of two, the cheapest first",
+            run: |m, _| Ok(pair::pair(m)),
+        },
+        Pass {
+            name: "eliminate",
+            law: "what nothing uses need not be computed",
+            run: |m, _| Ok(eliminate::eliminate(m)),
+        },
     ]
 }
 

@@ -110,9 +110,13 @@ fn search(f: &Function, sets: &[Vec<AxisId>], result: &Type, exhaustive: bool) -
         for b in a + 1..sets.len() {
             let mut all = sets[a].clone();
             all.extend(sets[b].iter().copied().filter(|x| !sets[a].contains(x)));
-            let rest: Vec<_> = (0..sets.len()).filter(|n| *n != a && *n != b).map(|n| sets[n].clone()).collect();
-            let out: Vec<_> =
-                all.iter().copied().filter(|x| result.has(*x) || rest.iter().any(|s| s.contains(x))).collect();
+            let rest: Vec<_> =
+                (0..sets.len()).filter(|n| *n != a && *n != b).map(|n| sets[n].clone()).collect();
+            let out: Vec<_> = all
+                .iter()
+                .copied()
+                .filter(|x| result.has(*x) || rest.iter().any(|s| s.contains(x)))
+                .collect();
             let mut cost = extent(f, &all) + extent(f, &out);
             if exhaustive && !rest.is_empty() {
                 let mut next = rest;
