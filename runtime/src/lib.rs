@@ -5,5 +5,6 @@ pub mod compiled;
 pub mod engine;
 pub mod eval;
 pub mod generate;
+pub mod init;
 pub mod load;
 pub mod session;

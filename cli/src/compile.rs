@@ -1,0 +1,152 @@
+//! `latentc compile`: graphs of a model as kernels, launch lists and the IR after every pass, in a folder.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow};
+use latentc_codegen::cube::{cuda_source, wgsl_source};
+use latentc_codegen::device::DeviceError;
+use latentc_codegen::program::{Kernel, Program, Step};
+use latentc_ir::{Module, Op};
+use latentc_passes::Graph;
+use latentc_runtime::compiled::{self, Compiled};
+
+use crate::folder::NewFolder;
+use crate::manifest::{self, KernelEntry, Manifest};
+use crate::model::{DTypeArg, GraphArg, Model};
+use crate::share::share;
+use crate::target::Target;
+use crate::{print, progress};
+
+/// Compiles a model to kernels: their sources, a manifest.json for programs that load them, and, for people,
+/// the launch list and the IR after every pass.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A folder, a config.json, or a bundled name.
+    model: String,
+    /// The language of the kernels.
+    #[arg(long, value_enum)]
+    target: Target,
+    /// Which graphs; may be given several times.
+    #[arg(long, value_enum, default_values = ["prefill", "decode"])]
+    graph: Vec<GraphArg>,
+    /// Weights and activations; the configuration's if not given.
+    #[arg(long, value_enum)]
+    dtype: Option<DTypeArg>,
+    /// The folder to write. It is made, or replaced if this command wrote it.
+    #[arg(short, long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let model = Model::find(&args.model)?;
+    let advice = "does not hold a manifest.json of latentc, so it is not replaced";
+    let folder = NewFolder::begin(&args.out, manifest::is_ours, advice)?;
+    let spinner = progress::spinner("compiling");
+    let dtype = model.dtype(args.dtype);
+
+    let mut graphs: Vec<Compiled> = Vec::new();
+    for graph in args.graph.iter().map(|&g| Graph::from(g)) {
+        if !graphs.iter().any(|c| c.graph == graph) {
+            let compiled = compiled::compile(&model.trace(graph, dtype)?, graph);
+            graphs.push(compiled.with_context(|| format!("the {} graph of {}", graph.name(), model.name))?);
+        }
+    }
+    let kernels = share(graphs.iter_mut().map(|c| &mut c.program));
+    let mut manifest = Manifest {
+        latentc: env!("CARGO_PKG_VERSION"),
+        target: args.target.name(),
+        model: manifest::Model { name: model.name.clone(), dtype, config: model.config.to_json() },
+        // All graphs of a model read the same checkpoint.
+        parameters: match graphs.first() {
+            Some(compiled) => manifest::parameters(&compiled.stages[0].1).map_err(|e| anyhow!(e))?,
+            None => Vec::new(),
+        },
+        kernels: Vec::new(),
+        graphs: Vec::new(),
+    };
+    for kernel in &kernels {
+        manifest.kernels.push(write_kernel(&folder, args.target, kernel)?);
+    }
+    for compiled in &graphs {
+        manifest.graphs.push(write_graph(&folder, compiled)?);
+    }
+    folder.write(manifest::FILE, &(serde_json::to_string_pretty(&manifest)? + "\n"))?;
+    folder.publish()?;
+    drop(spinner);
+
+    let mut text = format!("{} for {} in {}\n", model.name, args.target.name(), args.out.display());
+    for (compiled, entry) in graphs.iter().zip(&manifest.graphs) {
+        let (kernels, launches) = (compiled.program.kernels.len(), entry.launches);
+        text += &format!("  {:8} {kernels:>4} kernels, {launches:>6} launches a run\n", entry.graph);
+    }
+    text += &format!("  {} distinct kernels, {:.1} s\n", kernels.len(), start.elapsed().as_secs_f64());
+    print(&text)
+}
+
+/// The kernel in the target's language, and what it computes as IR.
+fn write_kernel(folder: &NewFolder, target: Target, kernel: &Kernel) -> anyhow::Result<KernelEntry> {
+    let name = &kernel.name;
+    let spec = format!("kernels/{name}.ir");
+    folder.write(&spec, &alone(kernel).to_string())?;
+    let write = |file: String, source: Result<String, DeviceError>| -> anyhow::Result<String> {
+        folder.write(&file, &source?)?;
+        Ok(file)
+    };
+    let file = match target {
+        // The host runs the IR as it is.
+        Target::Host => spec.clone(),
+        Target::Cuda => write(format!("kernels/{name}.cu"), cuda_source(kernel))?,
+        Target::Wgpu => write(format!("kernels/{name}.wgsl"), wgsl_source(kernel))?,
+    };
+    Ok(KernelEntry::new(kernel, file, spec, target != Target::Host))
+}
+
+/// A kernel's body as a program of its own, which verifies: what it appends to is a cache.
+fn alone(kernel: &Kernel) -> Module {
+    let mut body = kernel.body.clone();
+    if let Some(inst) = body.body.iter().find(|i| matches!(i.op, Op::Append { .. })) {
+        let cache = inst.args[0];
+        body.params.retain(|&p| p != cache);
+        body.caches.push(cache);
+    }
+    Module { name: kernel.name.clone(), entry: body.name.clone(), functions: vec![body] }
+}
+
+/// The IR after every pass, and the launch list.
+fn write_graph(folder: &NewFolder, compiled: &Compiled) -> anyhow::Result<manifest::Graph> {
+    let graph = compiled.graph.name();
+    let mut stages = Vec::new();
+    for (number, (pass, module)) in compiled.stages.iter().enumerate() {
+        let file = format!("{graph}/{number:02}_{pass}.ir");
+        folder.write(&file, &module.to_string())?;
+        stages.push(file);
+    }
+    let schedule = format!("{graph}/schedule.txt");
+    folder.write(&schedule, &format!("{}\n", compiled.program.to_string().trim_end()))?;
+    Ok(manifest::Graph {
+        graph,
+        stages,
+        schedule,
+        launches: launches(&compiled.program),
+        entry: compiled.program.entry.clone(),
+        routines: manifest::routines(compiled.module(), &compiled.program),
+    })
+}
+
+/// Launches of one run, those of called routines included.
+fn launches(program: &Program) -> u64 {
+    let mut of: BTreeMap<&str, u64> = BTreeMap::new();
+    // Callees stand before callers.
+    for routine in &program.routines {
+        let count = routine.steps.iter().map(|step| match step {
+            Step::Launch { .. } => 1,
+            Step::Call { routine, .. } => of.get(routine.as_str()).copied().unwrap_or(0),
+        });
+        let count = count.sum();
+        of.insert(&routine.name, count);
+    }
+    of.get(program.entry.as_str()).copied().unwrap_or(0)
+}

@@ -1,0 +1,86 @@
+//! A folder that appears under its name complete or not at all.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+/// A folder under a temporary name beside its place. Dropped before it is published, it is removed.
+pub(crate) struct NewFolder {
+    temporary: PathBuf,
+    place: PathBuf,
+}
+
+impl NewFolder {
+    /// Begins a folder at `place`, where there must be nothing, an empty folder, or one that is `replaceable`; else `advice` says why.
+    pub(crate) fn begin(
+        place: &Path,
+        replaceable: impl Fn(&Path) -> bool,
+        advice: &str,
+    ) -> anyhow::Result<NewFolder> {
+        let shown = place.display();
+        match fs::read_dir(place) {
+            Ok(mut entries) => {
+                if entries.next().is_some() && !replaceable(place) {
+                    bail!("{shown}: the folder is not empty and {advice}; give another folder or remove it");
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).with_context(|| format!("{shown}: cannot write the output folder here")),
+        }
+        let absolute =
+            std::path::absolute(place).with_context(|| format!("{shown}: not a path of a folder"))?;
+        let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+            bail!("{shown}: not a path of a folder; give one that can be made, such as ./out");
+        };
+        let cannot = || format!("{shown}: cannot write the output folder");
+        fs::create_dir_all(parent).with_context(cannot)?;
+        let temporary = parent.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+        fs::create_dir(&temporary).with_context(cannot)?;
+        Ok(NewFolder { temporary, place: absolute })
+    }
+
+    /// Where to write until then.
+    pub(crate) fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Writes a file, `/` in its name being a folder.
+    pub(crate) fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let path = self.temporary.join(name);
+        let cannot = || format!("{}: cannot write {name}", self.place.display());
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).with_context(cannot)?;
+        }
+        fs::write(&path, text).with_context(cannot)
+    }
+
+    /// Gives the folder its name. What was there before is moved aside and then removed.
+    pub(crate) fn publish(self) -> anyhow::Result<()> {
+        let cannot = || format!("{}: cannot give the finished folder its name", self.place.display());
+        let aside = self.temporary.with_extension("old");
+        match fs::rename(&self.place, &aside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).with_context(cannot),
+            _ => {}
+        }
+        if let Err(e) = fs::rename(&self.temporary, &self.place) {
+            // What was there must not be lost for it.
+            let _ = fs::rename(&aside, &self.place);
+            return Err(e).with_context(cannot);
+        }
+        match fs::remove_dir_all(&aside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("{}: cannot remove what was replaced", aside.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        // Once published there is nothing of this name, and that is as well.
+        let _ = fs::remove_dir_all(&self.temporary);
+    }
+}

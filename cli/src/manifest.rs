@@ -1,0 +1,201 @@
+//! `manifest.json`: what `compile` wrote, for programs that load it.
+//!
+//! Nothing in it depends on where or when it was made.
+
+use std::path::Path;
+
+use latentc_codegen::cube::LaunchShape;
+use latentc_codegen::program::{Buffer, BufferId, Kernel, KernelKind, Program, Step};
+use latentc_ir::{DType, Factor, Function, Module, Size, Weight};
+use serde::Serialize;
+use serde_json::Value;
+
+/// The file's name in the output folder.
+pub(crate) const FILE: &str = "manifest.json";
+
+/// The whole file.
+#[derive(Serialize)]
+pub(crate) struct Manifest {
+    /// The version of the compiler; by this key `compile` knows a folder of its own.
+    pub(crate) latentc: &'static str,
+    pub(crate) target: &'static str,
+    pub(crate) model: Model,
+    /// What a checkpoint must hold, in the order of first use.
+    pub(crate) parameters: Vec<Parameter>,
+    /// Each distinct kernel of all graphs.
+    pub(crate) kernels: Vec<KernelEntry>,
+    pub(crate) graphs: Vec<Graph>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Model {
+    pub(crate) name: String,
+    /// Weights and activations.
+    pub(crate) dtype: DType,
+    /// The configuration, as published checkpoints have it.
+    pub(crate) config: Value,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Serialize)]
+pub(crate) struct Parameter {
+    name: String,
+    dtype: DType,
+    shape: Vec<u64>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct KernelEntry {
+    name: String,
+    kind: KernelKind,
+    /// What the target compiles.
+    pub(crate) file: String,
+    /// What it computes, as IR.
+    pub(crate) spec: String,
+    /// Units, cubes and shared memory; the host has none.
+    launch: Option<LaunchShape>,
+    /// The run-time sizes that a launch gives, in order.
+    sizes: Vec<String>,
+    inputs: Vec<Tensor>,
+    output: Tensor,
+}
+
+#[derive(Serialize)]
+struct Tensor {
+    dtype: DType,
+    dims: Vec<Size>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Graph {
+    pub(crate) graph: &'static str,
+    /// The module after each pass.
+    pub(crate) stages: Vec<String>,
+    /// The launches, for people.
+    pub(crate) schedule: String,
+    /// Launches of one run.
+    pub(crate) launches: u64,
+    pub(crate) entry: String,
+    /// Callees before callers.
+    pub(crate) routines: Vec<Routine>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Routine {
+    name: String,
+    /// What the steps name by number.
+    buffers: Vec<BufferEntry>,
+    params: Vec<BufferId>,
+    results: Vec<BufferId>,
+    steps: Vec<StepEntry>,
+}
+
+#[derive(Serialize)]
+struct BufferEntry {
+    #[serde(flatten)]
+    buffer: Buffer,
+    /// Of a weight: the tensor below the call's scope, and what its dimensions are made of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<Stored>,
+}
+
+#[derive(Serialize)]
+struct Stored {
+    tensor: String,
+    /// Each dimension is a product of factors; a factor of several axes has them one behind the other, and the weight is
+    /// one of them.
+    dims: Vec<Vec<Vec<String>>>,
+    /// The weight's own axes, slowest first.
+    axes: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum StepEntry {
+    Launch { kernel: String, inputs: Vec<BufferId>, output: BufferId, sizes: Vec<Size> },
+    Call { routine: String, scope: String, inputs: Vec<BufferId>, outputs: Vec<BufferId> },
+}
+
+/// Whether a folder holds what `compile` once wrote.
+pub(crate) fn is_ours(folder: &Path) -> bool {
+    let text = std::fs::read_to_string(folder.join(FILE)).unwrap_or_default();
+    let json: Value = serde_json::from_str(&text).unwrap_or_default();
+    json.get("latentc").is_some_and(Value::is_string) && json.get("graphs").is_some_and(Value::is_array)
+}
+
+/// The tensors that a definition reads.
+pub(crate) fn parameters(module: &Module) -> Result<Vec<Parameter>, String> {
+    let tensors = module.inventory()?.tensors;
+    Ok(tensors.into_iter().map(|t| Parameter { name: t.name, dtype: t.dtype, shape: t.shape }).collect())
+}
+
+impl KernelEntry {
+    pub(crate) fn new(kernel: &Kernel, file: String, spec: String, on_device: bool) -> KernelEntry {
+        let body = &kernel.body;
+        let tensor = |v| {
+            let ty = body.ty(v);
+            Tensor { dtype: ty.dtype, dims: ty.axes.iter().map(|&a| body.axis(a).size.clone()).collect() }
+        };
+        KernelEntry {
+            name: kernel.name.clone(),
+            kind: kernel.kind,
+            file,
+            spec,
+            launch: on_device.then(|| LaunchShape::of(kernel)),
+            sizes: kernel.size_symbols().into_iter().map(str::to_owned).collect(),
+            inputs: body.params.iter().map(|&p| tensor(p)).collect(),
+            output: tensor(body.results[0]),
+        }
+    }
+}
+
+/// Every routine of a program scheduled from this module.
+pub(crate) fn routines(module: &Module, program: &Program) -> Vec<Routine> {
+    let routine = |r: &latentc_codegen::program::Routine| {
+        let function = module.function(&r.name);
+        let buffers = r.buffers.iter().map(|b| BufferEntry {
+            buffer: b.clone(),
+            stored: match b.role {
+                latentc_codegen::program::Role::Weight { index } => {
+                    function.and_then(|f| Some(stored(f, f.weights.get(index)?)))
+                }
+                _ => None,
+            },
+        });
+        let steps = r.steps.iter().map(|step| match step {
+            Step::Launch { kernel, inputs, output, sizes, .. } => StepEntry::Launch {
+                kernel: program.kernels[*kernel].name.clone(),
+                inputs: inputs.clone(),
+                output: *output,
+                sizes: sizes.clone(),
+            },
+            Step::Call { routine, scope, inputs, outputs } => StepEntry::Call {
+                routine: routine.clone(),
+                scope: scope.clone(),
+                inputs: inputs.clone(),
+                outputs: outputs.clone(),
+            },
+        });
+        Routine {
+            name: r.name.clone(),
+            buffers: buffers.collect(),
+            params: r.params.clone(),
+            results: r.results.clone(),
+            steps: steps.collect(),
+        }
+    };
+    program.routines.iter().map(routine).collect()
+}
+
+fn stored(f: &Function, weight: &Weight) -> Stored {
+    let name = |a: &latentc_ir::AxisId| f.axis(*a).name.clone();
+    let factor = |x: &Factor| match x {
+        Factor::Axis(a) => vec![name(a)],
+        Factor::Parts(axes) => axes.iter().map(name).collect(),
+    };
+    Stored {
+        tensor: weight.stored.tensor.clone(),
+        dims: weight.stored.dims.iter().map(|dim| dim.iter().map(factor).collect()).collect(),
+        axes: f.ty(weight.value).axes.iter().map(name).collect(),
+    }
+}

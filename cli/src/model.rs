@@ -1,0 +1,143 @@
+//! Which model is meant, and its definition as IR.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::bail;
+use clap::ValueEnum;
+use latentc_codegen::device::Device;
+use latentc_ir::{DType, Module};
+use latentc_models::Goal;
+use latentc_models::config::{self, ModelConfig};
+use latentc_passes::Graph;
+use latentc_runtime::checkpoint::Checkpoint;
+use latentc_runtime::compiled::compile;
+use latentc_runtime::engine::Engine;
+
+use crate::{Rendered, progress};
+
+/// A model of the command line.
+pub(crate) struct Model {
+    /// The bundled name, or what the configuration calls its kind: a path would say where something was made.
+    pub(crate) name: String,
+    pub(crate) config: ModelConfig,
+}
+
+/// The element type of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DTypeArg {
+    F32,
+    Bf16,
+    F16,
+}
+
+/// A graph of a definition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GraphArg {
+    /// Many new tokens behind a history.
+    Prefill,
+    /// One new token behind a history.
+    Decode,
+    /// Whole sequences and their loss.
+    Train,
+}
+
+impl From<GraphArg> for Graph {
+    fn from(arg: GraphArg) -> Graph {
+        match arg {
+            GraphArg::Prefill => Graph::Prefill,
+            GraphArg::Decode => Graph::Decode,
+            GraphArg::Train => Graph::Train,
+        }
+    }
+}
+
+impl DTypeArg {
+    /// The name in `config.json`.
+    pub(crate) fn torch_name(self) -> &'static str {
+        match self {
+            DTypeArg::F32 => config::DType::F32.torch_name(),
+            DTypeArg::Bf16 => config::DType::BF16.torch_name(),
+            DTypeArg::F16 => config::DType::F16.torch_name(),
+        }
+    }
+}
+
+impl Model {
+    /// The model of that name or path.
+    pub(crate) fn find(model: &str) -> anyhow::Result<Model> {
+        if Path::new(model).exists() {
+            let config = ModelConfig::from_path(model)?;
+            return Ok(Model { name: config.model_type().to_owned(), config });
+        }
+        if !ModelConfig::bundled_names().contains(&model) {
+            bail!(
+                "unknown model `{model}`: there is no such folder or file, and of that name none is bundled; \
+                 bundled: {}",
+                ModelConfig::bundled_names().join(", ")
+            );
+        }
+        Ok(Model { name: model.to_owned(), config: ModelConfig::bundled(model)? })
+    }
+
+    /// The dtype asked for, or else the configuration's.
+    pub(crate) fn dtype(&self, wanted: Option<DTypeArg>) -> DType {
+        match wanted {
+            Some(DTypeArg::F32) => DType::F32,
+            Some(DTypeArg::Bf16) => DType::Bf16,
+            Some(DTypeArg::F16) => DType::F16,
+            None => match self.config.common().dtype {
+                config::DType::F32 => DType::F32,
+                config::DType::F16 => DType::F16,
+                config::DType::BF16 => DType::Bf16,
+            },
+        }
+    }
+
+    /// The verified definition that a graph is made of.
+    pub(crate) fn trace(&self, graph: Graph, dtype: DType) -> anyhow::Result<Module> {
+        let goal = match graph {
+            Graph::Train => Goal::Loss,
+            Graph::Prefill | Graph::Decode => Goal::Logits,
+        };
+        let traced = latentc_models::trace(&self.config, goal, dtype).map_err(|e| Rendered(e.render()))?;
+        if let Err(broken) = latentc_ir::verify(&traced.module) {
+            let lines: Vec<_> = broken.iter().map(ToString::to_string).collect();
+            bail!("the definition of {} breaks rules of the IR:\n  {}", self.name, lines.join("\n  "));
+        }
+        Ok(traced.module)
+    }
+
+    /// These graphs with the weights of the folder, on a device.
+    pub(crate) fn load<D: Device>(
+        &self,
+        folder: &Path,
+        device: D,
+        dtype: DType,
+        graphs: &[Graph],
+    ) -> anyhow::Result<Engine<D>> {
+        let _spinner = progress::spinner("loading weights");
+        let checkpoint = Arc::new(Checkpoint::open(folder)?);
+        let mut engine = Engine::new(device);
+        for &graph in graphs {
+            let compiled = compile(&self.trace(graph, dtype)?, graph)?;
+            engine.add(&compiled, &checkpoint)?;
+        }
+        Ok(engine)
+    }
+}
+
+/// A folder with configuration and weights.
+pub(crate) fn open(folder: &Path) -> anyhow::Result<Model> {
+    if !folder.exists() {
+        bail!(
+            "{}: there is no such folder; give a model folder with config.json and weights",
+            folder.display()
+        );
+    }
+    if !folder.is_dir() {
+        bail!("{}: not a folder; give a model folder with config.json and weights", folder.display());
+    }
+    let config = ModelConfig::from_path(folder)?;
+    Ok(Model { name: config.model_type().to_owned(), config })
+}

@@ -1,0 +1,43 @@
+//! What a model runs on.
+
+use clap::ValueEnum;
+use latentc_codegen::cube::{CudaDevice, WgpuDevice};
+use latentc_codegen::device::Device;
+use latentc_codegen::host::Host;
+
+/// A machine, or the language of its kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Target {
+    /// The CPU.
+    Host,
+    /// Any graphics driver, through wgpu.
+    Wgpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl Target {
+    /// The name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Target::Host => "host",
+            Target::Wgpu => "wgpu",
+            Target::Cuda => "cuda",
+        }
+    }
+}
+
+/// Work that any device can do.
+pub(crate) trait Job {
+    /// Does it.
+    fn on<D: Device>(self, device: D) -> anyhow::Result<()>;
+}
+
+/// Opens the target's device and does the work there.
+pub(crate) fn with_device(target: Target, job: impl Job) -> anyhow::Result<()> {
+    match target {
+        Target::Host => job.on(Host),
+        Target::Wgpu => job.on(WgpuDevice::open()?),
+        Target::Cuda => job.on(CudaDevice::open(0)?),
+    }
+}
