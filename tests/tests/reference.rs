@@ -3,6 +3,7 @@
 //! Tolerances are those that the cases' maker measured for f32 arithmetic in any order of summation, several times over: 2e-4 on
 //! logits of up to 7, 1e-5 on the loss; greedy tokens are equal.
 
+use latentc_codegen::cube::WgpuDevice;
 use latentc_codegen::device::Device;
 use latentc_codegen::host::Host;
 use latentc_passes::Graph;
@@ -56,6 +57,17 @@ fn agrees<D: Device>(case: &Case, device: D) {
         case.name,
         engine.program(Graph::Decode).map_or(0, |p| p.kernels.len())
     );
+}
+
+/// A graphics driver for the CPU is enough; `scripts/setup-lavapipe.sh` installs one.
+#[test]
+fn on_wgpu() {
+    for case in cases() {
+        match WgpuDevice::open() {
+            Ok(device) => agrees(&case, device),
+            Err(e) => return eprintln!("SKIPPED: on_wgpu: {e}"),
+        }
+    }
 }
 
 #[test]
