@@ -38,6 +38,11 @@ pub fn compile(definition: &Module, graph: Graph) -> Result<Compiled, CompileErr
 }
 
 impl Compiled {
+    /// The module before the first pass: it has all weights, read or not.
+    pub fn definition(&self) -> &Module {
+        &self.stages[0].1
+    }
+
     /// The module after the last pass.
     pub fn module(&self) -> &Module {
         &self.stages[self.stages.len() - 1].1

@@ -119,7 +119,7 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// If the checkpoint does not fit, or the device has no room.
     pub fn add(&mut self, compiled: &Compiled, checkpoint: &Arc<Checkpoint>) -> Result<(), LoadError> {
-        load::check(compiled.module(), checkpoint)?;
+        load::check(compiled.definition(), checkpoint)?;
         let mut instances = Vec::new();
         self.instantiate(compiled, checkpoint, &compiled.program.entry, "", &mut instances)?;
         self.graphs.push(Loaded {
@@ -235,8 +235,8 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Runs a graph. `args` are the entry's parameters in order; `past` is the number of positions in the caches after the
-    /// run: the size that no argument has.
+    /// Runs a graph. `args` are the entry's parameters in order; `past` is the number of positions in the caches after
+    /// the run.
     ///
     /// # Errors
     /// If the graph was not added, arguments do not fit it or each other, or the device fails.
@@ -249,7 +249,16 @@ impl<D: Device> Engine<D> {
         let top = loaded.instances.len() - 1;
         let routine = &program.routines[loaded.instances[top].routine];
         let described: Vec<_> = routine.params.iter().map(|&p| routine.buffer(p)).collect();
-        let sizes = Sizes::of(&described, args, past)?;
+        let mut sizes = Sizes::of(&described, args)?;
+        for symbol in past_symbols(&program) {
+            sizes.bound.entry(symbol).or_insert(past);
+        }
+        let called = loaded.instances.iter().map(|i| &program.routines[i.routine]);
+        if let Some(symbol) = called.filter_map(|r| unbound(r, &sizes)).next() {
+            return Err(RunError::Argument(format!(
+                "no argument has the size `{symbol}` that the program needs"
+            )));
+        }
         let mut params = Vec::new();
         for (buffer, value) in described.iter().zip(args) {
             let made = self.device.upload(buffer.dtype, value.data.clone())?;
@@ -394,14 +403,32 @@ struct Run<'a> {
     sizes: &'a Sizes,
 }
 
+/// The sizes of the past: those that caches grow by.
+fn past_symbols(program: &Program) -> Vec<String> {
+    let caches = program.routines.iter().flat_map(|r| &r.buffers).filter(|b| b.role == Role::Cache);
+    caches.filter_map(|b| b.dims.first()).filter(|d| d.fixed().is_none()).map(Size::to_string).collect()
+}
+
+/// A size that a buffer or a launch has and nothing gives.
+fn unbound<'p>(routine: &'p Routine, sizes: &Sizes) -> Option<&'p str> {
+    let buffers = routine.buffers.iter().flat_map(|b| &b.dims);
+    let launches = routine.steps.iter().flat_map(|s| match s {
+        Step::Launch { sizes, .. } => &sizes[..],
+        Step::Call { .. } => &[],
+    });
+    buffers.chain(launches).find_map(|size| match size {
+        Size::Sym(s) if !sizes.bound.contains_key(s) => Some(s.as_str()),
+        Size::Sym(_) | Size::Fixed(_) => None,
+    })
+}
+
 /// The run-time sizes of one run.
 struct Sizes {
     bound: BTreeMap<String, usize>,
-    past: usize,
 }
 
 impl Sizes {
-    fn of(params: &[&Buffer], args: &[Value], past: usize) -> Result<Sizes, RunError> {
+    fn of(params: &[&Buffer], args: &[Value]) -> Result<Sizes, RunError> {
         if params.len() != args.len() {
             let names: Vec<_> = params.iter().map(|p| p.name.as_str()).collect();
             return Err(RunError::Argument(format!(
@@ -431,14 +458,14 @@ impl Sizes {
                 }
             }
         }
-        Ok(Sizes { bound, past })
+        Ok(Sizes { bound })
     }
 
-    /// Sizes that no argument has are those of the past.
+    /// The number that a size stands for. All symbols of the program are bound before it runs.
     fn get(&self, size: &Size) -> usize {
         match size {
             Size::Fixed(n) => *n as usize,
-            Size::Sym(s) => self.bound.get(s).copied().unwrap_or(self.past),
+            Size::Sym(s) => self.bound[s],
         }
     }
 }

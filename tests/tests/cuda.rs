@@ -29,8 +29,10 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
             }
         }
     }
-    let sources: Vec<_> =
-        kernels.into_values().map(|k| (k.name.clone(), cuda_source(&k).unwrap_or_else(|e| panic!("{e}")))).collect();
+    let sources: Vec<_> = kernels
+        .into_values()
+        .map(|k| (k.name.clone(), cuda_source(&k).unwrap_or_else(|e| panic!("{e}"))))
+        .collect();
     println!("{} distinct kernels", sources.len());
     let toolkit = match Toolkit::find() {
         Ok(toolkit) => toolkit,

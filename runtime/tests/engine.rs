@@ -1,0 +1,125 @@
+//! Whole random programs, with weights, calls and caches, on the host and in the interpreter.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use latentc_codegen::device::Data;
+use latentc_codegen::host::Host;
+use latentc_ir::interp::{Caches, Interpreter, Precision};
+use latentc_ir::tensor::{SplitMix, Tensor};
+use latentc_ir::{DType, Module, Size, Tensors};
+use latentc_passes::Graph;
+use latentc_runtime::checkpoint::{self, Checkpoint, CheckpointError, TensorSpec, write_checkpoint};
+use latentc_runtime::compiled::compile;
+use latentc_runtime::engine::{Engine, RunError, Value};
+use proptest::prelude::*;
+
+/// Quarters of small integers: exact in f32, so that both sides compare and select alike.
+fn random(dtype: DType, shape: Vec<usize>, rng: &mut SplitMix) -> Tensor {
+    let data = (0..shape.iter().product())
+        .map(|_: usize| match dtype {
+            DType::Bool | DType::I32 => rng.below(2) as f64,
+            DType::F64 | DType::F32 | DType::Bf16 | DType::F16 => rng.below(17) as f64 / 4.0 - 2.0,
+        })
+        .collect();
+    Tensor { dtype, shape, data }
+}
+
+fn value(t: &Tensor) -> Value {
+    if t.dtype.is_float() {
+        Value::f32(t.data.iter().map(|&x| x as f32).collect(), &t.shape)
+    } else {
+        Value::i32(t.data.iter().map(|&x| x as i32).collect(), &t.shape)
+    }
+}
+
+fn check(module: &Module, graph: Graph, seed: u64) -> Result<(), TestCaseError> {
+    let mut rng = SplitMix(seed);
+    // A random definition may have no serving form, or weights that overlap in contradictory ways.
+    let (Ok(compiled), Ok(inventory)) = (compile(module, graph), module.inventory()) else { return Ok(()) };
+    let mut weights = Tensors::new();
+    for t in &inventory.tensors {
+        let shape = t.shape.iter().map(|&n| n as usize).collect();
+        weights.insert(t.name.clone(), random(t.dtype, shape, &mut rng));
+    }
+    if weights.values().any(|t| !t.dtype.is_float()) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let specs: Vec<_> = weights
+        .iter()
+        .map(|(name, t)| TensorSpec {
+            name: name.clone(),
+            dtype: checkpoint::DType::F32,
+            shape: t.shape.clone(),
+        })
+        .collect();
+    write_checkpoint::<CheckpointError>(folder.path(), &specs, usize::MAX, |spec| {
+        let bytes =
+            weights[&spec.name].data.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect::<Vec<_>>();
+        Ok(Cow::Owned(bytes))
+    })
+    .expect("a temporary folder can be written");
+    let checkpoint = Arc::new(Checkpoint::open(folder.path()).expect("just written"));
+    let mut engine = Engine::new(Host);
+    engine.add(&compiled, &checkpoint).map_err(|e| TestCaseError::fail(e.to_string()))?;
+
+    let bound: BTreeMap<&str, usize> =
+        [("b", 1 + rng.below(3) as usize), ("t", rng.below(5) as usize)].into();
+    let size = |s: &Size| match s {
+        Size::Fixed(n) => *n as usize,
+        Size::Sym(s) => bound.get(s.as_str()).copied().unwrap_or(bound["t"]),
+    };
+    let entry = compiled.module().entry().expect("verified");
+    let mut args = Vec::new();
+    for &p in &entry.params {
+        let shape: Vec<_> = entry.ty(p).axes.iter().map(|&a| size(&entry.axis(a).size)).collect();
+        args.push(random(entry.ty(p).dtype, shape, &mut rng));
+    }
+    let mut interp = Interpreter::new(compiled.module(), Precision::Exact);
+    for axis in compiled.module().functions.iter().flat_map(|f| &f.axes) {
+        if let Size::Sym(s) = &axis.size {
+            interp = interp.with_size(s, size(&axis.size));
+        }
+    }
+    let want = interp.run(&args, &mut weights, &mut Caches::new());
+    engine.reset(bound["b"], bound["t"]).expect("memory");
+    let values: Vec<_> = args.iter().map(value).collect();
+    let got = engine.run(graph, &values, bound["t"]);
+    let (want, got) = match (want, got) {
+        (Err(_), _) => return Ok(()),
+        (Ok(want), Ok(got)) => (want, got),
+        // Random functions may use a size that no argument of theirs has.
+        (Ok(_), Err(RunError::Argument(why))) if why.starts_with("no argument has the size") => return Ok(()),
+        (Ok(_), Err(e)) => {
+            return Err(TestCaseError::fail(format!("{e}\n{}\n{}", compiled.module(), compiled.program)));
+        }
+    };
+    for (want, got) in want.iter().zip(&got) {
+        prop_assert_eq!(&want.shape, &got.shape);
+        let data = match &got.data {
+            Data::F32(v) => v.iter().map(|&x| f64::from(x)).collect(),
+            Data::I32(v) => v.iter().map(|&x| f64::from(x)).collect(),
+        };
+        let got = Tensor { dtype: want.dtype, shape: want.shape.clone(), data };
+        let want = Tensor { data: want.data.iter().map(|&x| f64::from(x as f32)).collect(), ..want.clone() };
+        let scale = want.data.iter().filter(|x| x.is_finite()).fold(1.0f64, |m, x| m.max(x.abs()));
+        got.close_to(&want, 2e-4 * scale, 2e-4).map_err(|e| {
+            TestCaseError::fail(format!("{e:?}\n{}\n{}", compiled.module(), compiled.program))
+        })?;
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn programs_compute_what_their_graphs_say(
+        module in latentc_ir::testing::arb_module(latentc_ir::verify::Stage::Traced),
+        graph in prop::sample::select(Graph::ALL.to_vec()),
+        seed: u64,
+    ) {
+        check(&module, graph, seed)?;
+    }
+}
