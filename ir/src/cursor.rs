@@ -113,6 +113,12 @@ impl<'t> Cursor<'t> {
         self.kind(0) == Kind::Ident && self.word() == keyword
     }
 
+    /// Whether this keyword is the token after the next.
+    pub(crate) fn sees_after(&self, keyword: &str) -> bool {
+        let (kind, span) = self.token(1);
+        kind == Kind::Ident && self.text[span] == *keyword
+    }
+
     /// Reads this keyword if it is next.
     pub(crate) fn eat_word(&mut self, keyword: &str) -> bool {
         let found = self.sees(keyword);

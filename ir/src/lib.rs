@@ -10,6 +10,7 @@
 
 mod canonical;
 pub mod census;
+mod chain;
 pub mod cost;
 mod cursor;
 pub mod diag;

@@ -1,13 +1,14 @@
 //! Text in: the inverse of [`print`](mod@crate::print).
 //!
-//! A text is read line by line and nothing nests, so its depth and size are no danger. A line with an error is
-//! reported and skipped. The parser checks what is between the words and the axis table (names, shown sizes, the
-//! axes that a contraction sums); whether the result is a program is for [`verify`](crate::verify()),
-//! and [`check`] asks both.
+//! A text is read line by line and nothing nests, so its depth and size are no danger, and the calls that it may fold
+//! are counted. A line with an error is reported and skipped. The parser checks what is between the words and the
+//! axis table (names, shown sizes, the axes that a contraction sums); whether the result is a program is for
+//! [`verify`](crate::verify()), and [`check`] asks both.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
+use crate::chain;
 use crate::cursor::{Cursor, Parsed, Reported};
 use crate::diag::{Diagnostic, ParseError, did_you_mean};
 use crate::graph::{Factor, Function, Module, Stored, Value, ValueId, Weight};
@@ -36,6 +37,9 @@ pub fn check(file: &str, text: &str) -> Result<Module, ParseError> {
             let mut errors: Vec<_> =
                 broken.iter().map(|e| Diagnostic::new(places.of(e.place), e.what())).collect();
             errors.sort_by_key(|e| e.span.start);
+            // What is wrong with one call of a chain is wrong with most, and a line is corrected once.
+            errors
+                .dedup_by(|next, e| next.span.start == e.span.start && places.chains.contains(&e.span.start));
             Err(ParseError { file: file.to_owned(), text: text.to_owned(), errors })
         }
     }
@@ -47,7 +51,8 @@ fn parse_with_places(file: &str, text: &str) -> Result<(Module, Places), ParseEr
         errors.truncate(20);
         failed(errors)
     })?;
-    let mut parser = Parser { at: Cursor::new(text, tokens), places: Places::default() };
+    let mut parser =
+        Parser { at: Cursor::new(text, tokens), places: Places::default(), foldable: chain::MOST };
     let module = parser.module();
     if parser.at.errors.is_empty() { Ok((module, parser.places)) } else { Err(failed(parser.at.errors)) }
 }
@@ -57,6 +62,8 @@ fn parse_with_places(file: &str, text: &str) -> Result<(Module, Places), ParseEr
 struct Places {
     header: Range<usize>,
     functions: Vec<FunctionPlaces>,
+    /// The starts of lines that are chains.
+    chains: HashSet<usize>,
 }
 
 #[derive(Default)]
@@ -117,9 +124,14 @@ pub(crate) struct Draft {
     axes_unknown: bool,
 }
 
+/// A value that a line names, where it does, and its type.
+pub(crate) type Named = (String, Range<usize>, Parsed<Type>);
+
 pub(crate) struct Parser<'t> {
     pub(crate) at: Cursor<'t>,
     places: Places,
+    /// How many more calls the text may fold.
+    pub(crate) foldable: usize,
 }
 
 impl Parser<'_> {
@@ -242,7 +254,7 @@ impl Parser<'_> {
             return self.at.fail(error);
         }
         // A line that names no value is more likely a misspelt keyword than the start of the body.
-        if part != Part::Body || self.at.kind(1) == Kind::Mark(':') {
+        if part != Part::Body || self.at.kind(1) == Kind::Mark(':') || self.at.sees_after("to") {
             d.part = part;
         }
         let start = self.at.span().start;
@@ -275,9 +287,14 @@ impl Parser<'_> {
                 self.at.end_of_line()
             }
             Part::Body => {
-                let inst = self.instruction(d)?;
-                d.f.body.push(inst);
-                d.places.insts.push(self.at.since(start));
+                let insts = self.instructions(d)?;
+                if insts.len() > 1 {
+                    self.places.chains.insert(start);
+                }
+                for inst in insts {
+                    d.f.body.push(inst);
+                    d.places.insts.push(self.at.since(start));
+                }
                 self.at.end_of_line()
             }
             Part::Return => {
@@ -394,7 +411,7 @@ impl Parser<'_> {
     // --- values -------------------------------------------------------------------------------------
 
     /// `name: type`, not yet defined. The name comes back even if the type is wrong, so that its uses are not errors.
-    pub(crate) fn typed(&mut self, d: &Draft) -> Parsed<(String, Range<usize>, Parsed<Type>)> {
+    pub(crate) fn typed(&mut self, d: &Draft) -> Parsed<Named> {
         let (name, span) = self.at.name("a value's name")?;
         if !self.at.eat(':') {
             let mut error = self.at.unexpected("`:` and a type");
@@ -406,24 +423,32 @@ impl Parser<'_> {
         Ok((name, span, ty))
     }
 
-    /// Adds a value that was read.
-    pub(crate) fn define(&mut self, d: &mut Draft, name: String, span: Range<usize>, ty: Type) -> ValueId {
-        let id = ValueId(d.f.values.len() as u32);
-        if let Some(first) = d.values.insert(name.clone(), id) {
-            let first = d.places.values[first.0 as usize].clone();
-            let message = format!("a second value `{name}`");
-            self.at.note(Diagnostic::new(span.clone(), message).related(first, "the first"));
+    /// Adds the values that a line defines; of names that are taken, the first is an error.
+    pub(crate) fn define(&mut self, d: &mut Draft, named: Vec<Named>) -> Vec<ValueId> {
+        let mut second = None;
+        let mut ids = Vec::with_capacity(named.len());
+        for (name, span, ty) in named {
+            let id = ValueId(d.f.values.len() as u32);
+            if let Some(first) = d.values.insert(name.clone(), id) {
+                let first = d.places.values[first.0 as usize].clone();
+                let message = format!("a second value `{name}`");
+                second.get_or_insert(Diagnostic::new(span.clone(), message).related(first, "the first"));
+            }
+            d.f.values.push(Value { name, ty: ty.unwrap_or(Type::scalar(DType::F32)) });
+            d.places.values.push(span);
+            ids.push(id);
         }
-        d.f.values.push(Value { name, ty });
-        d.places.values.push(span);
-        id
+        if let Some(error) = second {
+            self.at.note(error);
+        }
+        ids
     }
 
     fn declared(&mut self, d: &mut Draft) -> Parsed<ValueId> {
-        let (name, span, ty) = self.typed(d)?;
-        let known = ty.is_ok();
-        let id = self.define(d, name, span, ty.unwrap_or(Type::scalar(DType::F32)));
-        if known { Ok(id) } else { Err(Reported) }
+        let named = self.typed(d)?;
+        let known = named.2.is_ok();
+        let ids = self.define(d, vec![named]);
+        if known { Ok(ids[0]) } else { Err(Reported) }
     }
 
     pub(crate) fn operand(&mut self, d: &mut Draft) -> Parsed<ValueId> {

@@ -1,11 +1,12 @@
 //! Text out: the inverse of [`parse`](crate::parse()).
 //!
-//! One value a line, everything typed, and nothing that depends on how values are numbered: a module and its
-//! [canonical](crate::Module::canonical) form print alike. Printing never fails; what is out of
-//! range in a module that does not verify shows as `?` and its number.
+//! One instruction a line, but for a chain of equal calls, which is one line; everything typed, and nothing that
+//! depends on how values are numbered: a module and its [canonical](crate::Module::canonical) form print alike.
+//! Printing never fails; what is out of range in a module that does not verify shows as `?` and its number.
 
 use std::fmt;
 
+use crate::chain;
 use crate::graph::{Factor, Function, Inst, Module, Origin, Stored, ValueId};
 use crate::infer::show_type;
 use crate::lex::{is_ident, quote};
@@ -28,8 +29,10 @@ impl fmt::Display for Module {
     /// The text format.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "module {} entry @{}", Name(&self.name), Name(&self.entry))?;
+        let mut foldable = chain::MOST;
         for function in &self.functions {
-            write!(f, "\n{function}")?;
+            writeln!(f)?;
+            write_function(function, f, &mut foldable)?;
         }
         Ok(())
     }
@@ -38,53 +41,77 @@ impl fmt::Display for Module {
 impl fmt::Display for Function {
     /// The text format.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "func @{}", Name(&self.name))?;
-        if !self.source.is_empty() {
-            write!(f, " source {}", quote(&self.source))?;
-        }
-        writeln!(f, " {{")?;
-
-        if !self.axes.is_empty() {
-            writeln!(f, "{}", axis_table(&self.axes))?;
-        }
-        for &v in &self.params {
-            writeln!(f, "  param {}", typed(self, v))?;
-        }
-        for w in &self.weights {
-            writeln!(f, "  weight {} = {}", typed(self, w.value), stored(self, &w.stored))?;
-        }
-        for &v in &self.caches {
-            writeln!(f, "  cache {}", typed(self, v))?;
-        }
-        if !(self.axes.is_empty()
-            && self.params.is_empty()
-            && self.weights.is_empty()
-            && self.caches.is_empty())
-        {
-            writeln!(f)?;
-        }
-
-        let lines: Vec<_> =
-            self.body.iter().map(|inst| (show_inst(self, inst), provenance(self, inst))).collect();
-        let column = provenance_column(&lines);
-        for (line, from) in &lines {
-            if from.is_empty() {
-                writeln!(f, "  {line}")?;
-            } else {
-                let gap = column.saturating_sub(line.chars().count()).max(2);
-                writeln!(f, "  {line}{:gap$}{from}", "")?;
-            }
-        }
-        writeln!(f, "  return {}", list(&self.results, |v| value(self, *v)))?;
-        writeln!(f, "}}")
+        write_function(self, f, &mut { chain::MOST })
     }
+}
+
+/// The text of a function in which at most so many calls may fold; those that do are taken off the number.
+fn write_function(f: &Function, out: &mut fmt::Formatter<'_>, foldable: &mut usize) -> fmt::Result {
+    write!(out, "func @{}", Name(&f.name))?;
+    if !f.source.is_empty() {
+        write!(out, " source {}", quote(&f.source))?;
+    }
+    writeln!(out, " {{")?;
+
+    if !f.axes.is_empty() {
+        writeln!(out, "{}", axis_table(&f.axes))?;
+    }
+    for &v in &f.params {
+        writeln!(out, "  param {}", typed(f, v))?;
+    }
+    for w in &f.weights {
+        writeln!(out, "  weight {} = {}", typed(f, w.value), stored(f, &w.stored))?;
+    }
+    for &v in &f.caches {
+        writeln!(out, "  cache {}", typed(f, v))?;
+    }
+    if !(f.axes.is_empty() && f.params.is_empty() && f.weights.is_empty() && f.caches.is_empty()) {
+        writeln!(out)?;
+    }
+
+    let mut lines = Vec::new();
+    let mut rest = &f.body[..];
+    while let Some(first) = rest.first() {
+        let (here, below) = rest.split_at(chain::length(f, rest, *foldable));
+        let line = match here {
+            [first, .., last] => {
+                *foldable -= here.len();
+                show_chain(f, first, last)
+            }
+            _ => show_inst(f, first),
+        };
+        lines.push((line, provenance(f, first)));
+        rest = below;
+    }
+    let column = provenance_column(&lines);
+    for (line, from) in &lines {
+        if from.is_empty() {
+            writeln!(out, "  {line}")?;
+        } else {
+            let gap = column.saturating_sub(line.chars().count()).max(2);
+            writeln!(out, "  {line}{:gap$}{from}", "")?;
+        }
+    }
+    writeln!(out, "  return {}", list(&f.results, |v| value(f, *v)))?;
+    writeln!(out, "}}")
 }
 
 /// An instruction as the text format writes it, without where it comes from: `y: f32[t] = add a, b`.
 pub fn show_inst(f: &Function, inst: &Inst) -> String {
-    let results = list(&inst.results, |v| typed(f, *v));
+    format!("{} = {}", list(&inst.results, |v| typed(f, *v)), operation(f, inst))
+}
+
+/// `x.1 to x.59: f32[t] = call @layer(x) under "layers.1" to "layers.59"`: the first call, and how far it counts.
+fn show_chain(f: &Function, first: &Inst, last: &Inst) -> String {
+    let (name, to) = (value(f, first.result()), typed(f, last.result()));
+    let scope = if let Op::Call { scope, .. } = &last.op { quote(scope) } else { String::new() };
+    format!("{name} to {to} = {} to {scope}", operation(f, first))
+}
+
+/// What stands on the right of the `=`.
+fn operation(f: &Function, inst: &Inst) -> String {
     let args = list(&inst.args, |v| value(f, *v));
-    let mut line = format!("{results} = {}", inst.op.mnemonic());
+    let mut line = inst.op.mnemonic().to_owned();
     match &inst.op {
         Op::Const(numbers) => {
             let scalar = inst.results.first().and_then(|v| ty(f, *v)).is_some_and(|t| t.axes.is_empty());

@@ -74,11 +74,23 @@ pub struct Span {
 }
 
 impl Stored {
-    /// The axes that number tensors, in the order in which the name has them: `{e}` stands for the axis `e`.
-    fn numbering(&self, f: &Function) -> Result<Vec<AxisId>, String> {
-        let wrong = |what: String| format!("@{}: \"{}\": {what}", f.name, self.tensor);
-        let axis = |name: &str| f.axis_named(name).ok_or_else(|| wrong(format!("`{name}` is no axis")));
-        self.numbered_by().map_err(wrong)?.into_iter().map(axis).collect()
+    /// The axes that number tensors, in the order in which the name has them: `mlp.{e}.weight` has the axis `e`.
+    ///
+    /// # Errors
+    /// A brace without its partner, or braces around what is no axis of the function.
+    pub fn numbered_by(&self, f: &Function) -> Result<Vec<AxisId>, String> {
+        let mut axes = Vec::new();
+        let mut rest = self.tensor.as_str();
+        while let Some(at) = rest.find(['{', '}']) {
+            let named = rest[at..].strip_prefix('{').and_then(|inner| inner.split_once('}'));
+            let Some((name, after)) = named.filter(|(name, _)| !name.contains('{')) else {
+                return Err("the tensor name has an unpaired brace".to_owned());
+            };
+            let axis = f.axis_named(name);
+            axes.push(axis.ok_or_else(|| format!("the tensor name has `{{{name}}}`, which is no axis"))?);
+            rest = after;
+        }
+        Ok(axes)
     }
 
     /// Where the elements of a weight of type `ty` lie.
@@ -97,7 +109,7 @@ impl Stored {
         let elements = product(&extents).ok_or_else(|| wrong("more elements than u64 counts".to_owned()))?;
         let stride = |a: AxisId| ty.position(a).map(|n| extents[n + 1..].iter().product::<u64>());
 
-        let numbering = self.numbering(f)?;
+        let numbering = self.numbered_by(f).map_err(wrong)?;
         let mut seen = numbering.clone();
         let mut shape = Vec::new();
         let mut part = Vec::new();

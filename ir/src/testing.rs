@@ -7,9 +7,9 @@
 
 use proptest::prelude::{Strategy, any};
 
-use crate::graph::{Factor, Function, Module, Origin, Stored, ValueId};
+use crate::graph::{Factor, Function, Inst, Module, Origin, Stored, ValueId};
 use crate::ops::Op;
-use crate::testing_ops::add_step;
+use crate::testing_ops::{add_call, add_step};
 use crate::types::{AxisId, DType, Size, Type};
 use crate::verify::Stage;
 
@@ -58,6 +58,19 @@ fn function(tape: &mut Tape<'_>, stage: Stage, above: &[Function], n: usize) -> 
         add_step(&mut b, stage);
         b.add_origins(first);
     }
+    // One op of many would call too seldom for chains to be met.
+    if b.tape.coin() {
+        let first = b.f.body.len();
+        add_call(&mut b);
+        b.add_origins(first);
+    }
+    let first = b.f.params.first().map(|p| b.f.ty(*p).clone());
+    // Often a function that may be called of its own result, so that there are chains.
+    if let Some(ty) = first.filter(|_| b.tape.coin()) {
+        let result = b.pick(|f, v| *f.ty(v) == ty);
+        b.f.results.extend(result);
+        return b.f;
+    }
     for _ in 0..=b.tape.below(2) {
         let result = b.pick(|_, _| true).unwrap_or_else(|| b.number(DType::F32));
         b.f.results.push(result);
@@ -84,7 +97,7 @@ impl Tape<'_> {
     }
 
     /// Usually this name, sometimes one that is harder to write down.
-    fn name(&mut self, plain: &str) -> String {
+    pub(crate) fn name(&mut self, plain: &str) -> String {
         const HARD: [&str; 8] = ["return", "k'", "c.1", "odd name", "", "\"", "ü\n", "inf"];
         match self.below(24).checked_sub(24 - HARD.len()) {
             Some(n) => HARD[n].to_owned(),
@@ -240,6 +253,14 @@ impl Build<'_, '_> {
 
     fn add_origins(&mut self, first: usize) {
         for at in first..self.f.body.len() {
+            let is_call = |inst: &Inst| matches!(inst.op, Op::Call { .. });
+            // The calls of a chain are of one line, but for a few that show that it matters.
+            if at > first && self.f.body[at - 1..=at].iter().all(is_call) && self.tape.below(48) != 1 {
+                let before = self.f.body[at - 1].clone();
+                self.f.body[at].origins = before.origins;
+                self.f.body[at].by = before.by;
+                continue;
+            }
             for _ in 0..self.tape.below(3) {
                 let file =
                     if self.tape.coin() { "models/src/other.rs".to_owned() } else { self.f.source.clone() };

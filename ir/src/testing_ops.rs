@@ -300,7 +300,7 @@ fn add_rope(b: &mut Build<'_, '_>) {
 }
 
 /// Calls a function above under a scope of its own, with values that fit if there are some.
-fn add_call(b: &mut Build<'_, '_>) {
+pub(crate) fn add_call(b: &mut Build<'_, '_>) {
     let above = b.above;
     let Some(callee) = above.get(b.tape.below(above.len())) else { return };
     let mut to: HashMap<AxisId, AxisId> = HashMap::new();
@@ -326,10 +326,41 @@ fn add_call(b: &mut Build<'_, '_>) {
         }
     }
     let results: Vec<_> = callee.results.iter().map(|r| mapped(b, callee, callee.ty(*r), &mut to)).collect();
+    if let ([ty], Some(first)) = (&results[..], args.first())
+        && b.f.ty(*first) == ty
+    {
+        return add_chain(b, callee, args, ty);
+    }
     let results: Vec<_> = results.into_iter().map(|ty| ("", ty)).collect();
     let scope = format!("layers.{}", b.scopes);
     b.scopes += 1;
     b.f.push(Op::Call { callee: callee.name.clone(), scope }, &args, &results);
+}
+
+/// Calls a function of its own results over and over. Most such chains fold in the text format; the others differ
+/// from those that do in one way.
+fn add_chain(b: &mut Build<'_, '_>, callee: &Function, mut args: Vec<ValueId>, ty: &Type) {
+    let plain = b.tape.name("y");
+    for _ in 0..=b.tape.below(8) {
+        let (mut name, callee) = (plain.clone(), callee.name.clone());
+        let n = b.scopes;
+        b.scopes += 1;
+        let mut scope = format!("layers.{n}.mlp");
+        match b.tape.below(40) {
+            1 => name = b.tape.name("z"),
+            2 => scope = format!("layers.{n}.{n}"),
+            3 => scope = format!("layers.0{n}.mlp"),
+            4 => b.scopes += 1,
+            5 => args[0] = b.pick(|f, v| f.ty(v) == ty).unwrap_or(args[0]),
+            6 => {
+                let last = args.len() - 1;
+                let wanted = b.f.ty(args[last]).clone();
+                args[last] = b.pick(|f, v| *f.ty(v) == wanted).unwrap_or(args[last]);
+            }
+            _ => {}
+        }
+        args[0] = b.f.push(Op::Call { callee, scope }, &args, &[(&name, ty.clone())])[0];
+    }
 }
 
 /// A callee's type in the caller's axes, with an axis for each that is not mapped yet.

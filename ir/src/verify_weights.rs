@@ -15,26 +15,6 @@ impl Stored {
         }
         axes
     }
-
-    /// The names between braces in the tensor's name: `mlp.{e}.weight` has `e`.
-    ///
-    /// # Errors
-    /// A brace without its partner.
-    pub fn numbered_by(&self) -> Result<Vec<&str>, String> {
-        let mut names = Vec::new();
-        let mut rest = self.tensor.as_str();
-        while let Some(at) = rest.find(['{', '}']) {
-            let named = rest[at..].strip_prefix('{').and_then(|inner| inner.split_once('}'));
-            match named {
-                Some((name, after)) if !name.contains('{') => {
-                    names.push(name);
-                    rest = after;
-                }
-                _ => return Err(format!("the tensor name \"{}\" has an unpaired brace", self.tensor)),
-            }
-        }
-        Ok(names)
-    }
 }
 
 /// The rules that a weight breaks; all numbers are in range.
@@ -44,13 +24,15 @@ pub(crate) fn check_weight(f: &Function, weight: &Weight) -> Vec<String> {
     let name = |a: AxisId| &f.axis(a).name;
     let mut placed: Vec<AxisId> = Vec::new();
 
-    match weight.stored.numbered_by() {
-        Err(message) => broken.push(message),
-        Ok(names) => {
-            for n in names {
-                match f.axis_named(n).filter(|a| own.contains(a)) {
-                    Some(a) => placed.push(a),
-                    None => broken.push(format!("the tensor name has `{{{n}}}`, the weight no such axis")),
+    match weight.stored.numbered_by(f) {
+        // Which axes are stored is not known then.
+        Err(message) => return vec![message],
+        Ok(axes) => {
+            for a in axes {
+                if own.contains(&a) {
+                    placed.push(a);
+                } else {
+                    broken.push(format!("the tensor name has `{{{}}}`, the weight no such axis", name(a)));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! What a reader sees of errors in a text: the whole reports, a few errors of a kind at a time.
 
 use insta::assert_snapshot;
-use latentc_ir::parse;
+use latentc_ir::{check, parse};
 
 /// What most texts here start with.
 const START: &str = r#"module m entry @f
@@ -384,6 +384,193 @@ func @f {
     5 │   return h w
       │          ^
     "#);
+}
+
+/// What most chains here call, and the start of a function that does.
+const CHAINS: &str = r#"module m entry @g
+func @f {
+  axes t
+  param x: f32[t]
+  y: f32[t] = neg x
+  return y
+}
+func @g {
+  axes t, d=2
+  param x: f32[t]
+"#;
+
+fn errors_of_chains(body: &str) -> String {
+    check("m.ir", &format!("{CHAINS}{body}  return x\n}}\n"))
+        .map_or_else(|e| e.render(), |m| format!("no error:\n{m}"))
+}
+
+#[test]
+fn chain_of_the_wrong_length() {
+    assert_snapshot!(errors_of_chains(
+        r#"  x.1 to x.9: f32[t] = call @f(x) under "l.1" to "l.8"
+  y.1 to y.10001: f32[t] = call @f(x.7) under "l.1" to "l.10001"
+"#), @r##"
+    error: 8 scopes for 9 calls
+       ┌─ m.ir:11:41
+       │
+    11 │   x.1 to x.9: f32[t] = call @f(x) under "l.1" to "l.8"
+       │   ----------                            ^^^^^^^^^^^^^^
+       │   │
+       │   9 results
+
+    error: a chain of 10001 calls
+       ┌─ m.ir:12:3
+       │
+    12 │   y.1 to y.10001: f32[t] = call @f(x.7) under "l.1" to "l.10001"
+       │   ^^^^^^^^^^^^^^
+       │
+       = the chains of a text have 10000 calls together at most
+    "##);
+}
+
+#[test]
+fn names_and_scopes_that_do_not_count_up() {
+    assert_snapshot!(errors_of_chains(
+        r#"  x to x.3: f32[t] = call @f(x) under "l.0" to "l.3"
+  y.3 to y.1: f32[t] = call @f(x) under "l.0" to "l.3"
+  z.1 to z.3: f32[t] = call @f(x) under "l.0.a.0" to "l.2.a.2"
+  w.1 to w.3: f32[t] = call @f(x) under "l.0"
+  v: f32[t] = call @f(x) under "l.0" to "l.1"
+"#), @r##"
+    error: `x` does not count up to `x.3`
+       ┌─ m.ir:11:3
+       │
+    11 │   x to x.3: f32[t] = call @f(x) under "l.0" to "l.3"
+       │   ^^^^^^^^
+       │
+       = it is written `x.1 to x.9: TYPE = call @f(x) under "l.0" to "l.8"`; one number counts up in names and scopes
+
+    error: `y.3` does not count up to `y.1`
+       ┌─ m.ir:12:3
+       │
+    12 │   y.3 to y.1: f32[t] = call @f(x) under "l.0" to "l.3"
+       │   ^^^^^^^^^^
+       │
+       = it is written `x.1 to x.9: TYPE = call @f(x) under "l.0" to "l.8"`; one number counts up in names and scopes
+
+    error: `l.0.a.0` does not count up to `l.2.a.2`
+       ┌─ m.ir:13:41
+       │
+    13 │   z.1 to z.3: f32[t] = call @f(x) under "l.0.a.0" to "l.2.a.2"
+       │                                         ^^^^^^^^^^^^^^^^^^^^^^
+       │
+       = it is written `x.1 to x.9: TYPE = call @f(x) under "l.0" to "l.8"`; one number counts up in names and scopes
+
+    error: expected `to`, found the end of the line
+       ┌─ m.ir:14:46
+       │
+    14 │     w.1 to w.3: f32[t] = call @f(x) under "l.0"
+       │ ╭─────────────────────────────────────────────^
+    15 │ │   v: f32[t] = call @f(x) under "l.0" to "l.1"
+       │ ╰^
+
+    error: more than one scope for one call
+       ┌─ m.ir:15:38
+       │
+    15 │   v: f32[t] = call @f(x) under "l.0" to "l.1"
+       │                                      ^^
+       │
+       = it is written `x.1 to x.9: TYPE = call @f(x) under "l.0" to "l.8"`; one number counts up in names and scopes
+    "##);
+}
+
+#[test]
+fn chain_of_no_calls() {
+    assert_snapshot!(errors_of_chains(
+        r#"  x.1 to x.3: f32[t] = neg x
+  y.1 to y.3: f32[t] = call @f() under "l.0" to "l.2"
+  z.1 to z.3: f32[t], y: f32[t] = call @f(x) under "l.0" to "l.2"
+  v.1 to v.3: f32[d=3] = call @f(v.0) under "l.0" to "l.2"
+  w.1 to w.3 = call @f(v.2) under "l.0" to "l.2"
+  param.1 to param.3: f32[t] = call @f(x) under "l.0" to "l.2"
+  param u: f32[t]
+"#), @r##"
+    error: expected `call`, found `neg`
+       ┌─ m.ir:11:24
+       │
+    11 │   x.1 to x.3: f32[t] = neg x
+       │   ----------           ^^^
+       │   │
+       │   results of a chain
+       │
+       = it is written `x.1 to x.9: TYPE = call @f(x) under "l.0" to "l.8"`; one number counts up in names and scopes
+
+    error: @f has no argument to be chained
+       ┌─ m.ir:12:29
+       │
+    12 │   y.1 to y.3: f32[t] = call @f() under "l.0" to "l.2"
+       │                             ^^^^
+       │
+       = the first argument of a chain's calls is the result of the call before
+
+    error: expected `=`, found `,`
+       ┌─ m.ir:13:21
+       │
+    13 │   z.1 to z.3: f32[t], y: f32[t] = call @f(x) under "l.0" to "l.2"
+       │                     ^
+
+    error: axis `d` has size 3 here, 2 in the table
+       ┌─ m.ir:14:19
+       │
+     9 │   axes t, d=2
+       │           - size 2
+       ·
+    14 │   v.1 to v.3: f32[d=3] = call @f(v.0) under "l.0" to "l.2"
+       │                   ^^^
+
+    error: expected `:` and a type, found `=`
+       ┌─ m.ir:15:14
+       │
+    15 │   w.1 to w.3 = call @f(v.2) under "l.0" to "l.2"
+       │              ^
+
+    error: `param` comes too late
+       ┌─ m.ir:17:3
+       │
+    17 │   param u: f32[t]
+       │   ^^^^^
+       │
+       = a function lists its axes, params, weights, caches, instructions and `return`, in this order
+    "##);
+}
+
+#[test]
+fn an_error_of_a_chain_is_told_once() {
+    assert_snapshot!(errors_of_chains(
+        r#"  x.1 to x.9: f32[t] = call @f(x) under "l.0" to "l.8"
+  x.2 to x.8: f32[t] = call @f(x) under "l.0" to "l.6"
+"#), @r##"
+    error: a second value `x.2`
+       ┌─ m.ir:12:3
+       │
+    11 │   x.1 to x.9: f32[t] = call @f(x) under "l.0" to "l.8"
+       │   ---------- the first
+    12 │   x.2 to x.8: f32[t] = call @f(x) under "l.0" to "l.6"
+       │   ^^^^^^^^^^
+    "##);
+    assert_snapshot!(errors_of_chains(
+        r#"  x.1 to x.9: f32[d=2] = call @f(x) under "l.0" to "l.8"
+"#), @r##"
+    error: x.1: x.1 is f32[d=2], y of @f is f32[t]; axes `d` differ in size: 2 and t
+       ┌─ m.ir:11:3
+       │
+    11 │   x.1 to x.9: f32[d=2] = call @f(x) under "l.0" to "l.8"
+       │   ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    "##);
+    assert_snapshot!(errors_of_chains(
+        r#"  x.1 to x.9: f32[t] = call @g(x) under "l.0" to "l.8"
+"#), @r##"
+    error: x.1: calls @g, which is not defined above
+       ┌─ m.ir:11:3
+       │
+    11 │   x.1 to x.9: f32[t] = call @g(x) under "l.0" to "l.8"
+       │   ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    "##);
 }
 
 #[test]

@@ -155,15 +155,40 @@ proptest! {
     }
 }
 
-#[test]
-fn every_op_occurs() {
-    let mut seen = BTreeSet::new();
-    for seed in 0u32..400 {
-        let stage = if seed % 2 == 0 { Stage::Traced } else { Stage::Derived };
+/// Modules of both stages, the same in every run.
+fn some_modules() -> impl Iterator<Item = Module> {
+    (0u32..400).map(|seed| {
+        let stage = if seed.is_multiple_of(2) { Stage::Traced } else { Stage::Derived };
         // Any spread of numbers will do: Knuth's multiplicative hash of a counter.
         let tape: Vec<_> =
             (0..400).map(|n| (seed * 1000 + n).wrapping_mul(2_654_435_769).rotate_left(16)).collect();
-        let module = module_from(&tape, stage);
+        module_from(&tape, stage)
+    })
+}
+
+/// Without chains among them, the properties above say nothing of folded lines.
+#[test]
+fn chains_occur_whole_and_broken() {
+    let (mut folded, mut calls_of_results) = (0, 0);
+    for module in some_modules() {
+        folded += module.to_string().lines().filter(|line| line.contains("\" to \"")).count();
+        for f in &module.functions {
+            let pairs = f.body.windows(2).filter(|pair| {
+                let same = pair[0].op.mnemonic() == "call" && pair[1].op.mnemonic() == "call";
+                same && pair[1].args.first() == pair[0].results.first()
+            });
+            calls_of_results += pairs.count();
+        }
+    }
+    assert!(folded > 20, "{folded} folded lines");
+    // A folded line has two such pairs at least, most have three or four.
+    assert!(calls_of_results > 5 * folded, "{calls_of_results} pairs in a row, {folded} folded lines");
+}
+
+#[test]
+fn every_op_occurs() {
+    let mut seen = BTreeSet::new();
+    for module in some_modules() {
         seen.extend(module.functions.iter().flat_map(|f| &f.body).map(|inst| inst.op.mnemonic()));
     }
     let missing: Vec<_> = OPS.iter().map(|row| row.mnemonic).filter(|m| !seen.contains(m)).collect();
