@@ -130,14 +130,20 @@ impl<'a> Scheduler<'a> {
                 id = self.copy(r, kernels);
                 taken.insert(id);
             }
+            // A view is the same memory under other axes; callers are told the result's.
+            self.routine.buffers[id.0 as usize].dims = self.dims(r);
             self.routine.results.push(id);
         }
         Ok(self.routine)
     }
 
+    fn dims(&self, value: ValueId) -> Vec<Size> {
+        self.f.ty(value).axes.iter().map(|&a| self.f.axis(a).size.clone()).collect()
+    }
+
     fn add_buffer(&mut self, value: ValueId, role: Role) -> BufferId {
         let v = self.f.value(value);
-        let dims = v.ty.axes.iter().map(|&a| self.f.axis(a).size.clone()).collect();
+        let dims = self.dims(value);
         let id = BufferId(self.routine.buffers.len() as u32);
         self.routine.buffers.push(Buffer { name: v.name.clone(), dtype: v.ty.dtype, dims, role });
         self.buffers.insert(value, id);
