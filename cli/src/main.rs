@@ -131,6 +131,15 @@ mod tests {
     }
 
     #[test]
+    fn the_help_names_what_is_bundled() {
+        use clap::CommandFactory;
+        let help = Cli::command().render_long_help().to_string();
+        for name in latentc_models::config::ModelConfig::bundled_names() {
+            assert!(help.contains(name), "{name} is missing in:\n{help}");
+        }
+    }
+
+    #[test]
     fn a_cause_is_said_once() {
         let system = io::Error::other("disk on fire");
         let error =

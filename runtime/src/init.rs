@@ -27,7 +27,7 @@ pub struct Init {
     pub seed: u64,
     /// The standard deviation of what is random.
     pub std: f64,
-    /// The element type in the files: F32, F16 or BF16.
+    /// The element type in the files, a float.
     pub dtype: DType,
 }
 
@@ -35,7 +35,7 @@ pub struct Init {
 /// scales and become one; all else is drawn from a normal distribution.
 ///
 /// # Errors
-/// If the files cannot be written.
+/// If the files cannot be written, or the element type holds no weights.
 pub fn init(
     folder: &Path,
     inventory: &Inventory,
@@ -48,6 +48,13 @@ pub fn init(
         shape: t.shape.iter().map(|&n| n as usize).collect(),
     };
     let specs: Vec<_> = inventory.tensors.iter().map(spec).collect();
+    if let (Some(first), false) = (specs.first(), is_float(with.dtype)) {
+        return Err(CheckpointError::Spec {
+            file: folder.to_owned(),
+            tensor: first.name.clone(),
+            what: format!("{} holds no weights; choose a float", with.dtype),
+        });
+    }
     write_checkpoint(folder, &specs, SHARD, |spec| {
         let mut bytes = vec![0; spec.shape.iter().product::<usize>() * with.dtype.bytes()];
         if spec.shape.len() == 1 {
@@ -97,12 +104,20 @@ fn encode(dtype: DType, bytes: &mut [u8], element: impl Fn(usize) -> f64) {
                 *out = element(i).to_le_bytes();
             }
         }
-        // No weight is an integer; a checkpoint of bytes is still as long as its header says.
-        DType::F32 | DType::I64 | DType::I32 | DType::U8 | DType::Bool => {
+        DType::F32 => {
             for (i, out) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
                 *out = (element(i) as f32).to_le_bytes();
             }
         }
+        // Refused above.
+        DType::I64 | DType::I32 | DType::U8 | DType::Bool => {}
+    }
+}
+
+fn is_float(dtype: DType) -> bool {
+    match dtype {
+        DType::F64 | DType::F32 | DType::F16 | DType::BF16 => true,
+        DType::I64 | DType::I32 | DType::U8 | DType::Bool => false,
     }
 }
 
