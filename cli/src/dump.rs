@@ -58,8 +58,9 @@ pub(crate) fn dump(args: &Args) -> anyhow::Result<()> {
     let graph = args.graph.into();
     let mut module = model.trace(graph, model.dtype(args.dtype))?;
     if args.after.as_deref() != Some(TRACE) {
+        let mut cx = latentc_passes::Context::new(graph);
         for pass in latentc_passes::pipeline() {
-            module = pass.apply(&module, graph)?;
+            module = pass.apply(&module, &mut cx)?;
             if args.after.as_deref() == Some(pass.name) {
                 break;
             }

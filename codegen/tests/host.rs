@@ -14,6 +14,7 @@ use latentc_ir::interp::{Caches, Interpreter, Precision};
 use latentc_ir::tensor::{SplitMix, Tensor};
 use latentc_ir::verify::Stage;
 use latentc_ir::{Function, Module, Op, Size, Weight};
+use latentc_passes::{Context, Graph};
 use proptest::prelude::*;
 
 /// f32 keeps 24 bits; a body of random ops may lose a few of them to cancellation before it is done.
@@ -104,7 +105,7 @@ fn prepare(module: &Module) -> Module {
     let stages = latentc_passes::pipeline();
     let mut m = module.clone();
     for pass in stages.iter().filter(|p| p.name != "derive") {
-        m = pass.apply(&m, latentc_passes::Graph::Decode).expect("these passes always apply");
+        m = pass.apply(&m, &mut Context::new(Graph::Decode)).expect("these passes always apply");
     }
     m
 }

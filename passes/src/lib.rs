@@ -5,10 +5,15 @@
 
 pub mod derive;
 pub mod eliminate;
+pub mod machine;
 pub mod pair;
+pub mod remark;
 pub mod rewrite;
 
 use latentc_ir::{Function, Module};
+
+pub use machine::Machine;
+pub use remark::{Candidate, Remark};
 
 /// Which graph of a definition is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +40,24 @@ impl Graph {
     }
 }
 
+/// What a pass is told, and what it says.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Which graph is wanted.
+    pub graph: Graph,
+    /// What costs are weighed for.
+    pub machine: Machine,
+    /// What the passes did so far, and why.
+    pub remarks: Vec<Remark>,
+}
+
+impl Context {
+    /// For a graph, on the default machine.
+    pub fn new(graph: Graph) -> Context {
+        Context { graph, machine: Machine::default(), remarks: Vec::new() }
+    }
+}
+
 /// A step of a pipeline.
 #[derive(Clone, Copy)]
 pub struct Pass {
@@ -42,7 +65,7 @@ pub struct Pass {
     pub name: &'static str,
     /// The law, in a line.
     pub law: &'static str,
-    run: fn(&Module, Graph) -> Result<Module, PassError>,
+    run: fn(&Module, &mut Context) -> Result<Module, PassError>,
 }
 
 /// The passes that lead from a definition to the graph that is scheduled, in order.
@@ -51,7 +74,7 @@ pub fn pipeline() -> Vec<Pass> {
         Pass {
             name: "derive",
             law: "past x = rename x (train), append cache, x (prefill, decode)",
-            run: derive::derive,
+            run: |m, cx| derive::derive(m, cx.graph),
         },
         Pass {
             name: "expand",
@@ -76,8 +99,8 @@ impl Pass {
     ///
     /// # Errors
     /// Where the law's conditions do not hold, naming function and place.
-    pub fn apply(&self, module: &Module, graph: Graph) -> Result<Module, PassError> {
-        (self.run)(module, graph)
+    pub fn apply(&self, module: &Module, cx: &mut Context) -> Result<Module, PassError> {
+        (self.run)(module, cx)
     }
 }
 
@@ -85,10 +108,10 @@ impl Pass {
 ///
 /// # Errors
 /// See [`Pass::apply`].
-pub fn run(module: &Module, graph: Graph) -> Result<Vec<(&'static str, Module)>, PassError> {
+pub fn run(module: &Module, cx: &mut Context) -> Result<Vec<(&'static str, Module)>, PassError> {
     let mut stages = vec![("trace", module.clone())];
     for pass in pipeline() {
-        let next = pass.apply(&stages[stages.len() - 1].1, graph)?;
+        let next = pass.apply(&stages[stages.len() - 1].1, cx)?;
         stages.push((pass.name, next));
     }
     Ok(stages)

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use latentc_ir::interp::{Caches, Interpreter, Precision};
 use latentc_ir::tensor::{SplitMix, Tensor};
 use latentc_ir::{DType, Function, Module, Size, Weight, verify};
-use latentc_passes::{Graph, Pass, pipeline};
+use latentc_passes::{Context, Graph, Pass, pipeline};
 use proptest::prelude::*;
 
 struct Case {
@@ -68,7 +68,7 @@ fn every_pass_does_what_its_cases_show() {
         for case in cases(&file) {
             let before = latentc_ir::check(&stem, &case.before)
                 .unwrap_or_else(|e| panic!("{}: {}", case.name, e.render()));
-            let after = match pass.apply(&before, case.graph) {
+            let after = match pass.apply(&before, &mut Context::new(case.graph)) {
                 Ok(after) => {
                     same_meaning(&before, &after, &pass, case.graph, 1)
                         .unwrap_or_else(|e| panic!("{}: {e}", case.name));
@@ -187,7 +187,7 @@ proptest! {
         let mut m = module;
         for pass in pipeline() {
             // A random definition may mix sequences that no position can serve; the pass says so.
-            let Ok(next) = pass.apply(&m, graph) else { return Ok(()) };
+            let Ok(next) = pass.apply(&m, &mut Context::new(graph)) else { return Ok(()) };
             same_meaning(&m, &next, &pass, graph, seed).map_err(TestCaseError::fail)?;
             m = next;
         }

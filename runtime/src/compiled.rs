@@ -3,7 +3,7 @@
 use latentc_codegen::program::Program;
 use latentc_codegen::schedule::{ScheduleError, schedule};
 use latentc_ir::Module;
-use latentc_passes::{Graph, PassError};
+use latentc_passes::{Context, Graph, PassError, Remark};
 
 /// A graph after every pass, and its schedule.
 #[derive(Clone, Debug)]
@@ -14,6 +14,8 @@ pub struct Compiled {
     pub stages: Vec<(&'static str, Module)>,
     /// The launches.
     pub program: Program,
+    /// What the passes did and why.
+    pub remarks: Vec<Remark>,
 }
 
 /// Why a definition did not compile: a fault of the compiler, or of a module that was not verified.
@@ -32,9 +34,10 @@ pub enum CompileError {
 /// # Errors
 /// See [`CompileError`].
 pub fn compile(definition: &Module, graph: Graph) -> Result<Compiled, CompileError> {
-    let stages = latentc_passes::run(definition, graph)?;
+    let mut cx = Context::new(graph);
+    let stages = latentc_passes::run(definition, &mut cx)?;
     let program = schedule(&stages[stages.len() - 1].1)?;
-    Ok(Compiled { graph, stages, program })
+    Ok(Compiled { graph, stages, program, remarks: cx.remarks })
 }
 
 impl Compiled {

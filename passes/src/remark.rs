@@ -1,0 +1,76 @@
+//! What a pass says about what it did: the text of `latentc explain`, and JSON for tools.
+
+use std::fmt;
+
+use latentc_ir::cost::Cost;
+use latentc_ir::{Function, Inst, Origin};
+use serde::Serialize;
+
+/// Why something was rewritten, or was not.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Remark {
+    /// The pass.
+    pub pass: &'static str,
+    /// The function it was in.
+    pub function: String,
+    /// The value that it is about.
+    pub value: String,
+    /// The lines of the model that made the value.
+    pub origins: Vec<Origin>,
+    /// What was done, in a sentence.
+    pub message: String,
+    /// What was weighed, the choice first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
+}
+
+/// One way to do it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Candidate {
+    /// Which, such as `(q W_UK) c_KV`.
+    pub what: String,
+    /// What one run of it takes, in the sizes of the function's axes.
+    pub cost: Cost,
+    /// What it comes to at the sizes that the choice was made for, in the unit that `message` names.
+    pub weight: f64,
+}
+
+impl Remark {
+    /// A remark about the first result of an instruction.
+    pub fn new(pass: &'static str, f: &Function, inst: &Inst, message: impl Into<String>) -> Remark {
+        Remark {
+            pass,
+            function: f.name.clone(),
+            value: inst.results.first().map_or_else(String::new, |&r| f.value(r).name.clone()),
+            origins: inst.origins.clone(),
+            message: message.into(),
+            candidates: Vec::new(),
+        }
+    }
+
+    /// The same with another candidate.
+    #[must_use]
+    pub fn candidate(mut self, what: impl Into<String>, cost: Cost, weight: f64) -> Remark {
+        self.candidates.push(Candidate { what: what.into(), cost, weight });
+        self
+    }
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: @{} {}", self.pass, self.function, self.value)?;
+        for o in &self.origins {
+            write!(f, " {}:{}:{}", o.file, o.line, o.col)?;
+            if let Some(tag) = &o.tag {
+                write!(f, " ({tag})")?;
+            }
+        }
+        writeln!(f, "\n  {}", self.message)?;
+        for (n, c) in self.candidates.iter().enumerate() {
+            let mark = if n == 0 { '*' } else { ' ' };
+            let bytes = &c.cost.bytes_read + &c.cost.bytes_written;
+            writeln!(f, "  {mark} {}: {:.3e}; flops {}; bytes {bytes}", c.what, c.weight, c.cost.flops)?;
+        }
+        Ok(())
+    }
+}
