@@ -4,11 +4,11 @@
 //! printed, cut short, and dumped after each step. No pass knows a model or a device.
 
 pub mod derive;
-pub mod eliminate;
 pub mod machine;
 pub mod pair;
 pub mod remark;
 pub mod rewrite;
+pub mod simplify;
 
 use latentc_ir::{Function, Module};
 
@@ -77,6 +77,11 @@ pub fn pipeline() -> Vec<Pass> {
             run: |m, cx| derive::derive(m, cx.graph),
         },
         Pass {
+            name: "simplify",
+            law: "equal things are computed once, and what does nothing is not computed",
+            run: |m, _| Ok(simplify::simplify(m)),
+        },
+        Pass {
             name: "expand",
             law: "a composite is its definition",
             run: |m, _| Ok(latentc_ir::expand::expand(m)),
@@ -87,9 +92,9 @@ pub fn pipeline() -> Vec<Pass> {
             run: |m, _| Ok(pair::pair(m)),
         },
         Pass {
-            name: "eliminate",
-            law: "what nothing uses need not be computed",
-            run: |m, _| Ok(eliminate::eliminate(m)),
+            name: "tidy",
+            law: "as simplify, on what the passes left behind",
+            run: |m, _| Ok(simplify::simplify(m)),
         },
     ]
 }
