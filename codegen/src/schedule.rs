@@ -55,7 +55,7 @@ impl<'a> Scheduler<'a> {
             let why = match inst.op {
                 Op::Past { .. } => "run the pass `derive` first",
                 Op::Softmax { .. } | Op::RmsNorm { .. } => "run the pass `expand` first",
-                Op::Contract if !is_matrix_product(f, inst) => "run the pass `pair` first",
+                Op::Contract if !is_matrix_product(f, inst) => "run the pass `reassociate` first",
                 _ => continue,
             };
             return Err(ScheduleError {
@@ -249,7 +249,7 @@ fn moves(op: &Op, operand: usize) -> bool {
         Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Slice { .. } | Op::Concat { .. } => {
             true
         }
-        Op::Rope { .. } | Op::Gather { .. } | Op::TopK { .. } => operand == 0,
+        Op::Rope { .. } | Op::Gather { .. } | Op::TopK { .. } | Op::TopIndices { .. } => operand == 0,
         Op::Const(_)
         | Op::Position { .. }
         | Op::Unary(_)
@@ -294,7 +294,7 @@ impl<'a> Storage<'a> {
                 let wanted = match inst.op {
                     Op::Contract | Op::Call { .. } => true,
                     // Each element is compared with all others, or read at any place.
-                    Op::TopK { .. } | Op::Gather { .. } => n == 0,
+                    Op::TopK { .. } | Op::TopIndices { .. } | Op::Gather { .. } => n == 0,
                     _ => s.stored[inst.result().0 as usize] && is_view(f, inst),
                 };
                 s.stored[a.0 as usize] |= wanted;
@@ -499,6 +499,7 @@ impl<'a> Body<'a> {
             }
             Op::Gather { axis: a } => Op::Gather { axis: axis(a) },
             Op::TopK { axis: a, k } => Op::TopK { axis: axis(a), k: *k },
+            Op::TopIndices { axis: a, into } => Op::TopIndices { axis: axis(a), into: axis(into) },
             Op::Past { from, to } => Op::Past { from: axis(from), to: axis(to) },
             Op::Append { from, to } => Op::Append { from: axis(from), to: axis(to) },
             Op::Rope { axis: a, pairs } => Op::Rope { axis: axis(a), pairs: *pairs },

@@ -310,6 +310,7 @@ fn rounds(op: &Op) -> bool {
         | Op::Concat { .. }
         | Op::Gather { .. }
         | Op::TopK { .. }
+        | Op::TopIndices { .. }
         | Op::Past { .. }
         | Op::Append { .. }
         | Op::Call { .. } => false,

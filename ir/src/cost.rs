@@ -136,6 +136,7 @@ fn inst_cost(f: &Function, op: &Op, inst: &Inst) -> Cost {
             Cost { flops: Poly::default(), bytes_read, bytes_written: selected }
         }
         Op::TopK { k, .. } => plain(&operand() * i128::from(*k)),
+        Op::TopIndices { into, .. } => plain(&operand() * &extent(f, &[*into])),
         Op::Append { .. } => {
             let (rows, positions) = (inst.args[1], inst.args[2]);
             let written = &elements(f, rows) * i128::from(f.ty(inst.args[0]).dtype.bytes());

@@ -48,6 +48,7 @@ fn function(f: &Function) -> Function {
             | Op::Concat { .. }
             | Op::Gather { .. }
             | Op::TopK { .. }
+            | Op::TopIndices { .. }
             | Op::Past { .. }
             | Op::Append { .. }
             | Op::Rope { .. }

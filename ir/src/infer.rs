@@ -373,6 +373,18 @@ fn rule(cx: &Cx<'_>, op: &Op, args: &[&Type], want: Want<'_>) -> Result<(Elem, A
             }
             (Elem::Is(DType::Bool), Axes::Set(args[0].axes.clone()))
         }
+        Op::TopIndices { axis, into } => {
+            cx.float(args[0])?;
+            let (n, k) = (cx.fixed(*axis)?, cx.fixed(*into)?);
+            if k > n {
+                return Err(format!(
+                    "the largest of axis `{}` with size {n} are not as many as axis `{}` is long, {k}",
+                    cx.name(*axis),
+                    cx.name(*into)
+                ));
+            }
+            (Elem::Is(DType::I32), Axes::Set(cx.replaced(args[0], &[*axis], &[*into])?))
+        }
 
         Op::Past { from, to } => {
             cx.same_size(*from, *to)?;

@@ -62,6 +62,8 @@ pub enum Op {
     Gather { axis: AxisId },
     /// Whether each element is among the `k` largest along the axis; of equals, the first wins.
     TopK { axis: AxisId, k: u64 },
+    /// Where the largest elements along the axis are, the largest first: as many as `into` is long. Of equals, the first wins.
+    TopIndices { axis: AxisId, into: AxisId },
 
     // --- 6. sequences ------------------------------------------------------------------------------
     /// The history: a value of each position `from`, seen from a later one along `to` (`to like from`).
@@ -488,6 +490,7 @@ pub static OPS: &[OpRow] = &[
     // 5. indexing
     row("gather",    &["x", "index"],        &[("along", Axis)],                                 "y[i] = x[index[i]]"),
     row("top_k",     &["x"],                 &[("over", Axis), ("k", Int)],                      "y[e] = x[e] is among the k largest over e; of equals, the first"),
+    row("top_indices",&["x"],                &[("over", Axis), ("into", Axis)],                  "y[j] = the index e of the j-th largest x[e]; of equals, the first"),
     // 6. sequences
     row("past",      &["x"],                 &[("from", Axis), ("to", Axis)],                    "y[s] = x[t=s], for s up to the position of t"),
     row("append",    &["cache", "x", "pos"], &[("from", Axis), ("to", Axis)],                    "y = cache, with y[s=pos[t]] = x[t]"),
@@ -545,6 +548,7 @@ impl Op {
             Op::Concat { .. } => "concat",
             Op::Gather { .. } => "gather",
             Op::TopK { .. } => "top_k",
+            Op::TopIndices { .. } => "top_indices",
             Op::Past { .. } => "past",
             Op::Append { .. } => "append",
             Op::Rope { .. } => "rope",
@@ -578,6 +582,7 @@ impl Op {
             }
             Op::Slice { axis, into, start } => vec![Attr::Axis(*axis), Attr::Axis(*into), Attr::Int(*start)],
             Op::TopK { axis, k } => vec![Attr::Axis(*axis), Attr::Int(*k)],
+            Op::TopIndices { axis, into } => vec![Attr::Axis(*axis), Attr::Axis(*into)],
             Op::Rope { axis, pairs } => vec![Attr::Axis(*axis), Attr::Word(pairs.name().to_owned())],
             Op::RmsNorm { axis, eps } => vec![Attr::Axis(*axis), Attr::Real(*eps)],
             Op::Call { callee, scope } => vec![Attr::Text(callee.clone()), Attr::Text(scope.clone())],
@@ -615,6 +620,9 @@ impl Op {
             }
             ("gather", [Attr::Axis(axis)]) => Op::Gather { axis: *axis },
             ("top_k", [Attr::Axis(axis), Attr::Int(k)]) => Op::TopK { axis: *axis, k: *k },
+            ("top_indices", [Attr::Axis(axis), Attr::Axis(into)]) => {
+                Op::TopIndices { axis: *axis, into: *into }
+            }
             ("past", [Attr::Axis(from), Attr::Axis(to)]) => Op::Past { from: *from, to: *to },
             ("append", [Attr::Axis(from), Attr::Axis(to)]) => Op::Append { from: *from, to: *to },
             ("rope", [Attr::Axis(axis), Attr::Word(pairs)]) => {

@@ -150,6 +150,7 @@ fn operation(f: &Function, inst: &Inst) -> String {
         | Op::Concat { .. }
         | Op::Gather { .. }
         | Op::TopK { .. }
+        | Op::TopIndices { .. }
         | Op::Past { .. }
         | Op::Append { .. }
         | Op::Rope { .. }

@@ -247,7 +247,11 @@ fn forward(f: &Function, inst: &Inst, result: ValueId, known: &[Support]) -> Sup
             let part = |n: usize| of(n).map(without(axes[n]));
             (1..axes.len()).fold(part(0), |all, n| all.or(&part(n)))
         }
-        Op::Gather { .. } | Op::Append { .. } | Op::Softmax { .. } | Op::Call { .. } => dense(),
+        Op::Gather { .. }
+        | Op::TopIndices { .. }
+        | Op::Append { .. }
+        | Op::Softmax { .. }
+        | Op::Call { .. } => dense(),
         Op::TopK { axis, k } => {
             let given = f.ty(result).axes.iter().copied().filter(|a| a != axis).collect();
             Support::Within(vec![Gate { axes: vec![*axis], k: *k, given, mask: result }])
@@ -307,6 +311,7 @@ fn operand(f: &Function, inst: &Inst, n: usize, wanted: &Need, support: &[Suppor
         Op::TopK { axis, .. } | Op::Rope { axis, .. } | Op::Softmax { axis } | Op::RmsNorm { axis, .. } => {
             mixed().map(without(*axis))
         }
+        Op::TopIndices { into, .. } => mixed().map(without(*into)),
         Op::Append { .. } | Op::Call { .. } => Need::everywhere(),
     }
 }

@@ -165,6 +165,14 @@ pub(crate) fn add_step(b: &mut Build<'_, '_>, stage: Stage) {
             let ty = Type::new(DType::Bool, b.f.ty(x).axes.clone());
             b.add(Op::TopK { axis, k }, &[x], ty);
         }
+        "top_indices" => {
+            let (x, axis) = b.pick_with(DType::is_float, is_fixed, fixed);
+            let k = Size::Fixed(1 + b.tape.below(size(&b.f, axis) as usize) as u64);
+            let taken = b.f.ty(x).axes.clone();
+            let into = b.axis_of_size("slot", &k, &taken);
+            let ty = Type::new(DType::I32, replace(b.f.ty(x), &[axis], &[into]).axes);
+            b.add(Op::TopIndices { axis, into }, &[x], ty);
+        }
         "past" | "append" => add_history(b, stage),
         "rope" => add_rope(b),
         "softmax" | "rms_norm" => {

@@ -252,6 +252,7 @@ impl<'a> Exprs<'a> {
                 e.get(out)
             }
             Op::TopK { axis, k } => self.top_k(e, here, *axis, *k),
+            Op::TopIndices { axis, into } => self.top_index(e, here, *axis, along(*into)),
             Op::Rope { axis, pairs } => {
                 let (pair, partner, second) = rotate(e, *pairs, along(*axis), self.extent(*axis));
                 let x = self.operand(e, here, 0, &[]);
@@ -326,6 +327,48 @@ impl<'a> Exprs<'a> {
         e.get(out)
     }
 
+    /// The index of the element that has `slot` others before it: the largest is found and set aside `slot` times.
+    fn top_index(&mut self, e: &mut Emit, here: (&'a Inst, &[Val]), axis: AxisId, slot: Val) -> Val {
+        let (zero, one, extent) = (e.u32(0), e.u32(1), self.extent(axis));
+        let least = e.f32(f32::NEG_INFINITY);
+        let (found, found_at) = (e.var(least), e.var(zero));
+        let rounds = e.add(slot, one);
+        e.for_step(zero, rounds, one, |e, round| {
+            self.scope(|s| {
+                let first = e.cmp(Cmp::Eq, round, zero);
+                let (last, last_at) = (e.get(found), e.get(found_at));
+                let (best, best_at) = (e.var(least), e.var(extent));
+                e.for_step(zero, extent, one, |e, j| {
+                    s.scope(|s| {
+                        let x = s.operand(e, here, 0, &[(axis, j)]);
+                        // NaN comes after every number.
+                        let number = e.cmp(Cmp::Eq, x, x);
+                        let x = e.select(number, x, least);
+                        let smaller = e.cmp(Cmp::Lt, x, last);
+                        let equal = e.cmp(Cmp::Eq, x, last);
+                        let later = e.lt(last_at, j);
+                        let next = e.and(equal, later);
+                        let left = e.or(smaller, next);
+                        let left = e.or(first, left);
+                        let (top, top_at) = (e.get(best), e.get(best_at));
+                        let greater = e.cmp(Cmp::Gt, x, top);
+                        let none = e.cmp(Cmp::Eq, top_at, extent);
+                        let better = e.or(greater, none);
+                        let takes = e.and(left, better);
+                        let (top, top_at) = (e.select(takes, x, top), e.select(takes, j, top_at));
+                        e.set(best, top);
+                        e.set(best_at, top_at);
+                    });
+                });
+                let (best, best_at) = (e.get(best), e.get(best_at));
+                e.set(found, best);
+                e.set(found_at, best_at);
+            });
+        });
+        let at = e.get(found_at);
+        e.cast(at, Elem::I32)
+    }
+
     /// Counts who comes before this element.
     fn top_k(&mut self, e: &mut Emit, here: (&'a Inst, &[Val]), axis: AxisId, k: u64) -> Val {
         let ty = self.body.ty(here.0.result());
@@ -389,6 +432,7 @@ impl Fold {
             | Op::Concat { .. }
             | Op::Gather { .. }
             | Op::TopK { .. }
+            | Op::TopIndices { .. }
             | Op::Past { .. }
             | Op::Append { .. }
             | Op::Rope { .. }

@@ -265,6 +265,7 @@ fn check_map(body: &Function) -> Result<(), String> {
             | Op::Concat { .. }
             | Op::Gather { .. }
             | Op::TopK { .. }
+            | Op::TopIndices { .. }
             | Op::Rope { .. } => {}
         }
         let operands = if last && cache.is_some() { &inst.args[1..] } else { &inst.args[..] };

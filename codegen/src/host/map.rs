@@ -252,6 +252,7 @@ fn outer_axes(body: &Function, extents: &[usize]) -> Vec<AxisId> {
                 [into].into_iter().chain(axes).for_each(pin)
             }
             Op::Slice { axis, into, .. } => [axis, into].into_iter().for_each(pin),
+            Op::TopIndices { axis, into } => [axis, into].into_iter().for_each(pin),
             Op::Gather { axis } | Op::TopK { axis, .. } | Op::Rope { axis, .. } | Op::Reduce { axis, .. } => {
                 pin(axis)
             }
@@ -431,6 +432,15 @@ impl Compiler<'_> {
                     n: self.extent(*axis),
                     steps: [step(*axis, &row, &steps), step(*axis, &sources[0].1, &sources[0].2)],
                     k: *k as usize,
+                }
+            }
+            Op::TopIndices { axis, into } => {
+                let others: Vec<_> = row.iter().copied().filter(|a| a != into).collect();
+                What::TopIndices {
+                    rows: self.nest(&others, [result, tensor(0)]),
+                    n: self.extent(*axis),
+                    steps: [step(*into, &row, &steps), step(*axis, &sources[0].1, &sources[0].2)],
+                    k: self.extent(*into),
                 }
             }
             Op::Rope { axis, pairs } => {

@@ -59,6 +59,13 @@ pub(super) enum What {
         steps: [usize; 2],
         k: usize,
     },
+    /// For each row, along an axis of `n`: where its `k` largest elements are, the largest first.
+    TopIndices {
+        rows: Nest<2>,
+        n: usize,
+        steps: [usize; 2],
+        k: usize,
+    },
     /// For each row (result, operand, position), along an axis of `n`.
     Rope {
         rows: Nest<3>,
@@ -173,7 +180,15 @@ impl What {
             }
             What::TopK { rows, n, steps, k } => {
                 let (Lane::I(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
-                top_k(rows, *n, *steps, *k, y, x);
+                rank(rows, *n, steps[1], x, |to, rank, e| y[to + e * steps[0]] = i32::from(rank < *k));
+            }
+            What::TopIndices { rows, n, steps, k } => {
+                let (Lane::I(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
+                rank(rows, *n, steps[1], x, |to, rank, e| {
+                    if rank < *k {
+                        y[to + rank * steps[0]] = e as i32;
+                    }
+                });
             }
             What::Rope { rows, n, steps, pairs } => {
                 let (Lane::F(y), View::F(x), View::I(pos), View::F(freq)) = (result, arg(0), arg(1), arg(2))
@@ -350,7 +365,8 @@ fn gather<T: Copy>(
     fault.map_or(Ok(()), |j| Err(Fault::Index(j, size)))
 }
 
-fn top_k(rows: &Nest<2>, n: usize, steps: [usize; 2], k: usize, y: &mut [i32], x: &[f32]) {
+/// Tells for each row, by its place in the result, the rank of each of its elements.
+fn rank(rows: &Nest<2>, n: usize, step: usize, x: &[f32], mut tell: impl FnMut(usize, usize, usize)) {
     let mut order: Vec<usize> = Vec::with_capacity(n);
     rows.each(|[to, from], count, s| {
         for r in 0..count {
@@ -358,14 +374,12 @@ fn top_k(rows: &Nest<2>, n: usize, steps: [usize; 2], k: usize, y: &mut [i32], x
             order.clear();
             order.extend(0..n);
             // Larger first, of equals the first, NaN last. Adding 0 makes -0 and 0 equal.
-            let value = |e: usize| x[from + e * steps[1]] + 0.0;
+            let value = |e: usize| x[from + e * step] + 0.0;
             order.sort_unstable_by(|&a, &b| {
                 let (x, y) = (value(a), value(b));
                 x.is_nan().cmp(&y.is_nan()).then(y.total_cmp(&x)).then(a.cmp(&b))
             });
-            for (rank, &e) in order.iter().enumerate() {
-                y[to + e * steps[0]] = i32::from(rank < k);
-            }
+            order.iter().enumerate().for_each(|(rank, &e)| tell(to, rank, e));
         }
     });
 }

@@ -136,7 +136,17 @@ fn the_largest_few() {
         [f64::NAN, 1.0, -1.0, 0.0, f64::NAN, 3.0, f64::INFINITY, 2.0],
     ] {
         agree_on(&k, &inputs(&k, &[], &[(0, &x)]), &[], 0.0);
+        let at = map(
+            "at",
+            "axes a0=8, a1=5\nparam p0: f32[a0]\ny: i32[a1] = top_indices p0 over a0 into a1\nreturn y",
+        );
+        // Here NaN counts as -inf: among these two, the order is that of the row.
+        if x.iter().all(|x| !x.is_nan()) {
+            agree_on(&at, &inputs(&at, &[], &[(0, &x)]), &[], 0.0);
+        }
     }
+    let at = "axes a0=n0, a1=13, a2=13\nparam p0: f32[a0, a1]\ny: i32[a0, a2] = top_indices p0 over a1 into a2\nreturn y";
+    agree(&map("all", at), &[&[9]]);
 }
 
 #[test]

@@ -212,6 +212,22 @@ pub(crate) fn eval(
             });
         }
 
+        Op::TopIndices { axis, into } => {
+            let x = args[0];
+            let n = x.extent(*axis);
+            let out_step = there(&[*into])[0];
+            let others: Vec<_> = x.ty.axes.iter().copied().filter(|a| a != axis).collect();
+            let step = x.along(&[*axis])[0];
+            let extents: Vec<_> = others.iter().map(|&a| x.extent(a)).collect();
+            walk(&extents, [&x.along(&others)[..], &there(&others)], |[i, o]| {
+                let mut order: Vec<usize> = (0..n).collect();
+                order.sort_by(|&p, &q| descending(x.tensor.data[i + p * step], x.tensor.data[i + q * step]));
+                for (j, &p) in order.iter().take(shape[out.position(*into).unwrap_or(0)]).enumerate() {
+                    data[o + j * out_step] = p as f64;
+                }
+            });
+        }
+
         Op::Append { from, to } => {
             let (cache, x, pos) = (args[0], args[1], args[2]);
             walk(shape, [&here, &cache.along(&out.axes)], |[o, i]| data[o] = cache.tensor.data[i]);
