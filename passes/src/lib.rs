@@ -5,7 +5,7 @@
 
 pub mod derive;
 pub mod machine;
-pub mod pair;
+pub mod reassociate;
 pub mod remark;
 pub mod rewrite;
 pub mod simplify;
@@ -13,7 +13,7 @@ pub mod simplify;
 use latentc_ir::{Function, Module};
 
 pub use machine::Machine;
-pub use remark::{Candidate, Remark};
+pub use remark::{Candidate, Crossing, Remark};
 
 /// Which graph of a definition is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,9 +87,9 @@ pub fn pipeline() -> Vec<Pass> {
             run: |m, _| Ok(latentc_ir::expand::expand(m)),
         },
         Pass {
-            name: "pair",
-            law: "multiplication is associative: products of two, the cheapest first",
-            run: |m, _| Ok(pair::pair(m)),
+            name: "reassociate",
+            law: "contraction is associative and commutative: products of two, in the cheapest order",
+            run: |m, cx| Ok(reassociate::reassociate(m, cx)),
         },
         Pass {
             name: "tidy",

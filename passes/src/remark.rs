@@ -1,5 +1,6 @@
 //! What a pass says about what it did: the text of `latentc explain`, and JSON for tools.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use latentc_ir::cost::Cost;
@@ -22,6 +23,27 @@ pub struct Remark {
     /// What was weighed, the choice first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub candidates: Vec<Candidate>,
+    /// Where another choice would be the better one, if a run-time size decides that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crossing: Option<Crossing>,
+}
+
+/// A run-time size up to which one candidate is the best, and beyond which another.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Crossing {
+    /// The symbol of the size.
+    pub size: String,
+    /// The last size at which the first is no worse.
+    pub at: u64,
+    /// The same if operations were all that counts: what memory hides today may matter once less is stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_operations: Option<u64>,
+    /// The other sizes that this holds for.
+    pub others: BTreeMap<String, u64>,
+    /// The candidate up to there.
+    pub below: String,
+    /// The candidate beyond.
+    pub above: String,
 }
 
 /// One way to do it.
@@ -45,6 +67,7 @@ impl Remark {
             origins: inst.origins.clone(),
             message: message.into(),
             candidates: Vec::new(),
+            crossing: None,
         }
     }
 

@@ -1,0 +1,324 @@
+//! Orders of a product: what each costs, and which is the cheapest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use latentc_ir::cost::Cost;
+use latentc_ir::{Axis, AxisId, Function, Module, Op, Poly, Size, Type};
+
+use super::tree::Product;
+use crate::{Graph, Machine};
+
+/// Up to this many operands all orders are tried; above, the cheapest pair is taken each time.
+const EXHAUSTIVE: usize = 10;
+
+/// The cheapest pair is looked for among this many operands, so that the time grows with their number and no faster.
+const WINDOW: usize = 32;
+
+/// Two costs that differ by less are equal: they are sums of the same terms in another order.
+const EQUAL: f64 = 1e-9;
+
+/// The sizes that a graph is made for.
+#[derive(Clone)]
+pub(super) struct Sizes {
+    /// The symbols that count new tokens, and those that count all tokens so far.
+    tokens: BTreeSet<Size>,
+    past: BTreeSet<Size>,
+    /// New tokens of a sequence in a run.
+    pub t: u64,
+    /// Tokens that they look back on.
+    s: u64,
+    /// Sequences in a run.
+    b: u64,
+}
+
+impl Sizes {
+    /// A long sequence: what the paper trains on (arXiv 2405.04434, section 3.1.2).
+    pub(super) const LONG: u64 = 4096;
+
+    /// For a graph of a definition, whose symbols are told apart by what is done along their axes.
+    pub(super) fn new(module: &Module, graph: Graph) -> Sizes {
+        let (mut tokens, mut past) = (BTreeSet::new(), BTreeSet::new());
+        for f in &module.functions {
+            for axis in &f.axes {
+                if let Some(of) = axis.like {
+                    past.insert(axis.size.clone());
+                    tokens.insert(f.axis(of).size.clone());
+                }
+            }
+            for inst in &f.body {
+                if let Op::Position { axis } = inst.op
+                    && f.axis(axis).like.is_none()
+                {
+                    tokens.insert(f.axis(axis).size.clone());
+                }
+            }
+        }
+        let (t, s, b) = match graph {
+            // As many sequences as share the reading of the weights in a server that still answers at once.
+            Graph::Decode => (1, Sizes::LONG, 32),
+            // One long prompt fills a machine.
+            Graph::Prefill => (Sizes::LONG, Sizes::LONG, 1),
+            // One device's part of a step.
+            Graph::Train => (Sizes::LONG, Sizes::LONG, 8),
+        };
+        Sizes { tokens, past, t, s, b }
+    }
+
+    /// The same with another number of new tokens.
+    pub(super) fn at(&self, t: u64) -> Sizes {
+        Sizes { t, ..self.clone() }
+    }
+
+    fn of(&self, size: &Size, like: bool) -> u64 {
+        match size {
+            Size::Fixed(n) => *n,
+            Size::Sym(_) if like => self.s,
+            Size::Sym(_) if self.tokens.contains(size) => self.t,
+            Size::Sym(_) if self.past.contains(size) => self.s,
+            Size::Sym(_) => self.b,
+        }
+    }
+
+    /// What a symbol stands for.
+    pub(super) fn symbol(&self, name: &str) -> u64 {
+        self.of(&Size::Sym(name.to_owned()), false)
+    }
+
+    /// The one symbol that counts new tokens and nothing else, if there is one.
+    pub(super) fn token_symbol(&self) -> Option<String> {
+        match self.tokens.difference(&self.past).collect::<Vec<_>>()[..] {
+            [Size::Sym(name)] => Some(name.clone()),
+            _ => None,
+        }
+    }
+
+    fn extent(&self, table: &[Axis], axes: &[AxisId]) -> f64 {
+        let of = |a: &AxisId| {
+            let axis = &table[a.0 as usize];
+            self.of(&axis.size, axis.like.is_some()) as f64
+        };
+        axes.iter().map(of).product()
+    }
+}
+
+/// Products of two, operands before what is made of them; each operand the sorted numbers of the leaves in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Order {
+    pub steps: Vec<(Vec<usize>, Vec<usize>)>,
+}
+
+/// Everything in both, sorted.
+pub(super) fn union(a: &[usize], b: &[usize]) -> Vec<usize> {
+    let mut all = [a, b].concat();
+    all.sort_unstable();
+    all
+}
+
+impl Order {
+    /// The two operands that each product is made of.
+    pub(super) fn splits(&self) -> BTreeMap<Vec<usize>, [&[usize]; 2]> {
+        self.steps.iter().map(|(a, b)| (union(a, b), [&a[..], &b[..]])).collect()
+    }
+}
+
+/// What an order comes to at some sizes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Weight {
+    /// Each step as long as the slower of its arithmetic and its memory takes.
+    pub seconds: f64,
+    pub flops: f64,
+    /// Steps that are as the author wrote them.
+    written: usize,
+}
+
+impl Weight {
+    fn plus(self, other: Weight) -> Weight {
+        Weight {
+            seconds: self.seconds + other.seconds,
+            flops: self.flops + other.flops,
+            written: self.written + other.written,
+        }
+    }
+
+    /// Faster; of equals, with less arithmetic; of those, closer to the text.
+    pub(super) fn better(&self, other: &Weight) -> bool {
+        let less = |x: f64, y: f64| x < y - EQUAL * y.abs();
+        if less(self.seconds, other.seconds) || less(other.seconds, self.seconds) {
+            return self.seconds < other.seconds;
+        }
+        if less(self.flops, other.flops) || less(other.flops, self.flops) {
+            return self.flops < other.flops;
+        }
+        self.written > other.written
+    }
+}
+
+/// A product at the sizes it is ordered for.
+pub(super) struct Search<'s> {
+    pub product: &'s Product,
+    pub machine: &'s Machine,
+    pub sizes: Sizes,
+    /// Whether products of weights may be made before the program runs: they cost nothing, but are read.
+    pub folding: bool,
+}
+
+impl Search<'_> {
+    /// The cheapest order.
+    pub(super) fn best(&self) -> Order {
+        let n = self.product.leaves.len();
+        if n > EXHAUSTIVE { self.greedy() } else { self.exhaustive(n) }
+    }
+
+    /// Dynamic programming over the sets of operands: the cheapest way to each from the cheapest ways to two halves.
+    fn exhaustive(&self, n: usize) -> Order {
+        let sets: Vec<Vec<usize>> =
+            (0..1usize << n).map(|set| (0..n).filter(|leaf| set >> leaf & 1 == 1).collect()).collect();
+        let types: Vec<Type> = sets.iter().map(|s| self.product.made(s, self.folding)).collect();
+        let mut best: Vec<(Weight, usize)> = vec![(Weight::default(), 0); sets.len()];
+        for set in 1..sets.len() {
+            let mut found: Option<(Weight, usize)> = None;
+            for right in halves(set) {
+                let left = set & !right;
+                let step = self.step([&sets[left], &sets[right]], [&types[left], &types[right]], &types[set]);
+                let weight = step.plus(best[left].0).plus(best[right].0);
+                if found.is_none_or(|(old, _)| weight.better(&old)) {
+                    found = Some((weight, right));
+                }
+            }
+            best[set] = found.unwrap_or_default();
+        }
+        let mut steps = Vec::new();
+        let mut todo = vec![sets.len() - 1];
+        while let Some(set) = todo.pop() {
+            let right = best[set].1;
+            if right != 0 {
+                steps.push((sets[set & !right].clone(), sets[right].clone()));
+                todo.extend([set & !right, right]);
+            }
+        }
+        steps.reverse();
+        Order { steps }
+    }
+
+    fn greedy(&self) -> Order {
+        let mut parts: Vec<Vec<usize>> = (0..self.product.leaves.len()).map(|n| vec![n]).collect();
+        let mut steps = Vec::new();
+        while parts.len() > 1 {
+            let seen: Vec<_> =
+                parts.iter().take(WINDOW).map(|p| self.product.made(p, self.folding)).collect();
+            let mut found: Option<(Weight, usize, usize)> = None;
+            for a in 0..seen.len() {
+                for b in a + 1..seen.len() {
+                    let made = self.product.made(&union(&parts[a], &parts[b]), self.folding);
+                    let weight = self.step([&parts[a], &parts[b]], [&seen[a], &seen[b]], &made);
+                    if found.is_none_or(|(old, ..)| weight.better(&old)) {
+                        found = Some((weight, a, b));
+                    }
+                }
+            }
+            let (_, a, b) = found.unwrap_or((Weight::default(), 0, 1));
+            let right = parts.remove(b);
+            let left = std::mem::take(&mut parts[a]);
+            parts[a] = union(&left, &right);
+            steps.push((left, right));
+        }
+        Order { steps }
+    }
+
+    /// All orders of a product of a few operands.
+    pub(super) fn all(&self) -> Vec<Order> {
+        fn of(set: usize, n: usize) -> Vec<Order> {
+            let leaves = |set: usize| (0..n).filter(|leaf| set >> leaf & 1 == 1).collect::<Vec<_>>();
+            if set.count_ones() < 2 {
+                return vec![Order::default()];
+            }
+            let mut orders = Vec::new();
+            for right in halves(set) {
+                let (left, after) = (of(set & !right, n), of(right, n));
+                for (x, y) in left.iter().flat_map(|x| after.iter().map(move |y| (x, y))) {
+                    let mut steps = [&x.steps[..], &y.steps[..]].concat();
+                    steps.push((leaves(set & !right), leaves(right)));
+                    orders.push(Order { steps });
+                }
+            }
+            orders
+        }
+        let n = self.product.leaves.len();
+        of((1 << n) - 1, n)
+    }
+
+    /// What an order comes to.
+    pub(super) fn weigh(&self, order: &Order) -> Weight {
+        let made = |s: &[usize]| self.product.made(s, self.folding);
+        order.steps.iter().fold(Weight::default(), |sum, (a, b)| {
+            sum.plus(self.step([a, b], [&made(a), &made(b)], &made(&union(a, b))))
+        })
+    }
+
+    /// Whether the product of these operands is made before the program runs.
+    pub(super) fn folds(&self, leaves: &[usize]) -> bool {
+        self.folding && leaves.len() > 1 && leaves.iter().all(|&l| self.product.leaves[l].ahead)
+    }
+
+    fn step(&self, parts: [&[usize]; 2], from: [&Type; 2], to: &Type) -> Weight {
+        let all = union(parts[0], parts[1]);
+        if self.folds(&all) {
+            return Weight::default();
+        }
+        let extent = |axes: &[AxisId]| self.sizes.extent(&self.product.axes, axes);
+        let bytes = |ty: &Type| extent(&ty.axes) * ty.dtype.bytes() as f64;
+        let (space, per_point) = space(from, to);
+        let flops = extent(&space) * per_point as f64;
+        let seconds = self.machine.seconds(flops, bytes(from[0]) + bytes(from[1]) + bytes(to));
+        let same = |n: &&super::tree::Node| {
+            n.leaves == all && n.parts.len() == 2 && n.parts.iter().all(|p| parts.contains(&&p[..]))
+        };
+        Weight { seconds, flops, written: usize::from(self.product.nodes.iter().any(|n| same(&n))) }
+    }
+
+    /// What an order costs at any sizes.
+    pub(super) fn cost(&self, order: &Order, f: &Function) -> Cost {
+        let mut total = Cost::default();
+        let extent = |axes: &[AxisId]| {
+            let size = |a: &AxisId| Poly::from(&self.product.axes[a.0 as usize].size);
+            axes.iter().fold(Poly::constant(1), |n, a| &n * &size(a))
+        };
+        debug_assert!(self.product.axes.len() >= f.axes.len(), "a product knows its function's axes");
+        let bytes = |ty: &Type| &extent(&ty.axes) * i128::from(ty.dtype.bytes());
+        for (a, b) in &order.steps {
+            let all = union(a, b);
+            if self.folds(&all) {
+                continue;
+            }
+            let made = |s: &[usize]| self.product.made(s, self.folding);
+            let (from, to) = ([&made(a), &made(b)], made(&all));
+            let (space, per_point) = space(from, &to);
+            total.flops += &(&extent(&space) * i128::from(per_point));
+            from.iter().for_each(|ty| total.bytes_read += &bytes(ty));
+            total.bytes_written += &bytes(&to);
+        }
+        total
+    }
+}
+
+/// All axes of a product of two, and the operations at each point: a product, and a sum where something is summed.
+fn space(from: [&Type; 2], to: &Type) -> (Vec<AxisId>, u32) {
+    let mut axes = from[0].axes.clone();
+    axes.extend(from[1].axes.iter().filter(|a| !from[0].has(**a)));
+    let per_point = if axes.len() == to.axes.len() { 1 } else { 2 };
+    (axes, per_point)
+}
+
+/// The ways to take a part away from a set without its first element, the least and last parts first: of equal
+/// orders, the first found multiplies from left to right.
+fn halves(set: usize) -> Vec<usize> {
+    let rest = set & set.wrapping_sub(1);
+    let mut parts = Vec::new();
+    let mut part = rest;
+    while part != 0 {
+        parts.push(part);
+        part = (part - 1) & rest;
+    }
+    parts.sort_by_key(|p| (p.count_ones(), std::cmp::Reverse(*p)));
+    parts
+}
