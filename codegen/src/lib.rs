@@ -7,6 +7,7 @@
 pub mod contract;
 pub mod cube;
 pub mod device;
+pub mod grouped;
 pub mod host;
 pub mod map;
 pub mod nvrtc;

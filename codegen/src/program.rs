@@ -82,6 +82,9 @@ pub enum KernelKind {
     Map,
     /// A product of two tensors summed over their common axes: see [`contract`](crate::contract).
     Contract,
+    /// A product whose one operand is gathered, as the weights of the experts that each token goes to: see
+    /// [`grouped`](crate::grouped).
+    Grouped,
 }
 
 impl fmt::Display for KernelKind {
@@ -89,6 +92,7 @@ impl fmt::Display for KernelKind {
         f.write_str(match self {
             KernelKind::Map => "map",
             KernelKind::Contract => "contract",
+            KernelKind::Grouped => "grouped",
         })
     }
 }

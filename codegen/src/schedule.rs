@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_ir::{AxisId, Def, Function, Inst, Module, Op, Origin, Size, Type, ValueId};
 
+use crate::grouped::GroupedPlan;
 use crate::program::{Buffer, BufferId, Kernel, KernelKind, Program, Role, Routine, Step};
 
 /// Schedules every function of a module that has been through the passes.
@@ -155,7 +156,11 @@ impl<'a> Scheduler<'a> {
         let Def::Inst(_, inst) = self.defs[root.0 as usize] else {
             unreachable!("only results are launched")
         };
-        let kind = if inst.op == Op::Contract { KernelKind::Contract } else { KernelKind::Map };
+        let kind = match inst.op {
+            Op::Contract if inst.args.iter().all(|a| self.stored[a.0 as usize]) => KernelKind::Contract,
+            Op::Contract => KernelKind::Grouped,
+            _ => KernelKind::Map,
+        };
         let mut body = Body::new(self.f, &self.defs, &self.stored);
         let result = body.make(root, inst);
         body.spec.function.results = vec![result];
@@ -243,6 +248,22 @@ fn is_view(f: &Function, inst: &Inst) -> bool {
     }
 }
 
+/// The gather that makes one operand of a contraction, if a grouped kernel can do without its result.
+fn gathered<'f>(f: &'f Function, inst: &Inst, defs: &[Def<'f>]) -> Option<&'f Inst> {
+    let (Op::Contract, &[a, b]) = (&inst.op, &inst.args[..]) else { return None };
+    [(a, b), (b, a)].into_iter().find_map(|(x, other)| {
+        let Def::Inst(_, gather) = defs[x.0 as usize] else { return None };
+        let fits = matches!(gather.op, Op::Gather { .. })
+            && GroupedPlan::fits(
+                f.ty(gather.args[0]),
+                f.ty(gather.args[1]),
+                f.ty(other),
+                f.ty(inst.result()),
+            );
+        fits.then_some(gather)
+    })
+}
+
 /// Whether an operand is read at other places than the one where the result is made.
 fn moves(op: &Op, operand: usize) -> bool {
     match op {
@@ -274,7 +295,7 @@ struct Storage<'a> {
 }
 
 impl<'a> Storage<'a> {
-    fn decide(f: &'a Function, defs: &[Def<'_>]) -> Vec<bool> {
+    fn decide(f: &'a Function, defs: &[Def<'a>]) -> Vec<bool> {
         let mut s = Storage { f, stored: vec![false; f.values.len()] };
         for (v, def) in defs.iter().enumerate() {
             s.stored[v] = match def {
@@ -290,8 +311,16 @@ impl<'a> Storage<'a> {
             s.stored[r.0 as usize] = true;
         }
         for inst in f.body.iter().rev() {
+            let grouped = gathered(f, inst, defs);
             for (n, &a) in inst.args.iter().enumerate() {
                 let wanted = match inst.op {
+                    // A gathered operand is read where it lies, at the indices; these must be there to be sorted.
+                    Op::Contract if grouped.is_some_and(|g| g.result() == a) => {
+                        for &x in grouped.iter().flat_map(|g| &g.args) {
+                            s.stored[x.0 as usize] = true;
+                        }
+                        false
+                    }
                     Op::Contract | Op::Call { .. } => true,
                     // Each element is compared with all others, or read at any place.
                     Op::TopK { .. } | Op::TopIndices { .. } | Op::Gather { .. } => n == 0,

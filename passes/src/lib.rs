@@ -8,6 +8,7 @@ pub mod machine;
 pub mod reassociate;
 pub mod remark;
 pub mod rewrite;
+pub mod route;
 pub mod simplify;
 
 use latentc_ir::{Function, Module};
@@ -80,6 +81,11 @@ pub fn pipeline() -> Vec<Pass> {
             name: "simplify",
             law: "equal things are computed once, and what does nothing is not computed",
             run: |m, _| Ok(simplify::simplify(m)),
+        },
+        Pass {
+            name: "route",
+            law: "a top-k gate is zero almost everywhere: a sum over all is a sum over the few it lets through",
+            run: |m, cx| Ok(route::route(m, cx)),
         },
         Pass {
             name: "expand",

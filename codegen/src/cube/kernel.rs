@@ -136,7 +136,8 @@ pub(crate) enum Form {
 impl Form {
     pub(crate) fn of(kernel: &Kernel) -> Form {
         match kernel.kind {
-            KernelKind::Map => Form::Map(Map::of(&kernel.body)),
+            // Each unit finds its own matrix: right, and for a few rows not slow.
+            KernelKind::Map | KernelKind::Grouped => Form::Map(Map::of(&kernel.body)),
             KernelKind::Contract => {
                 let plan = ContractPlan::of(&kernel.body);
                 if plan.m.is_empty() && plan.n.is_empty() {
@@ -176,7 +177,7 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
         }
     }
     match kernel.kind {
-        KernelKind::Map => check_map(body),
+        KernelKind::Map | KernelKind::Grouped => check_map(body),
         KernelKind::Contract => check_contract(body),
     }
 }

@@ -4,6 +4,7 @@
 //! vector machine ([`map`]), contractions by the `gemm` crate ([`contract`]).
 
 mod contract;
+mod grouped;
 mod map;
 mod vector;
 mod walk;
@@ -115,6 +116,7 @@ impl Device for Host {
         match kernel.kind {
             KernelKind::Map => map::run(kernel, &views, output, &extents),
             KernelKind::Contract => contract::run(kernel, &views, output, &extents),
+            KernelKind::Grouped => grouped::run(kernel, &views, output, &extents),
         }
     }
 }
