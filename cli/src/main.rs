@@ -6,10 +6,12 @@
 mod compile;
 mod dump;
 mod eval;
+mod explain;
 mod folder;
 mod init;
 mod manifest;
 mod model;
+mod opt;
 mod params;
 mod progress;
 mod run;
@@ -38,11 +40,13 @@ struct Cli {
 enum Command {
     Params(params::Args),
     Dump(dump::Args),
+    Explain(explain::Args),
     Compile(compile::Args),
     Init(init::Args),
     Run(run::Args),
     Eval(eval::Args),
     Verify(verify::Args),
+    Opt(opt::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,11 +54,13 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Params(args) => params::params(&args),
         Command::Dump(args) => dump::dump(&args),
+        Command::Explain(args) => explain::explain(&args),
         Command::Compile(args) => compile::compile(&args),
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Verify(args) => verify::verify(&args),
+        Command::Opt(args) => opt::opt(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

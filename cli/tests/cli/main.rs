@@ -3,6 +3,7 @@
 mod compiles;
 mod counts_and_dumps;
 mod evaluates;
+mod inspects;
 mod makes;
 mod refuses_files;
 mod refuses_words;

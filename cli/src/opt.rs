@@ -1,0 +1,86 @@
+//! `latentc opt`: some passes on a text in the IR's format.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail};
+use latentc_ir::{Module, ParseError};
+use latentc_passes::{Context, Pass, pipeline};
+
+use crate::model::GraphArg;
+use crate::{Rendered, colours, print};
+
+/// Runs passes on IR text, in the order given, and prints what they make of it. The IR is verified before and after each.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A file as `dump` and `compile` write it; `-` is standard input.
+    file: PathBuf,
+    /// Names of `dump --print-pipeline`, separated by commas; one may come more than once.
+    #[arg(long, value_delimiter = ',', required = true, value_name = "PASS,…")]
+    passes: Vec<String>,
+    /// Which graph the passes are told to make.
+    #[arg(long, value_enum, default_value = "prefill")]
+    graph: GraphArg,
+    /// The file to write, instead of standard output.
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub(crate) fn opt(args: &Args) -> anyhow::Result<()> {
+    // A wrong name is found before the text is read: it may come from a pipe.
+    let passes: Vec<Pass> = args.passes.iter().map(|name| named(name)).collect::<Result<_, _>>()?;
+    let (name, text) = read(&args.file)?;
+    let mut module = check(&name, &text)?;
+    let mut cx = Context::new(args.graph.into());
+    for pass in passes {
+        module = pass.apply(&module, &mut cx)?;
+        if latentc_ir::verify(&module).is_err() {
+            // The pass's own text is what an error can point at.
+            let shown = format!("{name} after {}", pass.name);
+            check(&shown, &module.to_string())?;
+            bail!("{shown} is no program, though its text is one");
+        }
+    }
+    match &args.out {
+        Some(out) => write(out, &module.to_string()),
+        None => print(&module.to_string()),
+    }
+}
+
+fn named(name: &str) -> anyhow::Result<Pass> {
+    pipeline().into_iter().find(|p| p.name == name).ok_or_else(|| {
+        let known: Vec<_> = pipeline().iter().map(|p| p.name).collect();
+        anyhow!("unknown pass `{name}`; known: {}", known.join(", "))
+    })
+}
+
+/// The text, and what to call it in errors.
+fn read(file: &Path) -> anyhow::Result<(String, String)> {
+    if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
+        return Ok(("standard input".to_owned(), text));
+    }
+    let name = file.display().to_string();
+    let text = fs::read_to_string(file).with_context(|| format!("{name}: cannot read"))?;
+    Ok((name, text))
+}
+
+fn check(name: &str, text: &str) -> anyhow::Result<Module> {
+    let render = |e: ParseError| Rendered(if colours() { e.render_in_colour() } else { e.render() });
+    Ok(latentc_ir::check(name, text).map_err(render)?)
+}
+
+/// Writes the file beside its place first, so that it appears complete or not at all.
+fn write(out: &Path, text: &str) -> anyhow::Result<()> {
+    let shown = out.display();
+    let Some(name) = out.file_name() else { bail!("{shown}: not a path of a file") };
+    let temporary = out.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    let done = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, out));
+    if done.is_err() {
+        // It may not even have been made.
+        let _ = fs::remove_file(&temporary);
+    }
+    done.with_context(|| format!("{shown}: cannot write"))
+}
