@@ -20,7 +20,7 @@ mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use latentc_ir::{Binary, Function, Inst, Module, Op, Origin, Reduce, Type, ValueId};
+use latentc_ir::{AxisId, Binary, Function, Inst, Module, Op, Origin, Reduce, Type, ValueId};
 
 use crate::rewrite::Rebuild;
 use crate::{Context, Crossing, Graph, Remark};
@@ -80,7 +80,7 @@ fn plan(body: &Body<'_>, root: usize, sizes: &Sizes, cx: &Context) -> (Product, 
         let few = search(&product, &sizes.at(1), cx).best();
         let many = search(&product, &sizes.at(Sizes::LONG), cx).best();
         // Training changes weights in each run.
-        let fold = Search { folding: cx.graph != Graph::Train, ..search(&product, sizes, cx) };
+        let fold = Search::new(&product, &cx.machine, sizes, cx.graph != Graph::Train);
         let folded = fold.best();
         let folds = folded.steps.iter().any(|(a, b)| fold.folds(&union(a, b)))
             && fold.weigh(&folded).better(&fold.weigh(&here));
@@ -108,7 +108,7 @@ fn plan(body: &Body<'_>, root: usize, sizes: &Sizes, cx: &Context) -> (Product, 
 }
 
 fn search<'s>(product: &'s Product, sizes: &Sizes, cx: &'s Context) -> Search<'s> {
-    Search { product, machine: &cx.machine, sizes: sizes.clone(), folding: false }
+    Search::new(product, &cx.machine, sizes, false)
 }
 
 /// The values of a product's brackets that an order makes too.
@@ -159,7 +159,7 @@ fn remark(body: &Body<'_>, root: usize, search: &Search<'_>, orders: &[Order], c
     }
     let symbols: BTreeSet<String> = candidates
         .iter()
-        .map(|o| search.cost(o, f))
+        .map(|o| search.cost(o))
         .flat_map(|c| [c.flops, c.bytes_read, c.bytes_written])
         .flat_map(|p| p.symbols().into_iter().map(str::to_owned).collect::<Vec<_>>())
         .collect();
@@ -176,16 +176,11 @@ fn remark(body: &Body<'_>, root: usize, search: &Search<'_>, orders: &[Order], c
             Some(n) => format!(" ({n} if only operations counted)"),
             None => String::new(),
         };
-        message += &format!(
-            "; `{}` is the faster up to {} = {}{by}, `{}` beyond",
-            text(few),
-            c.size,
-            c.at,
-            text(many)
-        );
+        let (side, other) = if taken == few { ("beyond", many) } else { ("up to", few) };
+        message += &format!("; {side} {} = {}{by}, `{}` would be faster", c.size, c.at, text(other));
     }
     if let Some(folded) = orders.get(3) {
-        let fold = Search { folding: true, sizes: search.sizes.clone(), ..*search };
+        let fold = Search::new(search.product, search.machine, &search.sizes, true);
         message += &format!(
             "; `{}` would take {:.3e}, but nothing multiplies weights before the run yet",
             show(f, &fold, folded),
@@ -195,7 +190,7 @@ fn remark(body: &Body<'_>, root: usize, search: &Search<'_>, orders: &[Order], c
     let mut remark = Remark::new(NAME, f, &f.body[root], message);
     remark.crossing = crossing.map(|c| Crossing { below: text(few), above: text(many), ..c });
     for order in candidates {
-        remark = remark.candidate(text(order), search.cost(order, f), search.weigh(order).seconds);
+        remark = remark.candidate(text(order), search.cost(order), search.weigh(order).seconds);
     }
     remark
 }
@@ -210,7 +205,7 @@ fn crossing(search: &Search<'_>, few: &Order, many: &Order, at: BTreeMap<String,
     let size = search.sizes.token_symbol()?;
     let last = |cost: &dyn Fn(&Search<'_>, &Order) -> f64| {
         let few_wins = |t: u64| {
-            let there = Search { sizes: search.sizes.at(t), ..*search };
+            let there = search.at(t);
             cost(&there, few) <= cost(&there, many)
         };
         if !few_wins(1) || few_wins(Sizes::LONG) {
@@ -318,8 +313,8 @@ fn leaf(
     r: &mut Rebuild<'_>,
     product: &Product,
     n: usize,
-    fresh: &mut BTreeMap<latentc_ir::AxisId, latentc_ir::AxisId>,
-    from: &[Origin],
+    fresh: &mut BTreeMap<AxisId, AxisId>,
+    lines: &[Origin],
 ) -> ValueId {
     let leaf = &product.leaves[n];
     let mut id = r.get(leaf.value);
@@ -327,23 +322,44 @@ fn leaf(
         let ty = r.new.ty(id);
         let axes: Vec<_> = ty.axes.iter().copied().filter(|&a| a != axis).collect();
         let ty = Type::new(tree::wide(ty.dtype), axes);
-        id = r.emit_at(from, Op::Reduce { by: Reduce::Sum, axis }, &[id], "", ty);
+        id = r.emit_at(lines, Op::Reduce { by: Reduce::Sum, axis }, &[id], "", ty);
     }
+    let mut renames = Vec::new();
     for &(own, name) in &leaf.renames {
         let to = if (name.0 as usize) < r.old.axes.len() {
             name
         } else {
-            *fresh.entry(name).or_insert_with(|| {
-                let axis = product.axes[name.0 as usize].clone();
-                r.new.add_axis(&axis.name, axis.size, axis.like)
-            })
+            *fresh.entry(name).or_insert_with(|| copy_axis(r, product, name))
         };
-        let value = r.new.value(id).clone();
-        let axes: Vec<_> = value.ty.axes.iter().map(|&a| if a == own { to } else { a }).collect();
+        renames.push((own, to, name));
+    }
+    while !renames.is_empty() {
+        // They happen at once, but are done one by one: none may take a name that is still in use. Where each waits for
+        // another, one steps aside.
+        let n = renames.iter().position(|(_, to, _)| !r.new.ty(id).has(*to));
+        let (from, to) = match n {
+            Some(n) => {
+                let (from, to, _) = renames.remove(n);
+                (from, to)
+            }
+            None => {
+                let (from, _, name) = renames[0];
+                renames[0].0 = copy_axis(r, product, name);
+                (from, renames[0].0)
+            }
+        };
+        let ty = r.new.ty(id).clone();
+        let axes: Vec<_> = ty.axes.iter().map(|&a| if a == from { to } else { a }).collect();
         let name = format!("{}.{}", r.old.value(leaf.value).name, r.new.axis(to).name);
-        id = r.emit_at(from, Op::Rename { from: own, to }, &[id], &name, Type::new(value.ty.dtype, axes));
+        id = r.emit_at(lines, Op::Rename { from, to }, &[id], &name, Type::new(ty.dtype, axes));
     }
     id
+}
+
+/// Another axis like one of a product.
+fn copy_axis(r: &mut Rebuild<'_>, product: &Product, axis: AxisId) -> AxisId {
+    let axis = product.axes[axis.0 as usize].clone();
+    r.new.add_axis(&axis.name, axis.size, axis.like)
 }
 
 /// A name for a product that the author did not name, as long as it helps.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_ir::cost::Cost;
-use latentc_ir::{Axis, AxisId, Function, Module, Op, Poly, Size, Type};
+use latentc_ir::{Axis, AxisId, Module, Op, Poly, Size, Type};
 
 use super::tree::Product;
 use crate::{Graph, Machine};
@@ -24,7 +24,7 @@ pub(super) struct Sizes {
     tokens: BTreeSet<Size>,
     past: BTreeSet<Size>,
     /// New tokens of a sequence in a run.
-    pub t: u64,
+    t: u64,
     /// Tokens that they look back on.
     s: u64,
     /// Sequences in a run.
@@ -91,14 +91,6 @@ impl Sizes {
             _ => None,
         }
     }
-
-    fn extent(&self, table: &[Axis], axes: &[AxisId]) -> f64 {
-        let of = |a: &AxisId| {
-            let axis = &table[a.0 as usize];
-            self.of(&axis.size, axis.like.is_some()) as f64
-        };
-        axes.iter().map(of).product()
-    }
 }
 
 /// Products of two, operands before what is made of them; each operand the sorted numbers of the leaves in it.
@@ -160,9 +152,31 @@ pub(super) struct Search<'s> {
     pub sizes: Sizes,
     /// Whether products of weights may be made before the program runs: they cost nothing, but are read.
     pub folding: bool,
+    /// The size of each axis of the product.
+    extents: Vec<f64>,
 }
 
-impl Search<'_> {
+impl<'s> Search<'s> {
+    pub(super) fn new(
+        product: &'s Product,
+        machine: &'s Machine,
+        sizes: &Sizes,
+        folding: bool,
+    ) -> Search<'s> {
+        let of = |a: &Axis| sizes.of(&a.size, a.like.is_some()) as f64;
+        let extents = product.axes.iter().map(of).collect();
+        Search { product, machine, sizes: sizes.clone(), folding, extents }
+    }
+
+    /// The same with another number of new tokens.
+    pub(super) fn at(&self, t: u64) -> Search<'s> {
+        Search::new(self.product, self.machine, &self.sizes.at(t), self.folding)
+    }
+
+    fn extent<'a>(&self, axes: impl IntoIterator<Item = &'a AxisId>) -> f64 {
+        axes.into_iter().map(|a| self.extents[a.0 as usize]).product()
+    }
+
     /// The cheapest order.
     pub(super) fn best(&self) -> Order {
         let n = self.product.leaves.len();
@@ -179,7 +193,12 @@ impl Search<'_> {
             let mut found: Option<(Weight, usize)> = None;
             for right in halves(set) {
                 let left = set & !right;
-                let step = self.step([&sets[left], &sets[right]], [&types[left], &types[right]], &types[set]);
+                let step = self.step(
+                    [&sets[left], &sets[right]],
+                    &sets[set],
+                    [&types[left], &types[right]],
+                    &types[set],
+                );
                 let weight = step.plus(best[left].0).plus(best[right].0);
                 if found.is_none_or(|(old, _)| weight.better(&old)) {
                     found = Some((weight, right));
@@ -209,8 +228,9 @@ impl Search<'_> {
             let mut found: Option<(Weight, usize, usize)> = None;
             for a in 0..seen.len() {
                 for b in a + 1..seen.len() {
-                    let made = self.product.made(&union(&parts[a], &parts[b]), self.folding);
-                    let weight = self.step([&parts[a], &parts[b]], [&seen[a], &seen[b]], &made);
+                    let all = union(&parts[a], &parts[b]);
+                    let made = self.product.made(&all, self.folding);
+                    let weight = self.step([&parts[a], &parts[b]], &all, [&seen[a], &seen[b]], &made);
                     if found.is_none_or(|(old, ..)| weight.better(&old)) {
                         found = Some((weight, a, b));
                     }
@@ -251,7 +271,8 @@ impl Search<'_> {
     pub(super) fn weigh(&self, order: &Order) -> Weight {
         let made = |s: &[usize]| self.product.made(s, self.folding);
         order.steps.iter().fold(Weight::default(), |sum, (a, b)| {
-            sum.plus(self.step([a, b], [&made(a), &made(b)], &made(&union(a, b))))
+            let all = union(a, b);
+            sum.plus(self.step([a, b], &all, [&made(a), &made(b)], &made(&all)))
         })
     }
 
@@ -260,15 +281,16 @@ impl Search<'_> {
         self.folding && leaves.len() > 1 && leaves.iter().all(|&l| self.product.leaves[l].ahead)
     }
 
-    fn step(&self, parts: [&[usize]; 2], from: [&Type; 2], to: &Type) -> Weight {
-        let all = union(parts[0], parts[1]);
-        if self.folds(&all) {
+    /// A product of two, of these types and that of the result; `all` is what is in both.
+    fn step(&self, parts: [&[usize]; 2], all: &[usize], from: [&Type; 2], to: &Type) -> Weight {
+        if self.folds(all) {
             return Weight::default();
         }
-        let extent = |axes: &[AxisId]| self.sizes.extent(&self.product.axes, axes);
-        let bytes = |ty: &Type| extent(&ty.axes) * ty.dtype.bytes() as f64;
-        let (space, per_point) = space(from, to);
-        let flops = extent(&space) * per_point as f64;
+        let bytes = |ty: &Type| self.extent(&ty.axes) * ty.dtype.bytes() as f64;
+        let only_second = || from[1].axes.iter().filter(|a| !from[0].has(**a));
+        let points = self.extent(&from[0].axes) * self.extent(only_second());
+        let sums = from[0].axes.len() + only_second().count() > to.axes.len();
+        let flops = points * f64::from(per_point(sums));
         let seconds = self.machine.seconds(flops, bytes(from[0]) + bytes(from[1]) + bytes(to));
         let same = |n: &&super::tree::Node| {
             n.leaves == all && n.parts.len() == 2 && n.parts.iter().all(|p| parts.contains(&&p[..]))
@@ -277,13 +299,12 @@ impl Search<'_> {
     }
 
     /// What an order costs at any sizes.
-    pub(super) fn cost(&self, order: &Order, f: &Function) -> Cost {
+    pub(super) fn cost(&self, order: &Order) -> Cost {
         let mut total = Cost::default();
         let extent = |axes: &[AxisId]| {
             let size = |a: &AxisId| Poly::from(&self.product.axes[a.0 as usize].size);
             axes.iter().fold(Poly::constant(1), |n, a| &n * &size(a))
         };
-        debug_assert!(self.product.axes.len() >= f.axes.len(), "a product knows its function's axes");
         let bytes = |ty: &Type| &extent(&ty.axes) * i128::from(ty.dtype.bytes());
         for (a, b) in &order.steps {
             let all = union(a, b);
@@ -291,22 +312,20 @@ impl Search<'_> {
                 continue;
             }
             let made = |s: &[usize]| self.product.made(s, self.folding);
-            let (from, to) = ([&made(a), &made(b)], made(&all));
-            let (space, per_point) = space(from, &to);
-            total.flops += &(&extent(&space) * i128::from(per_point));
-            from.iter().for_each(|ty| total.bytes_read += &bytes(ty));
+            let (x, y, to) = (made(a), made(b), made(&all));
+            let mut space = x.axes.clone();
+            space.extend(y.axes.iter().filter(|a| !x.has(**a)));
+            total.flops += &(&extent(&space) * i128::from(per_point(space.len() > to.axes.len())));
+            total.bytes_read += &(&bytes(&x) + &bytes(&y));
             total.bytes_written += &bytes(&to);
         }
         total
     }
 }
 
-/// All axes of a product of two, and the operations at each point: a product, and a sum where something is summed.
-fn space(from: [&Type; 2], to: &Type) -> (Vec<AxisId>, u32) {
-    let mut axes = from[0].axes.clone();
-    axes.extend(from[1].axes.iter().filter(|a| !from[0].has(**a)));
-    let per_point = if axes.len() == to.axes.len() { 1 } else { 2 };
-    (axes, per_point)
+/// Operations at each point of the space of all axes of a product of two: the product, and a sum where there is one.
+fn per_point(sums: bool) -> u32 {
+    if sums { 2 } else { 1 }
 }
 
 /// The ways to take a part away from a set without its first element, the least and last parts first: of equal
