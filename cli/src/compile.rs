@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use latentc_codegen::cube::{cuda_source, wgsl_source};
 use latentc_codegen::device::DeviceError;
 use latentc_codegen::program::{Kernel, Program, Step};
 use latentc_ir::{Module, Op};
 use latentc_passes::Graph;
-use latentc_runtime::compiled::{self, Compiled};
+use latentc_runtime::compiled::Compiled;
 
 use crate::folder::NewFolder;
 use crate::manifest::{self, KernelEntry, Manifest};
@@ -50,8 +50,7 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     let mut graphs: Vec<Compiled> = Vec::new();
     for graph in args.graph.iter().map(|&g| Graph::from(g)) {
         if !graphs.iter().any(|c| c.graph == graph) {
-            let compiled = compiled::compile(&model.trace(graph, dtype)?, graph);
-            graphs.push(compiled.with_context(|| format!("the {} graph of {}", graph.name(), model.name))?);
+            graphs.push(model.compile(graph, dtype)?);
         }
     }
     let kernels = share(graphs.iter_mut().map(|c| &mut c.program));

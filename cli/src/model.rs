@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::ValueEnum;
 use latentc_codegen::device::Device;
 use latentc_ir::{DType, Module};
@@ -11,10 +11,13 @@ use latentc_models::Goal;
 use latentc_models::config::{self, ModelConfig};
 use latentc_passes::Graph;
 use latentc_runtime::checkpoint::Checkpoint;
-use latentc_runtime::compiled::compile;
+use latentc_runtime::compiled::{Compiled, compile};
 use latentc_runtime::engine::Engine;
 
 use crate::{Rendered, progress};
+
+/// A function, and its values that are marked with `cache`.
+type Marked = (String, Vec<String>);
 
 /// A model of the command line.
 pub(crate) struct Model {
@@ -96,6 +99,22 @@ impl Model {
 
     /// The verified definition that a graph is made of.
     pub(crate) fn trace(&self, graph: Graph, dtype: DType) -> anyhow::Result<Module> {
+        Ok(self.trace_marked(graph, dtype)?.0)
+    }
+
+    /// A graph after all passes. Where its author marked other values with `cache` than are kept, a warning says so.
+    pub(crate) fn compile(&self, graph: Graph, dtype: DType) -> anyhow::Result<Compiled> {
+        let (module, marked) = self.trace_marked(graph, dtype)?;
+        let mut compiled = compile(&module, graph)
+            .with_context(|| format!("the {} graph of {}", graph.name(), self.name))?;
+        for remark in compiled.compare_caches(marked.iter().map(|(f, values)| (f.as_str(), &values[..]))) {
+            eprint!("{remark}");
+        }
+        Ok(compiled)
+    }
+
+    /// The definition, and what its author marked with `cache`, by function.
+    fn trace_marked(&self, graph: Graph, dtype: DType) -> anyhow::Result<(Module, Vec<Marked>)> {
         let goal = match graph {
             Graph::Train => Goal::Loss,
             Graph::Prefill | Graph::Decode => Goal::Logits,
@@ -105,7 +124,8 @@ impl Model {
             let lines: Vec<_> = broken.iter().map(ToString::to_string).collect();
             bail!("the definition of {} breaks rules of the IR:\n  {}", self.name, lines.join("\n  "));
         }
-        Ok(traced.module)
+        let marked = traced.cached.into_iter().map(|c| (c.function, c.values)).collect();
+        Ok((traced.module, marked))
     }
 
     /// These graphs with the weights of the folder, on a device.
@@ -120,7 +140,7 @@ impl Model {
         let checkpoint = Arc::new(Checkpoint::open(folder)?);
         let mut engine = Engine::new(device);
         for &graph in graphs {
-            let compiled = compile(&self.trace(graph, dtype)?, graph)?;
+            let compiled = self.compile(graph, dtype)?;
             engine.add(&compiled, &checkpoint)?;
         }
         Ok(engine)

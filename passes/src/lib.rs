@@ -5,6 +5,7 @@
 
 pub mod derive;
 pub mod machine;
+pub mod place_cache;
 pub mod reassociate;
 pub mod remark;
 pub mod rewrite;
@@ -72,6 +73,11 @@ pub struct Pass {
 /// The passes that lead from a definition to the graph that is scheduled, in order.
 pub fn pipeline() -> Vec<Pass> {
     vec![
+        Pass {
+            name: "place_cache",
+            law: "past (f x) = f (past x) where f works on each position alone: the fewest bytes a token are kept",
+            run: |m, cx| Ok(place_cache::place_cache(m, cx)),
+        },
         Pass {
             name: "derive",
             law: "past x = rename x (train), append cache, x (prefill, decode)",

@@ -3,7 +3,7 @@
 use latentc_codegen::program::Program;
 use latentc_codegen::schedule::{ScheduleError, schedule};
 use latentc_ir::Module;
-use latentc_passes::{Context, Graph, PassError, Remark};
+use latentc_passes::{Context, Graph, PassError, Remark, place_cache};
 
 /// A graph after every pass, and its schedule.
 #[derive(Clone, Debug)]
@@ -41,6 +41,19 @@ pub fn compile(definition: &Module, graph: Graph) -> Result<Compiled, CompileErr
 }
 
 impl Compiled {
+    /// Compares what authors marked with `cache`, by function, with what is kept. A remark for each that differs is
+    /// returned, and added to the others. When training, nothing is kept and nothing is compared.
+    pub fn compare_caches<'a>(
+        &mut self,
+        marked: impl IntoIterator<Item = (&'a str, &'a [String])>,
+    ) -> Vec<Remark> {
+        let placed = self.stages.iter().find(|(pass, _)| *pass == "place_cache");
+        let Some((_, placed)) = placed.filter(|_| self.graph != Graph::Train) else { return Vec::new() };
+        let differ = place_cache::compare(placed, marked);
+        self.remarks.extend(differ.iter().cloned());
+        differ
+    }
+
     /// The module before the first pass: it has all weights, read or not.
     pub fn definition(&self) -> &Module {
         &self.stages[0].1
