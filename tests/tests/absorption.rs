@@ -1,0 +1,57 @@
+//! The published models through all passes: where latent attention meets its weights.
+
+use latentc_ir::{DType, Function, Inst, Module, Op};
+use latentc_models::config::ModelConfig;
+use latentc_models::{Goal, trace};
+use latentc_passes::{Context, Graph, Remark, run};
+
+fn passed(name: &str, graph: Graph) -> (Module, Vec<Remark>) {
+    let config = ModelConfig::bundled(name).expect("a bundled model");
+    let goal = if graph == Graph::Train { Goal::Loss } else { Goal::Logits };
+    let traced = trace(&config, goal, DType::Bf16).unwrap_or_else(|e| panic!("{}", e.render()));
+    let mut cx = Context::new(graph);
+    let stages = run(&traced.module, &mut cx).expect("every model compiles");
+    (stages[stages.len() - 1].1.clone(), cx.remarks)
+}
+
+/// The names of what each contraction of a function multiplies.
+fn contractions(f: &Function) -> Vec<String> {
+    let names = |i: &Inst| i.args.iter().map(|&a| f.value(a).name.clone()).collect::<Vec<_>>().join(" ");
+    f.body.iter().filter(|i| i.op == Op::Contract).map(names).collect()
+}
+
+#[test]
+fn decode_reads_the_latents_as_they_are() {
+    for name in ["deepseek-v2", "deepseek-v2-lite"] {
+        let (m, remarks) = passed(name, Graph::Decode);
+        let found = contractions(m.function("mla").expect("attention"));
+        for wanted in ["q_C W_UK", "q_C.W_UK c_KV.s", "P c_KV.s", "P.c_KV.s W_UV"] {
+            assert!(found.iter().any(|f| f == wanted), "{name}: {wanted} is not in {found:?}");
+        }
+        let crossings = remarks.iter().filter(|r| r.function == "mla" && r.crossing.is_some()).count();
+        assert_eq!(crossings, 2, "{name}: keys and values");
+    }
+}
+
+#[test]
+fn training_and_prefill_make_keys_and_values() {
+    for (name, graph) in [("deepseek-v2", Graph::Prefill), ("deepseek-v2-lite", Graph::Train)] {
+        let (m, _) = passed(name, graph);
+        let found = contractions(m.function("mla").expect("attention"));
+        for wanted in ["W_UK c_KV", "W_UV c_KV", "q_C k_C.s", "P v_C.s"] {
+            assert!(found.iter().any(|f| f.starts_with(wanted)), "{name}: {wanted} is not in {found:?}");
+        }
+    }
+}
+
+#[test]
+fn grouped_queries_have_nothing_to_absorb() {
+    for graph in Graph::ALL {
+        let (m, remarks) = passed("deepseek-67b", graph);
+        let found = contractions(m.function("gqa").expect("attention"));
+        assert_eq!(found, ["W_Q x", "W_K x", "W_V x", "Q K.s", "P V.s", "W_O o"], "{}", graph.name());
+        let choices = remarks.iter().filter(|r| r.pass == "reassociate" && r.function == "gqa").count();
+        // In training the past is at hand, so values could be made of it afterwards; that is weighed and refused.
+        assert_eq!(choices, usize::from(graph == Graph::Train), "{}", graph.name());
+    }
+}
