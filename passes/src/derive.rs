@@ -160,7 +160,14 @@ fn serve(f: &Function, done: &Module, symbols: &BTreeMap<Size, Size>) -> Result<
     for inst in &f.body {
         match (&inst.op, pos) {
             (Op::Position { axis }, Some(pos)) if f.axis(*axis).like.is_none() => {
-                r.replace(inst.result(), pos)
+                let position = f.value(inst.result());
+                let same_order = r.new.ty(pos) == &position.ty;
+                let id = if same_order || !ordered(f, inst.result()) {
+                    pos
+                } else {
+                    r.emit(inst, Op::Cast, &[pos], &position.name, position.ty.clone())
+                };
+                r.replace(inst.result(), id);
             }
             (&Op::Past { from, to }, Some(pos)) => {
                 let cache = caches.next().expect("one was made for each past");
