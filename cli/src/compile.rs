@@ -8,7 +8,6 @@ use anyhow::anyhow;
 use latentc_codegen::cube::{cuda_source, wgsl_source};
 use latentc_codegen::device::DeviceError;
 use latentc_codegen::program::{Kernel, Program, Step};
-use latentc_ir::{Module, Op};
 use latentc_passes::Graph;
 use latentc_runtime::compiled::Compiled;
 
@@ -89,7 +88,7 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
 fn write_kernel(folder: &NewFolder, target: Target, kernel: &Kernel) -> anyhow::Result<KernelEntry> {
     let name = &kernel.name;
     let spec = format!("kernels/{name}.ir");
-    folder.write(&spec, &alone(kernel).to_string())?;
+    folder.write(&spec, &kernel.module().to_string())?;
     let write = |file: String, source: Result<String, DeviceError>| -> anyhow::Result<String> {
         folder.write(&file, &source?)?;
         Ok(file)
@@ -101,17 +100,6 @@ fn write_kernel(folder: &NewFolder, target: Target, kernel: &Kernel) -> anyhow::
         Target::Wgpu => write(format!("kernels/{name}.wgsl"), wgsl_source(kernel))?,
     };
     Ok(KernelEntry::new(kernel, file, spec, target != Target::Host))
-}
-
-/// A kernel's body as a program of its own, which verifies: what it appends to is a cache.
-fn alone(kernel: &Kernel) -> Module {
-    let mut body = kernel.body.clone();
-    if let Some(inst) = body.body.iter().find(|i| matches!(i.op, Op::Append { .. })) {
-        let cache = inst.args[0];
-        body.params.retain(|&p| p != cache);
-        body.caches.push(cache);
-    }
-    Module { name: kernel.name.clone(), entry: body.name.clone(), functions: vec![body] }
 }
 
 /// The IR after every pass, and the launch list.

@@ -4,7 +4,7 @@
 //! independent. With reductions, the domain falls into rows: the reductions of one kernel have results with the
 //! same axes (the scheduler sees to it), and each index of these is a row that is computed together.
 
-use latentc_ir::{AxisId, Function, Op};
+use latentc_ir::{AxisId, Function, Inst, Op};
 
 /// How the domain of a map kernel is walked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,10 +20,8 @@ impl MapPlan {
     pub fn of(body: &Function) -> MapPlan {
         let root = body.results[0];
         let mut domain = body.ty(root).axes.clone();
-        if let Some(inst) = body.body.last()
-            && matches!(inst.op, Op::Append { .. })
-        {
-            domain.clone_from(&body.ty(inst.args[1]).axes);
+        if let Some(append) = append(body) {
+            domain.clone_from(&body.ty(append.args[1]).axes);
         }
         let rows = body.body.iter().find(|i| matches!(i.op, Op::Reduce { .. })).map(|i| {
             let row = body.ty(i.result());
@@ -31,6 +29,11 @@ impl MapPlan {
         });
         MapPlan { domain, rows }
     }
+}
+
+/// The last instruction of a body, if it appends: such a kernel writes into its cache in place.
+pub fn append(body: &Function) -> Option<&Inst> {
+    body.body.last().filter(|i| matches!(i.op, Op::Append { .. }))
 }
 
 /// The steps between neighbours along each axis of a dense tensor, in elements.

@@ -5,8 +5,10 @@
 
 use std::fmt;
 
-use latentc_ir::{DType, Function, Origin, Real, Size, Type};
+use latentc_ir::{DType, Function, Module, Origin, Real, Size, Type, ValueId};
 use serde::{Deserialize, Serialize};
+
+use crate::map::append;
 
 /// A whole program, target-independent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +68,21 @@ impl Kernel {
             Size::Sym(s) => sizes[symbols.iter().position(|x| x == s).expect("collected from these axes")],
         };
         self.body.axes.iter().map(|a| extent(&a.size)).collect()
+    }
+
+    /// The parameter that the kernel appends to, and writes in place, if it does.
+    pub fn cache(&self) -> Option<ValueId> {
+        append(&self.body).map(|i| i.args[0])
+    }
+
+    /// What the kernel computes as a program of its own, which verifies: what it appends to is a cache.
+    pub fn module(&self) -> Module {
+        let mut body = self.body.clone();
+        if let Some(cache) = self.cache() {
+            body.params.retain(|&p| p != cache);
+            body.caches.push(cache);
+        }
+        Module { name: self.name.clone(), entry: body.name.clone(), functions: vec![body] }
     }
 
     /// The type of the output.

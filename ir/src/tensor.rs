@@ -181,10 +181,22 @@ pub struct SplitMix(
 );
 
 impl SplitMix {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
     /// The next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        let next = self.nth(0);
+        self.0 = self.0.wrapping_add(Self::STEP);
+        next
+    }
+
+    /// What comes after `n` others, which need not be made first.
+    pub fn nth(&self, n: u64) -> u64 {
+        Self::mix(self.0.wrapping_add(n.wrapping_add(1).wrapping_mul(Self::STEP)))
+    }
+
+    /// Spreads each bit of a number over all of another; one to one.
+    pub fn mix(mut z: u64) -> u64 {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use latentc_codegen::device::{Data, Device, DeviceError};
 use latentc_codegen::program::{Buffer, BufferId, Kernel, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
-use latentc_ir::{AxisId, DType, Factor, Function, Op, Size, Weight};
+use latentc_ir::{AxisId, DType, Factor, Function, Size, Weight};
 use latentc_passes::Graph;
 
 use crate::checkpoint::Checkpoint;
@@ -229,7 +229,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// Gives the memory of unused temporaries back. Worth it when the sizes of the next run are others.
-    pub fn trim(&mut self) {
+    fn trim(&mut self) {
         for slot in std::mem::take(&mut self.free).into_values().flatten() {
             self.heap[slot] = None;
         }
@@ -338,7 +338,7 @@ impl<D: Device> Engine<D> {
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
         let mut out = self.heap[output].take().expect("outputs are held");
-        let appends = kernel.body.body.last().is_some_and(|i| matches!(i.op, Op::Append { .. }));
+        let appends = kernel.cache().is_some();
         let inputs: Vec<_> = inputs
             .iter()
             .enumerate()

@@ -71,11 +71,6 @@ impl Batch {
         self.spans.iter().map(|(start, end)| end - start).max().unwrap_or(0)
     }
 
-    /// The largest id.
-    pub fn max_id(&self) -> i32 {
-        self.ids.iter().copied().max().unwrap_or(0)
-    }
-
     /// The positions `from..to` of every text. Texts that have ended go on with padding: nothing that is kept sees it, since attention
     /// looks back only.
     fn tokens(&self, from: usize, to: usize) -> Tokens {

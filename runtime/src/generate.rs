@@ -1,6 +1,7 @@
 //! Continuing a text, token by token.
 
 use latentc_codegen::device::Device;
+use latentc_ir::tensor::SplitMix;
 use latentc_passes::Graph;
 
 use crate::engine::{Engine, RunError};
@@ -13,7 +14,7 @@ pub struct Sampler {
     pub temperature: f64,
     /// Only the likeliest tokens that together have this probability are drawn from (arXiv 1904.09751).
     pub top_p: f64,
-    state: u64,
+    random: SplitMix,
 }
 
 impl Sampler {
@@ -24,7 +25,7 @@ impl Sampler {
 
     /// Draws with a temperature from the likeliest tokens; the same seed gives the same text.
     pub fn new(temperature: f64, top_p: f64, seed: u64) -> Sampler {
-        Sampler { temperature, top_p, state: seed }
+        Sampler { temperature, top_p, random: SplitMix(seed) }
     }
 
     /// The next token's id. Of equally likely ones, greedy takes the first.
@@ -44,7 +45,7 @@ impl Sampler {
             kept >= self.top_p * total
         });
         odds.truncate(enough.map_or(odds.len(), |n| n + 1));
-        let mut at = self.uniform() * odds.iter().map(|o| o.1).sum::<f64>();
+        let mut at = self.random.unit() * odds.iter().map(|o| o.1).sum::<f64>();
         for (id, odd) in &odds {
             at -= odd;
             if at < 0.0 {
@@ -52,15 +53,6 @@ impl Sampler {
             }
         }
         odds.last().map_or(best as i32, |o| o.0 as i32)
-    }
-
-    /// From 0 up to 1 (SplitMix64, Steele et al. 2014).
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

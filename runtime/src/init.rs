@@ -10,6 +10,7 @@ use std::f64::consts::TAU;
 use std::path::Path;
 
 use half::{bf16, f16};
+use latentc_ir::tensor::SplitMix;
 use latentc_ir::{Inventory, StoredTensor};
 
 use crate::checkpoint::{CheckpointError, DType, TensorSpec, write_checkpoint};
@@ -127,7 +128,7 @@ fn start(name: &str, seed: u64) -> u64 {
     for byte in name.bytes() {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
-    mix(hash.wrapping_add(mix(seed)))
+    SplitMix::mix(hash.wrapping_add(SplitMix::mix(seed)))
 }
 
 /// Element `i` of a standard normal sequence.
@@ -135,21 +136,11 @@ fn normal(start: u64, i: u64) -> f64 {
     let pair = i / 2;
     // From the upper 53 bits: (0, 1], whose logarithm is finite, and [0, 1).
     let unit = 1.0 / (1u64 << 53) as f64;
-    let radius = ((output(start, 2 * pair) >> 11) + 1) as f64 * unit;
-    let angle = (output(start, 2 * pair + 1) >> 11) as f64 * unit;
+    let random = SplitMix(start);
+    let radius = ((random.nth(2 * pair) >> 11) + 1) as f64 * unit;
+    let angle = (random.nth(2 * pair + 1) >> 11) as f64 * unit;
     let radius = (-2.0 * radius.ln()).sqrt();
     radius * if i.is_multiple_of(2) { (TAU * angle).cos() } else { (TAU * angle).sin() }
-}
-
-/// Output `n` of the SplitMix64 that starts here.
-fn output(start: u64, n: u64) -> u64 {
-    mix(start.wrapping_add((n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::target::Target;
 use super::{contract, refuse};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
+use crate::map::append;
 use crate::program::{Kernel, KernelKind};
 
 /// Operations that may hang below one another: emission recurses, in CubeCL's threads too.
@@ -152,7 +153,7 @@ impl Form {
 
 /// The cache that the last instruction writes.
 fn appended(body: &Function) -> Option<ValueId> {
-    body.body.last().filter(|i| matches!(i.op, Op::Append { .. })).map(|i| i.args[0])
+    append(body).map(|i| i.args[0])
 }
 
 /// Whether code can be made of a kernel. What passes does not panic later.

@@ -4,7 +4,7 @@ use gemm::Parallelism;
 use latentc_ir::AxisId;
 use rayon::prelude::*;
 
-use super::walk::{offset, step};
+use super::walk::{Loop, merge, place, step, take_longest, turns};
 use super::{Buffer, Shared, View};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
@@ -13,9 +13,6 @@ use crate::program::Kernel;
 
 /// Below this many multiply-adds a product is not worth a second thread.
 const SMALL: usize = 1 << 15;
-
-/// A loop: extent, and the steps in the first operand, the second, and the result.
-type Loop = (usize, [usize; 3]);
 
 /// Runs a contraction. `extents` are those of the body's axes.
 pub(super) fn run(
@@ -47,7 +44,8 @@ pub(super) fn run(
     let plan = ContractPlan::of(body);
     let types = [body.ty(inst.args[0]), body.ty(inst.args[1]), body.ty(inst.result())];
     let steps = types.map(|t| strides(&t.axes, extents));
-    let loops = |group: &[AxisId]| -> Vec<Loop> {
+    // Steps in the first operand, the second, and the result.
+    let loops = |group: &[AxisId]| -> Vec<Loop<3>> {
         let all = group.iter().map(|&axis| {
             let at = |n: usize| step(axis, &types[n].axes, &steps[n]);
             (extents[axis.0 as usize], [at(0), at(1), at(2)])
@@ -56,30 +54,20 @@ pub(super) fn run(
     };
     let (mut batch, mut m, mut n, mut k) =
         (loops(&plan.batch), loops(&plan.m), loops(&plan.n), loops(&plan.k));
-    let one = |group: &mut Vec<Loop>| {
-        let widest = (0..group.len()).max_by_key(|&i| group[i].0);
-        widest.map_or((1, [0; 3]), |i| group.remove(i))
-    };
-    let (gm, gn, gk) = (one(&mut m), one(&mut n), one(&mut k));
+    let (gm, gn, gk) = (take_longest(&mut m), take_longest(&mut n), take_longest(&mut k));
     // What does not fit into one matrix is looped over: freely where results differ, in order where they add up.
     batch.append(&mut m);
     batch.append(&mut n);
-    let points = |loops: &[Loop]| loops.iter().map(|l| l.0).product::<usize>();
-    let (outer, inner) = (points(&batch), points(&k));
+    let (outer, inner) = (turns(&batch), turns(&k));
     if outer == 0 || gm.0 == 0 || gn.0 == 0 {
         return Ok(());
     }
-    let at = |loops: &[Loop], index: usize| -> [usize; 3] {
-        let extents: Vec<_> = loops.iter().map(|l| l.0).collect();
-        [0, 1, 2].map(|n| offset(index, &extents, &loops.iter().map(|l| l.1[n]).collect::<Vec<_>>()))
-    };
-
     let y = Shared(y.as_mut_ptr());
     let product = |index: usize, parallelism: Parallelism| {
-        let outer_at = at(&batch, index);
+        let outer_at = place(&batch, index);
         for j in 0..inner.max(1) {
             // An empty sum is zero: with nothing to add, the first product has k = 0 and clears the result.
-            let (depth, add) = if inner == 0 { (0, [0; 3]) } else { (gk.0, at(&k, j)) };
+            let (depth, add) = if inner == 0 { (0, [0; 3]) } else { (gk.0, place(&k, j)) };
             let at = [0, 1, 2].map(|n| outer_at[n] + add[n]);
             // SAFETY: `check` made sure that each buffer holds all indices of its type; offsets and steps are those of its axes,
             // with indices below the extents. Each outer index writes its own elements of `y`: batch, m and n are all the
@@ -118,19 +106,4 @@ pub(super) fn run(
         (0..outer).for_each(|i| product(i, Parallelism::Rayon(0)));
     }
     Ok(())
-}
-
-/// Joins neighbouring loops that all three tensors cross in one stride, and drops those of one turn.
-fn merge(loops: impl Iterator<Item = Loop>) -> Vec<Loop> {
-    let mut merged: Vec<Loop> = Vec::new();
-    for (extent, steps) in loops.filter(|l| l.0 != 1) {
-        match merged.last_mut() {
-            Some((outer, outer_steps)) if (0..3).all(|n| outer_steps[n] == steps[n] * extent) => {
-                *outer *= extent;
-                *outer_steps = steps;
-            }
-            _ => merged.push((extent, steps)),
-        }
-    }
-    merged
 }

@@ -4,15 +4,12 @@ use gemm::Parallelism;
 use latentc_ir::AxisId;
 use rayon::prelude::*;
 
-use super::walk::{offset, step};
+use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
 use super::{Buffer, Shared, View};
 use crate::device::DeviceError;
 use crate::grouped::GroupedPlan;
 use crate::map::strides;
 use crate::program::Kernel;
-
-/// A loop over the table and the packed rows: extent, step in the table, step in the row.
-type Loop = (usize, usize, usize);
 
 /// Runs a grouped product. `extents` are those of the body's axes.
 pub(super) fn run(
@@ -81,19 +78,13 @@ pub(super) fn run(
         }
     });
 
-    let loops = |axes: &[AxisId]| merge(axes, extents, table_axes, &table_steps);
+    // Steps in the table, and in a dense row of these axes.
+    let loops = |axes: &[AxisId]| -> Vec<Loop<2>> {
+        let rows = strides(axes, extents);
+        merge(axes.iter().zip(rows).map(|(a, row)| (extent(a), [step(*a, table_axes, &table_steps), row])))
+    };
     let (mut m_loops, mut k_loops) = (loops(&plan.m), loops(&plan.k));
-    let widest = |loops: &mut Vec<Loop>| {
-        let at = (0..loops.len()).max_by_key(|&i| loops[i].0);
-        at.map_or((1, 0, 0), |i| loops.remove(i))
-    };
-    let (gm, gk) = (widest(&mut m_loops), widest(&mut k_loops));
-    let points = |loops: &[Loop]| loops.iter().map(|l| l.0).product::<usize>();
-    let at = |loops: &[Loop], i: usize| {
-        let extents: Vec<_> = loops.iter().map(|l| l.0).collect();
-        let of = |f: fn(&Loop) -> usize| offset(i, &extents, &loops.iter().map(f).collect::<Vec<_>>());
-        (of(|l| l.1), of(|l| l.2))
-    };
+    let (gm, gk) = (take_longest(&mut m_loops), take_longest(&mut k_loops));
     let expert_step = step(plan.along, table_axes, &table_steps);
     let mut made = vec![0.0f32; rows * m];
     let out = Shared(made.as_mut_ptr());
@@ -102,10 +93,10 @@ pub(super) fn run(
         if count == 0 {
             return;
         }
-        for i in 0..points(&m_loops) {
-            let (table_m, made_m) = at(&m_loops, i);
-            for j in 0..points(&k_loops) {
-                let (table_k, packed_k) = at(&k_loops, j);
+        for i in 0..turns(&m_loops) {
+            let [table_m, made_m] = place(&m_loops, i);
+            for j in 0..turns(&k_loops) {
+                let [table_k, packed_k] = place(&k_loops, j);
                 // SAFETY: `check` made sure that the table holds all indices of its type, and `e` is one of them; `packed` and `made`
                 // hold `rows` rows of k and m. Each group writes its own rows of `made`.
                 unsafe {
@@ -114,15 +105,15 @@ pub(super) fn run(
                         gm.0,
                         gk.0,
                         out.get().add(start * m + made_m),
-                        gm.2 as isize,
+                        gm.1[1] as isize,
                         m as isize,
                         j > 0,
                         packed.as_ptr().add(start * k + packed_k),
-                        gk.2 as isize,
+                        gk.1[1] as isize,
                         k as isize,
                         table.as_ptr().add(e * expert_step + table_m + table_k),
-                        gm.1 as isize,
-                        gk.1 as isize,
+                        gm.1[0] as isize,
+                        gk.1[0] as isize,
                         1.0f32,
                         1.0f32,
                         false,
@@ -153,19 +144,4 @@ pub(super) fn run(
         }
     }
     Ok(())
-}
-
-/// The loops over some axes of the table beside a dense row of them; neighbours that both cross in one stride are one.
-fn merge(axes: &[AxisId], extents: &[usize], table_axes: &[AxisId], table_steps: &[usize]) -> Vec<Loop> {
-    let mut merged: Vec<Loop> = Vec::new();
-    for (&a, row) in axes.iter().zip(strides(axes, extents)) {
-        let next = (extents[a.0 as usize], step(a, table_axes, table_steps), row);
-        match merged.last_mut() {
-            Some(l) if l.1 == next.1 * next.0 && l.2 == next.2 * next.0 => {
-                *l = (l.0 * next.0, next.1, next.2)
-            }
-            _ => merged.push(next),
-        }
-    }
-    merged
 }

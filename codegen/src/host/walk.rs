@@ -2,34 +2,61 @@
 
 use latentc_ir::AxisId;
 
-/// A nest of loops over tensors that share its dimensions: for each dimension its extent, and for each tensor the step
-/// in elements. Neighbouring dimensions that all tensors cross in one stride are one loop.
+/// A loop over tensors that share its dimension: the extent, and for each tensor the step in elements.
+pub(super) type Loop<const N: usize> = (usize, [usize; N]);
+
+/// Loops given outermost first, without those of one turn. Neighbours that all tensors cross in one stride are one.
+pub(super) fn merge<const N: usize>(loops: impl IntoIterator<Item = Loop<N>>) -> Vec<Loop<N>> {
+    let mut merged: Vec<Loop<N>> = Vec::new();
+    for (extent, steps) in loops.into_iter().filter(|l| l.0 != 1) {
+        match merged.last_mut() {
+            Some((outer, outer_steps)) if (0..N).all(|n| outer_steps[n] == steps[n] * extent) => {
+                *outer *= extent;
+                *outer_steps = steps;
+            }
+            _ => merged.push((extent, steps)),
+        }
+    }
+    merged
+}
+
+/// Takes the longest of some loops; one of one turn if there is none.
+pub(super) fn take_longest<const N: usize>(loops: &mut Vec<Loop<N>>) -> Loop<N> {
+    let longest = (0..loops.len()).max_by_key(|&i| loops[i].0);
+    longest.map_or((1, [0; N]), |i| loops.remove(i))
+}
+
+/// How many turns nested loops take.
+pub(super) fn turns<const N: usize>(loops: &[Loop<N>]) -> usize {
+    loops.iter().map(|l| l.0).product()
+}
+
+/// Where each tensor is at a turn of nested loops, the last one fastest.
+pub(super) fn place<const N: usize>(loops: &[Loop<N>], mut turn: usize) -> [usize; N] {
+    let mut at = [0; N];
+    for (extent, steps) in loops.iter().rev() {
+        for n in 0..N {
+            at[n] += turn % extent * steps[n];
+        }
+        turn /= extent;
+    }
+    at
+}
+
+/// A nest of loops, merged; never empty.
 #[derive(Clone, Debug)]
 pub(super) struct Nest<const N: usize> {
-    /// Extents and steps, outermost first; never empty.
-    dims: Vec<(usize, [usize; N])>,
+    dims: Vec<Loop<N>>,
 }
 
 impl<const N: usize> Nest<N> {
     /// The nest over dimensions given outermost first.
-    pub(super) fn new(dims: impl IntoIterator<Item = (usize, [usize; N])>) -> Nest<N> {
-        let mut merged: Vec<(usize, [usize; N])> = Vec::new();
-        for (extent, steps) in dims {
-            if extent == 1 {
-                continue;
-            }
-            match merged.last_mut() {
-                Some((outer, outer_steps)) if (0..N).all(|n| outer_steps[n] == steps[n] * extent) => {
-                    *outer *= extent;
-                    *outer_steps = steps;
-                }
-                _ => merged.push((extent, steps)),
-            }
+    pub(super) fn new(dims: impl IntoIterator<Item = Loop<N>>) -> Nest<N> {
+        let mut dims = merge(dims);
+        if dims.is_empty() {
+            dims.push((1, [0; N]));
         }
-        if merged.is_empty() {
-            merged.push((1, [0; N]));
-        }
-        Nest { dims: merged }
+        Nest { dims }
     }
 
     /// Calls `inner` with the tensors' offsets, the length and the steps of each innermost loop.

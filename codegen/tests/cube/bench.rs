@@ -8,7 +8,7 @@ use latentc_codegen::cube::{CubeDevice, CubeRuntime, CudaDevice, Target, WgpuDev
 use latentc_codegen::device::{Data, Device, DeviceError};
 use latentc_codegen::nvrtc::{Nvrtc, NvrtcError, Resources, Toolkit};
 use latentc_codegen::program::{Kernel, KernelKind};
-use latentc_ir::{DType, Function, Interpreter, Module, Op, Precision, SplitMix, Tensor, ValueId, parse};
+use latentc_ir::{DType, Function, Interpreter, Module, Precision, SplitMix, Tensor, ValueId, parse};
 
 /// A kernel whose body is given in the text format, without its first and last line.
 pub(crate) fn kernel(kind: KernelKind, name: &str, body: &str) -> Kernel {
@@ -107,9 +107,8 @@ pub(crate) fn run<R: CubeRuntime>(
     let ty = kernel.output();
     let shape: Vec<_> = ty.axes.iter().map(|a| extents[a.0 as usize]).collect();
     let mut buffers: Vec<_> = args.iter().map(|t| Some(device.upload(t.dtype, data(t)).unwrap())).collect();
-    let appends = matches!(body.body.last(), Some(i) if matches!(i.op, Op::Append { .. }));
-    let mut output = if appends {
-        let cache = body.params.iter().position(|p| *p == body.body.last().unwrap().args[0]).unwrap();
+    let mut output = if let Some(cache) = kernel.cache() {
+        let cache = body.params.iter().position(|p| *p == cache).unwrap();
         buffers[cache].take().unwrap()
     } else {
         let sevens =

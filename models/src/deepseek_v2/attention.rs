@@ -2,10 +2,10 @@
 
 use latentc_frontend::spec;
 
-use crate::config::DeepseekV2Config;
+use crate::config::{DeepseekV2Config, LATENT_NORM_EPS};
 
 /// The latent norms have this epsilon whatever the configuration says of the others.
-const LATENT_EPS: f64 = 1e-6;
+const LATENT_EPS: f64 = LATENT_NORM_EPS;
 
 spec! {
     /// Multi-head latent attention. Queries are compressed where the configuration has a rank for them (V2) and
