@@ -12,4 +12,5 @@ pub mod host;
 pub mod map;
 pub mod nvrtc;
 pub mod program;
+pub mod scatter;
 pub mod schedule;

@@ -102,6 +102,8 @@ pub enum KernelKind {
     /// A product whose one operand is gathered, as the weights of the experts that each token goes to: see
     /// [`grouped`](crate::grouped).
     Grouped,
+    /// Elements added up where an index says: see [`scatter`](crate::scatter).
+    Scatter,
 }
 
 impl fmt::Display for KernelKind {
@@ -110,6 +112,7 @@ impl fmt::Display for KernelKind {
             KernelKind::Map => "map",
             KernelKind::Contract => "contract",
             KernelKind::Grouped => "grouped",
+            KernelKind::Scatter => "scatter",
         })
     }
 }

@@ -159,6 +159,7 @@ impl<'a> Scheduler<'a> {
         let kind = match inst.op {
             Op::Contract if inst.args.iter().all(|a| self.stored[a.0 as usize]) => KernelKind::Contract,
             Op::Contract => KernelKind::Grouped,
+            Op::ScatterAdd { .. } => KernelKind::Scatter,
             _ => KernelKind::Map,
         };
         let mut body = Body::new(self.f, &self.defs, &self.stored);
@@ -280,6 +281,7 @@ fn moves(op: &Op, operand: usize) -> bool {
         | Op::Contract
         | Op::Reduce { .. }
         | Op::Broadcast { .. }
+        | Op::ScatterAdd { .. }
         | Op::Past { .. }
         | Op::Append { .. }
         | Op::Softmax { .. }
@@ -301,7 +303,7 @@ impl<'a> Storage<'a> {
             s.stored[v] = match def {
                 Def::Param(_) | Def::Weight(_) | Def::Cache(_) => true,
                 Def::Inst(_, inst) => match inst.op {
-                    Op::Contract | Op::Call { .. } | Op::Append { .. } => true,
+                    Op::Contract | Op::ScatterAdd { .. } | Op::Call { .. } | Op::Append { .. } => true,
                     Op::Const(_) => !f.values[v].ty.axes.is_empty(),
                     _ => false,
                 },
@@ -321,7 +323,7 @@ impl<'a> Storage<'a> {
                         }
                         false
                     }
-                    Op::Contract | Op::Call { .. } => true,
+                    Op::Contract | Op::ScatterAdd { .. } | Op::Call { .. } => true,
                     // Each element is compared with all others, or read at any place.
                     Op::TopK { .. } | Op::TopIndices { .. } | Op::Gather { .. } => n == 0,
                     _ => s.stored[inst.result().0 as usize] && is_view(f, inst),
@@ -527,6 +529,7 @@ impl<'a> Body<'a> {
                 Op::Concat { axes, into: axis(into) }
             }
             Op::Gather { axis: a } => Op::Gather { axis: axis(a) },
+            Op::ScatterAdd { axis: a } => Op::ScatterAdd { axis: axis(a) },
             Op::TopK { axis: a, k } => Op::TopK { axis: axis(a), k: *k },
             Op::TopIndices { axis: a, into } => Op::TopIndices { axis: axis(a), into: axis(into) },
             Op::Past { from, to } => Op::Past { from: axis(from), to: axis(to) },

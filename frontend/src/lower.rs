@@ -298,6 +298,7 @@ fn rounds(op: &Op) -> bool {
         | Op::Cast
         | Op::Contract
         | Op::Reduce { .. }
+        | Op::ScatterAdd { .. }
         | Op::Rope { .. }
         | Op::Softmax { .. }
         | Op::RmsNorm { .. } => true,

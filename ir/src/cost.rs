@@ -11,7 +11,7 @@
 //!   [`expand`](mod@crate::expand) cost but keep what is in between out of memory.
 //! - `rename`, `past`, `split`, `merge`, `slice` and `broadcast` cost nothing: whoever reads the result reads the
 //!   operand in another way. `concat` copies.
-//! - `gather` reads the indices and the elements they select. `append` reads and writes the new rows, not the cache.
+//! - `gather` reads the indices and the elements they select. `scatter_add` is a sum for each element of its operand. `append` reads and writes the new rows, not the cache.
 //! - `call` costs what the callee's instructions cost.
 
 use std::collections::BTreeMap;
@@ -137,6 +137,7 @@ fn inst_cost(f: &Function, op: &Op, inst: &Inst) -> Cost {
         }
         Op::TopK { k, .. } => plain(&operand() * i128::from(*k)),
         Op::TopIndices { into, .. } => plain(&operand() * &extent(f, &[*into])),
+        Op::ScatterAdd { .. } => plain(operand()),
         Op::Append { .. } => {
             let (rows, positions) = (inst.args[1], inst.args[2]);
             let written = &elements(f, rows) * i128::from(f.ty(inst.args[0]).dtype.bytes());

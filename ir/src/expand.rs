@@ -49,6 +49,7 @@ fn function(f: &Function) -> Function {
             | Op::Gather { .. }
             | Op::TopK { .. }
             | Op::TopIndices { .. }
+            | Op::ScatterAdd { .. }
             | Op::Past { .. }
             | Op::Append { .. }
             | Op::Rope { .. }

@@ -386,6 +386,27 @@ fn rule(cx: &Cx<'_>, op: &Op, args: &[&Type], want: Want<'_>) -> Result<(Elem, A
             (Elem::Is(DType::I32), Axes::Set(cx.replaced(args[0], &[*axis], &[*into])?))
         }
 
+        Op::ScatterAdd { axis } => {
+            let (x, index) = (args[0], args[1]);
+            cx.float(x)?;
+            cx.dtype(index, DType::I32)?;
+            cx.lacks(x, *axis)?;
+            if let Some(a) = index.axes.iter().find(|a| !x.has(**a)) {
+                return Err(format!(
+                    "the index {} has the axis `{}`, the operand {} does not",
+                    cx.ty(index),
+                    cx.name(*a),
+                    cx.ty(x)
+                ));
+            }
+            let wanted = want.axes.unwrap_or(&[]);
+            let kept = x.axes.iter().filter(|a| !index.has(**a));
+            if let Some(a) = kept.chain([axis]).find(|a| want.axes.is_some() && !wanted.contains(a)) {
+                return Err(format!("the result {} lacks the axis `{}`", cx.names(wanted), cx.name(*a)));
+            }
+            (Elem::Float(x.dtype), Axes::Within(x.axes.iter().chain([axis]).copied().collect()))
+        }
+
         Op::Past { from, to } => {
             cx.same_size(*from, *to)?;
             cx.like(*to, *from)?;

@@ -64,6 +64,9 @@ pub enum Op {
     TopK { axis: AxisId, k: u64 },
     /// Where the largest elements along the axis are, the largest first: as many as `into` is long. Of equals, the first wins.
     TopIndices { axis: AxisId, into: AxisId },
+    /// Adds elements up where the second operand says: what `gather` read from, it writes to. The axes of the index that the
+    /// result lacks are summed; the others run together.
+    ScatterAdd { axis: AxisId },
 
     // --- 6. sequences ------------------------------------------------------------------------------
     /// The history: a value of each position `from`, seen from a later one along `to` (`to like from`).
@@ -491,6 +494,7 @@ pub static OPS: &[OpRow] = &[
     row("gather",    &["x", "index"],        &[("along", Axis)],                                 "y[i] = x[index[i]]"),
     row("top_k",     &["x"],                 &[("over", Axis), ("k", Int)],                      "y[e] = x[e] is among the k largest over e; of equals, the first"),
     row("top_indices",&["x"],                &[("over", Axis), ("into", Axis)],                  "y[j] = the index e of the j-th largest x[e]; of equals, the first"),
+    row("scatter_add",&["x", "index"],       &[("along", Axis)],                                 "y[e] = sum of x[i] over all i with index[i] = e"),
     // 6. sequences
     row("past",      &["x"],                 &[("from", Axis), ("to", Axis)],                    "y[s] = x[t=s], for s up to the position of t"),
     row("append",    &["cache", "x", "pos"], &[("from", Axis), ("to", Axis)],                    "y = cache, with y[s=pos[t]] = x[t]"),
@@ -549,6 +553,7 @@ impl Op {
             Op::Gather { .. } => "gather",
             Op::TopK { .. } => "top_k",
             Op::TopIndices { .. } => "top_indices",
+            Op::ScatterAdd { .. } => "scatter_add",
             Op::Past { .. } => "past",
             Op::Append { .. } => "append",
             Op::Rope { .. } => "rope",
@@ -569,9 +574,11 @@ impl Op {
     pub fn attrs(&self) -> Vec<Attr> {
         match self {
             Op::Const(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast | Op::Contract => vec![],
-            Op::Position { axis } | Op::Reduce { axis, .. } | Op::Gather { axis } | Op::Softmax { axis } => {
-                vec![Attr::Axis(*axis)]
-            }
+            Op::Position { axis }
+            | Op::Reduce { axis, .. }
+            | Op::Gather { axis }
+            | Op::ScatterAdd { axis }
+            | Op::Softmax { axis } => vec![Attr::Axis(*axis)],
             Op::Rename { from, to } | Op::Past { from, to } | Op::Append { from, to } => {
                 vec![Attr::Axis(*from), Attr::Axis(*to)]
             }
@@ -619,6 +626,7 @@ impl Op {
                 Op::Concat { axes: axes.clone(), into: *into }
             }
             ("gather", [Attr::Axis(axis)]) => Op::Gather { axis: *axis },
+            ("scatter_add", [Attr::Axis(axis)]) => Op::ScatterAdd { axis: *axis },
             ("top_k", [Attr::Axis(axis), Attr::Int(k)]) => Op::TopK { axis: *axis, k: *k },
             ("top_indices", [Attr::Axis(axis), Attr::Axis(into)]) => {
                 Op::TopIndices { axis: *axis, into: *into }

@@ -151,6 +151,7 @@ fn operation(f: &Function, inst: &Inst) -> String {
         | Op::Gather { .. }
         | Op::TopK { .. }
         | Op::TopIndices { .. }
+        | Op::ScatterAdd { .. }
         | Op::Past { .. }
         | Op::Append { .. }
         | Op::Rope { .. }

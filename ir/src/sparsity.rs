@@ -249,6 +249,7 @@ fn forward(f: &Function, inst: &Inst, result: ValueId, known: &[Support]) -> Sup
         }
         Op::Gather { .. }
         | Op::TopIndices { .. }
+        | Op::ScatterAdd { .. }
         | Op::Append { .. }
         | Op::Softmax { .. }
         | Op::Call { .. } => dense(),
@@ -312,6 +313,6 @@ fn operand(f: &Function, inst: &Inst, n: usize, wanted: &Need, support: &[Suppor
             mixed().map(without(*axis))
         }
         Op::TopIndices { into, .. } => mixed().map(without(*into)),
-        Op::Append { .. } | Op::Call { .. } => Need::everywhere(),
+        Op::ScatterAdd { .. } | Op::Append { .. } | Op::Call { .. } => Need::everywhere(),
     }
 }

@@ -173,6 +173,7 @@ pub(crate) fn add_step(b: &mut Build<'_, '_>, stage: Stage) {
             let ty = Type::new(DType::I32, replace(b.f.ty(x), &[axis], &[into]).axes);
             b.add(Op::TopIndices { axis, into }, &[x], ty);
         }
+        "scatter_add" => add_scatter(b, fixed),
         "past" | "append" => add_history(b, stage),
         "rope" => add_rope(b),
         "softmax" | "rms_norm" => {
@@ -268,6 +269,26 @@ fn add_gather(b: &mut Build<'_, '_>, fallback: AxisId) {
     let rest = replace(b.f.ty(x), &[axis], &[]);
     let ty = Type::new(rest.dtype, union(&[b.f.ty(index), &rest]));
     b.add(Op::Gather { axis }, &[x, index], ty);
+}
+
+/// Adds rows up at a table of indices, or at one for each index of another axis, which is then summed or not.
+fn add_scatter(b: &mut Build<'_, '_>, fallback: AxisId) {
+    let (x, along) = b.pick_with(DType::is_float, is_fixed, fallback);
+    let taken = b.f.ty(x).axes.clone();
+    let n = 1 + b.tape.below(4);
+    let axis = b.axis_of_size("row", &Size::Fixed(n as u64), &taken);
+    let table = (0..size(&b.f, along)).map(|_| Real(b.tape.below(n) as f64)).collect();
+    let mut index = b.add(Op::Const(table), &[], Type::new(DType::I32, [along]));
+    let mut ty = Type::new(b.float_dtype(), replace(b.f.ty(x), &[along], &[axis]).axes);
+    if let Some(&other) = taken.iter().find(|a| **a != along)
+        && b.tape.coin()
+    {
+        index = b.add(Op::Broadcast { axes: vec![other] }, &[index], Type::new(DType::I32, [along, other]));
+        if b.tape.coin() {
+            ty.axes.retain(|a| *a != other);
+        }
+    }
+    b.add(Op::ScatterAdd { axis }, &[x, index], ty);
 }
 
 /// Reads history: from the text of the model before `derive`, from a cache after it.

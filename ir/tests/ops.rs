@@ -199,6 +199,18 @@ fn indexing() {
     let message = "@main: y: the index -1 is outside the axis `j` of size 3";
     refused(&[m, ("i32 p", &[0.0, -1.0])], gather, "f32 p i", message);
 
+    let scatter = Op::ScatterAdd { axis: a("j") };
+    let x: (&str, &[f64]) = ("f32 p i", &[1.0, 2.0, 3.0, 4.0]);
+    case(&[x, ("i32 p", &[2.0, 0.0])], scatter.clone(), "f32 j i", &[3.0, 4.0, 0.0, 0.0, 1.0, 2.0]);
+    case(&[x, ("i32 p", &[1.0, 1.0])], scatter.clone(), "f32 i j", &[0.0, 4.0, 0.0, 0.0, 6.0, 0.0]);
+    // An axis of the index runs together where the result has it, and is summed where not.
+    let index: (&str, &[f64]) = ("i32 i p", &[2.0, 0.0, 0.0, 2.0]);
+    case(&[x, index], scatter.clone(), "f32 i j", &[3.0, 0.0, 1.0, 2.0, 0.0, 4.0]);
+    case(&[x, index], scatter.clone(), "f32 j", &[5.0, 0.0, 5.0]);
+    case(&[("f32 z i", &[]), ("i32 z", &[])], scatter.clone(), "f32 j i", &[0.0; 6]);
+    let message = "@main: y: the index 3 is outside the axis `j` of size 3";
+    refused(&[x, ("i32 p", &[0.0, 3.0])], scatter, "f32 j i", message);
+
     let top = |x: &[f64], y: &[f64]| case(&[("f32 r", x)], Op::TopK { axis: a("r"), k: 2 }, "bool r", y);
     top(&[1.0, 4.0, 2.0, 3.0], &[0.0, 1.0, 0.0, 1.0]);
     top(&[1.0, 1.0, 1.0, 1.0], &[1.0, 1.0, 0.0, 0.0]);

@@ -481,6 +481,7 @@ fn position_wise(f: &Function, inst: &Inst, family: &Family) -> bool {
         | Op::Gather { .. }
         | Op::TopK { .. }
         | Op::TopIndices { .. }
+        | Op::ScatterAdd { .. }
         | Op::Rope { .. }
         | Op::Softmax { .. } => apart,
         // A table along the positions, and what knows more than one of them.
@@ -513,6 +514,7 @@ fn carries(op: &Op, at: usize) -> bool {
         | Op::Gather { .. }
         | Op::TopK { .. }
         | Op::TopIndices { .. }
+        | Op::ScatterAdd { .. }
         | Op::Append { .. }
         | Op::Rope { .. }
         | Op::Softmax { .. }

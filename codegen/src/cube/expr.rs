@@ -267,7 +267,8 @@ impl<'a> Exprs<'a> {
                 let x = e.mul(x, cos);
                 e.fma(other, sin, x)
             }
-            Op::Past { .. }
+            Op::ScatterAdd { .. }
+            | Op::Past { .. }
             | Op::Append { .. }
             | Op::Softmax { .. }
             | Op::RmsNorm { .. }
@@ -433,6 +434,7 @@ impl Fold {
             | Op::Gather { .. }
             | Op::TopK { .. }
             | Op::TopIndices { .. }
+            | Op::ScatterAdd { .. }
             | Op::Past { .. }
             | Op::Append { .. }
             | Op::Rope { .. }

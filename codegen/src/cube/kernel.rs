@@ -7,18 +7,19 @@ use cubecl_core::KernelSettings;
 use cubecl_core::ir::{AddressType, StorageType};
 use cubecl_core::prelude::{CubeDim, CubeKernel, KernelDefinition, KernelId, KernelMetadata};
 use latentc_ir::ops::Attr;
-use latentc_ir::{AxisId, Function, Op, Size, ValueId, Want, infer};
+use latentc_ir::{AxisId, DType, Function, Op, Size, ValueId, Want, infer};
 
 use super::emit::Emit;
 use super::expr::Exprs;
 use super::map::Map;
 use super::shape::LaunchShape;
 use super::target::Target;
-use super::{contract, refuse};
+use super::{contract, refuse, scatter};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::map::append;
 use crate::program::{Kernel, KernelKind};
+use crate::scatter::ScatterPlan;
 
 /// Operations that may hang below one another: emission recurses, in CubeCL's threads too.
 const DEEPEST: usize = 400;
@@ -111,13 +112,16 @@ impl CubeKernel for CubeIr {
             Size::Sym(s) => sizes.iter().find(|(name, _)| name == s).expect("collected from these axes").1,
         });
         let exprs = Exprs::new(body, *target, extents.collect(), &inputs);
+        let input = |v: ValueId| {
+            let n = body.params.iter().position(|p| *p == v);
+            n.and_then(|n| inputs[n]).expect("operands are parameters, by the check")
+        };
         match Form::of(kernel) {
             Form::Map(map) => map.emit(&mut e, exprs, output),
+            Form::Scatter(plan) => {
+                scatter::emit(&mut e, &exprs, &plan, [input(plan.x), input(plan.index)], output);
+            }
             Form::Tiles(plan) => {
-                let input = |v: ValueId| {
-                    let n = body.params.iter().position(|p| *p == v);
-                    n.and_then(|n| inputs[n]).expect("operands are parameters, by the check")
-                };
                 let args = &body.body[0].args;
                 contract::emit(&mut e, &exprs, &plan, [input(args[0]), input(args[1])], output);
             }
@@ -132,6 +136,8 @@ pub(crate) enum Form {
     Map(Map),
     /// By tiles.
     Tiles(ContractPlan),
+    /// By rows that are added up where an index says.
+    Scatter(ScatterPlan),
 }
 
 impl Form {
@@ -139,6 +145,11 @@ impl Form {
         match kernel.kind {
             // Each unit finds its own matrix: right, and for a few rows not slow.
             KernelKind::Map | KernelKind::Grouped => Form::Map(Map::of(&kernel.body)),
+            KernelKind::Scatter => match ScatterPlan::of(&kernel.body) {
+                Some(plan) => Form::Scatter(plan),
+                // What the check refuses is never emitted.
+                None => Form::Map(Map::of(&kernel.body)),
+            },
             KernelKind::Contract => {
                 let plan = ContractPlan::of(&kernel.body);
                 if plan.m.is_empty() && plan.n.is_empty() {
@@ -180,6 +191,7 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
     match kernel.kind {
         KernelKind::Map | KernelKind::Grouped => check_map(body),
         KernelKind::Contract => check_contract(body),
+        KernelKind::Scatter => check_scatter(body),
     }
 }
 
@@ -239,7 +251,11 @@ fn check_map(body: &Function) -> Result<(), String> {
         let last = n + 1 == body.body.len();
         let name = inst.op.mnemonic();
         match &inst.op {
-            Op::Past { .. } | Op::Softmax { .. } | Op::RmsNorm { .. } | Op::Call { .. } => {
+            Op::ScatterAdd { .. }
+            | Op::Past { .. }
+            | Op::Softmax { .. }
+            | Op::RmsNorm { .. }
+            | Op::Call { .. } => {
                 return Err(format!("`{name}` is no part of a map"));
             }
             Op::Append { .. }
@@ -291,4 +307,16 @@ fn check_contract(body: &Function) -> Result<(), String> {
         Some(&s) => Err(format!("axis `{}` is summed but not in both operands", body.axis(s).name)),
         None => Ok(()),
     }
+}
+
+fn check_scatter(body: &Function) -> Result<(), String> {
+    if ScatterPlan::of(body).is_none() {
+        return Err("a scatter is one `scatter_add` of two parameters".to_owned());
+    }
+    let result = body.value(body.results[0]);
+    // Sums are kept where they are written, and would be rounded each time.
+    if result.ty.dtype != DType::F32 {
+        return Err(format!("`{}` is {}, but sums are f32; `cast` them after", result.name, result.ty.dtype));
+    }
+    Ok(())
 }

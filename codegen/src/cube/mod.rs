@@ -4,8 +4,8 @@
 //! `expr` how an element follows from the parameters, `emit` writes the instructions. [`cuda_source`] prints a kernel with
 //! no device at hand; a [`CubeDevice`] runs it.
 //!
-//! What a kernel cannot see for itself is left to the host: an index of a `gather` outside of its axis reads 0 here, and a
-//! position of an `append` outside of its cache writes nothing. The runtime checks token ids before it uploads them.
+//! What a kernel cannot see for itself is left to the host: an index of a `gather` outside of its axis reads 0 here, and one of a
+//! `scatter_add` or a position of an `append` that lies outside writes nothing. The runtime checks token ids before it uploads them.
 
 mod contract;
 mod device;
@@ -13,6 +13,7 @@ mod emit;
 mod expr;
 mod kernel;
 mod map;
+mod scatter;
 mod shape;
 mod source;
 mod target;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::contract::{self, TILE};
 use super::kernel::Form;
 use super::map::Walk;
+use super::scatter;
 use crate::program::Kernel;
 
 /// Cubes along one side of a grid; what is more goes into a second dimension. Every runtime takes as many.
@@ -50,6 +51,10 @@ impl LaunchShape {
                     Walk::Cubes(rows, _) => Cubes::Rows(sizes(rows)),
                 };
                 LaunchShape { units: map.units(), cubes, shared_bytes: map.shared_bytes() }
+            }
+            Form::Scatter(plan) => {
+                let cubes = Cubes::Elements(sizes(&scatter::units(body, &plan)));
+                LaunchShape { units: scatter::UNITS, cubes, shared_bytes: 0 }
             }
             Form::Tiles(plan) => {
                 let cubes = Cubes::Tiles { batch: sizes(&plan.batch), m: sizes(&plan.m), n: sizes(&plan.n) };

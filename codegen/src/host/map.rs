@@ -264,6 +264,7 @@ fn outer_axes(body: &Function, extents: &[usize]) -> Vec<AxisId> {
             | Op::Cast
             | Op::Contract
             | Op::Broadcast { .. }
+            | Op::ScatterAdd { .. }
             | Op::Past { .. }
             | Op::Append { .. }
             | Op::Softmax { .. }
@@ -453,6 +454,7 @@ impl Compiler<'_> {
                 }
             }
             Op::Contract
+            | Op::ScatterAdd { .. }
             | Op::Past { .. }
             | Op::Append { .. }
             | Op::Softmax { .. }

@@ -6,6 +6,7 @@
 mod contract;
 mod grouped;
 mod map;
+mod scatter;
 mod vector;
 mod walk;
 
@@ -117,6 +118,7 @@ impl Device for Host {
             KernelKind::Map => map::run(kernel, &views, output, &extents),
             KernelKind::Contract => contract::run(kernel, &views, output, &extents),
             KernelKind::Grouped => grouped::run(kernel, &views, output, &extents),
+            KernelKind::Scatter => scatter::run(kernel, &views, output, &extents),
         }
     }
 }

@@ -11,4 +11,5 @@ mod limits;
 mod map;
 mod random;
 mod rows;
+mod scatter;
 mod text;

@@ -4,7 +4,7 @@
 //!
 //! - A softmax over nothing but -inf (a row that is masked as a whole) is zero, so that padded rows stay finite.
 //! - `top_k` counts NaN as less than every number; of equals, the first wins.
-//! - `gather` and `append` refuse an index out of range; nothing is clamped.
+//! - `gather`, `scatter_add` and `append` refuse an index out of range; nothing is clamped.
 //! - `past` is a rename: every position is there, and the author's mask hides what lies ahead.
 //! - `max` and `min` of a number and NaN are the number; every other function of NaN is NaN.
 //! - Axes may be empty: a sum over one is 0, a maximum is -inf.

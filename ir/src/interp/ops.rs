@@ -228,6 +228,25 @@ pub(crate) fn eval(
             });
         }
 
+        Op::ScatterAdd { axis } => {
+            let (x, index) = (args[0], args[1]);
+            let (size, step) = (extent(out, shape, *axis), there(&[*axis])[0]);
+            let mut wrong = None;
+            let strides = [&x.along(&x.ty.axes)[..], &index.along(&x.ty.axes), &there(&x.ty.axes)];
+            walk(&x.tensor.shape, strides, |[i, n, o]| {
+                let at = index.tensor.data[n];
+                if at >= 0.0 && (at as usize) < size {
+                    data[o + at as usize * step] += x.tensor.data[i];
+                } else {
+                    wrong = wrong.or(Some(at));
+                }
+            });
+            if let Some(at) = wrong {
+                let name = &f.axis(*axis).name;
+                return Err(format!("the index {at} is outside the axis `{name}` of size {size}"));
+            }
+        }
+
         Op::Append { from, to } => {
             let (cache, x, pos) = (args[0], args[1], args[2]);
             walk(shape, [&here, &cache.along(&out.axes)], |[o, i]| data[o] = cache.tensor.data[i]);

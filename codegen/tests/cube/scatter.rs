@@ -1,0 +1,64 @@
+//! Kernels that add up where an index says.
+
+use latentc_codegen::device::DeviceError;
+use latentc_codegen::program::{Kernel, KernelKind};
+
+use crate::bench::{agree_on, device, inputs, kernel, run, tolerance};
+
+fn scatter(name: &str, body: &str) -> Kernel {
+    kernel(KernelKind::Scatter, name, body)
+}
+
+/// Indices below `n`, some of them equal.
+fn indices(len: usize, n: usize) -> Vec<f64> {
+    (0..len).map(|i| (i * i % n) as f64).collect()
+}
+
+#[test]
+fn rows_are_added_up() {
+    // The gradient of an embedding: a batch of tokens, columns, a table.
+    let k = scatter(
+        "table",
+        "axes a0=7, a1=n0, a2=n1, a3=n2\nparam p0: f32[a2, a3, a1]\nparam p1: i32[a2, a3]\n\
+         y: f32[a0, a1] = scatter_add p0, p1 along a0\nreturn y",
+    );
+    for sizes in [[5, 2, 9], [300, 1, 1], [1, 3, 40], [4, 0, 3]] {
+        let index = indices(sizes[1] * sizes[2], 7);
+        agree_on(&k, &inputs(&k, &sizes, &[(1, &index)]), &sizes, tolerance(&k));
+    }
+}
+
+#[test]
+fn some_axes_of_the_index_stay() {
+    let k = scatter(
+        "stays",
+        "axes a0=n0, a1=n1, a2=n2, a3=3\nparam p0: bf16[a3, a0, a2]\nparam p1: i32[a2, a0]\n\
+         y: f32[a2, a1, a3] = scatter_add p0, p1 along a1\nreturn y",
+    );
+    for sizes in [[6, 4, 2], [1, 1, 1], [17, 5, 33]] {
+        let index = indices(sizes[0] * sizes[2], sizes[1]);
+        agree_on(&k, &inputs(&k, &sizes, &[(1, &index)]), &sizes, tolerance(&k));
+    }
+}
+
+#[test]
+fn what_lies_outside_adds_nothing() {
+    let k = scatter(
+        "outside",
+        "axes a0=3, a1=4\nparam p0: f32[a1]\nparam p1: i32[a1]\ny: f32[a0] = scatter_add p0, p1 along a0\nreturn y",
+    );
+    let Some(mut device) = device() else { return };
+    let args = inputs(&k, &[], &[(0, &[1.0, 2.0, 3.0, 4.0]), (1, &[2.0, -1.0, 3.0, 2.0])]);
+    assert_eq!(run(&mut device, &k, &args, &[]).data, [0.0, 0.0, 5.0]);
+}
+
+#[test]
+fn sums_are_f32() {
+    let k = scatter(
+        "narrow",
+        "axes a0=3, a1=4\nparam p0: bf16[a1]\nparam p1: i32[a1]\ny: bf16[a0] = scatter_add p0, p1 along a0\nreturn y",
+    );
+    let refused = latentc_codegen::cube::cuda_source(&k).unwrap_err();
+    assert!(matches!(refused, DeviceError::Kernel { .. }), "{refused}");
+    assert!(refused.to_string().contains("`y` is bf16, but sums are f32"), "{refused}");
+}
