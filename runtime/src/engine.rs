@@ -27,8 +27,8 @@ pub struct Engine<D: Device> {
     device: D,
     graphs: Vec<Loaded>,
     heap: Vec<Option<Held<D::Buffer>>>,
-    /// Temporaries that no one uses now, by kind and length.
-    free: BTreeMap<(bool, usize), Vec<Slot>>,
+    /// Temporaries that no one uses now, by dtype and length.
+    free: BTreeMap<(DType, usize), Vec<Slot>>,
     /// Weights by what they hold.
     weights: BTreeMap<String, Slot>,
     /// Caches by their names below their scopes.
@@ -49,7 +49,7 @@ struct Loaded {
 #[derive(Debug)]
 struct Held<B> {
     buffer: B,
-    float: bool,
+    dtype: DType,
     len: usize,
 }
 
@@ -167,21 +167,20 @@ impl<D: Device> Engine<D> {
                         None => {
                             let made = load::load(&mut self.device, checkpoint, scope, function, weight)?;
                             let len = buffer.dims.iter().map(|d| d.fixed().unwrap_or(0) as usize).product();
-                            let slot = self.hold(made, true, len);
+                            let slot = self.hold(made, buffer.dtype, len);
                             self.weights.insert(key, slot);
                             slot
                         }
                     }
                 }
                 Role::Constant { values } => {
-                    let float = buffer.dtype.is_float();
-                    let data = if float {
+                    let data = if buffer.dtype.is_float() {
                         Data::F32(values.iter().map(|x| x.0 as f32).collect())
                     } else {
                         Data::I32(values.iter().map(|x| x.0 as i32).collect())
                     };
                     let made = self.device.upload(buffer.dtype, data)?;
-                    self.hold(made, float, values.len())
+                    self.hold(made, buffer.dtype, values.len())
                 }
                 Role::Cache => {
                     let key = scoped(scope, &buffer.name);
@@ -189,7 +188,7 @@ impl<D: Device> Engine<D> {
                         Some(cache) => cache.slot,
                         None => {
                             let empty = self.device.alloc(buffer.dtype, 0)?;
-                            let slot = self.hold(empty, buffer.dtype.is_float(), 0);
+                            let slot = self.hold(empty, buffer.dtype, 0);
                             self.caches
                                 .insert(key, Cache { slot, dtype: buffer.dtype, dims: buffer.dims.clone() });
                             slot
@@ -223,7 +222,7 @@ impl<D: Device> Engine<D> {
             }
             self.heap[cache.slot] = None;
             let buffer = self.device.alloc(cache.dtype, len)?;
-            self.heap[cache.slot] = Some(Held { buffer, float: cache.dtype.is_float(), len });
+            self.heap[cache.slot] = Some(Held { buffer, dtype: cache.dtype, len });
         }
         Ok(())
     }
@@ -262,7 +261,7 @@ impl<D: Device> Engine<D> {
         let mut params = Vec::new();
         for (buffer, value) in described.iter().zip(args) {
             let made = self.device.upload(buffer.dtype, value.data.clone())?;
-            params.push(self.hold(made, buffer.dtype.is_float(), value.data.len()));
+            params.push(self.hold(made, buffer.dtype, value.data.len()));
         }
         let mut outputs = Vec::new();
         for &id in &routine.results {
@@ -352,24 +351,23 @@ impl<D: Device> Engine<D> {
         done
     }
 
-    fn hold(&mut self, buffer: D::Buffer, float: bool, len: usize) -> Slot {
-        self.heap.push(Some(Held { buffer, float, len }));
+    fn hold(&mut self, buffer: D::Buffer, dtype: DType, len: usize) -> Slot {
+        self.heap.push(Some(Held { buffer, dtype, len }));
         self.heap.len() - 1
     }
 
     fn temp(&mut self, buffer: &Buffer, sizes: &Sizes) -> Result<Slot, RunError> {
         let len = buffer.dims.iter().map(|d| sizes.get(d)).product();
-        let float = buffer.dtype.is_float();
-        if let Some(slot) = self.free.get_mut(&(float, len)).and_then(Vec::pop) {
+        if let Some(slot) = self.free.get_mut(&(buffer.dtype, len)).and_then(Vec::pop) {
             return Ok(slot);
         }
         let made = self.device.alloc(buffer.dtype, len)?;
-        Ok(self.hold(made, float, len))
+        Ok(self.hold(made, buffer.dtype, len))
     }
 
     fn release(&mut self, slot: Slot) {
         if let Some(held) = &self.heap[slot] {
-            self.free.entry((held.float, held.len)).or_default().push(slot);
+            self.free.entry((held.dtype, held.len)).or_default().push(slot);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use latentc_ir::DType;
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
 use latentc_passes::Graph;
@@ -55,10 +56,10 @@ pub fn cases() -> Vec<Case> {
 }
 
 impl Case {
-    /// The compiled graph that makes logits, in f32.
-    pub fn compile(&self, graph: Graph) -> Compiled {
-        let traced = trace(&self.config, Goal::Logits, latentc_ir::DType::F32)
-            .unwrap_or_else(|e| panic!("{}: {e}", self.name));
+    /// The compiled graph that makes logits, with weights and activations of that dtype.
+    pub fn compile(&self, graph: Graph, dtype: DType) -> Compiled {
+        let traced =
+            trace(&self.config, Goal::Logits, dtype).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         compile(&traced.module, graph).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
