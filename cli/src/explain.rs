@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use clap::ValueEnum;
-use latentc_ir::{Module, Origin, Poly, Size};
+use latentc_ir::{Module, Origin, Poly, Symbols};
 use latentc_passes::{Candidate, Context, Crossing, Graph, Remark, pipeline};
 
 use crate::model::{DTypeArg, GraphArg, Model};
@@ -50,29 +50,9 @@ pub(crate) fn explain(args: &Args) -> anyhow::Result<()> {
 /// What the run-time sizes of a module may be: one sequence, and the history as long as each of [`LENGTHS`]. New tokens are
 /// as many as that, but one in decode.
 fn sizes(module: &Module, graph: Graph) -> Vec<BTreeMap<String, u64>> {
-    let mut all = BTreeSet::new();
-    let (mut new, mut past) = (BTreeSet::new(), BTreeSet::new());
-    for f in &module.functions {
-        for axis in &f.axes {
-            let Size::Sym(size) = &axis.size else { continue };
-            all.insert(size);
-            if let Some(tokens) = axis.like {
-                past.insert(size);
-                if let Size::Sym(size) = &f.axis(tokens).size {
-                    new.insert(size);
-                }
-            }
-        }
-    }
-    let size = |symbol, length| match (new.contains(symbol), past.contains(symbol)) {
-        (true, _) if graph == Graph::Decode => 1,
-        (true, _) | (_, true) => length,
-        (false, false) => 1,
-    };
-    LENGTHS
-        .iter()
-        .map(|&length| all.iter().map(|&symbol| (symbol.clone(), size(symbol, length))).collect())
-        .collect()
+    let symbols = Symbols::of(module);
+    let new = |length| if graph == Graph::Decode { 1 } else { length };
+    LENGTHS.iter().map(|&length| symbols.bind(1, new(length), length)).collect()
 }
 
 /// All remarks, by pass, in the order of the pipeline.

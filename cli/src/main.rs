@@ -14,8 +14,10 @@ mod model;
 mod opt;
 mod params;
 mod progress;
+mod report;
 mod run;
 mod share;
+mod table;
 mod target;
 mod verify;
 
@@ -41,6 +43,7 @@ enum Command {
     Params(params::Args),
     Dump(dump::Args),
     Explain(explain::Args),
+    Report(report::Args),
     Compile(compile::Args),
     Init(init::Args),
     Run(run::Args),
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Params(args) => params::params(&args),
         Command::Dump(args) => dump::dump(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Report(args) => report::report(&args),
         Command::Compile(args) => compile::compile(&args),
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),

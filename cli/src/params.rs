@@ -7,6 +7,7 @@ use latentc_passes::Graph;
 use serde::Serialize;
 
 use crate::model::Model;
+use crate::table::{grouped, short, table};
 use crate::{print, print_json};
 
 /// Counts parameters by module, all of them and those active for a token.
@@ -104,46 +105,23 @@ impl Group {
 
 impl Report {
     fn table(&self) -> String {
-        let mut rows = vec![["module", "function", "instances", "parameters", "active"].map(str::to_owned)];
+        let mut rows =
+            vec![["module", "function", "instances", "parameters", "active"].map(str::to_owned).into()];
         for g in &self.modules {
             let function = format!("@{}", g.function);
-            rows.push([g.shown(), function, g.instances.to_string(), grouped(g.total), grouped(g.active)]);
+            rows.push(vec![
+                g.shown(),
+                function,
+                g.instances.to_string(),
+                grouped(g.total),
+                grouped(g.active),
+            ]);
         }
         let (total, active) = (grouped(self.total), grouped(self.active));
-        rows.push(["all".to_owned(), String::new(), String::new(), total, active]);
-        let width = |n: usize| rows.iter().map(|r| r[n].len()).max().unwrap_or(0);
-        let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(width);
-        let mut out = String::new();
-        for [module, function, instances, total, active] in &rows {
-            let line = format!("{module:a$}  {function:b$}  {instances:>c$}  {total:>d$}  {active:>e$}");
-            let _ = writeln!(out, "{line}");
-        }
+        rows.push(vec!["all".to_owned(), String::new(), String::new(), total, active]);
+        let mut out = table(&rows, 2);
         let (name, total, active) = (&self.model, short(self.total), short(self.active));
         let _ = writeln!(out, "\n{name}: {total} parameters, {active} active per token");
         out
-    }
-}
-
-/// 21385000000 as `21,385,000,000`.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// 21385000000 as `21.4B`.
-fn short(n: u64) -> String {
-    let x = n as f64;
-    match n {
-        0..1_000 => n.to_string(),
-        1_000..1_000_000 => format!("{:.1}K", x / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1}M", x / 1e6),
-        1_000_000_000.. => format!("{:.1}B", x / 1e9),
     }
 }

@@ -95,7 +95,7 @@ pub fn bytes(f: &Function, value: ValueId) -> Poly {
     &elements(f, value) * i128::from(f.ty(value).dtype.bytes())
 }
 
-fn inst_cost(f: &Function, op: &Op, inst: &Inst) -> Cost {
+pub(crate) fn inst_cost(f: &Function, op: &Op, inst: &Inst) -> Cost {
     let points = || elements(f, inst.result());
     let operand = || elements(f, inst.args[0]);
     // What an op costs that reads all of its operands once and writes its result.

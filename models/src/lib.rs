@@ -7,6 +7,7 @@ pub mod config;
 pub mod deepseek_67b;
 pub mod deepseek_v2;
 pub mod head;
+pub mod published;
 pub mod swiglu;
 
 use latentc_frontend::{DType, SpecError, Traced};

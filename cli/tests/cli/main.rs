@@ -7,6 +7,7 @@ mod inspects;
 mod makes;
 mod refuses_files;
 mod refuses_words;
+mod reports;
 mod runs;
 
 use std::collections::BTreeMap;

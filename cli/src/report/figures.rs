@@ -1,0 +1,247 @@
+//! The arithmetic of a report. It knows graphs and rates, no model.
+
+use std::collections::BTreeMap;
+
+use anyhow::anyhow;
+use latentc_ir::census::Count;
+use latentc_ir::{Symbols, Work};
+use latentc_passes::{Graph, Machine};
+use serde::Serialize;
+
+/// How numbers are held in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Format {
+    pub(super) name: &'static str,
+    /// Of an element.
+    bits: u64,
+    /// Of the scale that the elements of a token in one cache share; 0 if there is none.
+    scale_bytes: u64,
+}
+
+pub(super) const BF16: Format = Format { name: "bf16", bits: 16, scale_bytes: 0 };
+pub(super) const FP8: Format = Format { name: "fp8", bits: 8, scale_bytes: 0 };
+const INT8: Format = Format { name: "int8", bits: 8, scale_bytes: 2 };
+pub(super) const INT6: Format = Format { name: "int6", bits: 6, scale_bytes: 2 };
+
+/// What caches may be held in, the widest first.
+pub(super) const FORMATS: [Format; 4] = [BF16, FP8, INT8, INT6];
+
+/// Formats of weights and caches that throughput is predicted for: as the graphs are compiled, and as the paper served.
+pub(super) const SERVED: [(Format, Format); 2] = [(BF16, BF16), (FP8, INT6)];
+
+impl Format {
+    /// Bytes of these elements of one token.
+    fn row(self, elements: u64) -> u64 {
+        (elements * self.bits).div_ceil(8) + self.scale_bytes
+    }
+}
+
+/// What a model's graphs say.
+#[derive(Serialize)]
+pub(super) struct Figures {
+    pub(super) model: String,
+    /// The longest context that it was made for.
+    pub(super) positions: u64,
+    pub(super) parameters: Count,
+    pub(super) cache: Cache,
+    pub(super) training: Training,
+    pub(super) prefill: Vec<Point>,
+    pub(super) decode: Vec<Point>,
+    pub(super) throughput: Vec<Throughput>,
+}
+
+/// What is kept of a token.
+#[derive(Serialize)]
+pub(super) struct Cache {
+    pub(super) elements: u64,
+    /// In each of [`FORMATS`], scales included.
+    pub(super) bytes: Vec<(&'static str, u64)>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Training {
+    pub(super) length: u64,
+    /// Operations of contractions, for each token.
+    pub(super) forward: f64,
+    /// Three times as many: a contraction has two more of its size in the backward pass.
+    pub(super) all: f64,
+}
+
+/// One run on a machine.
+#[derive(Serialize)]
+pub(super) struct Point {
+    pub(super) batch: u64,
+    pub(super) context: u64,
+    pub(super) flops: f64,
+    /// Weights and caches through memory.
+    pub(super) bytes: f64,
+    /// Weights and caches in memory.
+    pub(super) resident: f64,
+    /// Whether they fit.
+    pub(super) fits: bool,
+    pub(super) bound: Bound,
+    pub(super) seconds: f64,
+    /// Tokens read, or made, in a second.
+    pub(super) tokens_per_second: f64,
+}
+
+/// What a run waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Bound {
+    Compute,
+    Memory,
+}
+
+/// Generation with as many sequences at once as memory holds.
+#[derive(Serialize)]
+pub(super) struct Throughput {
+    pub(super) weights: &'static str,
+    pub(super) cache: &'static str,
+    pub(super) context: u64,
+    /// `None` if there is no room for the weights and one sequence.
+    pub(super) at: Option<Point>,
+}
+
+/// Equal machines that share all work and all memory evenly.
+pub(super) struct Node {
+    pub(super) machine: Machine,
+    pub(super) devices: u64,
+}
+
+pub(super) struct Program {
+    pub(super) work: Work,
+    pub(super) symbols: Symbols,
+}
+
+/// A model's graphs.
+pub(super) struct Programs {
+    pub(super) count: Count,
+    pub(super) train: Program,
+    pub(super) prefill: Program,
+    pub(super) decode: Program,
+}
+
+impl Programs {
+    pub(super) fn cache(&self) -> Cache {
+        let bytes = FORMATS.iter().map(|&format| (format.name, self.token_bytes(format))).collect();
+        Cache { elements: self.decode.work.cached(), bytes }
+    }
+
+    /// Bytes that all caches keep of a token.
+    fn token_bytes(&self, format: Format) -> u64 {
+        self.decode.work.caches.iter().map(|(cache, times)| format.row(cache.row) * times).sum()
+    }
+
+    /// A sequence of that length, by token.
+    pub(super) fn training(&self, length: u64) -> anyhow::Result<Training> {
+        let sizes = self.train.symbols.bind(1, length, length);
+        let forward = flops(&self.train, &sizes)? / length as f64;
+        Ok(Training { length, forward, all: 3.0 * forward })
+    }
+
+    /// A graph's runs at these sizes, weights and caches in 16 bits. Prefill reads prompts as long as the context, decode
+    /// one token behind it.
+    pub(super) fn points(
+        &self,
+        graph: Graph,
+        node: &Node,
+        batches: &[u64],
+        contexts: &[u64],
+    ) -> anyhow::Result<Vec<Point>> {
+        let sizes = contexts.iter().flat_map(|&context| batches.iter().map(move |&batch| (batch, context)));
+        sizes.map(|(batch, context)| self.point(graph, node, (BF16, BF16), batch, context)).collect()
+    }
+
+    fn point(
+        &self,
+        graph: Graph,
+        node: &Node,
+        (weights, cache): (Format, Format),
+        batch: u64,
+        context: u64,
+    ) -> anyhow::Result<Point> {
+        let (program, new) = match graph {
+            Graph::Train => (&self.train, context),
+            Graph::Prefill => (&self.prefill, context),
+            Graph::Decode => (&self.decode, 1),
+        };
+        let sizes = program.symbols.bind(batch, new, context);
+        let flops = flops(program, &sizes)?;
+        let read = program.work.weights_read(&sizes).map_err(|e| anyhow!(e))?;
+        let mut bytes = read * weights.bits as f64 / 8.0;
+        for (cached, times) in &program.work.caches {
+            let tokens = (&cached.read + &cached.written).eval(&sizes).map_err(|e| anyhow!(e))?;
+            bytes += tokens as f64 * (cache.row(cached.row) * times) as f64;
+        }
+        let kept = batch as f64 * context as f64 * self.token_bytes(cache) as f64;
+        let resident = self.weight_bytes(weights) + kept;
+        let by_compute = flops / node.flops();
+        let by_memory = bytes / node.bandwidth();
+        let seconds = by_compute.max(by_memory);
+        Ok(Point {
+            batch,
+            context,
+            flops,
+            bytes,
+            resident,
+            fits: resident <= node.memory(),
+            bound: if by_compute > by_memory { Bound::Compute } else { Bound::Memory },
+            seconds,
+            tokens_per_second: batch as f64 * new as f64 / seconds,
+        })
+    }
+
+    fn weight_bytes(&self, format: Format) -> f64 {
+        self.count.total as f64 * format.bits as f64 / 8.0
+    }
+
+    /// The most tokens a second at each context: with more sequences at once a step does not get shorter by sequence, so
+    /// memory is the limit.
+    pub(super) fn throughput(&self, node: &Node, contexts: &[u64]) -> anyhow::Result<Vec<Throughput>> {
+        let cases =
+            SERVED.iter().flat_map(|&formats| contexts.iter().map(move |&context| (formats, context)));
+        let case = |((weights, cache), context): ((Format, Format), u64)| {
+            let left = node.memory() - self.weight_bytes(weights);
+            let sequences = left / (context as f64 * self.token_bytes(cache) as f64);
+            let at = if sequences >= 1.0 {
+                Some(self.point(Graph::Decode, node, (weights, cache), sequences as u64, context)?)
+            } else {
+                None
+            };
+            Ok(Throughput { weights: weights.name, cache: cache.name, context, at })
+        };
+        cases.map(case).collect()
+    }
+}
+
+impl Figures {
+    /// Bytes of a token in a cache of that format.
+    pub(super) fn token_bytes(&self, format: Format) -> u64 {
+        self.cache.bytes.iter().find(|(name, _)| *name == format.name).map_or(0, |(_, bytes)| *bytes)
+    }
+
+    /// Generation in these formats at that context.
+    pub(super) fn served(&self, (weights, cache): (Format, Format), context: u64) -> Option<&Point> {
+        let same = |t: &&Throughput| (t.weights, t.cache, t.context) == (weights.name, cache.name, context);
+        self.throughput.iter().find(same).and_then(|t| t.at.as_ref())
+    }
+}
+
+impl Node {
+    fn flops(&self) -> f64 {
+        self.machine.flops * self.devices as f64
+    }
+
+    fn bandwidth(&self) -> f64 {
+        self.machine.bandwidth * self.devices as f64
+    }
+
+    fn memory(&self) -> f64 {
+        self.machine.memory * self.devices as f64
+    }
+}
+
+fn flops(program: &Program, sizes: &BTreeMap<String, u64>) -> anyhow::Result<f64> {
+    Ok(program.work.flops.eval(sizes).map_err(|e| anyhow!(e))? as f64)
+}

@@ -1,0 +1,43 @@
+//! Columns of text, and numbers for people.
+
+use std::fmt::Write;
+
+/// Rows of equally many cells as lines. The first `left` columns are aligned to the left, the others to the right.
+pub(crate) fn table(rows: &[Vec<String>], left: usize) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |n: usize| rows.iter().filter_map(|r| r.get(n)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cell = |(n, (cell, w)): (usize, (&String, &usize))| {
+            if n < left { format!("{cell:w$}") } else { format!("{cell:>w$}") }
+        };
+        let cells: Vec<_> = row.iter().zip(&widths).enumerate().map(cell).collect();
+        let _ = writeln!(out, "{}", cells.join("  ").trim_end());
+    }
+    out
+}
+
+/// 21385000000 as `21,385,000,000`.
+pub(crate) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// 21385000000 as `21.4B`.
+pub(crate) fn short(n: u64) -> String {
+    let x = n as f64;
+    match n {
+        0..1_000 => n.to_string(),
+        1_000..1_000_000 => format!("{:.1}K", x / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1}M", x / 1e6),
+        1_000_000_000.. => format!("{:.1}B", x / 1e9),
+    }
+}

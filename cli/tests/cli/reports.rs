@@ -1,0 +1,92 @@
+//! `report`: figures from graphs beside figures by hand.
+
+use serde_json::Value;
+
+use crate::{case, json, latentc, ok, says, words};
+
+fn number(value: &Value, path: &str) -> f64 {
+    value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} is a number in {value}"))
+}
+
+/// The figures of DeepSeek-V2 and DeepSeek 67B.
+fn both() -> Value {
+    json("report deepseek-v2 --vs deepseek-67b --json --batch 1 --context 1024,4096", &[])
+}
+
+#[test]
+fn caches_are_those_of_the_paper() {
+    let report = both();
+    // 576 elements in 60 layers; 2 x 8 x 128 in 95.
+    assert_eq!(number(&report, "/models/0/cache/elements"), 34_560.0);
+    assert_eq!(number(&report, "/models/1/cache/elements"), 194_560.0);
+    says(
+        &ok("report deepseek-v2 --vs deepseek-67b", &[]),
+        &["deepseek-v2 in int6 keeps 93.3% less than deepseek-67b in bf16 (the paper: 93.3%)"],
+    );
+}
+
+#[test]
+fn operations_are_those_derived_by_hand() {
+    let report = both();
+    let near = |path: &str, want: f64| {
+        let got = number(&report, path);
+        assert!((got / want - 1.0).abs() < 1e-6, "{path}: {got} where {want} was derived");
+    };
+    let (embedding, norms) = (102_400.0 * 8192.0, 191.0 * 8192.0);
+    // Two operations for each parameter of a product, and for each head and position of the sequence a score and a sum.
+    let products = 2.0 * (67_425_001_472.0 - embedding - norms);
+    let attention = |n: f64| 95.0 * 64.0 * n * 4.0 * 128.0;
+    near("/models/1/training/forward", products + attention(4096.0));
+    near("/models/1/training/all", 3.0 * (products + attention(4096.0)));
+    near("/models/1/decode/0/flops", products + attention(1024.0));
+
+    let (embedding, norms) = (102_400.0 * 5120.0, 121.0 * 5120.0 + 60.0 * (512.0 + 1536.0));
+    let products = 2.0 * (21_375_800_320.0 - embedding - norms);
+    // Training has keys and values of 192 and 128 elements a head, decode works on latents of 576 and 512.
+    let attention = |n: f64, width: f64| 60.0 * 128.0 * n * 2.0 * width;
+    near("/models/0/training/forward", products + attention(4096.0, 192.0 + 128.0));
+    near("/models/0/decode/0/flops", products + attention(1024.0, 576.0 + 512.0));
+}
+
+#[test]
+fn bytes_are_weights_and_caches_once() {
+    let report = both();
+    // One token reads its active parameters, one row of the embedding, and the cache of 1024 tokens; it writes one.
+    let read = 2.0 * (21_375_800_320.0 - 102_399.0 * 5120.0);
+    let want = read + 69_120.0 * 1025.0;
+    let got = number(&report, "/models/0/decode/0/bytes");
+    assert!((got / want - 1.0).abs() < 1e-9, "{got} where {want} was derived");
+    let want = 2.0 * 235_741_434_880.0 + 69_120.0 * 1024.0;
+    assert_eq!(number(&report, "/models/0/decode/0/resident"), want);
+}
+
+#[test]
+fn generation_fills_the_memory() {
+    let report = both();
+    let memory = 8.0 * 80e9;
+    for model in ["/models/0", "/models/1"] {
+        for n in 0..4 {
+            let at = |key: &str| number(&report, &format!("{model}/throughput/{n}/at/{key}"));
+            let token = number(&report, &format!("{model}/cache/bytes/{}/1", [0, 0, 3, 3][n]));
+            let sequence = token * at("context");
+            assert!(at("resident") <= memory && at("resident") + sequence > memory, "{model} {n}");
+        }
+    }
+    says(&ok("report deepseek-v2 --devices 1", &[]), &["needs 471 GB", "none"]);
+}
+
+#[test]
+fn a_model_alone_and_other_machines() {
+    let text = ok("report {} --machine h200 --devices 2 --batch 4 --context 16", &[&case("tiny")]);
+    says(&text, &["deepseek_v2", "prefill on 2 x h200", "88,332"]);
+    assert!(!text.contains("paper") && !text.contains("  ratio"), "{text}");
+    let slow = json("report deepseek-v2-lite --machine a100 --devices 1 --json", &[]);
+    let fast = json("report deepseek-v2-lite --machine h200 --devices 1 --json", &[]);
+    let path = "/models/0/decode/0/seconds";
+    assert!(number(&slow, path) > number(&fast, path));
+    for line in ["report deepseek-v2 --machine abacus", "report deepseek-v2 --batch 0"] {
+        let out = latentc(words(line, &[]));
+        assert_eq!(out.status.code(), Some(2), "{line}");
+        says(&String::from_utf8_lossy(&out.stderr), &["error: invalid value"]);
+    }
+}
