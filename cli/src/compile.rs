@@ -14,6 +14,7 @@ use latentc_runtime::compiled::Compiled;
 use crate::folder::NewFolder;
 use crate::manifest::{self, KernelEntry, Manifest};
 use crate::model::{DTypeArg, GraphArg, Model};
+use crate::passes::Choice;
 use crate::share::share;
 use crate::target::Target;
 use crate::{print, progress};
@@ -33,6 +34,8 @@ pub(crate) struct Args {
     /// Weights and activations; the configuration's if not given.
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
+    #[command(flatten)]
+    passes: Choice,
     /// The folder to write. It is made, or replaced if this command wrote it.
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
@@ -49,7 +52,7 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     let mut graphs: Vec<Compiled> = Vec::new();
     for graph in args.graph.iter().map(|&g| Graph::from(g)) {
         if !graphs.iter().any(|c| c.graph == graph) {
-            graphs.push(model.compile(graph, dtype)?);
+            graphs.push(model.compile(graph, dtype, &args.passes.pipeline())?);
         }
     }
     let kernels = share(graphs.iter_mut().map(|c| &mut c.program));

@@ -5,9 +5,11 @@ use std::fmt::Write;
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use latentc_codegen::schedule::schedule;
+use latentc_passes::Context;
 use serde_json::json;
 
 use crate::model::{DTypeArg, GraphArg, Model};
+use crate::passes::{self, Choice};
 use crate::{print, print_json};
 
 /// The definition itself, before any pass.
@@ -33,6 +35,8 @@ pub(crate) struct Args {
     /// Weights and activations; the configuration's if not given.
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
+    #[command(flatten)]
+    passes: Choice,
     /// Print the names of all stages and their laws, and nothing else.
     #[arg(long)]
     print_pipeline: bool,
@@ -46,8 +50,7 @@ enum Format {
 
 /// The names that `--after` takes, in order.
 fn stages() -> Vec<&'static str> {
-    let passes = latentc_passes::pipeline();
-    [TRACE].into_iter().chain(passes.iter().map(|p| p.name)).chain([SCHEDULE]).collect()
+    [TRACE].into_iter().chain(passes::names(true)).chain([SCHEDULE]).collect()
 }
 
 pub(crate) fn dump(args: &Args) -> anyhow::Result<()> {
@@ -56,16 +59,14 @@ pub(crate) fn dump(args: &Args) -> anyhow::Result<()> {
     };
     let model = Model::find(model)?;
     let graph = args.graph.into();
-    let mut module = model.trace(graph, model.dtype(args.dtype))?;
-    if args.after.as_deref() != Some(TRACE) {
-        let mut cx = latentc_passes::Context::new(graph);
-        for pass in latentc_passes::pipeline() {
-            module = pass.apply(&module, &mut cx)?;
-            if args.after.as_deref() == Some(pass.name) {
-                break;
-            }
-        }
-    }
+    let passes = match args.after.as_deref() {
+        Some(TRACE) => Vec::new(),
+        Some(SCHEDULE) | None => args.passes.pipeline(),
+        Some(pass) => args.passes.up_to(pass)?,
+    };
+    let trace = model.trace(graph, model.dtype(args.dtype))?;
+    let mut stages = latentc_passes::run(&trace, &mut Context::new(graph), &passes)?;
+    let module = stages.pop().map_or(trace, |(_, module)| module);
     if args.after.as_deref() == Some(SCHEDULE) {
         let program = schedule(&module)?;
         return match args.format {

@@ -8,6 +8,7 @@ use latentc_ir::{Module, Origin, Poly, Symbols};
 use latentc_passes::{Candidate, Context, Crossing, Graph, Remark, pipeline};
 
 use crate::model::{DTypeArg, GraphArg, Model};
+use crate::passes::Choice;
 use crate::{print, print_json};
 
 /// Lengths of sequences at which costs are shown.
@@ -27,6 +28,8 @@ pub(crate) struct Args {
     /// Weights and activations; the configuration's if not given.
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
+    #[command(flatten)]
+    passes: Choice,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -39,7 +42,8 @@ pub(crate) fn explain(args: &Args) -> anyhow::Result<()> {
     let model = Model::find(&args.model)?;
     let graph = args.graph.into();
     let mut cx = Context::new(graph);
-    let stages = latentc_passes::run(&model.trace(graph, model.dtype(args.dtype))?, &mut cx)?;
+    let trace = model.trace(graph, model.dtype(args.dtype))?;
+    let stages = latentc_passes::run(&trace, &mut cx, &args.passes.pipeline())?;
     if args.remarks == Format::Json {
         return print_json(&cx.remarks);
     }
@@ -66,7 +70,7 @@ fn text(title: &str, remarks: &[Remark], sizes: &[BTreeMap<String, u64>]) -> Str
         }
         for r in of_pass {
             let places: String = r.origins.iter().map(place).collect();
-            let _ = writeln!(text, "\n  @{} {}{places}\n    {}", r.function, r.value, r.message);
+            let _ = writeln!(text, "\n  {}: @{} {}{places}\n    {}", r.kind, r.function, r.value, r.message);
             for (n, c) in r.candidates.iter().enumerate() {
                 candidate(&mut text, n == 0, c, sizes);
             }
@@ -87,7 +91,7 @@ fn place(o: &Origin) -> String {
 fn candidate(text: &mut String, chosen: bool, c: &Candidate, sizes: &[BTreeMap<String, u64>]) {
     let mark = if chosen { '*' } else { ' ' };
     let bytes = &c.cost.bytes_read + &c.cost.bytes_written;
-    let _ = writeln!(text, "    {mark} {}: {:.3e}", c.what, c.weight);
+    let _ = writeln!(text, "    {mark} {}: {:.3e} {}", c.what, c.weight, c.unit);
     let _ = writeln!(text, "        flops {}\n        bytes {bytes}", c.cost.flops);
     let symbols: BTreeSet<_> = c.cost.flops.symbols().into_iter().chain(bytes.symbols()).collect();
     let mut shown = BTreeSet::new();

@@ -13,6 +13,7 @@ mod manifest;
 mod model;
 mod opt;
 mod params;
+mod passes;
 mod progress;
 mod report;
 mod run;

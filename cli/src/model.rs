@@ -9,7 +9,7 @@ use latentc_codegen::device::Device;
 use latentc_ir::{DType, Module};
 use latentc_models::Goal;
 use latentc_models::config::{self, ModelConfig};
-use latentc_passes::Graph;
+use latentc_passes::{Graph, Pass, pipeline};
 use latentc_runtime::checkpoint::Checkpoint;
 use latentc_runtime::compiled::{Compiled, compile};
 use latentc_runtime::engine::Engine;
@@ -102,10 +102,10 @@ impl Model {
         Ok(self.trace_marked(graph, dtype)?.0)
     }
 
-    /// A graph after all passes. Where its author marked other values with `cache` than are kept, a warning says so.
-    pub(crate) fn compile(&self, graph: Graph, dtype: DType) -> anyhow::Result<Compiled> {
+    /// A graph after these passes. Where its author marked other values with `cache` than are kept, a warning says so.
+    pub(crate) fn compile(&self, graph: Graph, dtype: DType, passes: &[Pass]) -> anyhow::Result<Compiled> {
         let (module, marked) = self.trace_marked(graph, dtype)?;
-        let mut compiled = compile(&module, graph)
+        let mut compiled = compile(&module, graph, passes)
             .with_context(|| format!("the {} graph of {}", graph.name(), self.name))?;
         for remark in compiled.compare_caches(marked.iter().map(|(f, values)| (f.as_str(), &values[..]))) {
             eprint!("{remark}");
@@ -140,7 +140,7 @@ impl Model {
         let checkpoint = Arc::new(Checkpoint::open(folder)?);
         let mut engine = Engine::new(device);
         for &graph in graphs {
-            let compiled = self.compile(graph, dtype)?;
+            let compiled = self.compile(graph, dtype, &pipeline())?;
             engine.add(&compiled, &checkpoint)?;
         }
         Ok(engine)

@@ -4,11 +4,12 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use latentc_ir::{Module, ParseError};
-use latentc_passes::{Context, Pass, pipeline};
+use latentc_passes::{Context, Pass};
 
 use crate::model::GraphArg;
+use crate::passes::named;
 use crate::{Rendered, colours, print};
 
 /// Runs passes on IR text, in the order given, and prints what they make of it. The IR is verified before and after each.
@@ -31,28 +32,13 @@ pub(crate) fn opt(args: &Args) -> anyhow::Result<()> {
     // A wrong name is found before the text is read: it may come from a pipe.
     let passes: Vec<Pass> = args.passes.iter().map(|name| named(name)).collect::<Result<_, _>>()?;
     let (name, text) = read(&args.file)?;
-    let mut module = check(&name, &text)?;
-    let mut cx = Context::new(args.graph.into());
-    for pass in passes {
-        module = pass.apply(&module, &mut cx)?;
-        if latentc_ir::verify(&module).is_err() {
-            // The pass's own text is what an error can point at.
-            let shown = format!("{name} after {}", pass.name);
-            check(&shown, &module.to_string())?;
-            bail!("{shown} is no program, though its text is one");
-        }
-    }
+    let module = check(&name, &text)?;
+    let stages = latentc_passes::run(&module, &mut Context::new(args.graph.into()), &passes)?;
+    let text = stages.last().map_or_else(String::new, |(_, module)| module.to_string());
     match &args.out {
-        Some(out) => write(out, &module.to_string()),
-        None => print(&module.to_string()),
+        Some(out) => write(out, &text),
+        None => print(&text),
     }
-}
-
-fn named(name: &str) -> anyhow::Result<Pass> {
-    pipeline().into_iter().find(|p| p.name == name).ok_or_else(|| {
-        let known: Vec<_> = pipeline().iter().map(|p| p.name).collect();
-        anyhow!("unknown pass `{name}`; known: {}", known.join(", "))
-    })
 }
 
 /// The text, and what to call it in errors.

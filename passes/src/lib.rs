@@ -15,7 +15,7 @@ pub mod simplify;
 use latentc_ir::{Function, Module};
 
 pub use machine::Machine;
-pub use remark::{Candidate, Crossing, Remark};
+pub use remark::{Candidate, Crossing, Kind, Remark, Unit};
 
 /// Which graph of a definition is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +67,21 @@ pub struct Pass {
     pub name: &'static str,
     /// The law, in a line.
     pub law: &'static str,
-    run: fn(&Module, &mut Context) -> Result<Module, PassError>,
+    /// What it takes to leave it out.
+    pub without: Without,
+    /// What it does; [`Pass::apply`] calls it.
+    pub run: fn(&Module, &mut Context) -> Result<Module, PassError>,
+}
+
+/// What it takes to leave a pass out.
+#[derive(Clone, Copy)]
+pub enum Without {
+    /// Nothing: the program is slower or larger, that is all.
+    Nothing,
+    /// There are no kernels for what the pass rewrites, so it cannot be left out.
+    Impossible,
+    /// This in its place, which does the least that kernels need.
+    Least(fn() -> Pass),
 }
 
 /// The passes that lead from a definition to the graph that is scheduled, in order.
@@ -76,58 +90,99 @@ pub fn pipeline() -> Vec<Pass> {
         Pass {
             name: "place_cache",
             law: "past (f x) = f (past x) where f works on each position alone: the fewest bytes a token are kept",
+            without: Without::Nothing,
             run: |m, cx| Ok(place_cache::place_cache(m, cx)),
         },
         Pass {
             name: "derive",
             law: "past x = rename x (train), append cache, x (prefill, decode)",
+            without: Without::Impossible,
             run: |m, cx| derive::derive(m, cx.graph),
         },
         Pass {
             name: "simplify",
             law: "equal things are computed once, and what does nothing is not computed",
+            without: Without::Nothing,
             run: |m, _| Ok(simplify::simplify(m)),
         },
         Pass {
             name: "route",
             law: "a top-k gate is zero almost everywhere: a sum over all is a sum over the few it lets through",
+            without: Without::Nothing,
             run: |m, cx| Ok(route::route(m, cx)),
         },
         Pass {
             name: "expand",
             law: "a composite is its definition",
+            without: Without::Impossible,
             run: |m, _| Ok(latentc_ir::expand::expand(m)),
         },
         Pass {
             name: "reassociate",
             law: "contraction is associative and commutative: products of two, in the cheapest order",
+            without: Without::Least(pair),
             run: |m, cx| Ok(reassociate::reassociate(m, cx)),
         },
         Pass {
             name: "tidy",
             law: "as simplify, on what the passes left behind",
+            without: Without::Nothing,
             run: |m, _| Ok(simplify::simplify(m)),
         },
     ]
 }
 
-impl Pass {
-    /// Applies the pass.
-    ///
-    /// # Errors
-    /// Where the law's conditions do not hold, naming function and place.
-    pub fn apply(&self, module: &Module, cx: &mut Context) -> Result<Module, PassError> {
-        (self.run)(module, cx)
+/// What stands in for `reassociate`.
+fn pair() -> Pass {
+    Pass {
+        name: "pair",
+        law: "a product of many is one of two after the other, as written",
+        without: Without::Impossible,
+        run: |m, _| Ok(reassociate::pair(m)),
     }
 }
 
-/// The module after each pass, the definition itself first under the name `trace`.
+/// The pipeline with those of its passes only that are wanted, and what kernels need of the others.
+pub fn selected(wanted: impl Fn(&Pass) -> bool) -> Vec<Pass> {
+    let stays = |pass: Pass| match pass.without {
+        _ if wanted(&pass) => Some(pass),
+        Without::Nothing => None,
+        Without::Impossible => Some(pass),
+        Without::Least(least) => Some(least()),
+    };
+    pipeline().into_iter().filter_map(stays).collect()
+}
+
+impl Pass {
+    /// Applies the pass, and looks whether what it leaves is a program.
+    ///
+    /// # Errors
+    /// Where the law's conditions do not hold, naming function and place; and where the pass is at fault.
+    pub fn apply(&self, module: &Module, cx: &mut Context) -> Result<Module, PassError> {
+        let after = (self.run)(module, cx)?;
+        if let Err(broken) = latentc_ir::verify(&after) {
+            let message = format!(
+                "what the pass leaves breaks a rule of the IR ({}); this is a fault of the pass, not of the module",
+                broken[0]
+            );
+            let function = broken[0].function.clone().unwrap_or_else(|| module.entry.clone());
+            return Err(PassError { pass: self.name, function, message });
+        }
+        Ok(after)
+    }
+}
+
+/// The module after each of these passes, the module itself first under the name `trace`.
 ///
 /// # Errors
 /// See [`Pass::apply`].
-pub fn run(module: &Module, cx: &mut Context) -> Result<Vec<(&'static str, Module)>, PassError> {
+pub fn run(
+    module: &Module,
+    cx: &mut Context,
+    passes: &[Pass],
+) -> Result<Vec<(&'static str, Module)>, PassError> {
     let mut stages = vec![("trace", module.clone())];
-    for pass in pipeline() {
+    for pass in passes {
         let next = pass.apply(&stages[stages.len() - 1].1, cx)?;
         stages.push((pass.name, next));
     }

@@ -16,8 +16,8 @@ use petgraph::algo::maximum_flow::dinics;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 
-use crate::rewrite::{Rebuild, live};
-use crate::{Context, Graph, Machine, Remark};
+use crate::rewrite::{Rebuild, live, sweep};
+use crate::{Context, Graph, Kind, Machine, Remark, Unit};
 
 const NAME: &str = "place_cache";
 
@@ -62,11 +62,11 @@ pub fn compare<'a>(
         });
         let Some(inst) = off.or_else(|| pasts.clone().next()) else { continue };
         let message = format!(
-            "warning: the author's `cache` stands before {}, but the least that later tokens can be served from is {}",
+            "the author's `cache` stands before {}, but the least that later tokens can be served from is {}",
             list(&asserted),
             list(&kept)
         );
-        remarks.push(Remark::new(NAME, f, inst, message));
+        remarks.push(Remark::new(Kind::Warning, NAME, f, inst, message));
     }
     remarks
 }
@@ -90,17 +90,8 @@ fn function(f: &Function, cx: &mut Context) -> Function {
             None => r.copy(inst),
         }
     }
-    without_dead(&r.finish())
-}
-
-/// What was only computed to be kept is not computed any more.
-fn without_dead(f: &Function) -> Function {
-    let mut r = Rebuild::new(f, NAME);
-    r.header();
-    for (inst, _) in f.body.iter().zip(live(f)).filter(|(_, live)| *live) {
-        r.copy(inst);
-    }
-    r.finish()
+    // What was only computed to be kept is not computed any more.
+    sweep(&r.finish())
 }
 
 /// All that a function reads of the past of one axis along another.
@@ -332,7 +323,8 @@ impl<'f> Cone<'f> {
                 names(&before)
             )
         };
-        let mut remark = Remark::new(NAME, f, &f.body[self.family.pasts[0]], message);
+        let kind = if again.is_empty() { Kind::Missed } else { Kind::Applied };
+        let mut remark = Remark::new(kind, NAME, f, &f.body[self.family.pasts[0]], message);
         remark.value = names(&kept);
         remark.origins = kept.iter().flat_map(|&v| self.origins(v)).cloned().collect();
         remark.origins.dedup();
@@ -355,7 +347,8 @@ impl<'f> Cone<'f> {
             let operations = cut.iter().map(|&v| self.operations(v)).fold(0u128, u128::saturating_add);
             cost.flops = &extent(f, &past) * i128::try_from(operations).unwrap_or(i128::MAX);
             let price: u128 = cut.iter().map(|&v| self.price(v)).sum();
-            remark = remark.candidate(format!("keep {}", names(&kept)), cost, (width(&kept) + price) as f64);
+            let (what, weight) = (format!("keep {}", names(&kept)), (width(&kept) + price) as f64);
+            remark = remark.candidate(what, cost, weight, Unit::BytesPerToken);
         }
         remark
     }

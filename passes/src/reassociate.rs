@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use latentc_ir::{AxisId, Binary, Function, Inst, Module, Op, Origin, Reduce, Type, ValueId};
 
 use crate::rewrite::Rebuild;
-use crate::{Context, Crossing, Graph, Remark};
+use crate::{Context, Crossing, Graph, Kind, Remark, Unit};
 use order::{Order, Search, Sizes, union};
 use tree::{Body, Node, Product};
 
@@ -68,6 +68,25 @@ fn function(f: &Function, sizes: &Sizes, cx: &mut Context) -> Function {
         }
     }
     r.finish()
+}
+
+/// Makes products of two of every contraction by itself, from left to right: the least that kernels need.
+pub fn pair(module: &Module) -> Module {
+    let functions = module.functions.iter().map(|f| {
+        let body = Body::new(f);
+        let mut r = Rebuild::new(f, NAME);
+        r.header();
+        for (n, inst) in f.body.iter().enumerate() {
+            if inst.op == Op::Contract {
+                let product = body.gather(n, &inst.args.iter().copied().collect());
+                emit(&mut r, inst, &product, &Order::from_the_left(product.leaves.len()));
+            } else {
+                r.copy(inst);
+            }
+        }
+        r.finish()
+    });
+    Module { name: module.name.clone(), functions: functions.collect(), entry: module.entry.clone() }
 }
 
 /// The product that an instruction is the root of, without what the best order leaves alone; that order; and why.
@@ -187,10 +206,12 @@ fn remark(body: &Body<'_>, root: usize, search: &Search<'_>, orders: &[Order], c
             fold.weigh(folded).seconds
         );
     }
-    let mut remark = Remark::new(NAME, f, &f.body[root], message);
+    let kind = if search.as_written(taken) { Kind::Missed } else { Kind::Applied };
+    let mut remark = Remark::new(kind, NAME, f, &f.body[root], message);
     remark.crossing = crossing.map(|c| Crossing { below: text(few), above: text(many), ..c });
     for order in candidates {
-        remark = remark.candidate(text(order), search.cost(order), search.weigh(order).seconds);
+        let seconds = search.weigh(order).seconds;
+        remark = remark.candidate(text(order), search.cost(order), seconds, Unit::Seconds);
     }
     remark
 }

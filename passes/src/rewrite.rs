@@ -117,3 +117,25 @@ pub fn live(f: &Function) -> Vec<bool> {
     }
     live
 }
+
+/// The function without dead instructions and unread weights.
+pub fn sweep(f: &Function) -> Function {
+    let live = live(f);
+    let mut read = vec![false; f.values.len()];
+    for (inst, _) in f.body.iter().zip(&live).filter(|(_, live)| **live) {
+        for a in &inst.args {
+            read[a.0 as usize] = true;
+        }
+    }
+    for r in &f.results {
+        read[r.0 as usize] = true;
+    }
+    let mut kept = f.clone();
+    kept.weights.retain(|w| read[w.value.0 as usize]);
+    let mut r = Rebuild::new(&kept, "sweep");
+    r.header();
+    for (inst, _) in f.body.iter().zip(&live).filter(|(_, live)| **live) {
+        r.copy(inst);
+    }
+    r.finish()
+}

@@ -14,7 +14,7 @@ use latentc_ir::sparsity::{Gate, Support, sparsity};
 use latentc_ir::{AxisId, DType, Def, Function, Inst, Module, Op, Size, Type, ValueId};
 
 use crate::rewrite::Rebuild;
-use crate::{Context, Remark};
+use crate::{Context, Kind, Remark, Unit};
 
 const NAME: &str = "route";
 
@@ -172,10 +172,14 @@ fn remark(f: &Function, inst: &Inst, gate: &Gate, e: AxisId) -> Remark {
     };
     let (few, dense) = (candidate(gate.k), candidate(size));
     let message = format!(
-        "the gate `{}` lets {} of {size} indices of `{}` through, so only these are summed; operations for a token:",
+        "the gate `{}` lets {} of {size} indices of `{}` through, so only these are summed",
         f.value(gate.mask).name,
         gate.k,
         axis.name
     );
-    Remark::new(NAME, f, inst, message).candidate(few.0, few.1, few.2).candidate(dense.0, dense.1, dense.2)
+    [few, dense]
+        .into_iter()
+        .fold(Remark::new(Kind::Applied, NAME, f, inst, message), |remark, (what, cost, weight)| {
+            remark.candidate(what, cost, weight, Unit::OperationsPerToken)
+        })
 }

@@ -22,7 +22,7 @@ use std::collections::hash_map::Entry;
 
 use latentc_ir::{AxisId, Binary, DType, Function, Inst, Module, Op, Real, Type, Unary, ValueId};
 
-use crate::rewrite::{Rebuild, live};
+use crate::rewrite::{Rebuild, sweep};
 
 const NAME: &str = "simplify";
 
@@ -153,28 +153,6 @@ fn unordered(term: &Term) -> Term {
         term.args.sort_unstable();
     }
     term
-}
-
-/// The function without dead instructions and unread weights.
-fn sweep(f: &Function) -> Function {
-    let live = live(f);
-    let mut read = vec![false; f.values.len()];
-    for (inst, _) in f.body.iter().zip(&live).filter(|(_, live)| **live) {
-        for a in &inst.args {
-            read[a.0 as usize] = true;
-        }
-    }
-    for r in &f.results {
-        read[r.0 as usize] = true;
-    }
-    let mut kept = f.clone();
-    kept.weights.retain(|w| read[w.value.0 as usize]);
-    let mut r = Rebuild::new(&kept, NAME);
-    r.header();
-    for (inst, _) in f.body.iter().zip(&live).filter(|(_, live)| **live) {
-        r.copy(inst);
-    }
-    r.finish()
 }
 
 // --- what rules ask ---------------------------------------------------------------------------------------

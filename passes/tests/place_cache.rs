@@ -8,7 +8,7 @@ use latentc_ir::tensor::{SplitMix, Tensor};
 use latentc_ir::{AxisId, DType, Function, Module, Op, Size, ValueId, Weight, verify};
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace as trace_model};
-use latentc_passes::{Context, Graph, pipeline, place_cache};
+use latentc_passes::{Context, Graph, Kind, pipeline, place_cache};
 
 /// The module after this pass, and after `derive`.
 fn placed(module: &Module, cx: &mut Context) -> [Module; 2] {
@@ -81,9 +81,9 @@ fn authors_are_told_where_they_are_wrong() {
     let [remark] = &remarks[..] else { panic!("{remarks:?}") };
     assert_eq!(
         remark.message,
-        "warning: the author's `cache` stands before k, but the least that later tokens can be served from is c"
+        "the author's `cache` stands before k, but the least that later tokens can be served from is c"
     );
-    assert_eq!(remark.value, "c");
+    assert_eq!((remark.kind, remark.value.as_str()), (Kind::Warning, "c"));
     assert!(!remark.origins.is_empty());
 }
 
@@ -94,12 +94,12 @@ fn the_choice_is_explained() {
     let mut cx = Context::new(Graph::Decode);
     placed(&traced.module, &mut cx);
     let text: Vec<_> = cx.remarks.iter().map(ToString::to_string).collect();
-    let want = "place_cache: @mla c_KV, k_R models/src/deepseek_v2/attention.rs:53:15 (41) \
+    let want = "applied: place_cache: @mla c_KV, k_R models/src/deepseek_v2/attention.rs:53:15 (41) \
         models/src/deepseek_v2/attention.rs:55:15 (43)\n  \
         of each token c_KV, k_R is kept: 1152 bytes, not the 65664 of k_C, k_R, v_C\n  \
-        * keep c_KV, k_R: 1.152e3; flops 0; bytes 1152 b t\n    \
-        keep k_C, k_R, v_C: 6.566e4; flops 0; bytes 65664 b t\n    \
-        keep h: 3.022e4; flops 5898240 b t; bytes 10240 b t\n";
+        * keep c_KV, k_R: 1.152e3 bytes a token; flops 0; bytes 1152 b t\n    \
+        keep k_C, k_R, v_C: 6.566e4 bytes a token; flops 0; bytes 65664 b t\n    \
+        keep h: 3.022e4 bytes a token; flops 5898240 b t; bytes 10240 b t\n";
     assert_eq!(text, [want]);
 }
 

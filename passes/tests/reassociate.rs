@@ -5,7 +5,7 @@ use latentc_ir::{
     AxisId, Binary, Caches, DType, Factor, Function, Interpreter, Module, Op, Precision, Size, SplitMix,
     Stored, Tensor, Type, ValueId, Weight, check, cost,
 };
-use latentc_passes::{Context, Graph, Remark, pipeline};
+use latentc_passes::{Context, Graph, Kind, Remark, Unit, pipeline};
 
 /// The module after the pass, and what the pass said.
 fn ordered(text: &str, graph: Graph) -> (Module, Vec<Remark>) {
@@ -84,6 +84,8 @@ fn decode_meets_the_weights_first() {
         assert_eq!(candidates(z), ["(q_C W_UK) c_KV.s", "q_C (W_UK c_KV.s)", "(q_C c_KV.s) W_UK"]);
         assert_eq!(candidates(o), ["(P c_KV.s) W_UV", "P (W_UV c_KV.s)", "(P W_UV) c_KV.s"]);
         assert!(z.candidates[0].weight < z.candidates[1].weight);
+        assert!(z.candidates.iter().all(|c| c.unit == Unit::Seconds));
+        assert_eq!((z.kind, o.kind), (Kind::Applied, Kind::Applied));
     }
 }
 
@@ -94,6 +96,7 @@ fn training_and_long_prefill_rebuild_keys_and_values() {
         let (m, remarks) = ordered(&text, graph);
         assert_eq!(m, check("test.ir", &text).unwrap(), "{}", graph.name());
         let [z, o] = &remarks[..] else { panic!("two choices, not {remarks:?}") };
+        assert_eq!((z.kind, o.kind), (Kind::Missed, Kind::Missed));
         assert_eq!(candidates(z)[..2], ["q_C (W_UK c_KV.s)", "(q_C W_UK) c_KV.s"]);
         assert_eq!(candidates(o)[..2], ["P (W_UV c_KV.s)", "(P c_KV.s) W_UV"]);
         assert_eq!(z.crossing.is_some(), graph == Graph::Prefill, "training has no other graph to run");

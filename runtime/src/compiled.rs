@@ -3,7 +3,7 @@
 use latentc_codegen::program::Program;
 use latentc_codegen::schedule::{ScheduleError, schedule};
 use latentc_ir::Module;
-use latentc_passes::{Context, Graph, PassError, Remark, place_cache};
+use latentc_passes::{Context, Graph, Pass, PassError, Remark, place_cache};
 
 /// A graph after every pass, and its schedule.
 #[derive(Clone, Debug)]
@@ -29,13 +29,13 @@ pub enum CompileError {
     Schedule(#[from] ScheduleError),
 }
 
-/// Compiles one graph of a definition.
+/// Compiles one graph of a definition with these passes; see [`latentc_passes::selected`].
 ///
 /// # Errors
 /// See [`CompileError`].
-pub fn compile(definition: &Module, graph: Graph) -> Result<Compiled, CompileError> {
+pub fn compile(definition: &Module, graph: Graph, passes: &[Pass]) -> Result<Compiled, CompileError> {
     let mut cx = Context::new(graph);
-    let stages = latentc_passes::run(definition, &mut cx)?;
+    let stages = latentc_passes::run(definition, &mut cx, passes)?;
     let program = schedule(&stages[stages.len() - 1].1)?;
     Ok(Compiled { graph, stages, program, remarks: cx.remarks })
 }

@@ -9,7 +9,7 @@ use latentc_codegen::host::Host;
 use latentc_ir::interp::{Caches, Interpreter, Precision};
 use latentc_ir::tensor::{SplitMix, Tensor};
 use latentc_ir::{DType, Module, Size, Tensors};
-use latentc_passes::Graph;
+use latentc_passes::{Graph, pipeline};
 use latentc_runtime::checkpoint::{self, Checkpoint, CheckpointError, TensorSpec, write_checkpoint};
 use latentc_runtime::compiled::compile;
 use latentc_runtime::engine::{Engine, RunError, Value};
@@ -37,7 +37,9 @@ fn value(t: &Tensor) -> Value {
 fn check(module: &Module, graph: Graph, seed: u64) -> Result<(), TestCaseError> {
     let mut rng = SplitMix(seed);
     // A random definition may have no serving form, or weights that overlap in contradictory ways.
-    let (Ok(compiled), Ok(inventory)) = (compile(module, graph), module.inventory()) else { return Ok(()) };
+    let (Ok(compiled), Ok(inventory)) = (compile(module, graph, &pipeline()), module.inventory()) else {
+        return Ok(());
+    };
     let mut weights = Tensors::new();
     for t in &inventory.tensors {
         let shape = t.shape.iter().map(|&n| n as usize).collect();

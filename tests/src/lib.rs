@@ -6,7 +6,7 @@ use std::sync::Arc;
 use latentc_ir::DType;
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
-use latentc_passes::Graph;
+use latentc_passes::{Graph, Pass};
 use latentc_runtime::checkpoint::{Checkpoint, TensorFile};
 use latentc_runtime::compiled::{Compiled, compile};
 
@@ -57,10 +57,10 @@ pub fn cases() -> Vec<Case> {
 
 impl Case {
     /// The compiled graph that makes logits, with weights and activations of that dtype.
-    pub fn compile(&self, graph: Graph, dtype: DType) -> Compiled {
+    pub fn compile(&self, graph: Graph, dtype: DType, passes: &[Pass]) -> Compiled {
         let traced =
             trace(&self.config, Goal::Logits, dtype).unwrap_or_else(|e| panic!("{}: {e}", self.name));
-        compile(&traced.module, graph).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        compile(&traced.module, graph, passes).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
     /// An expected tensor of floats and its shape.

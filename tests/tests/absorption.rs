@@ -3,14 +3,14 @@
 use latentc_ir::{DType, Function, Inst, Module, Op};
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
-use latentc_passes::{Context, Graph, Remark, run};
+use latentc_passes::{Context, Graph, Remark, pipeline, run};
 
 fn passed(name: &str, graph: Graph) -> (Module, Vec<Remark>) {
     let config = ModelConfig::bundled(name).expect("a bundled model");
     let goal = if graph == Graph::Train { Goal::Loss } else { Goal::Logits };
     let traced = trace(&config, goal, DType::Bf16).unwrap_or_else(|e| panic!("{}", e.render()));
     let mut cx = Context::new(graph);
-    let stages = run(&traced.module, &mut cx).expect("every model compiles");
+    let stages = run(&traced.module, &mut cx, &pipeline()).expect("every model compiles");
     (stages[stages.len() - 1].1.clone(), cx.remarks)
 }
 

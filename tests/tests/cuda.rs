@@ -8,13 +8,13 @@ use latentc_codegen::program::Kernel;
 use latentc_ir::DType;
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
-use latentc_passes::Graph;
+use latentc_passes::{Graph, pipeline};
 use latentc_runtime::compiled::{Compiled, compile};
 
 fn compiled(config: &ModelConfig, graph: Graph) -> Compiled {
     let goal = if graph == Graph::Train { Goal::Loss } else { Goal::Logits };
     let traced = trace(config, goal, DType::Bf16).expect("the bundled models are right");
-    compile(&traced.module, graph).expect("the bundled models compile")
+    compile(&traced.module, graph, &pipeline()).expect("the bundled models compile")
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The reference cases, end to end: the compiled program on a device against another implementation's figures.
+//! The reference cases, end to end: the compiled program on a device against another implementation's figures, with the
+//! first few passes of the pipeline and with all of them.
 //!
 //! Tolerances are those that the cases' maker measured for f32 arithmetic in any order of summation, several times over: 2e-4 on
 //! logits of up to 7, 1e-5 on the loss; greedy tokens are equal.
@@ -7,20 +8,29 @@ use latentc_codegen::cube::WgpuDevice;
 use latentc_codegen::device::Device;
 use latentc_codegen::host::Host;
 use latentc_ir::DType;
-use latentc_passes::Graph;
+use latentc_passes::{Graph, Pass, pipeline, selected};
 use latentc_runtime::engine::Engine;
 use latentc_runtime::eval::{Batch, Reading};
 use latentc_runtime::generate::{Sampler, generate};
-use latentc_tests::{Case, cases, max_diff};
+use latentc_tests::{Case, cases, max_diff, workspace};
 
 const LOGITS: f32 = 2e-4;
 const LOSS: f64 = 1e-5;
 
-fn agrees<D: Device>(case: &Case, device: D, dtype: DType) {
+/// The first so many passes, and of the others what kernels need; all lists of that kind, the whole pipeline last.
+fn prefixes() -> Vec<Vec<Pass>> {
+    let names: Vec<_> = pipeline().iter().map(|p| p.name).collect();
+    let mut prefixes: Vec<_> =
+        (0..=names.len()).map(|count| selected(|pass| names[..count].contains(&pass.name))).collect();
+    prefixes.dedup_by_key(|passes| passes.iter().map(|p| p.name).collect::<Vec<_>>());
+    prefixes
+}
+
+fn agrees<D: Device>(case: &Case, device: D, dtype: DType, passes: &[Pass]) {
     let mut engine = Engine::new(device);
     for graph in [Graph::Prefill, Graph::Decode] {
         engine
-            .add(&case.compile(graph, dtype), &case.checkpoint)
+            .add(&case.compile(graph, dtype, passes), &case.checkpoint)
             .unwrap_or_else(|e| panic!("{}: {e}", case.name));
     }
     let (ids, shape) = case.integers("input_ids").expect("every case has input_ids");
@@ -56,19 +66,26 @@ fn agrees<D: Device>(case: &Case, device: D, dtype: DType) {
         assert_eq!(made, want, "{}: greedy tokens of row {r}", case.name);
     }
     println!(
-        "{:16} {:>4} kernels, prefill {prefill:.1e}, decode {decode:.1e}, loss {loss:.1e}",
+        "{:16} {:>4} kernels, prefill {prefill:.1e}, decode {decode:.1e}, loss {loss:.1e}; {} passes",
         case.name,
-        engine.program(Graph::Decode).map_or(0, |p| p.kernels.len())
+        engine.program(Graph::Decode).map_or(0, |p| p.kernels.len()),
+        passes.len()
     );
 }
 
-/// A graphics driver for the CPU is enough; `scripts/setup-lavapipe.sh` installs one.
+/// A graphics driver for the CPU is enough; `scripts/setup-lavapipe.sh` installs one. It is slow, so that all cases run
+/// with all passes, and the project's own after each single pass too.
 #[test]
 fn on_wgpu() {
+    let own = workspace().join("tests/cases");
+    let prefixes = prefixes();
     for case in cases() {
-        match WgpuDevice::open() {
-            Ok(device) => agrees(&case, device, DType::F32),
-            Err(e) => return eprintln!("SKIPPED: on_wgpu: {e}"),
+        let from = if case.path.starts_with(&own) { 0 } else { prefixes.len() - 1 };
+        for passes in &prefixes[from..] {
+            match WgpuDevice::open() {
+                Ok(device) => agrees(&case, device, DType::F32, passes),
+                Err(e) => return eprintln!("SKIPPED: on_wgpu: {e}"),
+            }
         }
     }
 }
@@ -79,7 +96,7 @@ fn on_wgpu() {
 fn with_narrow_dtypes_on_wgpu() {
     for case in cases().iter().take(2) {
         match WgpuDevice::open() {
-            Ok(device) => agrees(case, device, DType::Bf16),
+            Ok(device) => agrees(case, device, DType::Bf16, &pipeline()),
             Err(e) => return eprintln!("SKIPPED: with_narrow_dtypes_on_wgpu: {e}"),
         }
     }
@@ -88,6 +105,6 @@ fn with_narrow_dtypes_on_wgpu() {
 #[test]
 fn on_the_host() {
     for case in cases() {
-        agrees(&case, Host, DType::F32);
+        prefixes().iter().for_each(|passes| agrees(&case, Host, DType::F32, passes));
     }
 }

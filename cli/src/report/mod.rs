@@ -8,7 +8,7 @@ use clap::builder::PossibleValuesParser;
 use latentc_ir::{DType, Symbols, census, work};
 use latentc_models::published::{Published, published};
 use latentc_passes::machine::MACHINES;
-use latentc_passes::{Graph, Machine};
+use latentc_passes::{Graph, Machine, pipeline};
 use serde::Serialize;
 
 use crate::model::Model;
@@ -80,7 +80,7 @@ pub(crate) fn report(args: &Args) -> anyhow::Result<()> {
 fn figures(model: &Model, args: &Args, machine: Machine) -> anyhow::Result<Figures> {
     // Formats are chosen below; the graphs are those for 16 bits.
     let compile = |graph| -> anyhow::Result<Program> {
-        let compiled = model.compile(graph, DType::Bf16)?;
+        let compiled = model.compile(graph, DType::Bf16, &pipeline())?;
         let work = work(compiled.module()).map_err(anyhow::Error::msg)?;
         Ok(Program { work, symbols: Symbols::of(compiled.module()) })
     };

@@ -50,6 +50,28 @@ fn passes_on_a_dump_give_the_next_dump() {
 }
 
 #[test]
+fn passes_can_be_left_out() {
+    let without = |words: &str| ok(&format!("dump {{}} --graph decode {words}"), &[&case("tiny")]);
+    let all = without("");
+    assert!(all.contains("top_indices") && !without("--skip route").contains("top_indices"));
+    assert_eq!(without("--skip route,simplify,tidy"), without("--passes place_cache,reassociate"));
+    // What kernels need is done all the same.
+    assert!(without("--skip reassociate --after schedule").contains("launch mla_k_C_s(W_UK, "));
+    says(
+        &error("dump {} --skip simplify --after simplify", &[&case("tiny")]),
+        &["there is nothing after `simplify`, since that pass is left out"],
+    );
+    let refused = crate::latentc(["dump", "deepseek-v2", "--skip", "derive"]);
+    says(&String::from_utf8_lossy(&refused.stderr), &["invalid value 'derive'", "place_cache, simplify"]);
+
+    let folder = scratch();
+    let out = folder.path().join("out");
+    ok("compile {} --target host --passes place_cache -o {}", &[&case("tiny"), &out]);
+    let stages = ["00_trace.ir", "01_place_cache.ir", "02_derive.ir", "03_expand.ir", "04_pair.ir"];
+    assert_eq!(crate::names(&out.join("decode"))[..5], stages);
+}
+
+#[test]
 fn what_opt_refuses() {
     let folder = scratch();
     let file = folder.path().join("x.ir");

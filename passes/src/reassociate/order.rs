@@ -107,6 +107,11 @@ pub(super) fn union(a: &[usize], b: &[usize]) -> Vec<usize> {
 }
 
 impl Order {
+    /// `((a b) c) d`: so many operands, from left to right.
+    pub(super) fn from_the_left(operands: usize) -> Order {
+        Order { steps: (1..operands).map(|n| ((0..n).collect(), vec![n])).collect() }
+    }
+
     /// The two operands that each product is made of.
     pub(super) fn splits(&self) -> BTreeMap<Vec<usize>, [&[usize]; 2]> {
         self.steps.iter().map(|(a, b)| (union(a, b), [&a[..], &b[..]])).collect()
@@ -274,6 +279,11 @@ impl<'s> Search<'s> {
             let all = union(a, b);
             sum.plus(self.step([a, b], &all, [&made(a), &made(b)], &made(&all)))
         })
+    }
+
+    /// Whether all of an order's brackets are the author's.
+    pub(super) fn as_written(&self, order: &Order) -> bool {
+        self.weigh(order).written == order.steps.len()
     }
 
     /// Whether the product of these operands is made before the program runs.
