@@ -1,12 +1,14 @@
 //! From a graph to running code.
 //!
 //! `schedule` turns a module into a [`program::Program`]: launches of kernels over buffers. A [`device::Device`] runs kernels: the
-//! [`host`] with threads of this machine, [`cube`] with any CubeCL runtime. Both read the same
-//! kernels, and nothing here knows a model.
+//! [`host`] with threads of this machine, [`cube`] with any CubeCL runtime, [`emulate`] with CUDA text and a C++ compiler. All
+//! read the same kernels, [`check`] compares what they make of them with what they mean, and nothing here knows a model.
 
+pub mod check;
 pub mod contract;
 pub mod cube;
 pub mod device;
+pub mod emulate;
 pub mod grouped;
 pub mod host;
 pub mod map;

@@ -7,7 +7,7 @@ use cubecl_core::InfoBuilder;
 use cubecl_core::client::ComputeClient;
 use cubecl_core::ir::AddressType;
 use cubecl_core::prelude::{CubeCount, KernelTask, Runtime};
-use cubecl_core::server::{Handle, KernelArguments};
+use cubecl_core::server::{Handle, KernelArguments, MetadataBindingInfo};
 use half::{bf16, f16};
 use latentc_ir::{DType, Type, ValueId};
 
@@ -320,16 +320,9 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         fits(kernel, kernel.body.results[0], &extents, output)?;
         buffers.push(output);
 
-        let address = AddressType::U32;
-        let mut info = InfoBuilder::default();
-        for &n in sizes {
-            info.scalars.push(n as u32);
-        }
-        for b in &buffers {
-            info.metadata.register_array(b.len as u64, b.len as u64, address);
-        }
+        let lens: Vec<_> = buffers.iter().map(|b| b.len).collect();
         let bindings = buffers.iter().map(|b| b.handle.clone().binding()).collect();
-        let args = KernelArguments::new().with_buffers(bindings).with_info(info.finish(address));
+        let args = KernelArguments::new().with_buffers(bindings).with_info(launch_info(sizes, &lens));
         let task = Box::new(KernelTask::<R::Compiler, CubeIr>::new(ir));
         // SAFETY: a checked kernel stays inside of buffers that are as long as its types say, and they are.
         unsafe { self.client.launch_unchecked(task, CubeCount::Static(x, y, z), args) };
@@ -341,8 +334,21 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
     }
 }
 
+/// What a launch hands over besides its buffers: the run-time sizes, and how many elements each buffer has.
+pub(crate) fn launch_info(sizes: &[usize], lens: &[usize]) -> MetadataBindingInfo {
+    let address = AddressType::U32;
+    let mut info = InfoBuilder::default();
+    for &n in sizes {
+        info.scalars.push(n as u32);
+    }
+    for &len in lens {
+        info.metadata.register_array(len as u64, len as u64, address);
+    }
+    info.finish(address)
+}
+
 /// The bytes of elements, or `None` if they come as the wrong kind of numbers.
-fn encode(elem: Elem, data: &Data) -> Option<Vec<u8>> {
+pub(super) fn encode(elem: Elem, data: &Data) -> Option<Vec<u8>> {
     Some(match (elem, data) {
         (Elem::F32, Data::F32(v)) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
         (Elem::Bf16, Data::F32(v)) => v.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
@@ -359,7 +365,7 @@ fn encode(elem: Elem, data: &Data) -> Option<Vec<u8>> {
 }
 
 /// The first `len` elements in these bytes.
-fn decode(elem: Elem, bytes: &[u8], len: usize) -> Data {
+pub(super) fn decode(elem: Elem, bytes: &[u8], len: usize) -> Data {
     fn each<const N: usize, T>(bytes: &[u8], len: usize, one: impl Fn([u8; N]) -> T) -> Vec<T> {
         bytes.as_chunks::<N>().0.iter().take(len).map(|c| one(*c)).collect()
     }

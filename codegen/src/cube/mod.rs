@@ -22,6 +22,7 @@ mod target;
 pub use device::CudaDevice;
 #[cfg(feature = "wgpu")]
 pub use device::WgpuDevice;
+pub(crate) use device::launch_info;
 pub use device::{CubeBuffer, CubeDevice, CubeRuntime};
 pub use shape::{Cubes, LaunchShape};
 pub use source::cuda_source;
@@ -32,6 +33,6 @@ pub use target::Target;
 use crate::device::DeviceError;
 use crate::program::Kernel;
 
-fn refuse(kernel: &Kernel, why: impl Into<String>) -> DeviceError {
+pub(crate) fn refuse(kernel: &Kernel, why: impl Into<String>) -> DeviceError {
     DeviceError::Kernel { kernel: kernel.name.clone(), why: why.into() }
 }

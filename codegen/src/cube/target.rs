@@ -15,7 +15,9 @@ use std::fmt;
 
 use latentc_ir::DType;
 
+use super::device::{decode, encode};
 use super::emit::Elem;
+use crate::device::Data;
 
 /// A language that kernels are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +45,16 @@ impl Target {
     /// Bytes of one element in memory, if the dtype can be held.
     pub fn bytes(self, dtype: DType) -> Option<usize> {
         self.stored(dtype).map(Elem::bytes)
+    }
+
+    /// Elements as they lie in memory, or `None` if the dtype cannot be held or they come as the wrong kind of numbers.
+    pub(crate) fn encode(self, dtype: DType, data: &Data) -> Option<Vec<u8>> {
+        encode(self.stored(dtype)?, data)
+    }
+
+    /// The first `len` elements in these bytes, or as many as there are; `None` if the dtype cannot be held.
+    pub(crate) fn decode(self, dtype: DType, bytes: &[u8], len: usize) -> Option<Data> {
+        Some(decode(self.stored(dtype)?, bytes, len))
     }
 }
 

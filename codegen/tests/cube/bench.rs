@@ -1,14 +1,17 @@
 //! What the tests run kernels on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::{Mutex, OnceLock};
 
-use latentc_codegen::cube::{CubeDevice, CubeRuntime, CudaDevice, Target, WgpuDevice, cuda_source};
-use latentc_codegen::device::{Data, Device, DeviceError};
+use latentc_codegen::check::{launch, meaning};
+use latentc_codegen::cube::{CudaDevice, WgpuDevice, cuda_source};
+use latentc_codegen::device::{Device, DeviceError};
+use latentc_codegen::emulate::Emulator;
 use latentc_codegen::nvrtc::{Nvrtc, NvrtcError, Resources, Toolkit};
 use latentc_codegen::program::{Kernel, KernelKind};
-use latentc_ir::{DType, Function, Interpreter, Module, Precision, SplitMix, Tensor, ValueId, parse};
+use latentc_ir::{DType, SplitMix, Tensor, ValueId, parse};
 
 /// A kernel whose body is given in the text format, without its first and last line.
 pub(crate) fn kernel(kind: KernelKind, name: &str, body: &str) -> Kernel {
@@ -52,6 +55,19 @@ pub(crate) fn gpu() -> Option<CudaDevice> {
     present("kernels on CUDA", CudaDevice::open(0))
 }
 
+/// Works with CUDA on this CPU, if there is a C++ compiler.
+pub(crate) fn emulated(work: impl FnOnce(&mut Emulator)) {
+    thread_local! {
+        static EMULATOR: RefCell<Option<Emulator>> =
+            RefCell::new(present("CUDA kernels on the emulator (scripts/setup-cxx.sh)", Emulator::open(1)));
+    }
+    EMULATOR.with_borrow_mut(|emulator| {
+        if let Some(emulator) = emulator {
+            work(emulator);
+        }
+    });
+}
+
 /// The assembler's report on a kernel, or none where there is no assembler. The text is the same each time.
 pub(crate) fn cuda(kernel: &Kernel) -> Option<Resources> {
     static TOOLS: OnceLock<Option<(Toolkit, Nvrtc)>> = OnceLock::new();
@@ -87,55 +103,6 @@ pub(crate) fn inputs(kernel: &Kernel, sizes: &[usize], given: &[(usize, &[f64])]
     kernel.body.params.iter().enumerate().map(tensor).collect()
 }
 
-fn data(t: &Tensor) -> Data {
-    if t.dtype.is_float() {
-        Data::F32(t.data.iter().map(|&x| x as f32).collect())
-    } else {
-        Data::I32(t.data.iter().map(|&x| x as i32).collect())
-    }
-}
-
-/// What the device makes of these inputs. Memory that a kernel does not write is 7s.
-pub(crate) fn run<R: CubeRuntime>(
-    device: &mut CubeDevice<R>,
-    kernel: &Kernel,
-    args: &[Tensor],
-    sizes: &[usize],
-) -> Tensor {
-    let body = &kernel.body;
-    let extents = kernel.extents(sizes);
-    let ty = kernel.output();
-    let shape: Vec<_> = ty.axes.iter().map(|a| extents[a.0 as usize]).collect();
-    let mut buffers: Vec<_> = args.iter().map(|t| Some(device.upload(t.dtype, data(t)).unwrap())).collect();
-    let mut output = if let Some(cache) = kernel.cache() {
-        let cache = body.params.iter().position(|p| *p == cache).unwrap();
-        buffers[cache].take().unwrap()
-    } else {
-        let sevens =
-            Tensor { dtype: ty.dtype, data: vec![7.0; shape.iter().product()], shape: shape.clone() };
-        device.upload(ty.dtype, data(&sevens)).unwrap()
-    };
-    let inputs: Vec<_> = buffers.iter().map(Option::as_ref).collect();
-    device.launch(kernel, &inputs, &mut output, sizes).unwrap();
-    let data = match device.read(&output, shape.iter().product()).unwrap() {
-        Data::F32(v) => v.into_iter().map(f64::from).collect(),
-        Data::I32(v) => v.into_iter().map(f64::from).collect(),
-    };
-    Tensor::new(ty.dtype, shape, data).unwrap()
-}
-
-/// What the kernel means.
-pub(crate) fn meaning(kernel: &Kernel, args: &[Tensor], sizes: &[usize]) -> Tensor {
-    let function = Function { name: "kernel".to_owned(), ..kernel.body.clone() };
-    let module = Module { name: "test".to_owned(), functions: vec![function], entry: "kernel".to_owned() };
-    let mut interpreter = Interpreter::new(&module, Precision::Exact);
-    for (symbol, &size) in kernel.size_symbols().into_iter().zip(sizes) {
-        interpreter = interpreter.with_size(symbol, size);
-    }
-    let no_weights = &mut |_: &str, _: &Function, _: &latentc_ir::Weight| Err("no weights".to_owned());
-    interpreter.run(args, no_weights, &mut BTreeMap::new()).unwrap().remove(0)
-}
-
 /// The kernel gives on the device what it means, to `tolerance` relative to numbers above 1 and absolute below, and its
 /// CUDA text compiles without spills.
 pub(crate) fn agree_on(kernel: &Kernel, args: &[Tensor], sizes: &[usize], tolerance: f64) {
@@ -147,30 +114,27 @@ pub(crate) fn agree_on(kernel: &Kernel, args: &[Tensor], sizes: &[usize], tolera
 
 /// The first half of [`agree_on`], on each device there is.
 pub(crate) fn means_the_same(kernel: &Kernel, args: &[Tensor], sizes: &[usize], tolerance: f64) {
-    fn on<R: CubeRuntime>(
-        mut device: CubeDevice<R>,
-        kernel: &Kernel,
-        args: &[Tensor],
-        sizes: &[usize],
-        t: f64,
-    ) {
-        // On CUDA, what is stored is rounded.
-        let t = match (R::TARGET, kernel.output().dtype) {
-            (Target::Cuda, DType::Bf16) => t + 1.0 / 256.0,
-            (Target::Cuda, DType::F16) => t + 1.0 / 2048.0,
-            _ => t,
-        };
-        let (got, want) = (run(&mut device, kernel, args, sizes), meaning(kernel, args, sizes));
+    fn on<D: Device>(device: &mut D, kernel: &Kernel, args: &[Tensor], sizes: &[usize], t: f64) {
+        let got = launch(device, kernel, args, sizes).unwrap_or_else(|e| panic!("{e}\n{}", kernel.body));
+        let want = meaning(kernel, args, sizes).unwrap();
         if let Err(e) = got.close_to(&want, t, t) {
             panic!("{}, sizes {sizes:?}: {e}\n{}", device.name(), kernel.body);
         }
     }
-    if let Some(device) = device() {
-        on(device, kernel, args, sizes, tolerance);
+    if let Some(mut device) = device() {
+        on(&mut device, kernel, args, sizes, tolerance);
     }
-    if let Some(gpu) = gpu() {
-        on(gpu, kernel, args, sizes, tolerance);
+    // On CUDA, what is stored is rounded.
+    let rounded = tolerance
+        + match kernel.output().dtype {
+            DType::Bf16 => 1.0 / 256.0,
+            DType::F16 => 1.0 / 2048.0,
+            DType::F64 | DType::F32 | DType::I32 | DType::Bool => 0.0,
+        };
+    if let Some(mut gpu) = gpu() {
+        on(&mut gpu, kernel, args, sizes, rounded);
     }
+    emulated(|emulator| on(emulator, kernel, args, sizes, rounded));
 }
 
 /// The same for random inputs and each of several sizes.

@@ -7,6 +7,7 @@
 
 mod bench;
 mod contract;
+mod emulate;
 mod limits;
 mod map;
 mod random;

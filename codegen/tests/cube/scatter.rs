@@ -1,9 +1,10 @@
 //! Kernels that add up where an index says.
 
+use latentc_codegen::check::launch;
 use latentc_codegen::device::DeviceError;
 use latentc_codegen::program::{Kernel, KernelKind};
 
-use crate::bench::{agree_on, device, inputs, kernel, run, tolerance};
+use crate::bench::{agree_on, device, inputs, kernel, tolerance};
 
 fn scatter(name: &str, body: &str) -> Kernel {
     kernel(KernelKind::Scatter, name, body)
@@ -49,7 +50,7 @@ fn what_lies_outside_adds_nothing() {
     );
     let Some(mut device) = device() else { return };
     let args = inputs(&k, &[], &[(0, &[1.0, 2.0, 3.0, 4.0]), (1, &[2.0, -1.0, 3.0, 2.0])]);
-    assert_eq!(run(&mut device, &k, &args, &[]).data, [0.0, 0.0, 5.0]);
+    assert_eq!(launch(&mut device, &k, &args, &[]).unwrap().data, [0.0, 0.0, 5.0]);
 }
 
 #[test]

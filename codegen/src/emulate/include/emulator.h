@@ -1,0 +1,74 @@
+// What the other headers ask of the emulator: threads of a block as fibers, and the places where they meet.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+namespace emulate {
+
+/// Threads of a warp.
+constexpr unsigned WARP = 32;
+
+/// The arguments of a launch: where each buffer lies, and the bytes of the kernel's `info` struct.
+struct Args {
+    void* const* buffers;
+    const void* info;
+};
+
+/// A kernel of this program.
+struct Entry {
+    /// Runs one thread of it.
+    void (*call)(const Args&);
+    /// The block's shared memory and its size; null where it has none.
+    unsigned char* shared;
+    size_t shared_bytes;
+};
+
+/// The kernels of this program, in the order in which they were given.
+extern const Entry entries[];
+extern const size_t entry_count;
+
+/// Ends the program with a message that says which thread of which block was running.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+/// All threads of the block meet, at the same line.
+void meet_block(int line);
+
+/// The lanes of a warp that are still running meet, at the same line. The last one to come runs `combine` for all of them, with what
+/// each lane brought; null stands for a lane that has returned or that the block does not have.
+void meet_warp(const char* what, int line, void* mine, void (*combine)(void* const* lanes));
+
+/// This thread goes on when `ready` says so.
+void wait_until(const char* what, int line, bool (*ready)(void*), void* argument);
+
+/// A number below `n`, by the seed of the launch.
+unsigned choose(unsigned n);
+
+/// This thread's place in its warp.
+unsigned lane();
+
+/// This thread's place in its block.
+unsigned thread();
+
+/// The launch's arguments as those of a kernel: pointers are buffers in order, the struct is `info`.
+template <auto kernel>
+struct Call;
+
+template <class... P, void (*kernel)(P...)>
+struct Call<kernel> {
+    template <class T>
+    static T argument(const Args& args, size_t n) {
+        if constexpr (requires(T x) { *x; })
+            return static_cast<T>(args.buffers[n]);
+        else
+            return *static_cast<const T*>(args.info);
+    }
+    template <size_t... n>
+    static void with(const Args& args, std::index_sequence<n...>) {
+        kernel(argument<P>(args, n)...);
+    }
+    static void run(const Args& args) { with(args, std::index_sequence_for<P...>()); }
+};
+
+}  // namespace emulate

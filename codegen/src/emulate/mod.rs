@@ -1,0 +1,282 @@
+//! The CUDA text of kernels, run on this CPU.
+//!
+//! The very text that NVRTC would be given is compiled by the system's C++ compiler, with headers of ours in CUDA's place
+//! (`include/`), and run in a process of its own (`emulator.cpp`). It is slow, and finds what a GPU may hide:
+//!
+//! - an access outside of a buffer, which is as long as the launch says and no longer, or of the block's memory;
+//! - memory of the block that is read before it is written: it holds NaN, or huge numbers, before each block;
+//! - a barrier that is missing: between meetings, threads run one after the other in random order;
+//! - a barrier that some threads of the block, or lanes of the warp, do not come to;
+//! - accesses of several elements that are not aligned, and what is undefined in C++.
+//!
+//! Errors name the thread, the buffer, the element and the line of the text.
+
+mod translate;
+mod workshop;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use latentc_ir::{DType, Value, ValueId};
+use rayon::prelude::*;
+
+use crate::cube::{self, LaunchShape, Target, cuda_source};
+use crate::device::{Data, Device, DeviceError};
+use crate::program::Kernel;
+use translate::Part;
+use workshop::Workshop;
+
+/// Kernels that are compiled together: most of the time goes to the headers.
+const TOGETHER: usize = 8;
+
+/// The most shared memory that a block of any GPU has.
+const SHARED_BYTES: usize = 227 << 10;
+/// The most threads that a block of any GPU has.
+const THREADS: u32 = 1024;
+
+/// An NVIDIA GPU, emulated. Launches of a kernel are in random order of threads and blocks, by the seed.
+#[derive(Debug)]
+pub struct Emulator {
+    workshop: Arc<Workshop>,
+    seed: u64,
+    programs: Vec<Program>,
+}
+
+/// A kernel that is compiled.
+#[derive(Clone, Debug)]
+struct Program {
+    kernel: Kernel,
+    file: PathBuf,
+    /// Its number in the file.
+    number: u64,
+}
+
+/// Memory of an [`Emulator`]: elements as CUDA kernels hold them.
+#[derive(Clone, Debug)]
+pub struct EmulatorBuffer {
+    dtype: DType,
+    bytes: Vec<u8>,
+}
+
+impl Emulator {
+    /// An emulator whose random choices follow from a seed.
+    ///
+    /// # Errors
+    /// If there is no C++ compiler with sanitizers.
+    pub fn open(seed: u64) -> Result<Emulator, DeviceError> {
+        Ok(Emulator { workshop: Workshop::open()?, seed, programs: Vec::new() })
+    }
+
+    /// Compiles these kernels, several at once, so that launches need not.
+    ///
+    /// # Errors
+    /// If one of them cannot be expressed or compiled.
+    pub fn prepare<'k>(&mut self, kernels: impl IntoIterator<Item = &'k Kernel>) -> Result<(), DeviceError> {
+        let mut new: Vec<&Kernel> = Vec::new();
+        for kernel in kernels {
+            if self.program(kernel).is_none() && !new.contains(&kernel) {
+                new.push(kernel);
+            }
+        }
+        let sources: Vec<String> = new.iter().map(|k| cuda_source(k)).collect::<Result<_, _>>()?;
+        let all: Vec<_> = new.into_iter().zip(sources).collect();
+        let built: Result<Vec<_>, _> = all.par_chunks(TOGETHER).map(|chunk| self.build(chunk)).collect();
+        self.programs.extend(built?.into_iter().flatten());
+        Ok(())
+    }
+
+    /// Runs this text wherever the kernel is launched, instead of its own.
+    ///
+    /// # Errors
+    /// If it does not compile.
+    pub fn replace(&mut self, kernel: &Kernel, source: String) -> Result<(), DeviceError> {
+        let built = self.build(&[(kernel, source)])?;
+        self.programs.retain(|p| p.kernel != *kernel);
+        self.programs.extend(built);
+        Ok(())
+    }
+
+    fn program(&self, kernel: &Kernel) -> Option<&Program> {
+        self.programs.iter().find(|p| p.kernel == *kernel)
+    }
+
+    /// One program of several kernels. If it does not compile, the error is about the one that is to blame.
+    fn build(&self, kernels: &[(&Kernel, String)]) -> Result<Vec<Program>, DeviceError> {
+        let part = |(kernel, source): &'_ (&Kernel, String)| -> Result<(String, usize), DeviceError> {
+            let shape = LaunchShape::of(kernel);
+            if shape.units > THREADS || shape.shared_bytes > SHARED_BYTES {
+                return Err(cube::refuse(kernel, format!("{shape}, which no GPU has")));
+            }
+            Ok((source.clone(), shape.shared_bytes))
+        };
+        let texts: Vec<_> = kernels.iter().map(part).collect::<Result<_, _>>()?;
+        let parts: Vec<_> = kernels
+            .iter()
+            .zip(&texts)
+            .map(|((k, _), (source, shared_bytes))| Part {
+                name: &k.name,
+                source,
+                shared_bytes: *shared_bytes,
+            })
+            .collect();
+        let name = format!("program_{}", fresh());
+        match self.workshop.build(&name, &parts) {
+            Ok(file) => {
+                let program = |(n, (kernel, _)): (usize, &(&Kernel, String))| Program {
+                    kernel: (*kernel).clone(),
+                    file: file.clone(),
+                    number: n as u64,
+                };
+                Ok(kernels.iter().enumerate().map(program).collect())
+            }
+            Err(why) => match kernels {
+                [(kernel, _)] => Err(cube::refuse(kernel, why)),
+                _ => {
+                    let each: Result<Vec<_>, _> =
+                        kernels.iter().map(|k| self.build(std::slice::from_ref(k))).collect();
+                    Ok(each?.concat())
+                }
+            },
+        }
+    }
+}
+
+/// A number that no other file of this process has.
+fn fresh() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Device for Emulator {
+    type Buffer = EmulatorBuffer;
+
+    fn name(&self) -> String {
+        format!("CUDA emulated by {}", self.workshop.compiler().display())
+    }
+
+    fn alloc(&mut self, dtype: DType, len: usize) -> Result<EmulatorBuffer, DeviceError> {
+        let elem = Target::Cuda.bytes(dtype);
+        let Some(bytes) = elem else {
+            return Err(DeviceError::Memory {
+                len,
+                dtype,
+                why: "CUDA kernels cannot hold this dtype".to_owned(),
+            });
+        };
+        // As in the block's memory: what was not written shows.
+        Ok(EmulatorBuffer { dtype, bytes: vec![0xff; len * bytes] })
+    }
+
+    fn upload(&mut self, dtype: DType, data: Data) -> Result<EmulatorBuffer, DeviceError> {
+        let len = data.len();
+        let fail = |why: &str| DeviceError::Memory { len, dtype, why: why.to_owned() };
+        let bytes = Target::Cuda.encode(dtype, &data);
+        let bytes =
+            bytes.ok_or_else(|| fail("CUDA kernels hold floats but f64, integers and truth values"))?;
+        Ok(EmulatorBuffer { dtype, bytes })
+    }
+
+    fn read(&mut self, buffer: &EmulatorBuffer, len: usize) -> Result<Data, DeviceError> {
+        let dtype = buffer.dtype;
+        let held = Target::Cuda.decode(dtype, &buffer.bytes, len);
+        held.filter(|d| d.len() == len).ok_or_else(|| DeviceError::Memory {
+            len,
+            dtype,
+            why: format!("the buffer has {} bytes", buffer.bytes.len()),
+        })
+    }
+
+    fn launch(
+        &mut self,
+        kernel: &Kernel,
+        inputs: &[Option<&EmulatorBuffer>],
+        output: &mut EmulatorBuffer,
+        sizes: &[usize],
+    ) -> Result<(), DeviceError> {
+        self.prepare([kernel])?;
+        let refuse = |why: String| cube::refuse(kernel, why);
+        let symbols = kernel.size_symbols();
+        if inputs.len() != kernel.body.params.len() || sizes.len() != symbols.len() {
+            return Err(refuse(format!("{} buffers and {} sizes do not fit", inputs.len(), sizes.len())));
+        }
+        let shape = LaunchShape::of(kernel);
+        let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
+        let grid = shape.grid(number).map_err(refuse)?;
+        if grid.0 == 0 {
+            return Ok(());
+        }
+        // As many bytes as the types say, whatever is behind them: an access there is wrong.
+        let extents = kernel.extents(sizes);
+        let exactly = |value: ValueId, buffer: &EmulatorBuffer| {
+            let Value { name, ty, .. } = kernel.body.value(value);
+            let len: usize = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
+            if ty.dtype != buffer.dtype || len > buffer.len() {
+                let given = format!("{} of {}", buffer.len(), buffer.dtype);
+                return Err(refuse(format!(
+                    "`{name}` has {len} elements of {}, the buffer {given}",
+                    ty.dtype
+                )));
+            }
+            Ok(len)
+        };
+        let mut buffers: Vec<(&[u8], usize)> = Vec::new();
+        let mut lens = Vec::new();
+        for (&param, input) in kernel.body.params.iter().zip(inputs) {
+            let Some(buffer) = input else { continue };
+            let len = exactly(param, buffer)?;
+            lens.push(len);
+            buffers.push((&buffer.bytes[..len * buffer.element()], buffer.element()));
+        }
+        let len = exactly(kernel.body.results[0], output)?;
+        let written = len * output.element();
+        lens.push(len);
+        buffers.push((&output.bytes[..written], output.element()));
+        let info: Vec<u8> =
+            cube::launch_info(sizes, &lens).data.iter().flat_map(|w| w.to_le_bytes()).collect();
+
+        let program = self.program(kernel).ok_or_else(|| refuse("it is not compiled".to_owned()))?;
+        let mut words = vec![program.number, self.seed];
+        words.extend([grid.0, grid.1, grid.2, shape.units].map(u64::from));
+        words.extend([info.len() as u64, buffers.len() as u64]);
+        let mut file: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        file.extend(&info);
+        for (n, (bytes, element)) in buffers.iter().enumerate() {
+            let last = n + 1 == buffers.len();
+            let words = [bytes.len(), *element, usize::from(last)];
+            file.extend(words.iter().flat_map(|&w| (w as u64).to_le_bytes()));
+            file.extend(*bytes);
+        }
+        let number = fresh();
+        let launch = self.workshop.path(&format!("launch_{number}"));
+        let result = self.workshop.path(&format!("result_{number}"));
+        std::fs::write(&launch, file).map_err(|e| refuse(format!("{}: {e}", launch.display())))?;
+        let ran = self.workshop.run(&program.file, &launch, &result);
+        let bytes =
+            ran.and_then(|()| std::fs::read(&result).map_err(|e| format!("{}: {e}", result.display())));
+        for path in [launch, result] {
+            // The folder goes in the end; a failed launch leaves no result.
+            let _ = std::fs::remove_file(path);
+        }
+        let bytes = bytes.map_err(refuse)?;
+        output.bytes[..written].copy_from_slice(&bytes);
+        Ok(())
+    }
+}
+
+impl EmulatorBuffer {
+    /// Bytes of an element.
+    fn element(&self) -> usize {
+        Target::Cuda.bytes(self.dtype).unwrap_or(1)
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.element()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
