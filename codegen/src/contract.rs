@@ -4,7 +4,7 @@
 //! result), *m* (the first operand and the result), *n* (the second and the result), *k* (both operands, summed).
 //! Any group may be empty or have several axes, in any memory order.
 
-use latentc_ir::{AxisId, Function};
+use latentc_ir::{AxisId, Function, ValueId};
 
 /// The groups of axes of a contraction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,15 +23,20 @@ impl ContractPlan {
     /// The plan of a kernel's body, which is one contraction of its two parameters (or of one with itself).
     pub fn of(body: &Function) -> ContractPlan {
         let inst = &body.body[0];
-        let (a, b, y) = (body.ty(inst.args[0]), body.ty(inst.args[1]), body.ty(inst.result()));
+        let axes = |v: ValueId| &body.ty(v).axes[..];
+        ContractPlan::new(axes(inst.args[0]), axes(inst.args[1]), axes(inst.result()))
+    }
+
+    /// The plan for two operands and a result with these axes.
+    pub fn new(a: &[AxisId], b: &[AxisId], y: &[AxisId]) -> ContractPlan {
         let pick = |in_a: bool, in_b: bool| {
-            y.axes.iter().copied().filter(|&x| a.has(x) == in_a && b.has(x) == in_b).collect()
+            y.iter().copied().filter(|x| a.contains(x) == in_a && b.contains(x) == in_b).collect()
         };
         ContractPlan {
             batch: pick(true, true),
             m: pick(true, false),
             n: pick(false, true),
-            k: a.axes.iter().copied().filter(|&x| !y.has(x)).collect(),
+            k: a.iter().copied().filter(|x| !y.contains(x)).collect(),
         }
     }
 }

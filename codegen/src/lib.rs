@@ -16,3 +16,4 @@ pub mod nvrtc;
 pub mod program;
 pub mod scatter;
 pub mod schedule;
+pub mod stream;

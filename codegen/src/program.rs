@@ -104,6 +104,8 @@ pub enum KernelKind {
     Grouped,
     /// Elements added up where an index says: see [`scatter`](crate::scatter).
     Scatter,
+    /// Values weighed by a softmax and added up, with scores that are never stored: see [`stream`](crate::stream).
+    Stream,
 }
 
 impl fmt::Display for KernelKind {
@@ -113,6 +115,7 @@ impl fmt::Display for KernelKind {
             KernelKind::Contract => "contract",
             KernelKind::Grouped => "grouped",
             KernelKind::Scatter => "scatter",
+            KernelKind::Stream => "stream",
         })
     }
 }

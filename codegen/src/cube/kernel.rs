@@ -144,7 +144,7 @@ impl Form {
     pub(crate) fn of(kernel: &Kernel) -> Form {
         match kernel.kind {
             // Each unit finds its own matrix: right, and for a few rows not slow.
-            KernelKind::Map | KernelKind::Grouped => Form::Map(Map::of(&kernel.body)),
+            KernelKind::Map | KernelKind::Grouped | KernelKind::Stream => Form::Map(Map::of(&kernel.body)),
             KernelKind::Scatter => match ScatterPlan::of(&kernel.body) {
                 Some(plan) => Form::Scatter(plan),
                 // What the check refuses is never emitted.
@@ -192,6 +192,7 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
         KernelKind::Map | KernelKind::Grouped => check_map(body),
         KernelKind::Contract => check_contract(body),
         KernelKind::Scatter => check_scatter(body),
+        KernelKind::Stream => Err("a streamed softmax runs on the host only so far".to_owned()),
     }
 }
 

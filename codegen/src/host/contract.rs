@@ -41,50 +41,102 @@ pub(super) fn run(
         });
     };
 
-    let plan = ContractPlan::of(body);
     let types = [body.ty(inst.args[0]), body.ty(inst.args[1]), body.ty(inst.result())];
     let steps = types.map(|t| strides(&t.axes, extents));
-    // Steps in the first operand, the second, and the result.
-    let loops = |group: &[AxisId]| -> Vec<Loop<3>> {
-        let all = group.iter().map(|&axis| {
-            let at = |n: usize| step(axis, &types[n].axes, &steps[n]);
-            (extents[axis.0 as usize], [at(0), at(1), at(2)])
-        });
-        merge(all)
-    };
-    let (mut batch, mut m, mut n, mut k) =
-        (loops(&plan.batch), loops(&plan.m), loops(&plan.n), loops(&plan.k));
-    let (gm, gn, gk) = (take_longest(&mut m), take_longest(&mut n), take_longest(&mut k));
-    // What does not fit into one matrix is looped over: freely where results differ, in order where they add up.
-    batch.append(&mut m);
-    batch.append(&mut n);
-    let (outer, inner) = (turns(&batch), turns(&k));
-    if outer == 0 || gm.0 == 0 || gn.0 == 0 {
-        return Ok(());
-    }
+    let product = Product::new(extents, [0, 1, 2].map(|n| (&types[n].axes[..], &steps[n][..])));
     let y = Shared(y.as_mut_ptr());
-    let product = |index: usize, parallelism: Parallelism| {
-        let outer_at = place(&batch, index);
+    let (turns, each) = (product.turns(), product.work());
+    let turn = |index: usize, parallelism: Parallelism| {
+        // SAFETY: `check` made sure that each buffer holds all indices of its type, and each turn writes its own elements of `y`.
+        unsafe { product.turn(index, a.as_ptr(), b.as_ptr(), y.get(), parallelism) };
+    };
+    if turns * each < SMALL {
+        (0..turns).for_each(|i| turn(i, Parallelism::None));
+    } else if turns >= rayon::current_num_threads() {
+        (0..turns).into_par_iter().for_each(|i| turn(i, Parallelism::None));
+    } else {
+        (0..turns).for_each(|i| turn(i, Parallelism::Rayon(0)));
+    }
+    Ok(())
+}
+
+/// A product of two strided tensors, summed over their common axes into a third: matrix products in loops.
+pub(super) struct Product {
+    /// What does not fit into one matrix, where results differ.
+    outer: Vec<Loop<3>>,
+    m: Loop<3>,
+    n: Loop<3>,
+    k: Loop<3>,
+    /// What does not fit into one matrix, where results add up.
+    inner: Vec<Loop<3>>,
+}
+
+impl Product {
+    /// For two operands and a result, given by their axes and steps.
+    pub(super) fn new(extents: &[usize], tensors: [(&[AxisId], &[usize]); 3]) -> Product {
+        let plan = ContractPlan::new(tensors[0].0, tensors[1].0, tensors[2].0);
+        let loops = |group: &[AxisId]| -> Vec<Loop<3>> {
+            let one = |&axis: &AxisId| {
+                (extents[axis.0 as usize], tensors.map(|(axes, steps)| step(axis, axes, steps)))
+            };
+            merge(group.iter().map(one))
+        };
+        let (mut outer, mut m, mut n, mut inner) =
+            (loops(&plan.batch), loops(&plan.m), loops(&plan.n), loops(&plan.k));
+        let (gm, gn, gk) = (take_longest(&mut m), take_longest(&mut n), take_longest(&mut inner));
+        outer.append(&mut m);
+        outer.append(&mut n);
+        Product { outer, m: gm, n: gn, k: gk, inner }
+    }
+
+    /// The number of matrices of the result.
+    pub(super) fn turns(&self) -> usize {
+        turns(&self.outer)
+    }
+
+    /// Multiply-adds of one turn.
+    pub(super) fn work(&self) -> usize {
+        self.m.0 * self.n.0 * self.k.0 * turns(&self.inner)
+    }
+
+    /// Computes one matrix of the result.
+    ///
+    /// # Safety
+    /// Each pointer must be good for all places that the extents and its tensor's steps lead to, and no one else may touch this
+    /// turn's part of `y`. Turns differ in axes of the result, so they write distinct elements if the steps of `y` keep these
+    /// apart.
+    pub(super) unsafe fn turn(
+        &self,
+        index: usize,
+        a: *const f32,
+        b: *const f32,
+        y: *mut f32,
+        parallelism: Parallelism,
+    ) {
+        let (gm, gn, gk) = (self.m, self.n, self.k);
+        if gm.0 == 0 || gn.0 == 0 {
+            return;
+        }
+        let outer_at = place(&self.outer, index);
+        let inner = turns(&self.inner);
         for j in 0..inner.max(1) {
             // An empty sum is zero: with nothing to add, the first product has k = 0 and clears the result.
-            let (depth, add) = if inner == 0 { (0, [0; 3]) } else { (gk.0, place(&k, j)) };
+            let (depth, add) = if inner == 0 { (0, [0; 3]) } else { (gk.0, place(&self.inner, j)) };
             let at = [0, 1, 2].map(|n| outer_at[n] + add[n]);
-            // SAFETY: `check` made sure that each buffer holds all indices of its type; offsets and steps are those of its axes,
-            // with indices below the extents. Each outer index writes its own elements of `y`: batch, m and n are all the
-            // axes of the result, so distinct points have distinct offsets.
+            // SAFETY: by the caller; indices are below the extents.
             unsafe {
                 gemm::gemm(
                     gm.0,
                     gn.0,
                     depth,
-                    y.get().add(at[2]),
+                    y.add(at[2]),
                     gn.1[2] as isize,
                     gm.1[2] as isize,
                     j > 0,
-                    a.as_ptr().add(at[0]),
+                    a.add(at[0]),
                     gk.1[0] as isize,
                     gm.1[0] as isize,
-                    b.as_ptr().add(at[1]),
+                    b.add(at[1]),
                     gn.1[1] as isize,
                     gk.1[1] as isize,
                     1.0f32,
@@ -96,14 +148,5 @@ pub(super) fn run(
                 );
             }
         }
-    };
-    let each = gm.0 * gn.0 * gk.0 * inner;
-    if outer * each < SMALL {
-        (0..outer).for_each(|i| product(i, Parallelism::None));
-    } else if outer >= rayon::current_num_threads() {
-        (0..outer).into_par_iter().for_each(|i| product(i, Parallelism::None));
-    } else {
-        (0..outer).for_each(|i| product(i, Parallelism::Rayon(0)));
     }
-    Ok(())
 }

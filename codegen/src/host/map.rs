@@ -160,12 +160,7 @@ impl<'a> Machine<'a> {
                 })
             };
             lanes[instr.lane] = result;
-            done.map_err(|e| match e {
-                Fault::Index(index, size) => {
-                    DeviceError::Index { kernel: self.kernel.name.clone(), index, size }
-                }
-                Fault::Kind => fail(self.kernel, "an operand is of another kind than its type says"),
-            })?;
+            done.map_err(|e| fault(self.kernel, e))?;
         }
 
         let s = &self.store;
@@ -217,11 +212,21 @@ impl<'a> Machine<'a> {
     }
 }
 
-fn fail(kernel: &Kernel, why: &str) -> DeviceError {
+/// What a fault is to the caller of a kernel.
+pub(super) fn fault(kernel: &Kernel, fault: Fault) -> DeviceError {
+    match fault {
+        Fault::Index(index, size) => DeviceError::Index { kernel: kernel.name.clone(), index, size },
+        Fault::Kind => fail(kernel, "an operand is of another kind than its type says"),
+    }
+}
+
+/// An error about a kernel.
+pub(super) fn fail(kernel: &Kernel, why: &str) -> DeviceError {
     DeviceError::Kernel { kernel: kernel.name.clone(), why: why.to_owned() }
 }
 
-fn tail(view: Option<View<'_>>, start: usize) -> View<'_> {
+/// A view from an element on.
+pub(super) fn tail(view: Option<View<'_>>, start: usize) -> View<'_> {
     match view {
         Some(View::F(x)) => View::F(&x[start.min(x.len())..]),
         Some(View::I(x)) => View::I(&x[start.min(x.len())..]),
@@ -229,9 +234,18 @@ fn tail(view: Option<View<'_>>, start: usize) -> View<'_> {
     }
 }
 
+/// Writes `n` elements of `x`, both at some steps.
+///
 /// # Safety
 /// `y` must hold every index that is written, and no one else may touch them.
-unsafe fn scatter<T: Copy>(y: Shared<T>, to: usize, x: &[T], from: usize, n: usize, steps: [usize; 2]) {
+pub(super) unsafe fn scatter<T: Copy>(
+    y: Shared<T>,
+    to: usize,
+    x: &[T],
+    from: usize,
+    n: usize,
+    steps: [usize; 2],
+) {
     for i in 0..n {
         // SAFETY: by the caller.
         unsafe { y.get().add(to + i * steps[0]).write(x[from + i * steps[1]]) };
@@ -343,9 +357,8 @@ impl Compiler<'_> {
         (lane, row, steps)
     }
 
-    /// The loops over `axes` for tensors given by their axes and steps.
-    fn nest<const N: usize>(&self, axes: &[AxisId], tensors: [(&[AxisId], &[usize]); N]) -> Nest<N> {
-        Nest::new(axes.iter().map(|&a| (self.extent(a), tensors.map(|(axes, steps)| step(a, axes, steps)))))
+    fn nest<const N: usize>(&self, axes: &[AxisId], tensors: [Strided<'_>; N]) -> Nest<N> {
+        nest(self.extents, axes, tensors)
     }
 
     fn instruction(&mut self, inst: &Inst, instrs: &mut Vec<Instr>) -> Result<(), String> {
@@ -355,23 +368,14 @@ impl Compiler<'_> {
         let result = (&row[..], &steps[..]);
         let mut many = Vec::new();
         let what = match &inst.op {
-            Op::Const(values) => match values[..] {
-                [x] => What::Fill(x.0),
-                _ => return Err("a table must be stored".to_owned()),
-            },
+            Op::Const(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast | Op::Broadcast { .. } => {
+                let tensors: Vec<_> = (0..sources.len()).map(tensor).collect();
+                elementwise(self.body, inst, self.extents, result, &tensors)?
+            }
             Op::Position { axis } => match self.outer.iter().position(|a| a == axis) {
                 Some(n) => What::OuterIndex(n),
-                None => What::Iota(self.nest(&row, [result, (&[*axis], &[1])])),
+                None => What::Iota(self.nest(&row, [result, (&[*axis], &[1])]), 0),
             },
-            Op::Unary(u) => What::Unary(*u, self.nest(&row, [result, tensor(0)])),
-            Op::Binary(b) => What::Binary(*b, self.nest(&row, [result, tensor(0), tensor(1)])),
-            Op::Select => What::Select(self.nest(&row, [result, tensor(0), tensor(1), tensor(2)])),
-            Op::Cast if self.body.ty(inst.result()).dtype == DType::Bool => {
-                What::Truth(self.nest(&row, [result, tensor(0)]))
-            }
-            Op::Cast | Op::Broadcast { .. } => {
-                What::Copy { nest: self.nest(&row, [result, tensor(0)]), into: 0, from: 0 }
-            }
             Op::Reduce { by, .. } => {
                 self.work += sources[0]
                     .1
@@ -505,8 +509,48 @@ impl Compiler<'_> {
     }
 }
 
+/// A tensor's axes and the steps along them.
+pub(super) type Strided<'a> = (&'a [AxisId], &'a [usize]);
+
+/// The loops over `axes` for some tensors.
+pub(super) fn nest<const N: usize>(extents: &[usize], axes: &[AxisId], tensors: [Strided<'_>; N]) -> Nest<N> {
+    Nest::new(
+        axes.iter().map(|&a| (extents[a.0 as usize], tensors.map(|(axes, steps)| step(a, axes, steps)))),
+    )
+}
+
+/// What makes a result from operands at the same place. Positions are not among it: they depend on where one is.
+///
+/// # Errors
+/// If the op is another.
+pub(super) fn elementwise(
+    body: &Function,
+    inst: &Inst,
+    extents: &[usize],
+    result: Strided<'_>,
+    operands: &[Strided<'_>],
+) -> Result<What, String> {
+    let row = result.0;
+    Ok(match (&inst.op, operands) {
+        (Op::Const(values), []) => match values[..] {
+            [x] => What::Fill(x.0),
+            _ => return Err("a table must be stored".to_owned()),
+        },
+        (Op::Unary(u), [x]) => What::Unary(*u, nest(extents, row, [result, *x])),
+        (Op::Binary(b), [x, y]) => What::Binary(*b, nest(extents, row, [result, *x, *y])),
+        (Op::Select, [c, x, y]) => What::Select(nest(extents, row, [result, *c, *x, *y])),
+        (Op::Cast, [x]) if body.ty(inst.result()).dtype == DType::Bool => {
+            What::Truth(nest(extents, row, [result, *x]))
+        }
+        (Op::Cast | Op::Broadcast { .. }, [x]) => {
+            What::Copy { nest: nest(extents, row, [result, *x]), into: 0, from: 0 }
+        }
+        (op, _) => return Err(format!("`{}` is not elementwise", op.mnemonic())),
+    })
+}
+
 /// The axes and steps of a tensor when one of its axes is seen as several.
-fn split(
+pub(super) fn split(
     axes: &[AxisId],
     steps: &[usize],
     axis: AxisId,

@@ -1,12 +1,13 @@
 //! The host executor: kernels on the threads of this machine, in plain Rust.
 //!
 //! Floats of any declared width are held and computed in f32, integers and truth values in i32. Map kernels are run by a small
-//! vector machine ([`map`]), contractions by the `gemm` crate ([`contract`]).
+//! vector machine ([`map`]), contractions by the `gemm` crate ([`contract`]), streamed softmaxes by both ([`stream`]).
 
 mod contract;
 mod grouped;
 mod map;
 mod scatter;
+mod stream;
 mod vector;
 mod walk;
 
@@ -119,6 +120,7 @@ impl Device for Host {
             KernelKind::Contract => contract::run(kernel, &views, output, &extents),
             KernelKind::Grouped => grouped::run(kernel, &views, output, &extents),
             KernelKind::Scatter => scatter::run(kernel, &views, output, &extents),
+            KernelKind::Stream => stream::run(kernel, &views, output, &extents),
         }
     }
 }

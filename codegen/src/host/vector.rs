@@ -30,8 +30,8 @@ pub(super) enum What {
     Fill(f64),
     /// The index along an outer axis.
     OuterIndex(usize),
-    /// 0, 1, 2, … along a row axis; the second tensor is the index itself.
-    Iota(Nest<2>),
+    /// 0, 1, 2, … along a row axis, from some number on; the second tensor is the index itself.
+    Iota(Nest<2>, usize),
     Unary(Unary, Nest<2>),
     Binary(Binary, Nest<3>),
     Select(Nest<4>),
@@ -100,11 +100,11 @@ impl What {
                 Lane::I(y) => y.fill(outer(*axis) as i32),
                 Lane::F(_) => return Err(Fault::Kind),
             },
-            What::Iota(nest) => {
+            What::Iota(nest, start) => {
                 let Lane::I(y) = result else { return Err(Fault::Kind) };
                 nest.each(|[to, from], n, s| {
                     for i in 0..n {
-                        y[to + i * s[0]] = (from + i * s[1]) as i32;
+                        y[to + i * s[0]] = (start + from + i * s[1]) as i32;
                     }
                 });
             }

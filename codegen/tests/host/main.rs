@@ -4,6 +4,10 @@
 //! integers: sums and products of a few are exact in f32, so comparisons and selections fall out alike on both sides and
 //! what differs is rounding alone.
 
+mod stream;
+#[path = "../common/streams.rs"]
+mod streams;
+
 use std::collections::BTreeMap;
 
 use latentc_codegen::device::{Data, Device};
@@ -45,9 +49,14 @@ fn to_data(t: &Tensor) -> Data {
 
 fn check(kernel: &Kernel, seed: u64) -> Result<(), TestCaseError> {
     let mut rng = SplitMix(seed);
+    let sizes: Vec<usize> = kernel.size_symbols().iter().map(|_| (rng.next_u64() % 5) as usize).collect();
+    check_at(kernel, &sizes, rng.next_u64())
+}
+
+fn check_at(kernel: &Kernel, sizes: &[usize], seed: u64) -> Result<(), TestCaseError> {
+    let mut rng = SplitMix(seed);
     let symbols: Vec<String> = kernel.size_symbols().into_iter().map(str::to_owned).collect();
-    let sizes: Vec<usize> = symbols.iter().map(|_| (rng.next_u64() % 5) as usize).collect();
-    let extents = kernel.extents(&sizes);
+    let extents = kernel.extents(sizes);
     let args: Vec<_> =
         (0..kernel.body.params.len()).map(|p| random_input(kernel, p, &extents, &mut rng)).collect();
 
@@ -58,7 +67,7 @@ fn check(kernel: &Kernel, seed: u64) -> Result<(), TestCaseError> {
         caches.insert(kernel.body.value(cache).name.clone(), args[0].clone());
     }
     let mut interp = Interpreter::new(&module, Precision::Exact);
-    for (s, n) in symbols.iter().zip(&sizes) {
+    for (s, n) in symbols.iter().zip(sizes) {
         interp = interp.with_size(s, *n);
     }
     let mut none = |_: &str, _: &Function, _: &Weight| -> Result<Tensor, String> { Err("no weights".into()) };
@@ -74,8 +83,8 @@ fn check(kernel: &Kernel, seed: u64) -> Result<(), TestCaseError> {
         false => host.alloc(out.dtype, len).expect("memory"),
     };
     let inputs: Vec<_> = buffers.iter().map(Option::as_ref).collect();
-    let done = host.launch(kernel, &inputs, &mut output, &sizes);
-    let text = format!("sizes {:?}\n{}", symbols.iter().zip(&sizes).collect::<BTreeMap<_, _>>(), kernel.body);
+    let done = host.launch(kernel, &inputs, &mut output, sizes);
+    let text = format!("sizes {:?}\n{}", symbols.iter().zip(sizes).collect::<BTreeMap<_, _>>(), kernel.body);
     let (want, ()) = match (want, done) {
         (Err(_), Err(_)) => return Ok(()),
         // Where there is nothing to compute, no index is looked at.

@@ -1,0 +1,196 @@
+//! Streamed softmaxes as kernels, for the tests of every device.
+
+use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_ir::{SplitMix, parse};
+use proptest::prelude::*;
+
+/// A kernel whose body is given in the text format, without its first and last line.
+pub(crate) fn stream(name: &str, body: &str) -> Kernel {
+    let text = format!("module test entry @{name}\n\nfunc @{name} {{\n{body}\n}}\n");
+    let module = parse("test", &text).unwrap_or_else(|e| panic!("{e} in\n{text}"));
+    Kernel { name: name.to_owned(), kind: KernelKind::Stream, body: module.functions[0].clone() }
+}
+
+/// Attention over a cache of latents, which are keys and values both: `i` heads of the tokens `t`, latents of width `c`, keys that
+/// all heads share of width `r`. Run-time sizes: batch, tokens, positions.
+pub(crate) fn latent(name: &str, dtype: &str, [i, c, r]: [u64; 3]) -> Kernel {
+    stream(
+        name,
+        &format!(
+            "axes b=n0, t=n1, i={i}, c={c}, r={r}, s=n2\n\
+             param q: {dtype}[b, t, i, c]\nparam qr: {dtype}[b, t, i, r]\nparam kv: {dtype}[s, b, c]\n\
+             param kr: {dtype}[s, b, r]\nparam pos: i32[b, t]\n\
+             at: i32[s] = position of s\nseen: bool[s, b, t] = le at, pos\n\
+             zc: f32[b, t, i, s] = contract q, kv over c\nzr: f32[b, t, i, s] = contract qr, kr over r\n\
+             z: f32[b, t, i, s] = add zc, zr\nscale: f32 = const 0.125\nx: f32[b, t, i, s] = mul z, scale\n\
+             least: f32 = const -inf\nm: f32[b, t, i, s] = select seen, x, least\n\
+             p: {dtype}[b, t, i, s] = softmax m over s\ny: {dtype}[b, t, i, c] = contract p, kv over s\nreturn y"
+        ),
+    )
+}
+
+/// Attention of as many heads of queries as of keys, causal by the positions in the sequence. Run-time sizes: batch, tokens, positions.
+pub(crate) fn causal(name: &str, dtype: &str, [i, k, v]: [u64; 3]) -> Kernel {
+    stream(
+        name,
+        &format!(
+            "axes b=n0, t=n1, i={i}, v={v}, s=n2, k={k}\n\
+             param q: {dtype}[b, t, i, k]\nparam key: {dtype}[b, s, i, k]\nparam value: {dtype}[b, s, i, v]\n\
+             param scale: f32[i]\nto: i32[t] = position of t\nat: i32[s] = position of s\nseen: bool[t, s] = le at, to\n\
+             z: f32[b, t, i, s] = contract q, key over k\nx: f32[b, t, i, s] = mul z, scale\n\
+             least: f32 = const -inf\nm: f32[b, t, i, s] = select seen, x, least\n\
+             w: f32[b, t, i, s] = softmax m over s\np: {dtype}[b, t, i, s] = cast w\n\
+             y: {dtype}[b, t, i, v] = contract p, value over s\nreturn y"
+        ),
+    )
+}
+
+/// What a random streamed softmax is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    /// Decides the order of axes.
+    order: u64,
+    /// Where the mask comes from; there may be none.
+    mask: u8,
+    /// How keys follow from parameters.
+    keys: u8,
+    /// Keys are the values too.
+    shared: bool,
+    /// There is a second product in the scores.
+    two: bool,
+    /// What becomes of the product.
+    epilogue: u8,
+    /// The axes `g` and `h` are the values' too.
+    batch: [bool; 2],
+}
+
+/// Any of them.
+pub(crate) fn arb_case() -> impl Strategy<Value = Case> {
+    let flags = (any::<bool>(), any::<bool>(), any::<[bool; 2]>());
+    (any::<u64>(), 0u8..5, 0u8..6, 0u8..4, flags).prop_map(|(order, mask, keys, epilogue, flags)| {
+        let (shared, two, batch) = flags;
+        Case { order, mask, keys, epilogue, shared, two, batch }
+    })
+}
+
+impl Case {
+    /// The kernel. Run-time sizes: batch `b`, tokens `t`, positions `s`.
+    pub(crate) fn kernel(&self) -> Kernel {
+        let mut rng = SplitMix(self.order);
+        let mut ty = |dtype: &str, axes: &[&str]| {
+            let mut axes: Vec<_> = axes.iter().map(|a| (rng.next_u64(), *a)).collect();
+            axes.sort_unstable();
+            let axes: Vec<_> = axes.into_iter().map(|a| a.1).collect();
+            format!("{dtype}[{}]", axes.join(", "))
+        };
+        let mut params = Vec::new();
+        let mut body = Vec::new();
+        let with = |mut axes: Vec<&'static str>| {
+            ["g", "h"].iter().zip(self.batch).filter(|b| b.1).for_each(|(a, _)| axes.push(a));
+            axes
+        };
+        let rows = ["b", "g", "h", "t", "s"];
+        params.push(format!("q: {}", ty("f32", &["b", "g", "h", "t", "c"])));
+        // The streamed axis of a key may have another name where it is kept.
+        let (kept, dtype) =
+            if self.keys == 2 { ("u", "f32") } else { ("s", if self.keys == 5 { "bf16" } else { "f32" }) };
+        let key = with(vec!["b", "c"]);
+        let of = |width: &'static str, at: &'static str| {
+            let mut axes: Vec<_> = key.iter().map(|&a| if a == "c" { width } else { a }).collect();
+            axes.push(at);
+            axes
+        };
+        match self.keys {
+            0 | 5 => params.push(format!("k: {}", ty(dtype, &of("c", "s")))),
+            1 => {
+                params.push(format!("k0: {}", ty("f32", &of("c", "s"))));
+                params.push(format!("ks: {}", ty("f32", &["s", "b"])));
+                body.push(format!("k: {} = mul k0, ks", ty("f32", &of("c", "s"))));
+            }
+            2 => {
+                params.push(format!("k0: {}", ty("f32", &of("c", kept))));
+                body.push(format!("k: {} = rename k0 from u to s", ty("f32", &of("c", "s"))));
+            }
+            3 => {
+                params.push(format!("k0: {}", ty("f32", &of("c1", "s"))));
+                params.push(format!("k1: {}", ty("f32", &of("c2", "s"))));
+                body.push(format!("k: {} = concat k0, k1 axes c1, c2 into c", ty("f32", &of("c", "s"))));
+            }
+            _ => {
+                params.push(format!("k0: {}", ty("f32", &of("w", "s"))));
+                params.push("place: i32[s, b]".to_owned());
+                params.push("freq: f32[j]".to_owned());
+                body.push(format!("k2: {} = slice k0 axis w into c start 2", ty("f32", &of("c", "s"))));
+                body.push(format!(
+                    "k: {} = rope k2, place, freq over c pairs halves",
+                    ty("f32", &of("c", "s"))
+                ));
+            }
+        }
+        body.push(format!("z0: {} = contract q, k over c", ty("f32", &rows)));
+        let mut x = "z0";
+        if self.two {
+            params.push(format!("q2: {}", ty("f32", &["h", "t", "r", "b"])));
+            params.push(format!("kr: {}", ty("f32", &["b", "s", "r"])));
+            body.push(format!("z1: {} = contract kr, q2 over r", ty("f32", &["b", "h", "t", "s"])));
+            body.push(format!("z2: {} = add z0, z1", ty("f32", &rows)));
+            x = "z2";
+        }
+        body.push(format!("half: f32 = const 0.5\nz3: {} = mul {x}, half", ty("f32", &rows)));
+        body.push("least: f32 = const -inf\nat: i32[s] = position of s".to_owned());
+        match self.mask {
+            0 => {}
+            1 => {
+                params.push("pos: i32[b, t]".to_owned());
+                body.push(format!("seen: {} = le at, pos", ty("bool", &["b", "t", "s"])));
+            }
+            2 => params.push(format!("seen: {}", ty("bool", &["b", "t", "s"]))),
+            3 => body.push("to: i32[t] = position of t\nseen: bool[s, t] = le at, to".to_owned()),
+            _ => body.push("to: i32[s] = const -1\nseen: bool[s] = lt at, to".to_owned()),
+        }
+        let x = if self.mask == 0 { "z3" } else { "z4" };
+        if self.mask > 0 {
+            body.push(format!("z4: {} = select seen, z3, least", ty("f32", &rows)));
+        }
+        body.push(format!("w: {} = softmax {x} over s\np: {} = cast w", ty("f32", &rows), ty("f32", &rows)));
+        let (value, width) = if self.shared { ("k", "c") } else { ("val", "v") };
+        if !self.shared {
+            params.push(format!("val: {}", ty("f32", &of("v", "s"))));
+        }
+        let result = ["b", "g", "h", "t", width];
+        body.push(format!("y: {} = contract p, {value} over s", ty("f32", &result)));
+        let last = match self.epilogue {
+            0 => "y",
+            1 => {
+                params.push(format!("gate: {}", ty("f32", &["t", width])));
+                body.push(format!("y1: {} = mul y, gate", ty("f32", &result)));
+                "y1"
+            }
+            2 => {
+                body.push(format!(
+                    "y1: {} = silu y\ny2: {} = cast y1",
+                    ty("f32", &result),
+                    ty("f32", &result)
+                ));
+                "y2"
+            }
+            _ => {
+                body.push(format!("y1: {} = add y, q3", ty("f32", &result)));
+                params.push(format!("old: {}", ty("f32", &["b", "t", "x", "g", "h"])));
+                let from = if self.shared { 1 } else { 0 };
+                let part = ty("f32", &result);
+                body.insert(0, format!("q3: {part} = slice old axis x into {width} start {from}"));
+                "y1"
+            }
+        };
+        let params: Vec<_> = params.iter().map(|p| format!("param {p}")).collect();
+        stream(
+            "random",
+            &format!(
+                "axes b=n0, t=n1, s=n2, u=n2, g=2, h=3, c=6, c1=2, c2=4, w=9, j=3, r=5, v=7, x=8\n{}\n{}\nreturn {last}",
+                params.join("\n"),
+                body.join("\n")
+            ),
+        )
+    }
+}
