@@ -14,7 +14,7 @@ use latentc_runtime::compiled::Compiled;
 use crate::folder::NewFolder;
 use crate::manifest::{self, KernelEntry, Manifest};
 use crate::model::{DTypeArg, GraphArg, Model};
-use crate::passes::Choice;
+use crate::passes::{Choice, Validation};
 use crate::share::share;
 use crate::target::Target;
 use crate::{print, progress};
@@ -36,6 +36,10 @@ pub(crate) struct Args {
     dtype: Option<DTypeArg>,
     #[command(flatten)]
     passes: Choice,
+    /// Run what each pass was given and what it made on small instances of the model, and fail with the smallest program
+    /// that shows it if they differ.
+    #[arg(long)]
+    validate: bool,
     /// The folder to write. It is made, or replaced if this command wrote it.
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
@@ -49,11 +53,19 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     let spinner = progress::spinner("compiling");
     let dtype = model.dtype(args.dtype);
 
+    let passes = args.passes.pipeline();
     let mut graphs: Vec<Compiled> = Vec::new();
     for graph in args.graph.iter().map(|&g| Graph::from(g)) {
         if !graphs.iter().any(|c| c.graph == graph) {
-            graphs.push(model.compile(graph, dtype, &args.passes.pipeline())?);
+            graphs.push(model.compile(graph, dtype, &passes)?);
         }
+    }
+    let mut validation = args.validate.then(Validation::default);
+    if let Some(validation) = &mut validation {
+        for compiled in &graphs {
+            validation.add(&passes, compiled.graph, &compiled.stages, &spinner)?;
+        }
+        spinner.say("compiling".to_owned());
     }
     let kernels = share(graphs.iter_mut().map(|c| &mut c.program));
     let mut manifest = Manifest {
@@ -67,6 +79,7 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
         },
         kernels: Vec::new(),
         graphs: Vec::new(),
+        validation,
     };
     for kernel in &kernels {
         manifest.kernels.push(write_kernel(&folder, args.target, kernel)?);
@@ -82,6 +95,9 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     for (compiled, entry) in graphs.iter().zip(&manifest.graphs) {
         let (kernels, launches) = (compiled.program.kernels.len(), entry.launches);
         text += &format!("  {:8} {kernels:>4} kernels, {launches:>6} launches a run\n", entry.graph);
+    }
+    if let Some(validation) = &manifest.validation {
+        text += &format!("  {}\n", validation.summary().replace('\n', "\n  "));
     }
     text += &format!("  {} distinct kernels, {:.1} s\n", kernels.len(), start.elapsed().as_secs_f64());
     print(&text)

@@ -10,6 +10,8 @@ use latentc_ir::{DType, Factor, Function, Module, Size, Weight};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::passes::Validation;
+
 /// The file's name in the output folder.
 pub(crate) const FILE: &str = "manifest.json";
 
@@ -25,6 +27,9 @@ pub(crate) struct Manifest {
     /// Each distinct kernel of all graphs.
     pub(crate) kernels: Vec<KernelEntry>,
     pub(crate) graphs: Vec<Graph>,
+    /// What `--validate` found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) validation: Option<Validation>,
 }
 
 #[derive(Serialize)]

@@ -9,8 +9,8 @@ use latentc_ir::{Module, ParseError};
 use latentc_passes::{Context, Pass};
 
 use crate::model::GraphArg;
-use crate::passes::named;
-use crate::{Rendered, colours, print};
+use crate::passes::{Validation, named};
+use crate::{Rendered, colours, print, progress};
 
 /// Runs passes on IR text, in the order given, and prints what they make of it. The IR is verified before and after each.
 #[derive(clap::Args)]
@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Which graph the passes are told to make.
     #[arg(long, value_enum, default_value = "prefill")]
     graph: GraphArg,
+    /// Run what each pass is given and what it makes on small instances, and fail if they differ.
+    #[arg(long)]
+    validate: bool,
     /// The file to write, instead of standard output.
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -33,7 +36,13 @@ pub(crate) fn opt(args: &Args) -> anyhow::Result<()> {
     let passes: Vec<Pass> = args.passes.iter().map(|name| named(name)).collect::<Result<_, _>>()?;
     let (name, text) = read(&args.file)?;
     let module = check(&name, &text)?;
-    let stages = latentc_passes::run(&module, &mut Context::new(args.graph.into()), &passes)?;
+    let graph = args.graph.into();
+    let stages = latentc_passes::run(&module, &mut Context::new(graph), &passes)?;
+    if args.validate {
+        let mut validation = Validation::default();
+        validation.add(&passes, graph, &stages, &progress::spinner("validating"))?;
+        eprintln!("{}", validation.summary());
+    }
     let text = stages.last().map_or_else(String::new, |(_, module)| module.to_string());
     match &args.out {
         Some(out) => write(out, &text),

@@ -2,7 +2,12 @@
 
 use anyhow::{anyhow, bail};
 use clap::builder::PossibleValuesParser;
-use latentc_passes::{Pass, Without, pipeline, selected};
+use latentc_ir::Module;
+use latentc_passes::validate::{INSTANCES, validate};
+use latentc_passes::{Graph, Pass, Without, pipeline, selected};
+use serde::Serialize;
+
+use crate::progress::Shown;
 
 /// A pipeline with some of its passes.
 #[derive(clap::Args)]
@@ -54,4 +59,58 @@ pub(crate) fn named(name: &str) -> anyhow::Result<Pass> {
         .into_iter()
         .find(|p| p.name == name)
         .ok_or_else(|| anyhow!("unknown pass `{name}`; known: {}", names(true).join(", ")))
+}
+
+/// What came of running each pass's program before and after it on the same numbers.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Validation {
+    /// Passes that were applied, and changed something or not.
+    pub(crate) passes: usize,
+    /// Instances that each was tried on.
+    pub(crate) instances: u64,
+    /// Those whose programs could not be compared.
+    pub(crate) not_compared: Vec<NotCompared>,
+}
+
+/// A pass that could not be validated.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct NotCompared {
+    graph: &'static str,
+    pass: &'static str,
+    why: String,
+}
+
+impl Validation {
+    /// Validates the passes that led from one stage to the next.
+    ///
+    /// # Errors
+    /// The smallest program that one of them spoils, as text that shows it again.
+    pub(crate) fn add(
+        &mut self,
+        passes: &[Pass],
+        graph: Graph,
+        stages: &[(&'static str, Module)],
+        shown: &Shown,
+    ) -> anyhow::Result<()> {
+        self.instances = INSTANCES;
+        for (pass, two) in passes.iter().zip(stages.windows(2)) {
+            shown.say(format!("validating {}, {}", graph.name(), pass.name));
+            let unknown = validate(pass, graph, &two[0].1, &two[1].1)?;
+            self.passes += 1;
+            let (graph, pass) = (graph.name(), pass.name);
+            self.not_compared.extend(unknown.map(|why| NotCompared { graph, pass, why }));
+        }
+        Ok(())
+    }
+
+    /// In a line, and a line for each that could not be compared.
+    pub(crate) fn summary(&self) -> String {
+        let (passes, instances) = (self.passes, self.instances);
+        let s = if passes == 1 { "" } else { "es" };
+        let mut text = format!("{passes} pass{s} validated on {instances} small instances each");
+        for NotCompared { graph, pass, why } in &self.not_compared {
+            text += &format!("\n  but for {pass} ({graph}), which could not be: {why}");
+        }
+        text
+    }
 }

@@ -8,6 +8,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub(crate) struct Shown(ProgressBar);
 
 impl Shown {
+    /// What is being done now.
+    pub(crate) fn say(&self, what: String) {
+        self.0.set_message(what);
+    }
+
     /// So much more is done.
     pub(crate) fn advance(&self, by: u64) {
         self.0.inc(by);

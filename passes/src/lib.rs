@@ -11,6 +11,7 @@ pub mod remark;
 pub mod rewrite;
 pub mod route;
 pub mod simplify;
+pub mod validate;
 
 use latentc_ir::{Function, Module};
 

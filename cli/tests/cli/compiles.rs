@@ -138,3 +138,18 @@ fn an_output_folder_that_cannot_be() {
     }
     assert_eq!(names(folder.path()), ["file"]);
 }
+
+#[test]
+fn passes_are_validated_on_request() {
+    let folder = scratch();
+    let out = folder.path().join("out");
+    let text =
+        ok("compile {} --target host --graph train --graph decode --validate -o {}", &[&case("tiny"), &out]);
+    let validation = &manifest(&out)["validation"];
+    assert_eq!(validation["instances"], 2);
+    assert_eq!(validation["not_compared"], Value::Array(Vec::new()));
+    says(&text, &[&format!("{} passes validated on 2 small instances each", validation["passes"])]);
+
+    ok("compile {} --target host --graph decode -o {}", &[&case("tiny"), &out]);
+    assert_eq!(manifest(&out)["validation"], Value::Null);
+}

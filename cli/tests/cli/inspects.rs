@@ -72,6 +72,32 @@ fn passes_can_be_left_out() {
 }
 
 #[test]
+fn opt_validates_what_it_is_given() {
+    let folder = scratch();
+    let file = folder.path().join("x.ir");
+    fs::write(&file, ok("dump {} --graph decode --after derive", &[&case("tiny")])).expect("a file of ours");
+    let path = file.to_string_lossy();
+    let words = ["opt", &path, "--graph", "decode", "--passes", "simplify,route", "--validate"];
+    let run = crate::latentc(words);
+    assert!(run.status.success());
+    says(&String::from_utf8_lossy(&run.stderr), &["2 passes validated on 2 small instances each"]);
+    assert_eq!(
+        String::from_utf8_lossy(&run.stdout),
+        ok("dump {} --graph decode --after route", &[&case("tiny")])
+    );
+
+    // An index that is out of range: there is nothing to compare, and that is said.
+    let text = "module m entry @f\n\nfunc @f {\n  axes d=3, e=2\n  param x: f32[d=3]\n  \
+                j: i32[e=2] = const [7, 8]\n  y: f32[e=2] = gather x, j along d\n  return y\n}\n";
+    fs::write(&file, text).expect("a file of ours");
+    let run = crate::latentc(["opt", &path, "--passes", "simplify", "--validate"]);
+    says(
+        &String::from_utf8_lossy(&run.stderr),
+        &["but for simplify (prefill), which could not be: the program itself fails: @f: y: "],
+    );
+}
+
+#[test]
 fn what_opt_refuses() {
     let folder = scratch();
     let file = folder.path().join("x.ir");

@@ -14,13 +14,15 @@
 mod contract;
 mod ops;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use thiserror::Error;
 
 use crate::graph::{Function, Inst, Module, ValueId, Weight};
 use crate::infer::show_type;
-use crate::ops::Op;
+use crate::ops::{Binary, Op, Reduce};
 use crate::tensor::Tensor;
 use crate::types::{AxisId, DType, Size, Type};
 use ops::Arg;
@@ -82,12 +84,20 @@ pub struct Interpreter<'m> {
     module: &'m Module,
     precision: Precision,
     sizes: BTreeMap<String, usize>,
+    /// Shared by clones, which are one evaluator with other sizes bound.
+    infinite: Rc<Cell<bool>>,
 }
 
 impl<'m> Interpreter<'m> {
     /// An evaluator with no size bound.
     pub fn new(module: &'m Module, precision: Precision) -> Interpreter<'m> {
-        Interpreter { module, precision, sizes: BTreeMap::new() }
+        Interpreter { module, precision, sizes: BTreeMap::new(), infinite: Rc::default() }
+    }
+
+    /// Whether a product or a sum has met or made a number that is not finite in any run so far. The laws of reals, such as
+    /// that a product may be taken in any order, say nothing then.
+    pub fn met_infinity(&self) -> bool {
+        self.infinite.get()
     }
 
     /// Binds a size that no argument has, such as the capacity of caches that are still empty.
@@ -131,6 +141,7 @@ impl<'m> Interpreter<'m> {
             weights,
             caches,
             kept: None,
+            infinite: &self.infinite,
         };
         run.function(name, "", args.to_vec())
     }
@@ -152,6 +163,7 @@ impl<'m> Interpreter<'m> {
             weights,
             caches,
             kept: Some(Vec::new()),
+            infinite: &self.infinite,
         };
         run.function(&self.module.entry, "", args.to_vec())?;
         Ok(run.kept.unwrap_or_default())
@@ -167,6 +179,7 @@ struct Run<'r> {
     caches: &'r mut Caches,
     /// The values of the function that returned last, if they are wanted.
     kept: Option<Vec<(String, Tensor)>>,
+    infinite: &'r Cell<bool>,
 }
 
 /// An error about a value of a function.
@@ -254,6 +267,12 @@ impl Run<'_> {
             inst.args.iter().zip(tensors).map(|(&a, tensor)| Arg { ty: f.ty(a), tensor }).collect();
         let data =
             ops::eval(f, &inst.op, &args, ty, &shape).map_err(|e| fail(f, &f.value(result).name, e))?;
+        let wild = |data: &[f64]| data.iter().any(|x| !x.is_finite());
+        let sums =
+            matches!(inst.op, Op::Contract | Op::Binary(Binary::Mul) | Op::Reduce { by: Reduce::Sum, .. });
+        if sums && (wild(&data) || args.iter().any(|a| wild(&a.tensor.data))) {
+            self.infinite.set(true);
+        }
         Ok(vec![self.rounded(Tensor { dtype: ty.dtype, shape, data }, ty)])
     }
 
