@@ -462,12 +462,24 @@ impl Emit {
     /// the length of `scratch` at least.
     pub(crate) fn fold_cube(&mut self, op: Bin, value: Val, scratch: Shared, units: u32) -> Val {
         let unit = self.unit();
+        self.fold_groups(op, value, scratch, unit, units);
+        let zero = self.u32(0);
+        let result = self.load(scratch, zero);
+        // The scratch may be written again at once.
+        self.sync();
+        result
+    }
+
+    /// Folds one value per unit over groups of units side by side, into the scratch at each group's first unit. `lane` is the
+    /// unit's place in its group, `width` the size of all, a power of two. Before the scratch is written again, units must wait.
+    pub(crate) fn fold_groups(&mut self, op: Bin, value: Val, scratch: Shared, lane: Val, width: u32) {
+        let unit = self.unit();
         self.store(scratch, unit, value);
         self.sync();
-        let mut width = units / 2;
+        let mut width = width / 2;
         while width > 0 {
             let half = self.u32(width);
-            let active = self.lt(unit, half);
+            let active = self.lt(lane, half);
             self.if_(active, |e| {
                 let other = e.add(unit, half);
                 let a = e.load(scratch, unit);
@@ -478,10 +490,5 @@ impl Emit {
             self.sync();
             width /= 2;
         }
-        let zero = self.u32(0);
-        let result = self.load(scratch, zero);
-        // The scratch may be written again at once.
-        self.sync();
-        result
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use latentc_ir::{AxisId, Binary, DType, Function, Inst, Op, Pairs, Reduce, Unary, ValueId};
 
-use super::emit::{Bin, Buf, Cmp, Elem, Emit, Un, Val, Var};
+use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Un, Val, Var};
 use super::target::{Target, register};
 
 /// Where a value comes from.
@@ -16,6 +16,8 @@ use super::target::{Target, register};
 enum Source<'a> {
     Param(Buf),
     Inst(&'a Inst),
+    /// All of its row that is walked, computed before.
+    Row(Shared),
     /// The cache that an `append` writes: nothing reads it.
     Nowhere,
 }
@@ -36,6 +38,8 @@ pub(crate) struct Exprs<'a> {
     sources: Vec<Source<'a>>,
     /// An index that is known as one number as well, so that what lies in memory like the output is read without a division.
     place: Option<Place>,
+    /// The axes that number the rows, where rows are kept.
+    rows: Vec<AxisId>,
     known: HashMap<(ValueId, Vec<Val>), Val>,
     /// The keys of `known`, in order of insertion.
     order: Vec<(ValueId, Vec<Val>)>,
@@ -53,7 +57,8 @@ impl<'a> Exprs<'a> {
         for inst in &body.body {
             sources[inst.result().0 as usize] = Source::Inst(inst);
         }
-        Exprs { body, target, extents, sources, place: None, known: HashMap::new(), order: Vec::new() }
+        let (known, order) = (HashMap::new(), Vec::new());
+        Exprs { body, target, extents, sources, place: None, rows: Vec::new(), known, order }
     }
 
     /// The body whose values these are.
@@ -122,6 +127,20 @@ impl<'a> Exprs<'a> {
         self.known.insert((value, index), element);
     }
 
+    /// From here on, a value is read where it is kept for the row of these axes that is walked.
+    pub(crate) fn keep(&mut self, value: ValueId, rows: &[AxisId], memory: Shared) {
+        self.rows = rows.to_vec();
+        self.sources[value.0 as usize] = Source::Row(memory);
+    }
+
+    /// The place in its row of the element at an index.
+    pub(crate) fn place_in_row(&self, e: &mut Emit, value: ValueId, index: &[Val]) -> Val {
+        let axes = &self.body.ty(value).axes;
+        let (axes, index): (Vec<_>, Vec<_>) =
+            axes.iter().copied().zip(index.iter().copied()).filter(|(a, _)| !self.rows.contains(a)).unzip();
+        self.join(e, &index, &axes)
+    }
+
     /// Runs `body` in a scope of the kernel: what is computed there is known there only.
     pub(crate) fn scope<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
         let outside = self.order.len();
@@ -140,6 +159,11 @@ impl<'a> Exprs<'a> {
         let x = match self.sources[value.0 as usize] {
             Source::Param(buf) => self.load(e, buf, value, index),
             Source::Inst(inst) => self.compute(e, inst, index),
+            Source::Row(memory) => {
+                let place = self.place_in_row(e, value, index);
+                let x = e.load(memory, place);
+                e.cast(x, register(self.body.ty(value).dtype))
+            }
             Source::Nowhere => zero(e, self.body.ty(value).dtype),
         };
         self.define(value, index.to_vec(), x);
@@ -370,28 +394,39 @@ impl<'a> Exprs<'a> {
         e.cast(at, Elem::I32)
     }
 
-    /// Counts who comes before this element.
+    /// Whether fewer than `k` come before this element.
     fn top_k(&mut self, e: &mut Emit, here: (&'a Inst, &[Val]), axis: AxisId, k: u64) -> Val {
-        let ty = self.body.ty(here.0.result());
-        let i = here.1[ty.position(axis).expect("inference knows the result's axes")];
+        let (inst, index) = here;
+        let (result, x) = (self.body.ty(inst.result()), inst.args[0]);
+        let along = |a: &AxisId| index[result.position(*a).expect("inference knows the result's axes")];
+        let at: Vec<_> = self.body.ty(x).axes.iter().map(along).collect();
+        let (before, k) = (self.rank(e, x, &at, axis), e.u32(k as u32));
+        e.lt(before, k)
+    }
+
+    /// How many come before an element along an axis: the larger ones, and of equals the first.
+    pub(crate) fn rank(&mut self, e: &mut Emit, x: ValueId, index: &[Val], axis: AxisId) -> Val {
+        let along = self.body.ty(x).position(axis).expect("what is ranked has the axis");
         // NaN comes after every number.
         let least = e.f32(f32::NEG_INFINITY);
         let ordered = |e: &mut Emit, x: Val| {
             let number = e.cmp(Cmp::Eq, x, x);
             e.select(number, x, least)
         };
-        let mine = self.operand(e, here, 0, &[]);
+        let mine = self.element(e, x, index);
         let mine = ordered(e, mine);
         let none = e.u32(0);
         let before = e.var(none);
         let step = e.u32(1);
         e.for_step(none, self.extent(axis), step, |e, j| {
             self.scope(|s| {
-                let other = s.operand(e, here, 0, &[(axis, j)]);
+                let mut at = index.to_vec();
+                at[along] = j;
+                let other = s.element(e, x, &at);
                 let other = ordered(e, other);
                 let greater = e.cmp(Cmp::Gt, other, mine);
                 let equal = e.cmp(Cmp::Eq, other, mine);
-                let earlier = e.lt(j, i);
+                let earlier = e.lt(j, index[along]);
                 let first = e.and(equal, earlier);
                 let wins = e.or(greater, first);
                 let wins = e.cast(wins, Elem::U32);
@@ -400,8 +435,7 @@ impl<'a> Exprs<'a> {
                 e.set(before, count);
             });
         });
-        let (before, k) = (e.get(before), e.u32(k as u32));
-        e.lt(before, k)
+        e.get(before)
     }
 }
 

@@ -7,14 +7,18 @@
 //! - every pass has a fixed length of [`SHORT`] at most: a unit walks the row alone;
 //! - otherwise a cube walks the row, its units side by side, and folds their parts through shared memory.
 //!
-//! A reduction whose result does not number the rows (the scheduler makes none) is folded by each unit that wants it.
-//! Scalar products are reductions too: the sum of the squares of each row is no matter for tiles.
+//! A row with resident values is walked by a cube too, which computes each of them once and keeps it in shared memory:
+//! reductions by groups of units side by side, selections by counting for each element who comes before it.
+//!
+//! A reduction whose result does not number the rows and does not fit into them (the scheduler makes none) is folded by each unit
+//! that wants it. Scalar products are reductions too: the sum of the squares of each row is no matter for tiles.
 
-use latentc_ir::{AxisId, Function, Inst, Op};
+use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 
 use super::emit::{Buf, Elem, Emit, Shared, Val};
 use super::expr::{Exprs, Fold, Place};
-use crate::map::MapPlan;
+use super::resident::Row;
+use crate::map::{MapPlan, fits};
 
 /// The longest row that a unit walks alone.
 const SHORT: u64 = 32;
@@ -38,35 +42,53 @@ pub(crate) enum Walk {
 pub(crate) struct Map {
     pub(crate) domain: Vec<AxisId>,
     pub(crate) walk: Walk,
+    /// What a cube keeps of its row, in order, with the numbers of elements.
+    resident: Vec<(ValueId, usize)>,
 }
 
 impl Map {
     /// By the rule above.
     pub(crate) fn of(body: &Function) -> Map {
+        let size = |axes: &[AxisId]| {
+            let sizes = axes.iter().map(|&a| body.axis(a).size.fixed());
+            sizes.into_iter().try_fold(1u64, |total, n| Some(total.saturating_mul(n?)))
+        };
+        let cube = |longest: u64| longest.clamp(1, UNITS.into()).next_power_of_two() as u32;
         let domain = MapPlan::of(body).domain;
+        if let Ok(plan) = fits(body, &body.body.iter().collect::<Vec<_>>())
+            && let Some(rows) = &plan.rows
+            && !plan.resident.is_empty()
+        {
+            let length = |v: ValueId| size(&plan.in_row(body, v)).expect("what is resident has a fixed size");
+            let resident: Vec<_> = plan.resident.iter().map(|&v| (v, length(v) as usize)).collect();
+            // An instruction that folds or selects keeps as many units busy as its operand has elements.
+            let wide =
+                |inst: &&Inst| matches!(inst.op, Op::Reduce { .. } | Op::TopK { .. } | Op::TopIndices { .. });
+            let widths = body.body.iter().filter(wide).map(|inst| length(inst.args[0]));
+            let rest = size(&rest(&domain, rows)).expect("rows that fit have fixed sizes");
+            let longest = widths.fold(rest, u64::max);
+            let walk = Walk::Cubes(rows.clone(), cube(longest).max(SHORT as u32));
+            return Map { domain, walk, resident };
+        }
         let rows = body.body.iter().find(|inst| Fold::of(body, inst).is_some()).map(|inst| {
             let row = body.ty(inst.result());
             domain.iter().copied().filter(|&a| row.has(a)).collect::<Vec<_>>()
         });
         let walk = match rows {
             Some(rows) if row_folds(body, &rows).next().is_some() => {
-                let size = |axes: &[AxisId]| {
-                    let sizes = axes.iter().map(|&a| body.axis(a).size.fixed());
-                    sizes.into_iter().try_fold(1u64, |total, n| Some(total.saturating_mul(n?)))
-                };
                 let passes = row_folds(body, &rows).map(|(_, fold)| size(&fold.axes));
                 let longest = passes
                     .chain([size(&rest(&domain, &rows))])
                     .try_fold(1, |longest, n| Some(n?.max(longest)));
                 match longest {
                     Some(n) if n <= SHORT => Walk::Units(rows),
-                    Some(n) => Walk::Cubes(rows, n.clamp(1, UNITS.into()).next_power_of_two() as u32),
+                    Some(n) => Walk::Cubes(rows, cube(n)),
                     None => Walk::Cubes(rows, UNITS),
                 }
             }
             _ => Walk::Elements,
         };
-        Map { domain, walk }
+        Map { domain, walk, resident: Vec::new() }
     }
 
     /// Units of a cube.
@@ -81,13 +103,17 @@ impl Map {
     pub(crate) fn shared_bytes(&self) -> usize {
         match self.walk {
             Walk::Elements | Walk::Units(_) => 0,
-            Walk::Cubes(_, units) => units as usize * Elem::F32.bytes(),
+            Walk::Cubes(_, units) => {
+                let kept =
+                    self.resident.iter().map(|(_, len)| (len * Elem::F32.bytes()).next_multiple_of(16));
+                units as usize * Elem::F32.bytes() + kept.sum::<usize>()
+            }
         }
     }
 
     /// The kernel's instructions, over the parameters' buffers and the output.
     pub(crate) fn emit(&self, e: &mut Emit, x: Exprs<'_>, output: Buf) {
-        let mut w = Writer { domain: &self.domain, x, output };
+        let mut w = Writer { domain: &self.domain, resident: &self.resident, x, output };
         match &self.walk {
             Walk::Elements => {
                 let total = w.x.total(e, &self.domain);
@@ -120,6 +146,7 @@ impl Map {
 /// Writes the elements of the domain.
 struct Writer<'a> {
     domain: &'a [AxisId],
+    resident: &'a [(ValueId, usize)],
     x: Exprs<'a>,
     output: Buf,
 }
@@ -134,15 +161,22 @@ impl<'a> Writer<'a> {
             None => (e.u32(0), e.u32(1)),
             Some((_, units)) => (e.unit(), e.u32(units)),
         };
-        for (inst, fold) in row_folds(body, rows) {
-            let index: Vec<_> = body.ty(inst.result()).axes.iter().filter_map(in_row).collect();
-            let part = fold.start(e);
-            self.x.fold(e, (inst, &index), &fold, part, first, step);
-            let mut whole = e.get(part);
-            if let Some((scratch, units)) = cube {
-                whole = e.fold_cube(fold.by(), whole, scratch, units);
+        let mut folds = row_folds(body, rows).peekable();
+        for inst in &body.body {
+            if let Some((_, fold)) = folds.next_if(|(next, _)| next.result() == inst.result()) {
+                let index: Vec<_> = body.ty(inst.result()).axes.iter().filter_map(in_row).collect();
+                let part = fold.start(e);
+                self.x.fold(e, (inst, &index), &fold, part, first, step);
+                let mut whole = e.get(part);
+                if let Some((scratch, units)) = cube {
+                    whole = e.fold_cube(fold.by(), whole, scratch, units);
+                }
+                self.x.define(inst.result(), index, whole);
+            } else if let Some(&(_, len)) = self.resident.iter().find(|(v, _)| *v == inst.result())
+                && let Some((scratch, units)) = cube
+            {
+                Row { axes: rows, index: &row, scratch, units }.keep(e, &mut self.x, inst, len);
             }
-            self.x.define(inst.result(), index, whole);
         }
         let rest = rest(self.domain, rows);
         let total = self.x.total(e, &rest);

@@ -13,6 +13,7 @@ mod emit;
 mod expr;
 mod kernel;
 mod map;
+mod resident;
 mod scatter;
 mod shape;
 mod source;

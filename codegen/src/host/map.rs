@@ -11,7 +11,7 @@ use super::vector::{Fault, Lane, What};
 use super::walk::{Nest, offset, step};
 use super::{Buffer, Shared, View};
 use crate::device::DeviceError;
-use crate::map::{MapPlan, strides};
+use crate::map::{MapPlan, moved_axes, strides};
 use crate::program::Kernel;
 
 /// Rows of about this many elements keep lanes in the cache and the cost of an instruction's start small.
@@ -256,52 +256,22 @@ pub(super) unsafe fn scatter<T: Copy>(
 /// leave rows of a good length. An axis that some op reads at another place than the one it writes stays in the row.
 fn outer_axes(body: &Function, extents: &[usize]) -> Vec<AxisId> {
     let plan = MapPlan::of(body);
-    let mut pinned = vec![false; body.axes.len()];
-    for inst in &body.body {
-        let mut pin = |a: &AxisId| pinned[a.0 as usize] = true;
-        match &inst.op {
-            Op::Rename { from, to } => [from, to].into_iter().for_each(pin),
-            Op::Split { axis, into } => [axis].into_iter().chain(into).for_each(pin),
-            Op::Merge { axes, into } | Op::Concat { axes, into } => {
-                [into].into_iter().chain(axes).for_each(pin)
-            }
-            Op::Slice { axis, into, .. } => [axis, into].into_iter().for_each(pin),
-            Op::TopIndices { axis, into } => [axis, into].into_iter().for_each(pin),
-            Op::Gather { axis } | Op::TopK { axis, .. } | Op::Rope { axis, .. } | Op::Reduce { axis, .. } => {
-                pin(axis)
-            }
-            Op::Const(_)
-            | Op::Position { .. }
-            | Op::Unary(_)
-            | Op::Binary(_)
-            | Op::Select
-            | Op::Cast
-            | Op::Contract
-            | Op::Broadcast { .. }
-            | Op::ScatterAdd { .. }
-            | Op::Past { .. }
-            | Op::Append { .. }
-            | Op::Softmax { .. }
-            | Op::RmsNorm { .. }
-            | Op::Call { .. } => {}
+    if let Some(rows) = plan.rows
+        && body.body.iter().any(|inst| matches!(inst.op, Op::Reduce { .. }))
+    {
+        return rows;
+    }
+    let moved: Vec<_> = body.body.iter().flat_map(|inst| moved_axes(body, inst)).collect();
+    let mut row = 1;
+    let mut outer: Vec<_> = Vec::new();
+    for a in plan.domain.iter().rev() {
+        if row < ROW || moved.contains(a) {
+            row *= extents[a.0 as usize].max(1);
+        } else {
+            outer.insert(0, *a);
         }
     }
-    let free = |a: &AxisId| !pinned[a.0 as usize];
-    match plan.rows {
-        Some(rows) => rows.into_iter().filter(free).collect(),
-        None => {
-            let mut row = 1;
-            let mut outer: Vec<_> = Vec::new();
-            for a in plan.domain.iter().rev() {
-                if row < ROW || !free(a) {
-                    row *= extents[a.0 as usize].max(1);
-                } else {
-                    outer.insert(0, *a);
-                }
-            }
-            outer
-        }
-    }
+    outer
 }
 
 struct Compiler<'a> {

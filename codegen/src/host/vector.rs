@@ -350,7 +350,7 @@ fn gather<T: Copy>(
     index: &[i32],
     x: &[T],
 ) -> Result<(), Fault> {
-    let mut fault = None;
+    let (mut fault, end) = (None, y.len());
     indices.each(|[to, at, from], n, s| {
         for i in 0..n {
             let j = index[at + i * s[1]];
@@ -359,7 +359,8 @@ fn gather<T: Copy>(
                 continue;
             }
             let (to, from) = (to + i * s[0], from + i * s[2] + j as usize * step);
-            map1(rest, &mut y[to..], &x[from..], |x| x);
+            // Where the rest is empty, so are the rows.
+            map1(rest, &mut y[to.min(end)..], &x[from.min(x.len())..], |x| x);
         }
     });
     fault.map_or(Ok(()), |j| Err(Fault::Index(j, size)))

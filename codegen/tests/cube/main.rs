@@ -11,6 +11,7 @@ mod emulate;
 mod limits;
 mod map;
 mod random;
+mod resident;
 mod rows;
 mod scatter;
 mod text;
