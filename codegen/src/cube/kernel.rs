@@ -14,12 +14,13 @@ use super::expr::Exprs;
 use super::map::Map;
 use super::shape::LaunchShape;
 use super::target::Target;
-use super::{contract, refuse, scatter};
+use super::{contract, refuse, scatter, stream};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::map::append;
 use crate::program::{Kernel, KernelKind};
 use crate::scatter::ScatterPlan;
+use crate::stream::StreamPlan;
 
 /// Operations that may hang below one another: emission recurses, in CubeCL's threads too.
 const DEEPEST: usize = 400;
@@ -118,6 +119,7 @@ impl CubeKernel for CubeIr {
         };
         match Form::of(kernel) {
             Form::Map(map) => map.emit(&mut e, exprs, output),
+            Form::Stream(plan) => stream::emit(&mut e, exprs, &plan, output),
             Form::Scatter(plan) => {
                 scatter::emit(&mut e, &exprs, &plan, [input(plan.x), input(plan.index)], output);
             }
@@ -138,13 +140,20 @@ pub(crate) enum Form {
     Tiles(ContractPlan),
     /// By rows that are added up where an index says.
     Scatter(ScatterPlan),
+    /// By tiles of rows and columns, along a streamed axis.
+    Stream(StreamPlan),
 }
 
 impl Form {
     pub(crate) fn of(kernel: &Kernel) -> Form {
         match kernel.kind {
             // Each unit finds its own matrix: right, and for a few rows not slow.
-            KernelKind::Map | KernelKind::Grouped | KernelKind::Stream => Form::Map(Map::of(&kernel.body)),
+            KernelKind::Map | KernelKind::Grouped => Form::Map(Map::of(&kernel.body)),
+            KernelKind::Stream => match StreamPlan::of(&kernel.body) {
+                Ok(plan) => Form::Stream(plan),
+                // What the check refuses is never emitted.
+                Err(_) => Form::Map(Map::of(&kernel.body)),
+            },
             KernelKind::Scatter => match ScatterPlan::of(&kernel.body) {
                 Some(plan) => Form::Scatter(plan),
                 // What the check refuses is never emitted.
@@ -192,7 +201,7 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
         KernelKind::Map | KernelKind::Grouped => check_map(body),
         KernelKind::Contract => check_contract(body),
         KernelKind::Scatter => check_scatter(body),
-        KernelKind::Stream => Err("a streamed softmax runs on the host only so far".to_owned()),
+        KernelKind::Stream => check_stream(body),
     }
 }
 
@@ -247,6 +256,7 @@ fn named(op: &Op) -> Vec<AxisId> {
 }
 
 fn check_map(body: &Function) -> Result<(), String> {
+    check_tables(body)?;
     let cache = appended(body);
     for (n, inst) in body.body.iter().enumerate() {
         let last = n + 1 == body.body.len();
@@ -263,9 +273,6 @@ fn check_map(body: &Function) -> Result<(), String> {
                 if !last || inst.result() != body.results[0] || !body.params.contains(&inst.args[0]) =>
             {
                 return Err("`append` must come last and write a parameter".to_owned());
-            }
-            Op::Const(table) if table.is_empty() || table.len() > TABLE => {
-                return Err(format!("a table of {} constants; 1 to {TABLE} fit into a kernel", table.len()));
             }
             Op::Append { .. }
             | Op::Const(_)
@@ -293,6 +300,23 @@ fn check_map(body: &Function) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn check_stream(body: &Function) -> Result<(), String> {
+    StreamPlan::of(body)?;
+    check_tables(body)
+}
+
+/// Tables of constants are written out.
+fn check_tables(body: &Function) -> Result<(), String> {
+    let mut tables = body.body.iter().filter_map(|inst| {
+        let Op::Const(table) = &inst.op else { return None };
+        Some(table.len())
+    });
+    match tables.find(|n| !(1..=TABLE).contains(n)) {
+        Some(n) => Err(format!("a table of {n} constants; 1 to {TABLE} fit into a kernel")),
+        None => Ok(()),
+    }
 }
 
 fn check_contract(body: &Function) -> Result<(), String> {

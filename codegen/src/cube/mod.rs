@@ -1,6 +1,6 @@
 //! Kernels through CubeCL: CUDA C++ and WGSL from one description, and the devices that run them.
 //!
-//! A kernel's body is lowered to CubeCL's representation, not to text: `map` and `contract` say which unit computes what,
+//! A kernel's body is lowered to CubeCL's representation, not to text: `map`, `contract` and their like say which unit computes what,
 //! `expr` how an element follows from the parameters, `emit` writes the instructions. [`cuda_source`] prints a kernel with
 //! no device at hand; a [`CubeDevice`] runs it.
 //!
@@ -17,6 +17,7 @@ mod resident;
 mod scatter;
 mod shape;
 mod source;
+mod stream;
 mod target;
 
 #[cfg(feature = "cuda")]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::contract::{self, TILE};
 use super::kernel::Form;
 use super::map::Walk;
-use super::scatter;
+use super::{scatter, stream};
 use crate::program::Kernel;
 
 /// Cubes along one side of a grid; what is more goes into a second dimension. Every runtime takes as many.
@@ -33,9 +33,9 @@ pub enum Cubes {
     Elements(Vec<Size>),
     /// One cube per index of these extents.
     Rows(Vec<Size>),
-    /// One cube per tile of a matrix product, repeated over a batch.
+    /// One cube per tile of a matrix product, of so many rows and columns, repeated over a batch.
     #[expect(missing_docs, reason = "the groups of a contraction")]
-    Tiles { batch: Vec<Size>, m: Vec<Size>, n: Vec<Size> },
+    Tiles { batch: Vec<Size>, m: Vec<Size>, n: Vec<Size>, tile: (u32, u32) },
 }
 
 impl LaunchShape {
@@ -57,8 +57,15 @@ impl LaunchShape {
                 LaunchShape { units: scatter::UNITS, cubes, shared_bytes: 0 }
             }
             Form::Tiles(plan) => {
-                let cubes = Cubes::Tiles { batch: sizes(&plan.batch), m: sizes(&plan.m), n: sizes(&plan.n) };
+                let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.m), sizes(&plan.n));
+                let cubes = Cubes::Tiles { batch, m, n, tile: (TILE, TILE) };
                 LaunchShape { units: contract::UNITS, cubes, shared_bytes: contract::shared_bytes() }
+            }
+            Form::Stream(plan) => {
+                let tiles = stream::Tiles::of(body, &plan);
+                let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.m), sizes(&plan.n));
+                let cubes = Cubes::Tiles { batch, m, n, tile: (tiles.rows, tiles.columns) };
+                LaunchShape { units: stream::UNITS, cubes, shared_bytes: tiles.shared_bytes() }
             }
         }
     }
@@ -75,11 +82,13 @@ impl LaunchShape {
             });
             sizes.fold(1u64, u64::saturating_mul)
         };
-        let tiles = |sizes: &[Size]| total(sizes).div_ceil(TILE.into());
+        let tiles = |sizes: &[Size], tile: u32| total(sizes).div_ceil(tile.into());
         let cubes = match &self.cubes {
             Cubes::Elements(sizes) => total(sizes).div_ceil(self.units.into()),
             Cubes::Rows(sizes) => total(sizes),
-            Cubes::Tiles { batch, m, n } => total(batch).saturating_mul(tiles(m)).saturating_mul(tiles(n)),
+            Cubes::Tiles { batch, m, n, tile: (rows, columns) } => {
+                total(batch).saturating_mul(tiles(m, *rows)).saturating_mul(tiles(n, *columns))
+            }
         };
         if cubes == 0 {
             return Ok((0, 0, 0));
@@ -102,8 +111,8 @@ impl fmt::Display for LaunchShape {
         match &self.cubes {
             Cubes::Elements(sizes) => write!(f, "{units} indices of [{}]", list(sizes))?,
             Cubes::Rows(sizes) => write!(f, "index of [{}]", list(sizes))?,
-            Cubes::Tiles { batch, m, n } => {
-                write!(f, "tile of {TILE} x {TILE} in [{}] x [{}]", list(m), list(n))?;
+            Cubes::Tiles { batch, m, n, tile: (rows, columns) } => {
+                write!(f, "tile of {rows} x {columns} in [{}] x [{}]", list(m), list(n))?;
                 if !batch.is_empty() {
                     write!(f, " for each of [{}]", list(batch))?;
                 }

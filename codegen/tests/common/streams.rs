@@ -146,7 +146,7 @@ impl Case {
             }
             2 => params.push(format!("seen: {}", ty("bool", &["b", "t", "s"]))),
             3 => body.push("to: i32[t] = position of t\nseen: bool[s, t] = le at, to".to_owned()),
-            _ => body.push("to: i32[s] = const -1\nseen: bool[s] = lt at, to".to_owned()),
+            _ => body.push("to: i32 = const -1\nseen: bool[s] = lt at, to".to_owned()),
         }
         let x = if self.mask == 0 { "z3" } else { "z4" };
         if self.mask > 0 {

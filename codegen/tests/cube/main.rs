@@ -14,4 +14,7 @@ mod random;
 mod resident;
 mod rows;
 mod scatter;
+mod stream;
+#[path = "../common/streams.rs"]
+mod streams;
 mod text;

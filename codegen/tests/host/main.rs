@@ -86,7 +86,8 @@ fn check_at(kernel: &Kernel, sizes: &[usize], seed: u64) -> Result<(), TestCaseE
     let done = host.launch(kernel, &inputs, &mut output, sizes);
     let text = format!("sizes {:?}\n{}", symbols.iter().zip(sizes).collect::<BTreeMap<_, _>>(), kernel.body);
     let (want, ()) = match (want, done) {
-        (Err(_), Err(_)) => return Ok(()),
+        // A streamed softmax without a gather has nothing to refuse.
+        (Err(_), Err(_)) if kernel.kind != KernelKind::Stream => return Ok(()),
         // Where there is nothing to compute, no index is looked at.
         (Err(_), Ok(())) if len == 0 => return Ok(()),
         (Ok(want), Ok(())) => (want, ()),

@@ -1,0 +1,450 @@
+//! Streamed softmaxes through CubeCL: a cube has some rows and columns of the product and walks the streamed axis in blocks.
+//!
+//! For each block of 32 positions the cube computes the scores of its rows, from tiles of both operands in shared memory, 32
+//! numbers of depth at a time; turns them into weights with what it knows of the rows so far; and adds the block's values, tile
+//! by tile, to the sums that each unit keeps in registers. All of it is f32; weights are not rounded, whatever dtype
+//! the body gives them. A score product whose operands both have the streamed axis, or one of them that and rows, is
+//! computed element by element instead.
+//!
+//! Beyond an edge, the last element is read in place of one that does not exist, and counts as nothing.
+
+use latentc_ir::{AxisId, Function, Op, ValueId};
+
+use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Un, Val, Var};
+use super::expr::Exprs;
+use crate::contract::ContractPlan;
+use crate::stream::{StreamPlan, cone, is_elementwise};
+
+/// Units of a cube.
+pub(crate) const UNITS: u32 = 256;
+/// Positions of a block.
+const POSITIONS: u32 = 32;
+/// Depth of a score product that is brought in at a time.
+const DEPTH: u32 = 32;
+/// Rows of the product that a unit sums.
+const EACH: u32 = 4;
+/// The most columns of a cube. Scores are computed again for more.
+const COLUMNS: u64 = 512;
+/// Elements of a tile of values, at most: so that all of a cube fits into 32 KiB.
+const VALUES: u32 = 4096;
+/// From one line of a tile to the next, so that units side by side meet in no bank.
+const PITCH: u32 = 33;
+
+/// How the units of a cube share its rows and columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tiles {
+    /// Rows of a cube.
+    pub(crate) rows: u32,
+    /// Columns of a cube.
+    pub(crate) columns: u32,
+    /// Units side by side along the columns.
+    across: u32,
+    /// Positions of a tile of values.
+    values: u32,
+}
+
+impl Tiles {
+    /// For the columns that a plan has.
+    pub(crate) fn of(body: &Function, plan: &StreamPlan) -> Tiles {
+        let sizes = plan.n.iter().map(|&a| body.axis(a).size.fixed());
+        let columns = sizes.into_iter().try_fold(1u64, |total, n| Some(total.saturating_mul(n?)));
+        let columns = columns.unwrap_or(128).clamp(1, COLUMNS) as u32;
+        let across = (columns / EACH).next_power_of_two().clamp(16, 64);
+        let columns = columns.next_multiple_of(across);
+        let values = (VALUES / columns + 1).next_power_of_two() / 2;
+        Tiles { rows: UNITS / across * EACH, columns, across, values: values.min(POSITIONS) }
+    }
+
+    /// Bytes of shared memory: both operands' tiles, weights, values, one number a row.
+    pub(crate) fn shared_bytes(self) -> usize {
+        let sizes =
+            [self.rows * PITCH, POSITIONS * PITCH, self.rows * PITCH, self.values * self.columns, self.rows];
+        sizes.iter().map(|&n| (n as usize * Elem::F32.bytes()).next_multiple_of(16)).sum()
+    }
+}
+
+/// Where one is along some axes.
+type At<'a> = (&'a [AxisId], &'a [Val]);
+
+/// The index of a tensor with these axes.
+fn index(axes: &[AxisId], known: &[At<'_>]) -> Vec<Val> {
+    let along = |a: &AxisId| known.iter().find_map(|(of, at)| of.iter().position(|k| k == a).map(|n| at[n]));
+    axes.iter().map(|a| along(a).expect("the plan knows every axis")).collect()
+}
+
+/// Consecutive numbers of some axes together.
+#[derive(Clone, Copy)]
+struct Span<'a> {
+    axes: &'a [AxisId],
+    /// The first number.
+    from: Val,
+    /// How many.
+    count: u32,
+    /// The number of all indices of the axes, at least 1.
+    total: Val,
+    /// From one number to the next in a tile.
+    pitch: u32,
+}
+
+impl Span<'_> {
+    /// A number of the span as an index, and whether there is such a number.
+    fn at(&self, e: &mut Emit, x: &Exprs<'_>, n: Val) -> (Vec<Val>, Val) {
+        let number = e.add(self.from, n);
+        let exists = e.lt(number, self.total);
+        let one = e.u32(1);
+        let last = e.sub(self.total, one);
+        let number = e.binary(Bin::Min, number, last);
+        (x.split(e, number, self.axes), exists)
+    }
+}
+
+/// Brings a tile of a leaf into shared memory. What does not exist is 0.
+fn stage(
+    e: &mut Emit,
+    x: &mut Exprs<'_>,
+    leaf: ValueId,
+    tile: Shared,
+    spans: [Span<'_>; 2],
+    known: &[At<'_>],
+) {
+    let axes = &x.body().ty(leaf).axes;
+    // Neighbouring units read neighbouring elements.
+    let fast = usize::from(!axes.last().is_some_and(|a| spans[0].axes.contains(a)));
+    let unit = e.unit();
+    for n in 0..spans[0].count * spans[1].count / UNITS {
+        let first = e.u32(n * UNITS);
+        let at = e.add(unit, first);
+        let width = e.u32(spans[fast].count);
+        let (slow, quick) = (e.div(at, width), e.rem(at, width));
+        let numbers = if fast == 1 { [slow, quick] } else { [quick, slow] };
+        let (line, there) = spans[0].at(e, x, numbers[0]);
+        let (across, here) = spans[1].at(e, x, numbers[1]);
+        let exists = e.and(there, here);
+        let place: Vec<At<'_>> =
+            known.iter().copied().chain([(spans[0].axes, &line[..]), (spans[1].axes, &across[..])]).collect();
+        let element = x.scope(|x| x.element(e, leaf, &index(axes, &place)));
+        let zero = e.f32(0.0);
+        let element = e.select(exists, element, zero);
+        let to = [0, 1].map(|n| {
+            let pitch = e.u32(spans[n].pitch);
+            e.mul(numbers[n], pitch)
+        });
+        let to = e.add(to[0], to[1]);
+        e.store(tile, to, element);
+    }
+}
+
+/// A product in the scores that is computed by tiles.
+struct Scores {
+    product: ValueId,
+    /// The operand that the rows have.
+    rows: ValueId,
+    /// The operand that the positions have.
+    keys: ValueId,
+    depth: Vec<AxisId>,
+}
+
+/// The products of the scores that tiles can compute.
+fn products(body: &Function, plan: &StreamPlan) -> Vec<Scores> {
+    let below = cone(body, plan.scores, is_elementwise);
+    let products = body.body.iter().filter(|i| i.op == Op::Contract && below.contains(&i.result()));
+    let tiled = products.filter_map(|i| {
+        let along = |v: &ValueId| body.ty(*v).has(plan.along);
+        let (rows, keys) = match i.args[..] {
+            [a, b] if !along(&a) && along(&b) => (a, b),
+            [a, b] if along(&a) && !along(&b) => (b, a),
+            _ => return None,
+        };
+        let groups = ContractPlan::new(&body.ty(keys).axes, &body.ty(rows).axes, &body.ty(i.result()).axes);
+        let shared_by_rows = !body.ty(keys).axes.iter().any(|a| plan.m.contains(a));
+        shared_by_rows.then_some(Scores { product: i.result(), rows, keys, depth: groups.k })
+    });
+    tiled.collect()
+}
+
+/// The kernel's instructions.
+pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, output: Buf) {
+    let tiles = Tiles::of(x.body(), plan);
+    let [rows, columns] = [&plan.m, &plan.n].map(|axes| x.total(e, axes));
+
+    // Cubes are numbered along the columns, then the rows, then the batch.
+    let cube = e.cube();
+    let [row_tiles, column_tiles] = [(rows, tiles.rows), (columns, tiles.columns)].map(|(size, tile)| {
+        let (rounding, tile) = (e.u32(tile - 1), e.u32(tile));
+        let up = e.add(size, rounding);
+        e.div(up, tile)
+    });
+    let row_of_tiles = e.div(cube, column_tiles);
+    let batch = e.div(row_of_tiles, row_tiles);
+    let [row0, column0] =
+        [(e.rem(row_of_tiles, row_tiles), tiles.rows), (e.rem(cube, column_tiles), tiles.columns)].map(
+            |(number, tile)| {
+                let tile = e.u32(tile);
+                e.mul(number, tile)
+            },
+        );
+    let repeats = x.total(e, &plan.batch);
+    // All units of a cube agree.
+    let inside = e.lt(batch, repeats);
+    e.if_(inside, |e| {
+        let batch = x.split(e, batch, &plan.batch);
+        let positions = x.extent(plan.along);
+        let zero = e.u32(0);
+        let along = [plan.along];
+        let mut cube = Cube {
+            plan,
+            tiles,
+            batch,
+            rows: Span { axes: &plan.m, from: row0, count: tiles.rows, total: rows, pitch: PITCH },
+            columns: Span { axes: &plan.n, from: column0, count: tiles.columns, total: columns, pitch: 1 },
+            positions: Span { axes: &along, from: zero, count: POSITIONS, total: positions, pitch: PITCH },
+            left: e.shared(Elem::F32, (tiles.rows * PITCH) as usize),
+            right: e.shared(Elem::F32, (POSITIONS * PITCH) as usize),
+            weights: e.shared(Elem::F32, (tiles.rows * PITCH) as usize),
+            values: e.shared(Elem::F32, (tiles.values * tiles.columns) as usize),
+            of_rows: e.shared(Elem::F32, tiles.rows as usize),
+        };
+        let (nothing, least) = (e.f32(0.0), e.f32(f32::MIN));
+        let (max, sum) = (e.var(least), e.var(nothing));
+        let width = tiles.columns / tiles.across;
+        let sums: Vec<Vec<Var>> = (0..EACH).map(|_| (0..width).map(|_| e.var(nothing)).collect()).collect();
+        let products = products(x.body(), plan);
+        let step = e.u32(POSITIONS);
+        e.for_step(zero, positions, step, |e, first| {
+            cube.positions.from = first;
+            x.scope(|x| {
+                cube.scores(e, x, &products);
+                e.sync();
+                cube.weigh(e, max, sum);
+                e.sync();
+                cube.add_values(e, x, &sums);
+            });
+        });
+        let sum = e.get(sum);
+        cube.store(e, &mut x, sum, &sums, output);
+    });
+}
+
+/// A cube at work.
+struct Cube<'a> {
+    plan: &'a StreamPlan,
+    tiles: Tiles,
+    batch: Vec<Val>,
+    rows: Span<'a>,
+    columns: Span<'a>,
+    /// The block's.
+    positions: Span<'a>,
+    /// Tiles of the operands of a score product.
+    left: Shared,
+    right: Shared,
+    /// Scores, then weights: rows by positions.
+    weights: Shared,
+    /// Positions by columns.
+    values: Shared,
+    /// One number a row.
+    of_rows: Shared,
+}
+
+impl<'a> Cube<'a> {
+    /// Computes the block's scores.
+    fn scores(&self, e: &mut Emit, x: &mut Exprs<'_>, products: &[Scores]) {
+        // A unit has one position and every eighth row.
+        let (unit, width, pitch) = (e.unit(), e.u32(POSITIONS), e.u32(PITCH));
+        let (first, position) = (e.div(unit, width), e.rem(unit, width));
+        let each = self.tiles.rows * POSITIONS / UNITS;
+        let rows: Vec<_> = (0..each)
+            .map(|n| {
+                let below = e.u32(n * UNITS / POSITIONS);
+                e.add(first, below)
+            })
+            .collect();
+        let batch: At<'_> = (&self.plan.batch, &self.batch);
+        let mut found: Vec<Vec<Var>> = Vec::new();
+        for p in products {
+            let nothing = e.f32(0.0);
+            let sums: Vec<_> = rows.iter().map(|_| e.var(nothing)).collect();
+            let total = x.total(e, &p.depth);
+            let (from, step) = (e.u32(0), e.u32(DEPTH));
+            e.for_step(from, total, step, |e, from| {
+                let depth = Span { axes: &p.depth, from, count: DEPTH, total, pitch: 1 };
+                x.scope(|x| {
+                    stage(e, x, p.rows, self.left, [self.rows, depth], &[batch]);
+                    stage(e, x, p.keys, self.right, [self.positions, depth], &[batch]);
+                });
+                e.sync();
+                let (zero, one, end) = (e.u32(0), e.u32(1), e.u32(DEPTH));
+                let key = e.mul(position, pitch);
+                let starts: Vec<_> = rows.iter().map(|&row| e.mul(row, pitch)).collect();
+                e.for_step(zero, end, one, |e, d| {
+                    let at = e.add(key, d);
+                    let key = e.load(self.right, at);
+                    for (&sum, &start) in sums.iter().zip(&starts) {
+                        let at = e.add(start, d);
+                        let row = e.load(self.left, at);
+                        let old = e.get(sum);
+                        let new = e.fma(row, key, old);
+                        e.set(sum, new);
+                    }
+                });
+                e.sync();
+            });
+            found.push(sums);
+        }
+        let (at_position, exists) = self.positions.at(e, x, position);
+        let least = e.f32(f32::NEG_INFINITY);
+        for (n, &row) in rows.iter().enumerate() {
+            let (at_row, _) = self.rows.at(e, x, row);
+            let known = [batch, (self.rows.axes, &at_row[..]), (self.positions.axes, &at_position[..])];
+            let score = x.scope(|x| {
+                let body = x.body();
+                for (p, sums) in products.iter().zip(&found) {
+                    let sum = e.get(sums[n]);
+                    x.define(p.product, index(&body.ty(p.product).axes, &known), sum);
+                }
+                x.element(e, self.plan.scores, &index(&body.ty(self.plan.scores).axes, &known))
+            });
+            let score = e.select(exists, score, least);
+            let to = e.mul(row, pitch);
+            let to = e.add(to, position);
+            e.store(self.weights, to, score);
+        }
+    }
+
+    /// Turns the block's scores into weights: a unit a row. What it kept of earlier blocks counts less by a factor of the row.
+    fn weigh(&self, e: &mut Emit, max: Var, sum: Var) {
+        let (unit, rows) = (e.unit(), e.u32(self.tiles.rows));
+        let mine = e.lt(unit, rows);
+        e.if_(mine, |e| {
+            let (zero, one, end, pitch) = (e.u32(0), e.u32(1), e.u32(POSITIONS), e.u32(PITCH));
+            let start = e.mul(unit, pitch);
+            let old = e.get(max);
+            e.for_step(zero, end, one, |e, j| {
+                let at = e.add(start, j);
+                let x = e.load(self.weights, at);
+                let known = e.get(max);
+                let larger = e.binary(Bin::Max, known, x);
+                e.set(max, larger);
+            });
+            let new = e.get(max);
+            let less = e.sub(old, new);
+            let factor = e.unary(Un::Exp, less);
+            e.store(self.of_rows, unit, factor);
+            let known = e.get(sum);
+            let known = e.mul(known, factor);
+            e.set(sum, known);
+            e.for_step(zero, end, one, |e, j| {
+                let at = e.add(start, j);
+                let x = e.load(self.weights, at);
+                let x = e.sub(x, new);
+                let weight = e.unary(Un::Exp, x);
+                e.store(self.weights, at, weight);
+                let known = e.get(sum);
+                let more = e.add(known, weight);
+                e.set(sum, more);
+            });
+        });
+    }
+
+    /// The rows of the cube that a unit sums, and its first column.
+    fn share(&self, e: &mut Emit) -> (Vec<Val>, Val) {
+        let (unit, across) = (e.unit(), e.u32(self.tiles.across));
+        let (first, column) = (e.div(unit, across), e.rem(unit, across));
+        let rows = (0..EACH).map(|n| {
+            let below = e.u32(n * UNITS / self.tiles.across);
+            e.add(first, below)
+        });
+        (rows.collect(), column)
+    }
+
+    /// Adds the block's values times their weights to the sums of rows and columns.
+    fn add_values(&self, e: &mut Emit, x: &mut Exprs<'_>, sums: &[Vec<Var>]) {
+        let (rows, column) = self.share(e);
+        let pitch = e.u32(PITCH);
+        let mut starts = Vec::new();
+        for (&row, sums) in rows.iter().zip(sums) {
+            let factor = e.load(self.of_rows, row);
+            for &sum in sums {
+                let old = e.get(sum);
+                let less = e.mul(old, factor);
+                e.set(sum, less);
+            }
+            starts.push(e.mul(row, pitch));
+        }
+        let (zero, one) = (e.u32(0), e.u32(1));
+        let (end, step) = (e.u32(POSITIONS), e.u32(self.tiles.values));
+        e.for_step(zero, end, step, |e, skip| {
+            let from = e.add(self.positions.from, skip);
+            let lines = Span { from, count: self.tiles.values, pitch: self.tiles.columns, ..self.positions };
+            let batch: At<'_> = (&self.plan.batch, &self.batch);
+            x.scope(|x| stage(e, x, self.plan.values, self.values, [lines, self.columns], &[batch]));
+            e.sync();
+            let count = e.u32(self.tiles.values);
+            e.for_step(zero, count, one, |e, j| {
+                let width = e.u32(self.tiles.columns);
+                let line = e.mul(j, width);
+                let line = e.add(line, column);
+                let values: Vec<_> = (0..sums[0].len())
+                    .map(|n| {
+                        let right = e.u32(n as u32 * self.tiles.across);
+                        let at = e.add(line, right);
+                        e.load(self.values, at)
+                    })
+                    .collect();
+                let position = e.add(skip, j);
+                for (&start, sums) in starts.iter().zip(sums) {
+                    let at = e.add(start, position);
+                    let weight = e.load(self.weights, at);
+                    for (&sum, &value) in sums.iter().zip(&values) {
+                        let old = e.get(sum);
+                        let new = e.fma(weight, value, old);
+                        e.set(sum, new);
+                    }
+                }
+            });
+            e.sync();
+        });
+    }
+
+    /// Divides by the sums of the weights, computes the epilogue, stores.
+    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, sum: Val, sums: &[Vec<Var>], output: Buf) {
+        let (unit, rows) = (e.unit(), e.u32(self.tiles.rows));
+        let mine = e.lt(unit, rows);
+        e.if_(mine, |e| {
+            // A row of nothing but -inf is zeros.
+            let (zero, one) = (e.f32(0.0), e.f32(1.0));
+            let empty = e.cmp(Cmp::Eq, sum, zero);
+            let divisor = e.select(empty, one, sum);
+            e.store(self.of_rows, unit, divisor);
+        });
+        e.sync();
+        let (rows, column) = self.share(e);
+        for (&row, sums) in rows.iter().zip(sums) {
+            let (at_row, row_exists) = self.rows.at(e, x, row);
+            let divisor = e.load(self.of_rows, row);
+            for (n, &sum) in sums.iter().enumerate() {
+                let right = e.u32(n as u32 * self.tiles.across);
+                let number = e.add(column, right);
+                let (at_column, column_exists) = self.columns.at(e, x, number);
+                let exists = e.and(row_exists, column_exists);
+                let known = [
+                    (&self.plan.batch[..], &self.batch[..]),
+                    (self.rows.axes, &at_row[..]),
+                    (self.columns.axes, &at_column[..]),
+                ];
+                e.if_(exists, |e| {
+                    x.scope(|x| {
+                        let body = x.body();
+                        let sum = e.get(sum);
+                        let y = e.div(sum, divisor);
+                        x.define(self.plan.product, index(&body.ty(self.plan.product).axes, &known), y);
+                        let axes = &body.ty(body.results[0]).axes;
+                        let at = index(axes, &known);
+                        let element = x.element(e, body.results[0], &at);
+                        let address = x.join(e, &at, axes);
+                        e.store(output, address, element);
+                    });
+                });
+            }
+        }
+    }
+}

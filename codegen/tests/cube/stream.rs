@@ -1,0 +1,62 @@
+//! Streamed softmaxes.
+
+use latentc_codegen::cube::LaunchShape;
+use proptest::prelude::*;
+
+use crate::bench::{agree, cuda, inputs, means_the_same, tolerance};
+use crate::streams::{arb_case, causal, latent, stream};
+
+#[test]
+fn latents_that_are_keys_and_values() {
+    let k = latent("latent", "f32", [5, 24, 7]);
+    agree(&k, &[&[1, 1, 1], &[2, 3, 70], &[1, 9, 100], &[2, 0, 3], &[1, 2, 0], &[0, 1, 5]]);
+    // Columns beyond one cube.
+    agree(&latent("wide", "f32", [3, 530, 16]), &[&[1, 2, 40]]);
+    agree(&latent("narrow", "bf16", [3, 40, 8]), &[&[1, 2, 40]]);
+}
+
+#[test]
+fn causal_heads() {
+    agree(&causal("causal", "f32", [3, 40, 33]), &[&[1, 70, 70], &[2, 1, 5]]);
+    // One row and one column of everything; no depth at all.
+    agree(&causal("one", "f32", [1, 1, 1]), &[&[1, 1, 1], &[1, 40, 9]]);
+    agree(&causal("flat", "f32", [2, 0, 3]), &[&[2, 3, 40]]);
+}
+
+#[test]
+fn products_that_no_tile_computes() {
+    // A key for each row, and a product that has no position.
+    let k = stream(
+        "odd",
+        "axes t=n0, s=n1, k=5, v=6\nparam q: f32[t, k]\nparam e: f32[s, t, k]\nparam f: f32[t, k]\nparam w: f32[v, s]\n\
+         z: f32[t, s] = contract q, e over k\nu: f32[t] = contract q, f over k\nx: f32[s, t] = add z, u\n\
+         p: f32[t, s] = softmax x over s\ny: f32[v, t] = contract w, p over s\nreturn y",
+    );
+    agree(&k, &[&[3, 50], &[70, 3]]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
+    #[test]
+    fn streams_of_axes_in_any_order(case in arb_case(), sizes in (0usize..4, 0usize..15, 0usize..80)) {
+        let (k, sizes) = (case.kernel(), [sizes.0, sizes.1, sizes.2]);
+        means_the_same(&k, &inputs(&k, &sizes, &[]), &sizes, tolerance(&k));
+        // Nobody writes such kernels, so a spill is no matter.
+        cuda(&k);
+    }
+}
+
+#[test]
+fn shapes_of_the_published_models() {
+    let latents = latent("decode", "bf16", [128, 512, 64]);
+    assert_eq!(
+        LaunchShape::of(&latents).to_string(),
+        "256 units a cube, one cube per tile of 16 x 512 in [n1, 128] x [512] for each of [n0], 24896 B shared"
+    );
+    for k in [latents, latent("lite", "bf16", [16, 512, 64]), causal("prefill", "bf16", [128, 192, 128])] {
+        assert!(LaunchShape::of(&k).shared_bytes <= 32 << 10, "{}", k.name);
+        if let Some(resources) = cuda(&k) {
+            assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{}: {resources:?}", k.name);
+        }
+    }
+}
