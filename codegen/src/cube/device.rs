@@ -15,6 +15,7 @@ use super::emit::Elem;
 use super::kernel::CubeIr;
 use super::refuse;
 use super::shape::LaunchShape;
+use super::stream::{Role, Split};
 use super::target::Target;
 use crate::device::{Data, Device, DeviceError};
 use crate::program::Kernel;
@@ -25,7 +26,7 @@ pub trait CubeRuntime: Runtime {
     const TARGET: Target;
 }
 
-/// A device of a CubeCL runtime. Launches run in order, without waiting; errors of the device come out at the next
+/// A device of a CubeCL runtime. Launches run in order, without waiting (one of a streamed softmax may be two on the device); errors of the device come out at the next
 /// [`read`](Device::read), or at the first launch of the kernel that causes them, if it does not compile.
 pub struct CubeDevice<R: CubeRuntime> {
     client: ComputeClient<R>,
@@ -187,6 +188,16 @@ impl<R: CubeRuntime> CubeDevice<R> {
         Err(DeviceError::Kernel { kernel: kernels.join(", "), why })
     }
 
+    /// Launches a checked kernel on buffers as long as its types say.
+    fn enqueue(&self, ir: &CubeIr, (x, y, z): (u32, u32, u32), buffers: &[&CubeBuffer], sizes: &[usize]) {
+        let lens: Vec<_> = buffers.iter().map(|b| b.len).collect();
+        let bindings = buffers.iter().map(|b| b.handle.clone().binding()).collect();
+        let args = KernelArguments::new().with_buffers(bindings).with_info(launch_info(sizes, &lens));
+        let task = Box::new(KernelTask::<R::Compiler, CubeIr>::new(ir.clone()));
+        // SAFETY: a checked kernel stays inside of buffers that are as long as its types say, and they are.
+        unsafe { self.client.launch_unchecked(task, CubeCount::Static(x, y, z), args) };
+    }
+
     /// The kernel ready to launch, and whether this is its first launch.
     fn compiled(&mut self, kernel: &Kernel) -> Result<(CubeIr, LaunchShape, bool), DeviceError> {
         let same = |c: &&Compiled| c.ir.kernel() == kernel;
@@ -320,12 +331,34 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         fits(kernel, kernel.body.results[0], &extents, output)?;
         buffers.push(output);
 
-        let lens: Vec<_> = buffers.iter().map(|b| b.len).collect();
-        let bindings = buffers.iter().map(|b| b.handle.clone().binding()).collect();
-        let args = KernelArguments::new().with_buffers(bindings).with_info(launch_info(sizes, &lens));
-        let task = Box::new(KernelTask::<R::Compiler, CubeIr>::new(ir));
-        // SAFETY: a checked kernel stays inside of buffers that are as long as its types say, and they are.
-        unsafe { self.client.launch_unchecked(task, CubeCount::Static(x, y, z), args) };
+        let split =
+            ir.plan().and_then(|plan| Some((plan, Split::of(plan, x as usize * y as usize, &extents)?)));
+        match split {
+            None => self.enqueue(&ir, (x, y, z), &buffers, sizes),
+            Some((plan, split)) => {
+                let arranged = |cubes: usize| shape.arranged(cubes as u64).map_err(|why| refuse(kernel, why));
+                let grids = [
+                    arranged(split.parts * x as usize * y as usize)?,
+                    arranged(split.elements.div_ceil(shape.units as usize))?,
+                ];
+                let kept = self.alloc(DType::F32, split.scratch)?;
+                let sizes = [sizes, &[split.chunk]].concat();
+                for (role, grid) in [Role::Part, Role::Merge].into_iter().zip(grids) {
+                    let read = role.reads(&kernel.body, plan);
+                    let mut used: Vec<_> = params
+                        .iter()
+                        .zip(&buffers)
+                        .filter(|(p, _)| read.contains(p))
+                        .map(|(_, b)| *b)
+                        .collect();
+                    used.push(&kept);
+                    if role == Role::Merge {
+                        used.push(output);
+                    }
+                    self.enqueue(&ir.of_role(role), grid, &used, &sizes);
+                }
+            }
+        }
         if self.pending.last() != Some(&kernel.name) {
             self.pending.push(kernel.name.clone());
         }

@@ -9,10 +9,11 @@ use cubecl_core::prelude::{CubeDim, CubeKernel, KernelDefinition, KernelId, Kern
 use latentc_ir::ops::Attr;
 use latentc_ir::{AxisId, DType, Function, Op, Size, ValueId, Want, infer};
 
-use super::emit::Emit;
+use super::emit::{Elem, Emit};
 use super::expr::Exprs;
 use super::map::Map;
 use super::shape::LaunchShape;
+use super::stream::Role;
 use super::target::Target;
 use super::{contract, refuse, scatter, stream};
 use crate::contract::ContractPlan;
@@ -32,6 +33,8 @@ const TABLE: usize = 64;
 #[derive(Clone, Debug)]
 pub(crate) struct CubeIr {
     spec: Arc<Spec>,
+    /// Which of the kernels of a streamed softmax; all others are whole.
+    role: Role,
     settings: KernelSettings,
 }
 
@@ -40,6 +43,8 @@ pub(crate) struct CubeIr {
 struct Spec {
     kernel: Kernel,
     target: Target,
+    /// Of a streamed softmax.
+    plan: Option<StreamPlan>,
     digest: u64,
 }
 
@@ -70,8 +75,23 @@ impl CubeIr {
             .cube_dim(CubeDim::new_1d(LaunchShape::of(kernel).units))
             .address_type(AddressType::U32)
             .kernel_name(kernel.name.as_str());
-        let spec = Spec { kernel: kernel.clone(), target, digest: hasher.finish() };
-        Ok(CubeIr { spec: Arc::new(spec), settings })
+        let plan = (kernel.kind == KernelKind::Stream).then(|| StreamPlan::of(&kernel.body));
+        let plan = plan.transpose().map_err(|why| refuse(kernel, why))?;
+        let spec = Spec { kernel: kernel.clone(), target, plan, digest: hasher.finish() };
+        Ok(CubeIr { spec: Arc::new(spec), role: Role::Whole, settings })
+    }
+
+    /// One of the two kernels that a streamed softmax can be split into. Its buffers are the parameters that it reads, in order, then
+    /// what the first leaves for the second, then the second's output; its last size is the number of positions of a part.
+    pub(crate) fn of_role(&self, role: Role) -> CubeIr {
+        let name = format!("{}{}", self.spec.kernel.name, role.suffix());
+        let settings = self.settings.clone().kernel_name(name.as_str());
+        CubeIr { spec: Arc::clone(&self.spec), role, settings }
+    }
+
+    /// The plan of a streamed softmax.
+    pub(crate) fn plan(&self) -> Option<&StreamPlan> {
+        self.spec.plan.as_ref()
     }
 
     /// What it was made from.
@@ -88,7 +108,7 @@ impl CubeIr {
 impl KernelMetadata for CubeIr {
     fn id(&self) -> KernelId {
         KernelId::new::<Self>()
-            .info(Arc::clone(&self.spec))
+            .info((Arc::clone(&self.spec), self.role))
             .address_type(self.settings.address_type)
             .cube_dim(self.settings.cube_dim)
     }
@@ -104,22 +124,36 @@ impl CubeKernel for CubeIr {
         let body = &kernel.body;
         let mut e = Emit::new();
         let stored = |v: ValueId| target.stored(body.ty(v).dtype).expect("checked for this target");
-        let inputs: Vec<_> =
-            body.params.iter().map(|&p| CubeIr::reads(body, p).then(|| e.input(stored(p)))).collect();
-        let output = e.output(stored(body.results[0]));
+        let form = Form::of(kernel);
+        let read = match &form {
+            Form::Stream(plan) => self.role.reads(body, plan),
+            Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) => body.params.clone(),
+        };
+        let reads = |p: ValueId| CubeIr::reads(body, p) && read.contains(&p);
+        let inputs: Vec<_> = body.params.iter().map(|&p| reads(p).then(|| e.input(stored(p)))).collect();
+        let kept = (self.role == Role::Merge).then(|| e.input(Elem::F32));
+        let output = match self.role {
+            Role::Whole | Role::Merge => e.output(stored(body.results[0])),
+            Role::Part => e.output(Elem::F32),
+        };
         let sizes: Vec<_> = kernel.size_symbols().into_iter().map(|s| (s, e.size())).collect();
         let extents = body.axes.iter().map(|axis| match &axis.size {
             Size::Fixed(n) => e.u32(*n as u32),
             Size::Sym(s) => sizes.iter().find(|(name, _)| name == s).expect("collected from these axes").1,
         });
-        let exprs = Exprs::new(body, *target, extents.collect(), &inputs);
+        let extents = extents.collect();
+        let chunk = (self.role != Role::Whole).then(|| e.size());
+        let exprs = Exprs::new(body, *target, extents, &inputs);
         let input = |v: ValueId| {
             let n = body.params.iter().position(|p| *p == v);
             n.and_then(|n| inputs[n]).expect("operands are parameters, by the check")
         };
-        match Form::of(kernel) {
+        match form {
             Form::Map(map) => map.emit(&mut e, exprs, output),
-            Form::Stream(plan) => stream::emit(&mut e, exprs, &plan, output),
+            Form::Stream(plan) => match (kept, chunk) {
+                (Some(kept), Some(chunk)) => stream::emit_merge(&mut e, exprs, &plan, kept, chunk, output),
+                (_, chunk) => stream::emit(&mut e, exprs, &plan, chunk, output),
+            },
             Form::Scatter(plan) => {
                 scatter::emit(&mut e, &exprs, &plan, [input(plan.x), input(plan.index)], output);
             }

@@ -27,9 +27,9 @@ pub use device::WgpuDevice;
 pub(crate) use device::launch_info;
 pub use device::{CubeBuffer, CubeDevice, CubeRuntime};
 pub use shape::{Cubes, LaunchShape};
-pub use source::cuda_source;
 #[cfg(feature = "wgpu")]
 pub use source::wgsl_source;
+pub use source::{cuda_source, cuda_split_sources};
 pub use target::Target;
 
 use crate::device::DeviceError;

@@ -90,6 +90,14 @@ impl LaunchShape {
                 total(batch).saturating_mul(tiles(m, *rows)).saturating_mul(tiles(n, *columns))
             }
         };
+        self.arranged(cubes)
+    }
+
+    /// So many cubes as a grid.
+    ///
+    /// # Errors
+    /// As for [`grid`](LaunchShape::grid).
+    pub(crate) fn arranged(&self, cubes: u64) -> Result<(u32, u32, u32), String> {
         if cubes == 0 {
             return Ok((0, 0, 0));
         }

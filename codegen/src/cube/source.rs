@@ -13,9 +13,10 @@ use cubecl_runtime::compiler::CubeTask;
 use super::kernel::CubeIr;
 use super::refuse;
 use super::shape::LaunchShape;
+use super::stream::Role;
 use super::target::Target;
 use crate::device::DeviceError;
-use crate::program::Kernel;
+use crate::program::{Kernel, KernelKind};
 
 type CudaCompiler = CppCompiler<CudaDialect<CudaWmmaCompiler>>;
 
@@ -28,6 +29,21 @@ static PRINTER: Mutex<()> = Mutex::new(());
 /// # Errors
 /// If the kernel cannot be expressed.
 pub fn cuda_source(kernel: &Kernel) -> Result<String, DeviceError> {
+    let text = cuda_text(kernel, Role::Whole)?;
+    Ok(header(kernel, Target::Cuda) + &text)
+}
+
+/// The two kernels that share out the positions of a streamed softmax, in CUDA C++ for sm_90. Their entries are called as the kernel,
+/// with `_part` and `_merge` behind. Empty for other kernels.
+///
+/// # Errors
+/// As for [`cuda_source`].
+pub fn cuda_split_sources(kernel: &Kernel) -> Result<Vec<String>, DeviceError> {
+    let roles: &[Role] = if kernel.kind == KernelKind::Stream { &[Role::Part, Role::Merge] } else { &[] };
+    roles.iter().map(|&role| cuda_text(kernel, role)).collect()
+}
+
+fn cuda_text(kernel: &Kernel, role: Role) -> Result<String, DeviceError> {
     // What CubeCL sets for compute capability 9.0 and CUDA 12.8 or later.
     let options = CompilationOptions {
         warp_size: 32,
@@ -40,8 +56,8 @@ pub fn cuda_source(kernel: &Kernel) -> Result<String, DeviceError> {
         },
     };
     let _alone = PRINTER.lock().unwrap_or_else(|e| e.into_inner());
-    let text = text::<CudaCompiler>(kernel, Target::Cuda, &options)?;
-    Ok(header(kernel, Target::Cuda) + &ordered_shared_arrays(&text))
+    let text = text::<CudaCompiler>(kernel, role, Target::Cuda, &options)?;
+    Ok(ordered_shared_arrays(&text))
 }
 
 /// The kernel in WGSL, with the same header. The entry has the kernel's name.
@@ -50,15 +66,20 @@ pub fn cuda_source(kernel: &Kernel) -> Result<String, DeviceError> {
 /// If the kernel cannot be expressed.
 #[cfg(feature = "wgpu")]
 pub fn wgsl_source(kernel: &Kernel) -> Result<String, DeviceError> {
-    let text = text::<cubecl_wgpu::WgslCompiler>(kernel, Target::Wgsl, &Default::default())?;
+    let text = text::<cubecl_wgpu::WgslCompiler>(kernel, Role::Whole, Target::Wgsl, &Default::default())?;
     Ok(header(kernel, Target::Wgsl) + &text)
 }
 
-fn text<C>(kernel: &Kernel, target: Target, options: &C::CompilationOptions) -> Result<String, DeviceError>
+fn text<C>(
+    kernel: &Kernel,
+    role: Role,
+    target: Target,
+    options: &C::CompilationOptions,
+) -> Result<String, DeviceError>
 where
     C: Compiler + Default,
 {
-    let ir = CubeIr::new(kernel, target)?;
+    let ir = CubeIr::new(kernel, target)?.of_role(role);
     let address = ir.address_type();
     let task = KernelTask::<C, CubeIr>::new(ir);
     // Accesses are in bounds by construction, so none is guarded.
@@ -74,6 +95,13 @@ fn header(kernel: &Kernel, target: Target) -> String {
         let _ = writeln!(text, "{}", format!("// {line}").trim_end());
     }
     let _ = writeln!(text, "//\n// launch: {}", LaunchShape::of(kernel));
+    if kernel.kind == KernelKind::Stream {
+        let name = &kernel.name;
+        let _ = writeln!(
+            text,
+            "// few cubes and many positions: {name}_part for parts of these, then {name}_merge"
+        );
+    }
     let inputs = body.params.iter().copied().filter(|&p| CubeIr::reads(body, p));
     for (n, (v, role)) in inputs.map(|p| (p, "in")).chain([(body.results[0], "out")]).enumerate() {
         let value = body.value(v);

@@ -6,6 +6,10 @@
 //! the body gives them. A score product whose operands both have the streamed axis, or one of them that and rows, is
 //! computed element by element instead.
 //!
+//! With few rows and many positions, as in decode, the cubes of one launch would be few. A device then shares the positions out: the
+//! cubes of a first launch leave what they know of theirs in memory of the device, and a second launch merges it. To the program
+//! both are one launch.
+//!
 //! Beyond an edge, the last element is read in place of one that does not exist, and counts as nothing.
 
 use latentc_ir::{AxisId, Function, Op, ValueId};
@@ -29,6 +33,75 @@ const COLUMNS: u64 = 512;
 const VALUES: u32 = 4096;
 /// From one line of a tile to the next, so that units side by side meet in no bank.
 const PITCH: u32 = 33;
+
+/// Cubes that keep a large GPU busy: two for each of 132 multiprocessors.
+const BUSY: usize = 264;
+/// The fewest positions that are worth a part of their own.
+const PART: usize = 128;
+
+/// Which of the kernels of a streamed softmax this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Role {
+    /// All of it.
+    Whole,
+    /// The first of two: what is known of each part of the positions.
+    Part,
+    /// The second: parts are merged.
+    Merge,
+}
+
+impl Role {
+    /// What it adds to the kernel's name.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Role::Whole => "",
+            Role::Part => "_part",
+            Role::Merge => "_merge",
+        }
+    }
+
+    /// The parameters that it reads.
+    pub(crate) fn reads(self, body: &Function, plan: &StreamPlan) -> Vec<ValueId> {
+        match self {
+            Role::Whole => body.params.clone(),
+            Role::Part => cone(body, plan.product, |_| true),
+            Role::Merge => cone(body, body.results[0], |op| *op != Op::Contract),
+        }
+    }
+}
+
+/// How a launch shares out the positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Split {
+    /// Positions of a part.
+    pub(crate) chunk: usize,
+    /// The number of parts.
+    pub(crate) parts: usize,
+    /// Floats that are kept in between.
+    pub(crate) scratch: usize,
+    /// Elements of the product.
+    pub(crate) elements: usize,
+}
+
+impl Split {
+    /// For a launch that would have so many cubes; `None` if these are enough, or the positions too few.
+    pub(crate) fn of(plan: &StreamPlan, cubes: usize, extents: &[usize]) -> Option<Split> {
+        let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
+        let positions = extents[plan.along.0 as usize];
+        let parts = (BUSY / cubes.max(1)).min(positions / PART);
+        if parts < 2 {
+            return None;
+        }
+        let chunk = positions.div_ceil(parts).next_multiple_of(POSITIONS as usize);
+        let parts = positions.div_ceil(chunk);
+        let (lines, columns) = (size(&plan.batch) * size(&plan.m), size(&plan.n));
+        let scratch = parts * lines * (columns + KEPT as usize);
+        Some(Split { chunk, parts, scratch, elements: lines * columns })
+    }
+}
+
+/// Behind the sums of a row, a part keeps its maximum and the sum of its weights.
+const KEPT: u32 = 2;
 
 /// How the units of a cube share its rows and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,34 +235,37 @@ fn products(body: &Function, plan: &StreamPlan) -> Vec<Scores> {
     tiled.collect()
 }
 
-/// The kernel's instructions.
-pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, output: Buf) {
+/// The instructions of the kernel, or of its first part, which gives the number of positions of a part.
+pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Option<Val>, output: Buf) {
     let tiles = Tiles::of(x.body(), plan);
-    let [rows, columns] = [&plan.m, &plan.n].map(|axes| x.total(e, axes));
+    let [repeats, rows, columns] = [&plan.batch, &plan.m, &plan.n].map(|axes| x.total(e, axes));
 
-    // Cubes are numbered along the columns, then the rows, then the batch.
+    // Cubes are numbered along the columns, then the rows, the batch, the parts.
     let cube = e.cube();
-    let [row_tiles, column_tiles] = [(rows, tiles.rows), (columns, tiles.columns)].map(|(size, tile)| {
-        let (rounding, tile) = (e.u32(tile - 1), e.u32(tile));
-        let up = e.add(size, rounding);
-        e.div(up, tile)
-    });
+    let [row_tiles, column_tiles] =
+        [(rows, tiles.rows), (columns, tiles.columns)].map(|(size, tile)| up(e, size, tile));
     let row_of_tiles = e.div(cube, column_tiles);
-    let batch = e.div(row_of_tiles, row_tiles);
-    let [row0, column0] =
-        [(e.rem(row_of_tiles, row_tiles), tiles.rows), (e.rem(cube, column_tiles), tiles.columns)].map(
-            |(number, tile)| {
-                let tile = e.u32(tile);
-                e.mul(number, tile)
-            },
-        );
-    let repeats = x.total(e, &plan.batch);
+    let repeat = e.div(row_of_tiles, row_tiles);
+    let [row0, column0] = [(row_of_tiles, row_tiles, tiles.rows), (cube, column_tiles, tiles.columns)].map(
+        |(number, count, tile)| {
+            let (number, tile) = (e.rem(number, count), e.u32(tile));
+            e.mul(number, tile)
+        },
+    );
+    let positions = x.extent(plan.along);
+    let (repeat, part, from, to, inside) = match chunk {
+        None => (repeat, e.u32(0), e.u32(0), positions, e.lt(repeat, repeats)),
+        Some(chunk) => {
+            let (part, repeat) = (e.div(repeat, repeats), e.rem(repeat, repeats));
+            let from = e.mul(part, chunk);
+            let end = e.add(from, chunk);
+            let to = e.binary(Bin::Min, end, positions);
+            (repeat, part, from, to, e.lt(from, positions))
+        }
+    };
     // All units of a cube agree.
-    let inside = e.lt(batch, repeats);
     e.if_(inside, |e| {
-        let batch = x.split(e, batch, &plan.batch);
-        let positions = x.extent(plan.along);
-        let zero = e.u32(0);
+        let batch = x.split(e, repeat, &plan.batch);
         let along = [plan.along];
         let mut cube = Cube {
             plan,
@@ -197,7 +273,7 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, output: Bu
             batch,
             rows: Span { axes: &plan.m, from: row0, count: tiles.rows, total: rows, pitch: PITCH },
             columns: Span { axes: &plan.n, from: column0, count: tiles.columns, total: columns, pitch: 1 },
-            positions: Span { axes: &along, from: zero, count: POSITIONS, total: positions, pitch: PITCH },
+            positions: Span { axes: &along, from, count: POSITIONS, total: positions, pitch: PITCH },
             left: e.shared(Elem::F32, (tiles.rows * PITCH) as usize),
             right: e.shared(Elem::F32, (POSITIONS * PITCH) as usize),
             weights: e.shared(Elem::F32, (tiles.rows * PITCH) as usize),
@@ -210,7 +286,7 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, output: Bu
         let sums: Vec<Vec<Var>> = (0..EACH).map(|_| (0..width).map(|_| e.var(nothing)).collect()).collect();
         let products = products(x.body(), plan);
         let step = e.u32(POSITIONS);
-        e.for_step(zero, positions, step, |e, first| {
+        e.for_step(from, to, step, |e, first| {
             cube.positions.from = first;
             x.scope(|x| {
                 cube.scores(e, x, &products);
@@ -220,8 +296,105 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, output: Bu
                 cube.add_values(e, x, &sums);
             });
         });
+        if chunk.is_none() {
+            cube.store(e, &mut x, sum, &sums, output);
+        } else {
+            let lines = e.mul(repeats, rows);
+            let first = e.mul(part, lines);
+            let before = e.mul(repeat, rows);
+            let first = e.add(first, before);
+            cube.keep(e, first, [max, sum], &sums, output);
+        }
+    });
+}
+
+/// How many tiles hold so many.
+fn up(e: &mut Emit, size: Val, tile: u32) -> Val {
+    let (rounding, tile) = (e.u32(tile - 1), e.u32(tile));
+    let sum = e.add(size, rounding);
+    e.div(sum, tile)
+}
+
+/// The instructions of the second part: a unit has an element of the product. `kept` is what the first left of parts of `chunk`
+/// positions.
+pub(crate) fn emit_merge(
+    e: &mut Emit,
+    mut x: Exprs<'_>,
+    plan: &StreamPlan,
+    kept: Buf,
+    chunk: Val,
+    output: Buf,
+) {
+    let [repeats, rows, columns] = [&plan.batch, &plan.m, &plan.n].map(|axes| x.total(e, axes));
+    let lines = e.mul(repeats, rows);
+    let total = e.mul(lines, columns);
+    let flat = e.unit_in_grid();
+    let inside = e.lt(flat, total);
+    e.if_(inside, |e| {
+        let (line, column) = (e.div(flat, columns), e.rem(flat, columns));
+        let (zero, one, two) = (e.u32(0), e.u32(1), e.u32(KEPT));
+        let pitch = e.add(columns, two);
+        let positions = x.extent(plan.along);
+        let rounding = e.sub(chunk, one);
+        let parts = e.add(positions, rounding);
+        let parts = e.div(parts, chunk);
+        let start = |e: &mut Emit, part: Val| {
+            let before = e.mul(part, lines);
+            let number = e.add(before, line);
+            e.mul(number, pitch)
+        };
+        let (nothing, least) = (e.f32(0.0), e.f32(f32::MIN));
+        let (max, sum, y) = (e.var(least), e.var(nothing), e.var(nothing));
+        e.for_step(zero, parts, one, |e, part| {
+            let at = start(e, part);
+            let at = e.add(at, columns);
+            let (more, known) = (e.load(kept, at), e.get(max));
+            let larger = e.binary(Bin::Max, known, more);
+            e.set(max, larger);
+        });
+        let largest = e.get(max);
+        e.for_step(zero, parts, one, |e, part| {
+            let start = start(e, part);
+            let at = e.add(start, columns);
+            let max = e.load(kept, at);
+            let less = e.sub(max, largest);
+            let factor = e.unary(Un::Exp, less);
+            let at_sum = e.add(at, one);
+            let at_y = e.add(start, column);
+            for (var, at) in [(sum, at_sum), (y, at_y)] {
+                let (more, known) = (e.load(kept, at), e.get(var));
+                let known = e.fma(more, factor, known);
+                e.set(var, known);
+            }
+        });
+        let (repeat, row) = (e.div(line, rows), e.rem(line, rows));
+        let (batch, row) = (x.split(e, repeat, &plan.batch), x.split(e, row, &plan.m));
+        let column = x.split(e, column, &plan.n);
+        let known = [(&plan.batch[..], &batch[..]), (&plan.m[..], &row[..]), (&plan.n[..], &column[..])];
         let sum = e.get(sum);
-        cube.store(e, &mut x, sum, &sums, output);
+        let (divisor, y) = (divisor(e, sum), e.get(y));
+        let y = e.div(y, divisor);
+        finish(e, &mut x, plan, &known, y, output);
+    });
+}
+
+/// What a row is divided by. A row of nothing but -inf is zeros.
+fn divisor(e: &mut Emit, sum: Val) -> Val {
+    let (zero, one) = (e.f32(0.0), e.f32(1.0));
+    let empty = e.cmp(Cmp::Eq, sum, zero);
+    e.select(empty, one, sum)
+}
+
+/// Computes the epilogue of an element of the product and stores it.
+fn finish(e: &mut Emit, x: &mut Exprs<'_>, plan: &StreamPlan, known: &[At<'_>], y: Val, output: Buf) {
+    x.scope(|x| {
+        let body = x.body();
+        x.define(plan.product, index(&body.ty(plan.product).axes, known), y);
+        let axes = &body.ty(body.results[0]).axes;
+        let at = index(axes, known);
+        let element = x.element(e, body.results[0], &at);
+        let address = x.join(e, &at, axes);
+        e.store(output, address, element);
     });
 }
 
@@ -405,15 +578,56 @@ impl<'a> Cube<'a> {
         });
     }
 
+    /// Leaves what is known of a part: for each row the sums, the maximum and the sum of its weights. `first` is the number of the
+    /// first row there.
+    fn keep(&self, e: &mut Emit, first: Val, [max, sum]: [Var; 2], sums: &[Vec<Var>], kept: Buf) {
+        let columns = self.columns.total;
+        let more = e.u32(KEPT);
+        let pitch = e.add(columns, more);
+        let line = |e: &mut Emit, row: Val| {
+            let row = e.add(self.rows.from, row);
+            let exists = e.lt(row, self.rows.total);
+            let line = e.add(first, row);
+            (e.mul(line, pitch), exists)
+        };
+        let (unit, rows) = (e.unit(), e.u32(self.tiles.rows));
+        let (start, exists) = line(e, unit);
+        let mine = e.lt(unit, rows);
+        let mine = e.and(mine, exists);
+        e.if_(mine, |e| {
+            let one = e.u32(1);
+            let at = e.add(start, columns);
+            let max = e.get(max);
+            e.store(kept, at, max);
+            let at = e.add(at, one);
+            let sum = e.get(sum);
+            e.store(kept, at, sum);
+        });
+        let (rows, column) = self.share(e);
+        for (&row, sums) in rows.iter().zip(sums) {
+            let (start, row_exists) = line(e, row);
+            for (n, &sum) in sums.iter().enumerate() {
+                let right = e.u32(n as u32 * self.tiles.across);
+                let number = e.add(column, right);
+                let number = e.add(self.columns.from, number);
+                let column_exists = e.lt(number, columns);
+                let exists = e.and(row_exists, column_exists);
+                e.if_(exists, |e| {
+                    let at = e.add(start, number);
+                    let sum = e.get(sum);
+                    e.store(kept, at, sum);
+                });
+            }
+        }
+    }
+
     /// Divides by the sums of the weights, computes the epilogue, stores.
-    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, sum: Val, sums: &[Vec<Var>], output: Buf) {
+    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, sum: Var, sums: &[Vec<Var>], output: Buf) {
         let (unit, rows) = (e.unit(), e.u32(self.tiles.rows));
         let mine = e.lt(unit, rows);
         e.if_(mine, |e| {
-            // A row of nothing but -inf is zeros.
-            let (zero, one) = (e.f32(0.0), e.f32(1.0));
-            let empty = e.cmp(Cmp::Eq, sum, zero);
-            let divisor = e.select(empty, one, sum);
+            let sum = e.get(sum);
+            let divisor = divisor(e, sum);
             e.store(self.of_rows, unit, divisor);
         });
         e.sync();
@@ -432,17 +646,9 @@ impl<'a> Cube<'a> {
                     (self.columns.axes, &at_column[..]),
                 ];
                 e.if_(exists, |e| {
-                    x.scope(|x| {
-                        let body = x.body();
-                        let sum = e.get(sum);
-                        let y = e.div(sum, divisor);
-                        x.define(self.plan.product, index(&body.ty(self.plan.product).axes, &known), y);
-                        let axes = &body.ty(body.results[0]).axes;
-                        let at = index(axes, &known);
-                        let element = x.element(e, body.results[0], &at);
-                        let address = x.join(e, &at, axes);
-                        e.store(output, address, element);
-                    });
+                    let sum = e.get(sum);
+                    let y = e.div(sum, divisor);
+                    finish(e, x, self.plan, &known, y, output);
                 });
             }
         }

@@ -70,9 +70,14 @@ pub(crate) fn emulated(work: impl FnOnce(&mut Emulator)) {
 
 /// The assembler's report on a kernel, or none where there is no assembler. The text is the same each time.
 pub(crate) fn cuda(kernel: &Kernel) -> Option<Resources> {
-    static TOOLS: OnceLock<Option<(Toolkit, Nvrtc)>> = OnceLock::new();
     let text = cuda_source(kernel).unwrap();
     assert_eq!(text, cuda_source(kernel).unwrap(), "the text varies");
+    cuda_text(&kernel.name, &text)
+}
+
+/// The same for the text of a kernel of that name.
+pub(crate) fn cuda_text(name: &str, text: &str) -> Option<Resources> {
+    static TOOLS: OnceLock<Option<(Toolkit, Nvrtc)>> = OnceLock::new();
     let tools = TOOLS.get_or_init(|| match Toolkit::find() {
         Ok(kit) => Some((kit.clone(), Nvrtc::load(&kit).unwrap())),
         Err(e @ NvrtcError::Absent(_)) => {
@@ -82,8 +87,8 @@ pub(crate) fn cuda(kernel: &Kernel) -> Option<Resources> {
         Err(e) => panic!("{e}"),
     });
     let (kit, nvrtc) = tools.as_ref()?;
-    let ptx = nvrtc.compile(&text, "sm_90a").unwrap_or_else(|e| panic!("{e}\n{text}"));
-    assert!(ptx.contains(&format!(".entry {}(", kernel.name)), "the entry has another name");
+    let ptx = nvrtc.compile(text, "sm_90a").unwrap_or_else(|e| panic!("{e}\n{text}"));
+    assert!(ptx.contains(&format!(".entry {name}(")), "the entry has another name");
     let dir = tempfile::tempdir().unwrap();
     Some(kit.assemble(&ptx, "sm_90a", dir.path()).unwrap().resources)
 }

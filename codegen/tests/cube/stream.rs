@@ -1,17 +1,19 @@
 //! Streamed softmaxes.
 
-use latentc_codegen::cube::LaunchShape;
+use latentc_codegen::cube::{LaunchShape, cuda_split_sources};
 use proptest::prelude::*;
 
-use crate::bench::{agree, cuda, inputs, means_the_same, tolerance};
+use crate::bench::{agree, cuda, cuda_text, inputs, means_the_same, tolerance};
 use crate::streams::{arb_case, causal, latent, stream};
 
 #[test]
 fn latents_that_are_keys_and_values() {
     let k = latent("latent", "f32", [5, 24, 7]);
     agree(&k, &[&[1, 1, 1], &[2, 3, 70], &[1, 9, 100], &[2, 0, 3], &[1, 2, 0], &[0, 1, 5]]);
+    // Positions are shared out, in parts that are not equal.
+    agree(&k, &[&[1, 1, 3001], &[2, 7, 300]]);
     // Columns beyond one cube.
-    agree(&latent("wide", "f32", [3, 530, 16]), &[&[1, 2, 40]]);
+    agree(&latent("wide", "f32", [3, 530, 16]), &[&[1, 2, 40], &[1, 1, 290]]);
     agree(&latent("narrow", "bf16", [3, 40, 8]), &[&[1, 2, 40]]);
 }
 
@@ -38,7 +40,7 @@ fn products_that_no_tile_computes() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
     #[test]
-    fn streams_of_axes_in_any_order(case in arb_case(), sizes in (0usize..4, 0usize..15, 0usize..80)) {
+    fn streams_of_axes_in_any_order(case in arb_case(), sizes in (0usize..4, 0usize..15, prop_oneof![0usize..80, 256usize..400])) {
         let (k, sizes) = (case.kernel(), [sizes.0, sizes.1, sizes.2]);
         means_the_same(&k, &inputs(&k, &sizes, &[]), &sizes, tolerance(&k));
         // Nobody writes such kernels, so a spill is no matter.
@@ -55,7 +57,10 @@ fn shapes_of_the_published_models() {
     );
     for k in [latents, latent("lite", "bf16", [16, 512, 64]), causal("prefill", "bf16", [128, 192, 128])] {
         assert!(LaunchShape::of(&k).shared_bytes <= 32 << 10, "{}", k.name);
-        if let Some(resources) = cuda(&k) {
+        let parts = cuda_split_sources(&k).unwrap();
+        let parts = parts.iter().zip(["part", "merge"]);
+        let parts = parts.map(|(text, part)| cuda_text(&format!("{}_{part}", k.name), text));
+        for resources in parts.chain([cuda(&k)]).flatten() {
             assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{}: {resources:?}", k.name);
         }
     }
