@@ -15,7 +15,7 @@ use super::emit::Elem;
 use super::kernel::CubeIr;
 use super::refuse;
 use super::shape::LaunchShape;
-use super::stream::{Role, Split};
+use super::split::{Role, Split};
 use super::target::Target;
 use crate::device::{Data, Device, DeviceError};
 use crate::program::Kernel;

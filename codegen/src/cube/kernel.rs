@@ -13,9 +13,9 @@ use super::emit::{Elem, Emit};
 use super::expr::Exprs;
 use super::map::Map;
 use super::shape::LaunchShape;
-use super::stream::Role;
+use super::split::Role;
 use super::target::Target;
-use super::{contract, refuse, scatter, stream};
+use super::{contract, refuse, scatter, split, stream};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::map::append;
@@ -151,7 +151,7 @@ impl CubeKernel for CubeIr {
         match form {
             Form::Map(map) => map.emit(&mut e, exprs, output),
             Form::Stream(plan) => match (kept, chunk) {
-                (Some(kept), Some(chunk)) => stream::emit_merge(&mut e, exprs, &plan, kept, chunk, output),
+                (Some(kept), Some(chunk)) => split::emit(&mut e, exprs, &plan, kept, chunk, output),
                 (_, chunk) => stream::emit(&mut e, exprs, &plan, chunk, output),
             },
             Form::Scatter(plan) => {

@@ -17,6 +17,7 @@ mod resident;
 mod scatter;
 mod shape;
 mod source;
+mod split;
 mod stream;
 mod target;
 

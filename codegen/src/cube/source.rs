@@ -13,7 +13,7 @@ use cubecl_runtime::compiler::CubeTask;
 use super::kernel::CubeIr;
 use super::refuse;
 use super::shape::LaunchShape;
-use super::stream::Role;
+use super::split::Role;
 use super::target::Target;
 use crate::device::DeviceError;
 use crate::program::{Kernel, KernelKind};

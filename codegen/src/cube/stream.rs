@@ -10,19 +10,23 @@
 //! cubes of a first launch leave what they know of theirs in memory of the device, and a second launch merges it. To the program
 //! both are one launch.
 //!
+//! Of a block that the mask hides from all rows of the cube, nothing is read. The units still wait for each other as often, since they
+//! must do so together.
+//!
 //! Beyond an edge, the last element is read in place of one that does not exist, and counts as nothing.
 
 use latentc_ir::{AxisId, Function, Op, ValueId};
 
 use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Un, Val, Var};
 use super::expr::Exprs;
+use super::split::KEPT;
 use crate::contract::ContractPlan;
 use crate::stream::{StreamPlan, cone, is_elementwise};
 
 /// Units of a cube.
 pub(crate) const UNITS: u32 = 256;
 /// Positions of a block.
-const POSITIONS: u32 = 32;
+pub(super) const POSITIONS: u32 = 32;
 /// Depth of a score product that is brought in at a time.
 const DEPTH: u32 = 32;
 /// Rows of the product that a unit sums.
@@ -33,75 +37,6 @@ const COLUMNS: u64 = 512;
 const VALUES: u32 = 4096;
 /// From one line of a tile to the next, so that units side by side meet in no bank.
 const PITCH: u32 = 33;
-
-/// Cubes that keep a large GPU busy: two for each of 132 multiprocessors.
-const BUSY: usize = 264;
-/// The fewest positions that are worth a part of their own.
-const PART: usize = 128;
-
-/// Which of the kernels of a streamed softmax this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Role {
-    /// All of it.
-    Whole,
-    /// The first of two: what is known of each part of the positions.
-    Part,
-    /// The second: parts are merged.
-    Merge,
-}
-
-impl Role {
-    /// What it adds to the kernel's name.
-    pub(crate) fn suffix(self) -> &'static str {
-        match self {
-            Role::Whole => "",
-            Role::Part => "_part",
-            Role::Merge => "_merge",
-        }
-    }
-
-    /// The parameters that it reads.
-    pub(crate) fn reads(self, body: &Function, plan: &StreamPlan) -> Vec<ValueId> {
-        match self {
-            Role::Whole => body.params.clone(),
-            Role::Part => cone(body, plan.product, |_| true),
-            Role::Merge => cone(body, body.results[0], |op| *op != Op::Contract),
-        }
-    }
-}
-
-/// How a launch shares out the positions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Split {
-    /// Positions of a part.
-    pub(crate) chunk: usize,
-    /// The number of parts.
-    pub(crate) parts: usize,
-    /// Floats that are kept in between.
-    pub(crate) scratch: usize,
-    /// Elements of the product.
-    pub(crate) elements: usize,
-}
-
-impl Split {
-    /// For a launch that would have so many cubes; `None` if these are enough, or the positions too few.
-    pub(crate) fn of(plan: &StreamPlan, cubes: usize, extents: &[usize]) -> Option<Split> {
-        let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
-        let positions = extents[plan.along.0 as usize];
-        let parts = (BUSY / cubes.max(1)).min(positions / PART);
-        if parts < 2 {
-            return None;
-        }
-        let chunk = positions.div_ceil(parts).next_multiple_of(POSITIONS as usize);
-        let parts = positions.div_ceil(chunk);
-        let (lines, columns) = (size(&plan.batch) * size(&plan.m), size(&plan.n));
-        let scratch = parts * lines * (columns + KEPT as usize);
-        Some(Split { chunk, parts, scratch, elements: lines * columns })
-    }
-}
-
-/// Behind the sums of a row, a part keeps its maximum and the sum of its weights.
-const KEPT: u32 = 2;
 
 /// How the units of a cube share its rows and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,17 +65,23 @@ impl Tiles {
 
     /// Bytes of shared memory: both operands' tiles, weights, values, one number a row.
     pub(crate) fn shared_bytes(self) -> usize {
-        let sizes =
-            [self.rows * PITCH, POSITIONS * PITCH, self.rows * PITCH, self.values * self.columns, self.rows];
+        let sizes = [
+            self.rows * PITCH,
+            POSITIONS * PITCH,
+            self.rows * PITCH,
+            self.values * self.columns,
+            self.rows,
+            1,
+        ];
         sizes.iter().map(|&n| (n as usize * Elem::F32.bytes()).next_multiple_of(16)).sum()
     }
 }
 
 /// Where one is along some axes.
-type At<'a> = (&'a [AxisId], &'a [Val]);
+pub(super) type At<'a> = (&'a [AxisId], &'a [Val]);
 
 /// The index of a tensor with these axes.
-fn index(axes: &[AxisId], known: &[At<'_>]) -> Vec<Val> {
+pub(super) fn index(axes: &[AxisId], known: &[At<'_>]) -> Vec<Val> {
     let along = |a: &AxisId| known.iter().find_map(|(of, at)| of.iter().position(|k| k == a).map(|n| at[n]));
     axes.iter().map(|a| along(a).expect("the plan knows every axis")).collect()
 }
@@ -279,6 +220,7 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
             weights: e.shared(Elem::F32, (tiles.rows * PITCH) as usize),
             values: e.shared(Elem::F32, (tiles.values * tiles.columns) as usize),
             of_rows: e.shared(Elem::F32, tiles.rows as usize),
+            seen: e.shared(Elem::U32, 1),
         };
         let (nothing, least) = (e.f32(0.0), e.f32(f32::MIN));
         let (max, sum) = (e.var(least), e.var(nothing));
@@ -289,11 +231,12 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
         e.for_step(from, to, step, |e, first| {
             cube.positions.from = first;
             x.scope(|x| {
-                cube.scores(e, x, &products);
+                let seen = cube.seen(e, x);
+                cube.scores(e, x, seen, &products);
                 e.sync();
-                cube.weigh(e, max, sum);
+                where_seen(e, seen, |e| cube.weigh(e, max, sum));
                 e.sync();
-                cube.add_values(e, x, &sums);
+                cube.add_values(e, x, seen, &sums);
             });
         });
         if chunk.is_none() {
@@ -308,6 +251,14 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
     });
 }
 
+/// What is left out in a block that no row sees.
+fn where_seen(e: &mut Emit, seen: Option<Val>, body: impl FnOnce(&mut Emit)) {
+    match seen {
+        Some(seen) => e.if_(seen, body),
+        None => body(e),
+    }
+}
+
 /// How many tiles hold so many.
 fn up(e: &mut Emit, size: Val, tile: u32) -> Val {
     let (rounding, tile) = (e.u32(tile - 1), e.u32(tile));
@@ -315,78 +266,22 @@ fn up(e: &mut Emit, size: Val, tile: u32) -> Val {
     e.div(sum, tile)
 }
 
-/// The instructions of the second part: a unit has an element of the product. `kept` is what the first left of parts of `chunk`
-/// positions.
-pub(crate) fn emit_merge(
-    e: &mut Emit,
-    mut x: Exprs<'_>,
-    plan: &StreamPlan,
-    kept: Buf,
-    chunk: Val,
-    output: Buf,
-) {
-    let [repeats, rows, columns] = [&plan.batch, &plan.m, &plan.n].map(|axes| x.total(e, axes));
-    let lines = e.mul(repeats, rows);
-    let total = e.mul(lines, columns);
-    let flat = e.unit_in_grid();
-    let inside = e.lt(flat, total);
-    e.if_(inside, |e| {
-        let (line, column) = (e.div(flat, columns), e.rem(flat, columns));
-        let (zero, one, two) = (e.u32(0), e.u32(1), e.u32(KEPT));
-        let pitch = e.add(columns, two);
-        let positions = x.extent(plan.along);
-        let rounding = e.sub(chunk, one);
-        let parts = e.add(positions, rounding);
-        let parts = e.div(parts, chunk);
-        let start = |e: &mut Emit, part: Val| {
-            let before = e.mul(part, lines);
-            let number = e.add(before, line);
-            e.mul(number, pitch)
-        };
-        let (nothing, least) = (e.f32(0.0), e.f32(f32::MIN));
-        let (max, sum, y) = (e.var(least), e.var(nothing), e.var(nothing));
-        e.for_step(zero, parts, one, |e, part| {
-            let at = start(e, part);
-            let at = e.add(at, columns);
-            let (more, known) = (e.load(kept, at), e.get(max));
-            let larger = e.binary(Bin::Max, known, more);
-            e.set(max, larger);
-        });
-        let largest = e.get(max);
-        e.for_step(zero, parts, one, |e, part| {
-            let start = start(e, part);
-            let at = e.add(start, columns);
-            let max = e.load(kept, at);
-            let less = e.sub(max, largest);
-            let factor = e.unary(Un::Exp, less);
-            let at_sum = e.add(at, one);
-            let at_y = e.add(start, column);
-            for (var, at) in [(sum, at_sum), (y, at_y)] {
-                let (more, known) = (e.load(kept, at), e.get(var));
-                let known = e.fma(more, factor, known);
-                e.set(var, known);
-            }
-        });
-        let (repeat, row) = (e.div(line, rows), e.rem(line, rows));
-        let (batch, row) = (x.split(e, repeat, &plan.batch), x.split(e, row, &plan.m));
-        let column = x.split(e, column, &plan.n);
-        let known = [(&plan.batch[..], &batch[..]), (&plan.m[..], &row[..]), (&plan.n[..], &column[..])];
-        let sum = e.get(sum);
-        let (divisor, y) = (divisor(e, sum), e.get(y));
-        let y = e.div(y, divisor);
-        finish(e, &mut x, plan, &known, y, output);
-    });
-}
-
 /// What a row is divided by. A row of nothing but -inf is zeros.
-fn divisor(e: &mut Emit, sum: Val) -> Val {
+pub(super) fn divisor(e: &mut Emit, sum: Val) -> Val {
     let (zero, one) = (e.f32(0.0), e.f32(1.0));
     let empty = e.cmp(Cmp::Eq, sum, zero);
     e.select(empty, one, sum)
 }
 
 /// Computes the epilogue of an element of the product and stores it.
-fn finish(e: &mut Emit, x: &mut Exprs<'_>, plan: &StreamPlan, known: &[At<'_>], y: Val, output: Buf) {
+pub(super) fn finish(
+    e: &mut Emit,
+    x: &mut Exprs<'_>,
+    plan: &StreamPlan,
+    known: &[At<'_>],
+    y: Val,
+    output: Buf,
+) {
     x.scope(|x| {
         let body = x.body();
         x.define(plan.product, index(&body.ty(plan.product).axes, known), y);
@@ -416,21 +311,56 @@ struct Cube<'a> {
     values: Shared,
     /// One number a row.
     of_rows: Shared,
+    /// Whether the mask lets any row see the block.
+    seen: Shared,
 }
 
 impl<'a> Cube<'a> {
-    /// Computes the block's scores.
-    fn scores(&self, e: &mut Emit, x: &mut Exprs<'_>, products: &[Scores]) {
-        // A unit has one position and every eighth row.
-        let (unit, width, pitch) = (e.unit(), e.u32(POSITIONS), e.u32(PITCH));
+    /// The scores that a unit computes: one position, and every eighth row.
+    fn scored(&self, e: &mut Emit) -> (Vec<Val>, Val) {
+        let (unit, width) = (e.unit(), e.u32(POSITIONS));
         let (first, position) = (e.div(unit, width), e.rem(unit, width));
-        let each = self.tiles.rows * POSITIONS / UNITS;
-        let rows: Vec<_> = (0..each)
-            .map(|n| {
-                let below = e.u32(n * UNITS / POSITIONS);
-                e.add(first, below)
-            })
-            .collect();
+        let rows = (0..self.tiles.rows * POSITIONS / UNITS).map(|n| {
+            let below = e.u32(n * UNITS / POSITIONS);
+            e.add(first, below)
+        });
+        (rows.collect(), position)
+    }
+
+    /// Whether any row of the cube sees the block, for all units alike; `None` if there is no mask to tell.
+    fn seen(&self, e: &mut Emit, x: &mut Exprs<'_>) -> Option<Val> {
+        let mask = self.plan.mask?;
+        let (zero, one, unit) = (e.u32(0), e.u32(1), e.unit());
+        let first = e.cmp(Cmp::Eq, unit, zero);
+        e.if_(first, |e| e.store(self.seen, zero, zero));
+        e.sync();
+        let (rows, position) = self.scored(e);
+        let (at_position, exists) = self.positions.at(e, x, position);
+        let mut any = e.bool(false);
+        for row in rows {
+            let (at_row, _) = self.rows.at(e, x, row);
+            let known = [
+                (&self.plan.batch[..], &self.batch[..]),
+                (self.rows.axes, &at_row[..]),
+                (self.positions.axes, &at_position[..]),
+            ];
+            let one = x.scope(|x| {
+                let axes = &x.body().ty(mask).axes;
+                x.element(e, mask, &index(axes, &known))
+            });
+            any = e.or(any, one);
+        }
+        let any = e.and(any, exists);
+        e.if_(any, |e| e.store(self.seen, zero, one));
+        e.sync();
+        let seen = e.load(self.seen, zero);
+        Some(e.cmp(Cmp::Eq, seen, one))
+    }
+
+    /// Computes the block's scores.
+    fn scores(&self, e: &mut Emit, x: &mut Exprs<'_>, seen: Option<Val>, products: &[Scores]) {
+        let (rows, position) = self.scored(e);
+        let pitch = e.u32(PITCH);
         let batch: At<'_> = (&self.plan.batch, &self.batch);
         let mut found: Vec<Vec<Var>> = Vec::new();
         for p in products {
@@ -440,47 +370,53 @@ impl<'a> Cube<'a> {
             let (from, step) = (e.u32(0), e.u32(DEPTH));
             e.for_step(from, total, step, |e, from| {
                 let depth = Span { axes: &p.depth, from, count: DEPTH, total, pitch: 1 };
-                x.scope(|x| {
-                    stage(e, x, p.rows, self.left, [self.rows, depth], &[batch]);
-                    stage(e, x, p.keys, self.right, [self.positions, depth], &[batch]);
+                where_seen(e, seen, |e| {
+                    x.scope(|x| {
+                        stage(e, x, p.rows, self.left, [self.rows, depth], &[batch]);
+                        stage(e, x, p.keys, self.right, [self.positions, depth], &[batch]);
+                    });
                 });
                 e.sync();
-                let (zero, one, end) = (e.u32(0), e.u32(1), e.u32(DEPTH));
-                let key = e.mul(position, pitch);
-                let starts: Vec<_> = rows.iter().map(|&row| e.mul(row, pitch)).collect();
-                e.for_step(zero, end, one, |e, d| {
-                    let at = e.add(key, d);
-                    let key = e.load(self.right, at);
-                    for (&sum, &start) in sums.iter().zip(&starts) {
-                        let at = e.add(start, d);
-                        let row = e.load(self.left, at);
-                        let old = e.get(sum);
-                        let new = e.fma(row, key, old);
-                        e.set(sum, new);
-                    }
+                where_seen(e, seen, |e| {
+                    let (zero, one, end) = (e.u32(0), e.u32(1), e.u32(DEPTH));
+                    let key = e.mul(position, pitch);
+                    let starts: Vec<_> = rows.iter().map(|&row| e.mul(row, pitch)).collect();
+                    e.for_step(zero, end, one, |e, d| {
+                        let at = e.add(key, d);
+                        let key = e.load(self.right, at);
+                        for (&sum, &start) in sums.iter().zip(&starts) {
+                            let at = e.add(start, d);
+                            let row = e.load(self.left, at);
+                            let old = e.get(sum);
+                            let new = e.fma(row, key, old);
+                            e.set(sum, new);
+                        }
+                    });
                 });
                 e.sync();
             });
             found.push(sums);
         }
-        let (at_position, exists) = self.positions.at(e, x, position);
-        let least = e.f32(f32::NEG_INFINITY);
-        for (n, &row) in rows.iter().enumerate() {
-            let (at_row, _) = self.rows.at(e, x, row);
-            let known = [batch, (self.rows.axes, &at_row[..]), (self.positions.axes, &at_position[..])];
-            let score = x.scope(|x| {
-                let body = x.body();
-                for (p, sums) in products.iter().zip(&found) {
-                    let sum = e.get(sums[n]);
-                    x.define(p.product, index(&body.ty(p.product).axes, &known), sum);
-                }
-                x.element(e, self.plan.scores, &index(&body.ty(self.plan.scores).axes, &known))
-            });
-            let score = e.select(exists, score, least);
-            let to = e.mul(row, pitch);
-            let to = e.add(to, position);
-            e.store(self.weights, to, score);
-        }
+        where_seen(e, seen, |e| {
+            let (at_position, exists) = self.positions.at(e, x, position);
+            let least = e.f32(f32::NEG_INFINITY);
+            for (n, &row) in rows.iter().enumerate() {
+                let (at_row, _) = self.rows.at(e, x, row);
+                let known = [batch, (self.rows.axes, &at_row[..]), (self.positions.axes, &at_position[..])];
+                let score = x.scope(|x| {
+                    let body = x.body();
+                    for (p, sums) in products.iter().zip(&found) {
+                        let sum = e.get(sums[n]);
+                        x.define(p.product, index(&body.ty(p.product).axes, &known), sum);
+                    }
+                    x.element(e, self.plan.scores, &index(&body.ty(self.plan.scores).axes, &known))
+                });
+                let score = e.select(exists, score, least);
+                let to = e.mul(row, pitch);
+                let to = e.add(to, position);
+                e.store(self.weights, to, score);
+            }
+        });
     }
 
     /// Turns the block's scores into weights: a unit a row. What it kept of earlier blocks counts less by a factor of the row.
@@ -530,49 +466,54 @@ impl<'a> Cube<'a> {
     }
 
     /// Adds the block's values times their weights to the sums of rows and columns.
-    fn add_values(&self, e: &mut Emit, x: &mut Exprs<'_>, sums: &[Vec<Var>]) {
+    fn add_values(&self, e: &mut Emit, x: &mut Exprs<'_>, seen: Option<Val>, sums: &[Vec<Var>]) {
         let (rows, column) = self.share(e);
         let pitch = e.u32(PITCH);
-        let mut starts = Vec::new();
-        for (&row, sums) in rows.iter().zip(sums) {
-            let factor = e.load(self.of_rows, row);
-            for &sum in sums {
-                let old = e.get(sum);
-                let less = e.mul(old, factor);
-                e.set(sum, less);
+        let starts: Vec<_> = rows.iter().map(|&row| e.mul(row, pitch)).collect();
+        where_seen(e, seen, |e| {
+            for (&row, sums) in rows.iter().zip(sums) {
+                let factor = e.load(self.of_rows, row);
+                for &sum in sums {
+                    let old = e.get(sum);
+                    let less = e.mul(old, factor);
+                    e.set(sum, less);
+                }
             }
-            starts.push(e.mul(row, pitch));
-        }
+        });
         let (zero, one) = (e.u32(0), e.u32(1));
         let (end, step) = (e.u32(POSITIONS), e.u32(self.tiles.values));
         e.for_step(zero, end, step, |e, skip| {
             let from = e.add(self.positions.from, skip);
             let lines = Span { from, count: self.tiles.values, pitch: self.tiles.columns, ..self.positions };
             let batch: At<'_> = (&self.plan.batch, &self.batch);
-            x.scope(|x| stage(e, x, self.plan.values, self.values, [lines, self.columns], &[batch]));
+            where_seen(e, seen, |e| {
+                x.scope(|x| stage(e, x, self.plan.values, self.values, [lines, self.columns], &[batch]));
+            });
             e.sync();
             let count = e.u32(self.tiles.values);
-            e.for_step(zero, count, one, |e, j| {
-                let width = e.u32(self.tiles.columns);
-                let line = e.mul(j, width);
-                let line = e.add(line, column);
-                let values: Vec<_> = (0..sums[0].len())
-                    .map(|n| {
-                        let right = e.u32(n as u32 * self.tiles.across);
-                        let at = e.add(line, right);
-                        e.load(self.values, at)
-                    })
-                    .collect();
-                let position = e.add(skip, j);
-                for (&start, sums) in starts.iter().zip(sums) {
-                    let at = e.add(start, position);
-                    let weight = e.load(self.weights, at);
-                    for (&sum, &value) in sums.iter().zip(&values) {
-                        let old = e.get(sum);
-                        let new = e.fma(weight, value, old);
-                        e.set(sum, new);
+            where_seen(e, seen, |e| {
+                e.for_step(zero, count, one, |e, j| {
+                    let width = e.u32(self.tiles.columns);
+                    let line = e.mul(j, width);
+                    let line = e.add(line, column);
+                    let values: Vec<_> = (0..sums[0].len())
+                        .map(|n| {
+                            let right = e.u32(n as u32 * self.tiles.across);
+                            let at = e.add(line, right);
+                            e.load(self.values, at)
+                        })
+                        .collect();
+                    let position = e.add(skip, j);
+                    for (&start, sums) in starts.iter().zip(sums) {
+                        let at = e.add(start, position);
+                        let weight = e.load(self.weights, at);
+                        for (&sum, &value) in sums.iter().zip(&values) {
+                            let old = e.get(sum);
+                            let new = e.fma(weight, value, old);
+                            e.set(sum, new);
+                        }
                     }
-                }
+                })
             });
             e.sync();
         });

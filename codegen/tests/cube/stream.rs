@@ -1,5 +1,6 @@
 //! Streamed softmaxes.
 
+use latentc_codegen::check::launch;
 use latentc_codegen::cube::{LaunchShape, cuda_split_sources};
 use proptest::prelude::*;
 
@@ -23,6 +24,21 @@ fn causal_heads() {
     // One row and one column of everything; no depth at all.
     agree(&causal("one", "f32", [1, 1, 1]), &[&[1, 1, 1], &[1, 40, 9]]);
     agree(&causal("flat", "f32", [2, 0, 3]), &[&[2, 3, 40]]);
+}
+
+#[test]
+fn what_no_row_sees_is_not_read() {
+    // Positions from 32 on hold no numbers, which the mask hides from all rows.
+    let k = causal("hidden", "f32", [2, 6, 5]);
+    let sizes = [1, 3, 70];
+    let nothing =
+        |width: usize| (0..70 * 2 * width).map(move |n| if n < 32 * 2 * width { 0.5 } else { f64::NAN });
+    let (keys, values): (Vec<_>, Vec<_>) = (nothing(6).collect(), nothing(5).collect());
+    let args = inputs(&k, &sizes, &[(1, &keys), (2, &values)]);
+    if let Some(mut device) = crate::bench::device() {
+        let y = launch(&mut device, &k, &args, &sizes).unwrap();
+        assert!(y.data.iter().all(|y| (y - 0.5).abs() < 1e-5), "{:?}", y.data);
+    }
 }
 
 #[test]
@@ -53,7 +69,7 @@ fn shapes_of_the_published_models() {
     let latents = latent("decode", "bf16", [128, 512, 64]);
     assert_eq!(
         LaunchShape::of(&latents).to_string(),
-        "256 units a cube, one cube per tile of 16 x 512 in [n1, 128] x [512] for each of [n0], 24896 B shared"
+        "256 units a cube, one cube per tile of 16 x 512 in [n1, 128] x [512] for each of [n0], 24912 B shared"
     );
     for k in [latents, latent("lite", "bf16", [16, 512, 64]), causal("prefill", "bf16", [128, 192, 128])] {
         assert!(LaunchShape::of(&k).shared_bytes <= 32 << 10, "{}", k.name);

@@ -1,0 +1,133 @@
+//! A streamed softmax as two launches: parts of the positions, each by cubes of its own, and what merges them.
+
+use latentc_ir::{AxisId, Function, Op, ValueId};
+
+use super::emit::{Bin, Buf, Emit, Un, Val};
+use super::expr::Exprs;
+use super::stream::{POSITIONS, divisor, finish};
+use crate::stream::{StreamPlan, cone};
+
+/// Cubes that keep a large GPU busy: two for each of 132 multiprocessors.
+const BUSY: usize = 264;
+/// The fewest positions that are worth a part of their own.
+const PART: usize = 128;
+
+/// Which of the kernels of a streamed softmax this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Role {
+    /// All of it.
+    Whole,
+    /// The first of two: what is known of each part of the positions.
+    Part,
+    /// The second: parts are merged.
+    Merge,
+}
+
+impl Role {
+    /// What it adds to the kernel's name.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Role::Whole => "",
+            Role::Part => "_part",
+            Role::Merge => "_merge",
+        }
+    }
+
+    /// The parameters that it reads.
+    pub(crate) fn reads(self, body: &Function, plan: &StreamPlan) -> Vec<ValueId> {
+        match self {
+            Role::Whole => body.params.clone(),
+            Role::Part => cone(body, plan.product, |_| true),
+            Role::Merge => cone(body, body.results[0], |op| *op != Op::Contract),
+        }
+    }
+}
+
+/// How a launch shares out the positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Split {
+    /// Positions of a part.
+    pub(crate) chunk: usize,
+    /// The number of parts.
+    pub(crate) parts: usize,
+    /// Floats that are kept in between.
+    pub(crate) scratch: usize,
+    /// Elements of the product.
+    pub(crate) elements: usize,
+}
+
+impl Split {
+    /// For a launch that would have so many cubes; `None` if these are enough, or the positions too few.
+    pub(crate) fn of(plan: &StreamPlan, cubes: usize, extents: &[usize]) -> Option<Split> {
+        let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
+        let positions = extents[plan.along.0 as usize];
+        let parts = (BUSY / cubes.max(1)).min(positions / PART);
+        if parts < 2 {
+            return None;
+        }
+        let chunk = positions.div_ceil(parts).next_multiple_of(POSITIONS as usize);
+        let parts = positions.div_ceil(chunk);
+        let (lines, columns) = (size(&plan.batch) * size(&plan.m), size(&plan.n));
+        let scratch = parts * lines * (columns + KEPT as usize);
+        Some(Split { chunk, parts, scratch, elements: lines * columns })
+    }
+}
+
+/// Behind the sums of a row, a part keeps its maximum and the sum of its weights.
+pub(super) const KEPT: u32 = 2;
+
+/// The instructions of the second part: a unit has an element of the product. `kept` is what the first left of parts of `chunk`
+/// positions.
+pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, kept: Buf, chunk: Val, output: Buf) {
+    let [repeats, rows, columns] = [&plan.batch, &plan.m, &plan.n].map(|axes| x.total(e, axes));
+    let lines = e.mul(repeats, rows);
+    let total = e.mul(lines, columns);
+    let flat = e.unit_in_grid();
+    let inside = e.lt(flat, total);
+    e.if_(inside, |e| {
+        let (line, column) = (e.div(flat, columns), e.rem(flat, columns));
+        let (zero, one, two) = (e.u32(0), e.u32(1), e.u32(KEPT));
+        let pitch = e.add(columns, two);
+        let positions = x.extent(plan.along);
+        let rounding = e.sub(chunk, one);
+        let parts = e.add(positions, rounding);
+        let parts = e.div(parts, chunk);
+        let start = |e: &mut Emit, part: Val| {
+            let before = e.mul(part, lines);
+            let number = e.add(before, line);
+            e.mul(number, pitch)
+        };
+        let (nothing, least) = (e.f32(0.0), e.f32(f32::MIN));
+        let (max, sum, y) = (e.var(least), e.var(nothing), e.var(nothing));
+        e.for_step(zero, parts, one, |e, part| {
+            let at = start(e, part);
+            let at = e.add(at, columns);
+            let (more, known) = (e.load(kept, at), e.get(max));
+            let larger = e.binary(Bin::Max, known, more);
+            e.set(max, larger);
+        });
+        let largest = e.get(max);
+        e.for_step(zero, parts, one, |e, part| {
+            let start = start(e, part);
+            let at = e.add(start, columns);
+            let max = e.load(kept, at);
+            let less = e.sub(max, largest);
+            let factor = e.unary(Un::Exp, less);
+            let at_sum = e.add(at, one);
+            let at_y = e.add(start, column);
+            for (var, at) in [(sum, at_sum), (y, at_y)] {
+                let (more, known) = (e.load(kept, at), e.get(var));
+                let known = e.fma(more, factor, known);
+                e.set(var, known);
+            }
+        });
+        let (repeat, row) = (e.div(line, rows), e.rem(line, rows));
+        let (batch, row) = (x.split(e, repeat, &plan.batch), x.split(e, row, &plan.m));
+        let column = x.split(e, column, &plan.n);
+        let known = [(&plan.batch[..], &batch[..]), (&plan.m[..], &row[..]), (&plan.n[..], &column[..])];
+        let sum = e.get(sum);
+        let (divisor, y) = (divisor(e, sum), e.get(y));
+        let y = e.div(y, divisor);
+        finish(e, &mut x, plan, &known, y, output);
+    });
+}
