@@ -1,19 +1,20 @@
 //! A top-k gate is zero almost everywhere: a sum over all of an axis is a sum over the few that the gate lets through.
 //!
 //! What   sum over e of g[e] x[e], g zero but for k  =>  sum over j < k of g[i[j]] x[i[j]],  i = top_indices
-//!        and x[i[j]] moves up: through elementwise ops and contractions, to a gather of what they start from
+//!        and x[i[j]] moves up: through all that works on each index alone, to a gather of what that starts from
 //! Why    six of 160 experts work for a token (DeepSeek-V2, section 2.2); no token is dropped, no expert padded
-//! Needs  a graph before contractions are split into pairs.  Leaves  the dense sum's operands for `eliminate`
+//! Needs  a graph before contractions are split into pairs.  Leaves  the dense sum's operands for `simplify`
 //! Cost   k of |e| of the multiply-adds; the remark has both
 //! Cases  route.ir
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_ir::cost::{Cost, extent};
+use latentc_ir::ops::Attr;
 use latentc_ir::sparsity::{Gate, Support, sparsity};
 use latentc_ir::{AxisId, DType, Def, Function, Inst, Module, Op, Size, Type, ValueId};
 
-use crate::rewrite::Rebuild;
+use crate::rewrite::{Rebuild, live};
 use crate::{Context, Kind, Remark, Unit};
 
 const NAME: &str = "route";
@@ -24,19 +25,43 @@ pub fn route(module: &Module, cx: &mut Context) -> Module {
     Module { name: module.name.clone(), functions, entry: module.entry.clone() }
 }
 
+/// Rounds, since what a gate lets through may be a sum under another gate.
 fn function(f: &Function, cx: &mut Context) -> Function {
+    let mut f = f.clone();
+    while let Some(next) = round(&f, cx) {
+        f = next;
+    }
+    f
+}
+
+/// Rewrites the outermost sums under a gate, if there are any: the inner ones are sums of less then.
+fn round(f: &Function, cx: &mut Context) -> Option<Function> {
     let facts = sparsity(f);
     let defs = f.defs();
     let users = users(f);
+    let live = live(f);
+    let mut sums = BTreeMap::new();
+    let mut inner = BTreeSet::new();
+    for (n, inst) in f.body.iter().enumerate().filter(|(n, _)| live[*n]) {
+        if let Some(gate) = gate(f, inst, &facts.support, &defs) {
+            let tree = tree(f, n, gate.axes[0], &users);
+            inner.extend(tree.iter().copied().filter(|&i| i != n));
+            sums.insert(n, (gate, tree));
+        }
+    }
+    sums.retain(|n, _| !inner.contains(n));
+    if sums.is_empty() {
+        return None;
+    }
     let mut r = Rebuild::new(f, NAME);
     r.header();
     for (n, inst) in f.body.iter().enumerate() {
-        let Some(gate) = gate(f, inst, &facts.support, &defs) else {
+        let Some((gate, tree)) = sums.get(&n) else {
             r.copy(inst);
             continue;
         };
         let e = gate.axes[0];
-        cx.remarks.push(remark(f, inst, &gate, e));
+        cx.remarks.push(remark(f, inst, gate, e));
         // The gate's own operand says where it is open.
         let Def::Inst(_, mask) = defs[gate.mask.0 as usize] else { unreachable!("a gate is made by top_k") };
         let slot = r.new.add_axis(&format!("{}.open", f.axis(e).name), Size::Fixed(gate.k), None);
@@ -45,15 +70,13 @@ fn function(f: &Function, cx: &mut Context) -> Function {
         let scores = r.get(mask.args[0]);
         let name = format!("{}.at", f.value(gate.mask).name);
         let at = r.emit(inst, Op::TopIndices { axis: e, into: slot }, &[scores], &name, ty);
-        let tree = tree(f, n, e, &users);
-        let mut open =
-            Open { r: &mut r, defs: &defs, tree: &tree, gate: &gate, e, slot, at, made: BTreeMap::new() };
+        let mut open = Open { r: &mut r, defs: &defs, tree, gate, e, slot, at, made: BTreeMap::new() };
         let args: Vec<_> = inst.args.iter().map(|&a| open.value(a, inst)).collect();
         let result = f.value(inst.result());
         let id = r.emit(inst, Op::Contract, &args, &result.name, result.ty.clone());
         r.replace(inst.result(), id);
     }
-    r.finish()
+    Some(r.finish())
 }
 
 /// The narrowest gate along one summed axis of a contraction.
@@ -92,7 +115,7 @@ fn users(f: &Function) -> Vec<Vec<usize>> {
     users
 }
 
-/// The contractions that only the sum at `root` uses: computing them where the gate is open spares them elsewhere.
+/// What only the sum at `root` uses, by index of the body: computing them where the gate is open spares them elsewhere.
 fn tree(f: &Function, root: usize, e: AxisId, users: &[Vec<usize>]) -> BTreeSet<usize> {
     let mut tree = BTreeSet::from([root]);
     for (n, inst) in f.body[..root].iter().enumerate().rev() {
@@ -135,7 +158,8 @@ impl Open<'_, '_> {
             }
             Def::Inst(n, inst)
                 if given
-                    && (inst.op.is_elementwise() || (inst.op == Op::Contract && self.tree.contains(&n))) =>
+                    && (inst.op.is_elementwise()
+                        || (self.tree.contains(&n) && index_wise(&inst.op, self.e))) =>
             {
                 let args: Vec<_> = inst.args.iter().map(|&a| self.value(a, root)).collect();
                 let axes = f.ty(v).axes.iter().map(|&a| if a == self.e { self.slot } else { a });
@@ -154,6 +178,42 @@ impl Open<'_, '_> {
         };
         self.made.insert(v, id);
         id
+    }
+}
+
+/// Whether the result at an index of an axis follows from the operands at that index.
+fn index_wise(op: &Op, axis: AxisId) -> bool {
+    let apart = op.attrs().iter().all(|attr| match attr {
+        Attr::Axis(a) => *a != axis,
+        Attr::Axes(axes) => !axes.contains(&axis),
+        Attr::Int(_) | Attr::Real(_) | Attr::Word(_) | Attr::Text(_) => true,
+    });
+    match op {
+        Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Select
+        | Op::Cast
+        | Op::Contract
+        | Op::Reduce { .. }
+        | Op::Rename { .. }
+        | Op::Broadcast { .. }
+        | Op::Split { .. }
+        | Op::Merge { .. }
+        | Op::Slice { .. }
+        | Op::Concat { .. }
+        | Op::Gather { .. }
+        | Op::TopK { .. }
+        | Op::TopIndices { .. }
+        | Op::Rope { .. }
+        | Op::Softmax { .. }
+        | Op::RmsNorm { .. } => apart,
+        // A table, a sum over indices, and what is not a function of its operands alone.
+        Op::Const(_)
+        | Op::Position { .. }
+        | Op::ScatterAdd { .. }
+        | Op::Past { .. }
+        | Op::Append { .. }
+        | Op::Call { .. } => false,
     }
 }
 
