@@ -8,7 +8,7 @@ use anyhow::anyhow;
 use latentc_codegen::cube::{cuda_source, wgsl_source};
 use latentc_codegen::device::DeviceError;
 use latentc_codegen::program::{Kernel, Program, Step};
-use latentc_passes::Graph;
+use latentc_passes::{Graph, Guard};
 use latentc_runtime::compiled::Compiled;
 
 use crate::folder::NewFolder;
@@ -57,13 +57,14 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     let mut graphs: Vec<Compiled> = Vec::new();
     for graph in args.graph.iter().map(|&g| Graph::from(g)) {
         if !graphs.iter().any(|c| c.graph == graph) {
-            graphs.push(model.compile(graph, dtype, &passes)?);
+            graphs.extend(model.compile(graph, dtype, &passes)?);
         }
     }
     let mut validation = args.validate.then(Validation::default);
     if let Some(validation) = &mut validation {
         for compiled in &graphs {
-            validation.add(&passes, compiled.graph, &compiled.stages, &spinner)?;
+            let cx = Guard::context(compiled.guard.as_ref(), compiled.graph);
+            validation.add(&passes, &cx, &compiled.stages, &spinner)?;
         }
         spinner.say("compiling".to_owned());
     }
@@ -94,7 +95,8 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     let mut text = format!("{} for {} in {}\n", model.name, args.target.name(), args.out.display());
     for (compiled, entry) in graphs.iter().zip(&manifest.graphs) {
         let (kernels, launches) = (compiled.program.kernels.len(), entry.launches);
-        text += &format!("  {:8} {kernels:>4} kernels, {launches:>6} launches a run\n", entry.graph);
+        let guard = compiled.guard.as_ref().map_or_else(String::new, |g| format!(" where {g}"));
+        text += &format!("  {:8} {kernels:>4} kernels, {launches:>6} launches a run{guard}\n", entry.graph);
     }
     if let Some(validation) = &manifest.validation {
         text += &format!("  {}\n", validation.summary().replace('\n', "\n  "));
@@ -124,16 +126,22 @@ fn write_kernel(folder: &NewFolder, target: Target, kernel: &Kernel) -> anyhow::
 /// The IR after every pass, and the launch list.
 fn write_graph(folder: &NewFolder, compiled: &Compiled) -> anyhow::Result<manifest::Graph> {
     let graph = compiled.graph.name();
+    // The folder of the largest sizes has the graph's own name.
+    let part = match &compiled.guard {
+        Some(Guard { size, up_to: Some(most), .. }) => format!("{graph}.{size}{most}"),
+        Some(Guard { up_to: None, .. }) | None => graph.to_owned(),
+    };
     let mut stages = Vec::new();
     for (number, (pass, module)) in compiled.stages.iter().enumerate() {
-        let file = format!("{graph}/{number:02}_{pass}.ir");
+        let file = format!("{part}/{number:02}_{pass}.ir");
         folder.write(&file, &module.to_string())?;
         stages.push(file);
     }
-    let schedule = format!("{graph}/schedule.txt");
+    let schedule = format!("{part}/schedule.txt");
     folder.write(&schedule, &format!("{}\n", compiled.program.to_string().trim_end()))?;
     Ok(manifest::Graph {
         graph,
+        guard: compiled.guard.clone(),
         stages,
         schedule,
         launches: launches(&compiled.program),

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use clap::ValueEnum;
 use latentc_ir::{Module, Origin, Poly, Symbols};
-use latentc_passes::{Candidate, Context, Crossing, Graph, Remark, pipeline};
+use latentc_passes::{Candidate, Crossing, Graph, Remark, Variant, pipeline};
 
 use crate::model::{DTypeArg, GraphArg, Model};
 use crate::passes::Choice;
@@ -41,14 +41,24 @@ enum Format {
 pub(crate) fn explain(args: &Args) -> anyhow::Result<()> {
     let model = Model::find(&args.model)?;
     let graph = args.graph.into();
-    let mut cx = Context::new(graph);
     let trace = model.trace(graph, model.dtype(args.dtype))?;
-    let stages = latentc_passes::run(&trace, &mut cx, &args.passes.pipeline())?;
+    let mut variants = latentc_passes::variants(&trace, graph, &args.passes.pipeline())?;
+    let guards: Vec<_> = variants.iter().filter_map(|v| Some(v.guard.as_ref()?.to_string())).collect();
+    // What is said of the others differs in what is taken where, which the crossings say.
+    let Some(Variant { stages, remarks, .. }) = variants.pop() else { return Ok(()) };
     if args.remarks == Format::Json {
-        return print_json(&cx.remarks);
+        return print_json(&remarks);
     }
     let sizes = stages.last().map_or_else(Vec::new, |(_, module)| sizes(module, graph));
-    print(&text(&format!("{}, {}", model.name, graph.name()), &cx.remarks, &sizes))
+    let mut text = text(&format!("{}, {}", model.name, graph.name()), &remarks, &sizes);
+    if !guards.is_empty() {
+        let _ = writeln!(
+            text,
+            "\ncompiled once for each of {}; a run takes the one for its size",
+            guards.join(", ")
+        );
+    }
+    print(&text)
 }
 
 /// What the run-time sizes of a module may be: one sequence, and the history as long as each of [`LENGTHS`]. New tokens are

@@ -7,6 +7,7 @@ use std::path::Path;
 use latentc_codegen::cube::LaunchShape;
 use latentc_codegen::program::{Buffer, BufferId, Kernel, KernelKind, Program, Step};
 use latentc_ir::{DType, Factor, Function, Module, Size, Weight};
+use latentc_passes::Guard;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -74,6 +75,9 @@ struct Tensor {
 #[derive(Serialize)]
 pub(crate) struct Graph {
     pub(crate) graph: &'static str,
+    /// For which sizes it is, unless for all; a graph that is there for several ranges has an entry for each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guard: Option<Guard>,
     /// The module after each pass.
     pub(crate) stages: Vec<String>,
     /// The launches, for people.

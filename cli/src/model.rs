@@ -11,7 +11,7 @@ use latentc_models::Goal;
 use latentc_models::config::{self, ModelConfig};
 use latentc_passes::{Graph, Pass, pipeline};
 use latentc_runtime::checkpoint::Checkpoint;
-use latentc_runtime::compiled::{Compiled, compile};
+use latentc_runtime::compiled::{Compiled, compile_variants};
 use latentc_runtime::engine::Engine;
 
 use crate::{Rendered, progress};
@@ -102,15 +102,25 @@ impl Model {
         Ok(self.trace_marked(graph, dtype)?.0)
     }
 
-    /// A graph after these passes. Where its author marked other values with `cache` than are kept, a warning says so.
-    pub(crate) fn compile(&self, graph: Graph, dtype: DType, passes: &[Pass]) -> anyhow::Result<Compiled> {
+    /// A graph after these passes, once for each range of sizes that wants it otherwise. Where its author marked other
+    /// values with `cache` than are kept, a warning says so.
+    pub(crate) fn compile(
+        &self,
+        graph: Graph,
+        dtype: DType,
+        passes: &[Pass],
+    ) -> anyhow::Result<Vec<Compiled>> {
         let (module, marked) = self.trace_marked(graph, dtype)?;
-        let mut compiled = compile(&module, graph, passes)
+        let mut variants = compile_variants(&module, graph, passes)
             .with_context(|| format!("the {} graph of {}", graph.name(), self.name))?;
-        for remark in compiled.compare_caches(marked.iter().map(|(f, values)| (f.as_str(), &values[..]))) {
-            eprint!("{remark}");
+        // What is kept of a token is the same in all of them.
+        if let Some(compiled) = variants.last_mut() {
+            for remark in compiled.compare_caches(marked.iter().map(|(f, values)| (f.as_str(), &values[..])))
+            {
+                eprint!("{remark}");
+            }
         }
-        Ok(compiled)
+        Ok(variants)
     }
 
     /// The definition, and what its author marked with `cache`, by function.
@@ -140,8 +150,9 @@ impl Model {
         let checkpoint = Arc::new(Checkpoint::open(folder)?);
         let mut engine = Engine::new(device);
         for &graph in graphs {
-            let compiled = self.compile(graph, dtype, &pipeline())?;
-            engine.add(&compiled, &checkpoint)?;
+            for compiled in self.compile(graph, dtype, &pipeline())? {
+                engine.add(&compiled, &checkpoint)?;
+            }
         }
         Ok(engine)
     }

@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Which graph the passes are told to make.
     #[arg(long, value_enum, default_value = "prefill")]
     graph: GraphArg,
+    /// New tokens of a sequence that costs are weighed for; as many as is usual for the graph if not given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    tokens: Option<u64>,
     /// Run what each pass is given and what it makes on small instances, and fail if they differ.
     #[arg(long)]
     validate: bool,
@@ -36,11 +39,11 @@ pub(crate) fn opt(args: &Args) -> anyhow::Result<()> {
     let passes: Vec<Pass> = args.passes.iter().map(|name| named(name)).collect::<Result<_, _>>()?;
     let (name, text) = read(&args.file)?;
     let module = check(&name, &text)?;
-    let graph = args.graph.into();
-    let stages = latentc_passes::run(&module, &mut Context::new(graph), &passes)?;
+    let mut cx = Context { tokens: args.tokens, ..Context::new(args.graph.into()) };
+    let stages = latentc_passes::run(&module, &mut cx, &passes)?;
     if args.validate {
         let mut validation = Validation::default();
-        validation.add(&passes, graph, &stages, &progress::spinner("validating"))?;
+        validation.add(&passes, &cx, &stages, &progress::spinner("validating"))?;
         eprintln!("{}", validation.summary());
     }
     let text = stages.last().map_or_else(String::new, |(_, module)| module.to_string());

@@ -4,7 +4,7 @@ use anyhow::{anyhow, bail};
 use clap::builder::PossibleValuesParser;
 use latentc_ir::Module;
 use latentc_passes::validate::{INSTANCES, validate};
-use latentc_passes::{Graph, Pass, Without, pipeline, selected};
+use latentc_passes::{Context, Pass, Without, pipeline, selected};
 use serde::Serialize;
 
 use crate::progress::Shown;
@@ -64,12 +64,15 @@ pub(crate) fn named(name: &str) -> anyhow::Result<Pass> {
 /// What came of running each pass's program before and after it on the same numbers.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Validation {
-    /// Passes that were applied, and changed something or not.
+    /// Applications of passes, those included that changed nothing.
     pub(crate) passes: usize,
     /// Instances that each was tried on.
     pub(crate) instances: u64,
     /// Those whose programs could not be compared.
     pub(crate) not_compared: Vec<NotCompared>,
+    /// What has been validated: variants of a graph have their first stages in common.
+    #[serde(skip)]
+    done: Vec<(&'static str, Module, Module)>,
 }
 
 /// A pass that could not be validated.
@@ -88,17 +91,21 @@ impl Validation {
     pub(crate) fn add(
         &mut self,
         passes: &[Pass],
-        graph: Graph,
+        cx: &Context,
         stages: &[(&'static str, Module)],
         shown: &Shown,
     ) -> anyhow::Result<()> {
         self.instances = INSTANCES;
         for (pass, two) in passes.iter().zip(stages.windows(2)) {
-            shown.say(format!("validating {}, {}", graph.name(), pass.name));
-            let unknown = validate(pass, graph, &two[0].1, &two[1].1)?;
+            let (graph, (_, before), (_, after)) = (cx.graph.name(), &two[0], &two[1]);
+            if self.done.iter().any(|(name, b, a)| *name == pass.name && b == before && a == after) {
+                continue;
+            }
+            shown.say(format!("validating {graph}, {}", pass.name));
+            let unknown = validate(pass, cx, before, after)?;
             self.passes += 1;
-            let (graph, pass) = (graph.name(), pass.name);
-            self.not_compared.extend(unknown.map(|why| NotCompared { graph, pass, why }));
+            self.not_compared.extend(unknown.map(|why| NotCompared { graph, pass: pass.name, why }));
+            self.done.push((pass.name, before.clone(), after.clone()));
         }
         Ok(())
     }

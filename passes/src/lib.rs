@@ -12,11 +12,13 @@ pub mod rewrite;
 pub mod route;
 pub mod simplify;
 pub mod validate;
+pub mod variants;
 
 use latentc_ir::{Function, Module};
 
 pub use machine::Machine;
 pub use remark::{Candidate, Crossing, Kind, Remark, Unit};
+pub use variants::{Guard, Variant, variants};
 
 /// Which graph of a definition is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +52,8 @@ pub struct Context {
     pub graph: Graph,
     /// What costs are weighed for.
     pub machine: Machine,
+    /// New tokens of a sequence that costs are weighed for, if not as many as is usual for the graph.
+    pub tokens: Option<u64>,
     /// What the passes did so far, and why.
     pub remarks: Vec<Remark>,
 }
@@ -57,7 +61,7 @@ pub struct Context {
 impl Context {
     /// For a graph, on the default machine.
     pub fn new(graph: Graph) -> Context {
-        Context { graph, machine: Machine::default(), remarks: Vec::new() }
+        Context { graph, machine: Machine::default(), tokens: None, remarks: Vec::new() }
     }
 }
 

@@ -35,7 +35,10 @@ const LISTED_OPERANDS: usize = 5;
 
 /// Puts every product of the module into the cheapest order.
 pub fn reassociate(module: &Module, cx: &mut Context) -> Module {
-    let sizes = Sizes::new(module, cx.graph);
+    let mut sizes = Sizes::new(module, cx.graph);
+    if let Some(tokens) = cx.tokens {
+        sizes = sizes.at(tokens);
+    }
     let functions = module.functions.iter().map(|f| function(f, &sizes, cx)).collect();
     Module { name: module.name.clone(), functions, entry: module.entry.clone() }
 }

@@ -112,6 +112,8 @@ pub struct Failure {
     pub pass: &'static str,
     /// What it was told to make.
     pub graph: Graph,
+    /// For how many new tokens, if it was told.
+    pub tokens: Option<u64>,
     /// What is different in the smallest program.
     pub difference: Difference,
     /// The smallest program, before the pass.
@@ -123,20 +125,21 @@ impl fmt::Display for Failure {
         let (pass, graph) = (self.pass, self.graph.name());
         writeln!(f, "the pass `{pass}` changes what a {graph} graph computes: {}", self.difference.what)?;
         writeln!(f, "The smallest program found that shows it; to see it again:")?;
-        writeln!(f, "// latentc opt FILE --graph {graph} --passes {pass} --validate")?;
+        let tokens = self.tokens.map_or_else(String::new, |n| format!(" --tokens {n}"));
+        writeln!(f, "// latentc opt FILE --graph {graph}{tokens} --passes {pass} --validate")?;
         write!(f, "{}", self.module)
     }
 }
 
 impl std::error::Error for Failure {}
 
-/// Whether a pass kept what a module computes. What could not be compared, if it could not: all instances must fail for that.
+/// Whether a pass, told what `cx` says, kept what a module computes. What could not be compared, if it could not: all instances must fail for that.
 ///
 /// # Errors
 /// The smallest program that the pass spoils.
 pub fn validate(
     pass: &Pass,
-    graph: Graph,
+    cx: &Context,
     before: &Module,
     after: &Module,
 ) -> Result<Option<String>, Box<Failure>> {
@@ -146,10 +149,15 @@ pub fn validate(
             Verdict::Same => {}
             Verdict::Unknown(why) => unknown.push(why),
             Verdict::Differs(difference) => {
-                let (module, difference) = smallest::smallest(before, difference, |module| {
-                    spoils(pass, graph, module, seed, Numbers::Reals)
-                });
-                return Err(Box::new(Failure { pass: pass.name, graph, difference, module }));
+                let (module, difference) =
+                    smallest::smallest(before, difference, |module| spoils(pass, cx, module, seed));
+                return Err(Box::new(Failure {
+                    pass: pass.name,
+                    graph: cx.graph,
+                    tokens: cx.tokens,
+                    difference,
+                    module,
+                }));
             }
         }
     }
@@ -158,10 +166,11 @@ pub fn validate(
 }
 
 /// How a pass spoils a module, if it does.
-fn spoils(pass: &Pass, graph: Graph, module: &Module, seed: u64, numbers: Numbers) -> Option<Difference> {
+fn spoils(pass: &Pass, cx: &Context, module: &Module, seed: u64) -> Option<Difference> {
     latentc_ir::verify(module).ok()?;
-    let after = pass.apply(module, &mut Context::new(graph)).ok()?;
-    match compare(module, &after, seed, numbers) {
+    let mut cx = Context { remarks: Vec::new(), ..cx.clone() };
+    let after = pass.apply(module, &mut cx).ok()?;
+    match compare(module, &after, seed, Numbers::Reals) {
         Verdict::Differs(difference) => Some(difference),
         Verdict::Same | Verdict::Unknown(_) => None,
     }

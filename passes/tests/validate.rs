@@ -21,8 +21,8 @@ fn every_pass_is_right_on_the_bundled_models() {
         for graph in Graph::ALL {
             let stages = stages(name, graph);
             for (pass, two) in pipeline().iter().zip(stages.windows(2)) {
-                let unknown =
-                    validate(pass, graph, &two[0].1, &two[1].1).unwrap_or_else(|e| panic!("{name}: {e}"));
+                let unknown = validate(pass, &Context::new(graph), &two[0].1, &two[1].1)
+                    .unwrap_or_else(|e| panic!("{name}: {e}"));
                 assert_eq!(unknown, None, "{name}, {}: {}", graph.name(), pass.name);
             }
         }
@@ -47,11 +47,11 @@ fn caught(pass: Pass, graph: Graph, stage: &str) -> Failure {
     let stages = stages("deepseek-v2", graph);
     let (_, module) = stages.iter().find(|(name, _)| *name == stage).expect("a stage");
     let after = pass.apply(module, &mut Context::new(graph)).expect("it verifies");
-    let failure = validate(&pass, graph, module, &after).expect_err("it is wrong");
+    let failure = validate(&pass, &Context::new(graph), module, &after).expect_err("it is wrong");
     let again = check("failure.ir", &failure.module.to_string()).unwrap_or_else(|e| panic!("{}", e.render()));
     assert_eq!(again, failure.module, "what is printed is what failed");
     let after = pass.apply(&again, &mut Context::new(graph)).expect("it still verifies");
-    validate(&pass, graph, &again, &after).expect_err("it is still wrong");
+    validate(&pass, &Context::new(graph), &again, &after).expect_err("it is still wrong");
     *failure
 }
 

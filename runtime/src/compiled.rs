@@ -3,13 +3,15 @@
 use latentc_codegen::program::Program;
 use latentc_codegen::schedule::{ScheduleError, schedule};
 use latentc_ir::Module;
-use latentc_passes::{Context, Graph, Pass, PassError, Remark, place_cache};
+use latentc_passes::{Context, Graph, Guard, Pass, PassError, Remark, Variant, place_cache};
 
 /// A graph after every pass, and its schedule.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     /// Which graph it is.
     pub graph: Graph,
+    /// For which sizes it is, unless for all.
+    pub guard: Option<Guard>,
     /// The module after each pass, by the pass's name; the definition is the first.
     pub stages: Vec<(&'static str, Module)>,
     /// The launches.
@@ -36,8 +38,27 @@ pub enum CompileError {
 pub fn compile(definition: &Module, graph: Graph, passes: &[Pass]) -> Result<Compiled, CompileError> {
     let mut cx = Context::new(graph);
     let stages = latentc_passes::run(definition, &mut cx, passes)?;
+    scheduled(graph, Variant { guard: None, stages, remarks: cx.remarks })
+}
+
+/// Compiles one graph of a definition for all sizes, once for each range of them that wants it otherwise. An
+/// [engine](crate::engine::Engine) that has them all chooses at each run.
+///
+/// # Errors
+/// See [`CompileError`].
+pub fn compile_variants(
+    definition: &Module,
+    graph: Graph,
+    passes: &[Pass],
+) -> Result<Vec<Compiled>, CompileError> {
+    let variants = latentc_passes::variants(definition, graph, passes)?;
+    variants.into_iter().map(|variant| scheduled(graph, variant)).collect()
+}
+
+fn scheduled(graph: Graph, variant: Variant) -> Result<Compiled, CompileError> {
+    let Variant { guard, stages, remarks } = variant;
     let program = schedule(&stages[stages.len() - 1].1)?;
-    Ok(Compiled { graph, stages, program, remarks: cx.remarks })
+    Ok(Compiled { graph, guard, stages, program, remarks })
 }
 
 impl Compiled {

@@ -12,7 +12,7 @@ use latentc_codegen::device::{Data, Device, DeviceError};
 use latentc_codegen::program::{Buffer, BufferId, Kernel, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
 use latentc_ir::{AxisId, DType, Factor, Function, Size, Weight};
-use latentc_passes::Graph;
+use latentc_passes::{Graph, Guard};
 
 use crate::checkpoint::Checkpoint;
 use crate::compiled::Compiled;
@@ -39,6 +39,8 @@ pub struct Engine<D: Device> {
 #[derive(Debug)]
 struct Loaded {
     graph: Graph,
+    /// For which sizes it is, unless for all.
+    guard: Option<Guard>,
     program: Rc<Program>,
     /// The entry's is the last.
     instances: Vec<Instance>,
@@ -124,6 +126,7 @@ impl<D: Device> Engine<D> {
         self.instantiate(compiled, checkpoint, &compiled.program.entry, "", &mut instances)?;
         self.graphs.push(Loaded {
             graph: compiled.graph,
+            guard: compiled.guard.clone(),
             program: Rc::new(compiled.program.clone()),
             instances,
             last_uses: Rc::new(compiled.program.routines.iter().map(Routine::last_uses).collect()),
@@ -240,9 +243,7 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// If the graph was not added, arguments do not fit it or each other, or the device fails.
     pub fn run(&mut self, graph: Graph, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
-        let number = self.graphs.iter().position(|g| g.graph == graph);
-        let number =
-            number.ok_or_else(|| RunError::Argument(format!("the {} graph was not loaded", graph.name())))?;
+        let number = self.choose(graph, args)?;
         let loaded = &self.graphs[number];
         let (program, last_uses) = (Rc::clone(&loaded.program), Rc::clone(&loaded.last_uses));
         let top = loaded.instances.len() - 1;
@@ -284,6 +285,29 @@ impl<D: Device> Engine<D> {
             self.release(slot);
         }
         Ok(values)
+    }
+
+    /// The program of a graph that is for arguments of these sizes.
+    fn choose(&self, graph: Graph, args: &[Value]) -> Result<usize, RunError> {
+        let loaded = || self.graphs.iter().enumerate().filter(|(_, g)| g.graph == graph);
+        let fail = |why| Err(RunError::Argument(format!("the {} graph {why}", graph.name())));
+        let Some((_, first)) = loaded().next() else { return fail("was not loaded".to_owned()) };
+        // All of them have the same parameters.
+        let routine = &first.program.routines[first.instances[first.instances.len() - 1].routine];
+        let described: Vec<_> = routine.params.iter().map(|&p| routine.buffer(p)).collect();
+        let sizes = Sizes::of(&described, args)?;
+        let admits = |guard: &Guard| {
+            let size = Size::Sym(guard.size.clone());
+            sizes.bound.get(&guard.size).is_some_and(|_| guard.admits(sizes.get(&size) as u64))
+        };
+        match loaded().find(|(_, g)| g.guard.as_ref().is_none_or(admits)) {
+            Some((number, _)) => Ok(number),
+            None => {
+                let guards: Vec<_> =
+                    loaded().filter_map(|(_, g)| Some(g.guard.as_ref()?.to_string())).collect();
+                fail(format!("was loaded for {} only", guards.join(" and ")))
+            }
+        }
     }
 
     fn instance(

@@ -3,7 +3,7 @@
 use latentc_ir::{DType, Function, Inst, Module, Op};
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
-use latentc_passes::{Context, Graph, Remark, pipeline, run};
+use latentc_passes::{Context, Graph, Remark, Variant, pipeline, run, variants};
 
 fn passed(name: &str, graph: Graph) -> (Module, Vec<Remark>) {
     let config = ModelConfig::bundled(name).expect("a bundled model");
@@ -41,6 +41,35 @@ fn training_and_prefill_make_keys_and_values() {
         for wanted in ["W_UK c_KV", "W_UV c_KV", "q_C k_C.s", "P v_C.s"] {
             assert!(found.iter().any(|f| f.starts_with(wanted)), "{name}: {wanted} is not in {found:?}");
         }
+    }
+}
+
+#[test]
+fn short_prompts_are_read_as_decode_reads_and_long_ones_are_not() {
+    for name in ["deepseek-v2", "deepseek-v2-lite"] {
+        let config = ModelConfig::bundled(name).expect("a bundled model");
+        let traced = trace(&config, Goal::Logits, DType::Bf16).unwrap_or_else(|e| panic!("{}", e.render()));
+        let made = |graph| variants(&traced.module, graph, &pipeline()).expect("every model compiles");
+        let prefill = made(Graph::Prefill);
+        let found =
+            |v: &Variant| contractions(v.stages[v.stages.len() - 1].1.function("mla").expect("attention"));
+        let absorbed = ["q_C.W_UK c_KV.s", "P c_KV.s"];
+        let first = found(&prefill[0]);
+        assert!(absorbed.iter().all(|a| first.iter().any(|f| f == a)), "{name}: {first:?}");
+        let last = found(&prefill[prefill.len() - 1]);
+        assert!(absorbed.iter().all(|a| last.iter().all(|f| f != a)), "{name}: {last:?}");
+        // Where the first ends, one of its orders is as good as another.
+        let crossings: Vec<_> =
+            prefill[0].remarks.iter().filter_map(|r| Some(r.crossing.as_ref()?.at)).collect();
+        assert_eq!(
+            prefill[0].guard.as_ref().and_then(|g| g.up_to),
+            crossings.iter().min().copied(),
+            "{name}"
+        );
+        assert!(
+            made(Graph::Decode).len() == 1 && made(Graph::Train).len() == 1,
+            "{name}: always the same sizes"
+        );
     }
 }
 

@@ -55,7 +55,14 @@ fn the_manifest_describes_the_folder() {
         assert_eq!(json["latentc"], env!("CARGO_PKG_VERSION"));
         assert_eq!(json["model"]["name"], "deepseek_v2");
         assert_eq!(json["model"]["config"]["hidden_size"], 45);
-        assert_eq!(strings(&json["graphs"], "graph"), ["prefill", "decode"]);
+        // A prompt is read by one program or another, as its length wants.
+        let mut graphs = strings(&json["graphs"], "graph");
+        let guards: Vec<_> = json["graphs"].as_array().expect("a list").iter().map(|g| &g["guard"]).collect();
+        assert_eq!(guards.iter().filter(|g| g.is_null()).count(), 1, "decode reads one token");
+        assert_eq!((&guards[0]["size"], &guards[0]["above"]), (&Value::from("t"), &Value::from(0)));
+        assert_eq!(guards[0]["up_to"], guards[1]["above"]);
+        graphs.dedup();
+        assert_eq!(graphs, ["prefill", "decode"]);
 
         let tensors = crate::tensors(&case("tiny").join("model.safetensors"));
         let stored: BTreeSet<_> = strings(&json["parameters"], "name").into_iter().collect();
