@@ -3,6 +3,7 @@
 //! One file per subcommand. Results go to standard output, progress and errors to standard error; what is
 //! written to disk appears complete or not at all.
 
+mod check;
 mod compile;
 mod dump;
 mod eval;
@@ -46,6 +47,7 @@ enum Command {
     Explain(explain::Args),
     Report(report::Args),
     Compile(compile::Args),
+    Check(check::Args),
     Init(init::Args),
     Run(run::Args),
     Eval(eval::Args),
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::explain(&args),
         Command::Report(args) => report::report(&args),
         Command::Compile(args) => compile::compile(&args),
+        Command::Check(args) => check::check(&args),
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),
         Command::Eval(args) => eval::eval(&args),

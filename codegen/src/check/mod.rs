@@ -1,10 +1,186 @@
-//! Whether a kernel computes what it means, on any device: the interpreter runs its body in f64, the device runs the kernel.
+//! Whether a kernel computes what it means, on any device.
+//!
+//! The interpreter runs a kernel's body in f64, so what it means is never in doubt, and [`bound`] says how far off f32 arithmetic
+//! may be at each element. Kernels of a model are too large for that as they are: [`shrink`] makes the same kernel
+//! with small axes, and [`cases`] chooses run-time sizes, with tails.
+
+pub mod bound;
+mod inputs;
+mod shrink;
 
 use latentc_ir::interp::Caches;
-use latentc_ir::{Function, Interpreter, Precision, Tensor, Weight};
+use latentc_ir::{AxisId, Function, Interpreter, Module, Op, Precision, Size, Tensor, Weight};
+use serde::Serialize;
 
+use crate::cube::LaunchShape;
 use crate::device::{Data, Device, DeviceError};
 use crate::program::Kernel;
+pub use bound::Expected;
+pub use inputs::random_inputs;
+pub use shrink::{Style, shrink};
+
+/// How far a result is from what it should be.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The run-time sizes.
+    pub sizes: Vec<usize>,
+    /// What the arguments and the device's random choices follow from.
+    pub seed: u64,
+    /// The largest error in units of its tolerance. Not above 1 if all is well; infinite for what is no number and should be one.
+    pub ratio: f64,
+    /// The error there.
+    pub error: f64,
+    /// The tolerance there.
+    pub tolerance: f64,
+    /// How many elements are off by more than their tolerances.
+    pub wrong: usize,
+    /// How many elements there are.
+    pub elements: usize,
+    /// The element with the largest error in units of its tolerance.
+    pub index: Vec<usize>,
+}
+
+impl Outcome {
+    /// Whether every element is within its tolerance.
+    pub fn passes(&self) -> bool {
+        self.wrong == 0
+    }
+}
+
+/// Runs a kernel on random arguments and compares.
+///
+/// # Errors
+/// Those of the device, and what the interpreter refuses.
+pub fn check<D: Device>(
+    device: &mut D,
+    kernel: &Kernel,
+    sizes: &[usize],
+    seed: u64,
+) -> Result<Outcome, DeviceError> {
+    let args = random_inputs(kernel, sizes, seed);
+    let expected = Expected::of(kernel, &args, sizes)
+        .map_err(|why| DeviceError::Kernel { kernel: kernel.name.clone(), why })?;
+    let got = launch(device, kernel, &args, sizes)?;
+    Ok(expected.compare(&got, sizes, seed))
+}
+
+impl Expected {
+    /// How far off a result is.
+    fn compare(&self, got: &Tensor, sizes: &[usize], seed: u64) -> Outcome {
+        let (mut worst, mut wrong) = ((0.0, 0.0, 0.0, 0), 0);
+        for (n, (&got, &want)) in got.data.iter().zip(&self.value.data).enumerate() {
+            let tolerance = self.tolerance[n];
+            if got == want || (got.is_nan() && want.is_nan()) || tolerance == f64::INFINITY {
+                continue;
+            }
+            let error = (got - want).abs();
+            let ratio = if error.is_nan() { f64::INFINITY } else { error / tolerance };
+            wrong += usize::from(ratio > 1.0);
+            if ratio > worst.0 {
+                worst = (ratio, error, tolerance, n);
+            }
+        }
+        let mut index = vec![0; self.value.shape.len()];
+        let mut rest = worst.3;
+        for (i, &n) in index.iter_mut().zip(&self.value.shape).rev() {
+            (*i, rest) = (rest % n.max(1), rest / n.max(1));
+        }
+        let (ratio, error, tolerance, _) = worst;
+        let elements = self.value.data.len();
+        Outcome { sizes: sizes.to_vec(), seed, ratio, error, tolerance, wrong, elements, index }
+    }
+}
+
+/// A kernel with small axes, and run-time sizes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trial {
+    /// The kernel that is run.
+    pub kernel: Kernel,
+    /// In the order of [`Kernel::size_symbols`].
+    pub sizes: Vec<usize>,
+}
+
+/// What to try a kernel on: its axes small in each [`Style`], with all of their [`cases`].
+pub fn trials(kernel: &Kernel) -> Vec<Trial> {
+    let mut trials: Vec<Trial> = Vec::new();
+    for style in Style::ALL {
+        let kernel = shrink(kernel, style);
+        if trials.iter().all(|t| t.kernel != kernel) {
+            let sizes = cases(&kernel).into_iter();
+            trials.extend(sizes.map(|sizes| Trial { kernel: kernel.clone(), sizes }));
+        }
+    }
+    trials
+}
+
+/// Run-time sizes to try: ones, small ones that differ, and each in turn beyond a tile and a warp, as far as the work is not too much.
+/// Where rows go into a cache, it has room for them.
+pub fn cases(kernel: &Kernel) -> Vec<Vec<usize>> {
+    let symbols = kernel.size_symbols();
+    let few: Vec<usize> = [3, 5, 2, 7].into_iter().cycle().take(symbols.len()).collect();
+    let mut cases = vec![vec![1; symbols.len()], few.clone()];
+    for n in 0..symbols.len() {
+        // Not beyond what the work allows: its other sizes are as small as may be.
+        for large in [67, 35, 11] {
+            let mut sizes = vec![2; symbols.len()];
+            sizes[n] = large;
+            if work(kernel, &sizes) <= WORK {
+                cases.push(sizes);
+                break;
+            }
+        }
+    }
+    for sizes in &mut cases {
+        make_room(kernel, &symbols, sizes);
+    }
+    cases.dedup();
+    cases
+}
+
+/// What a trial may cost: see [`work`].
+const WORK: u64 = 1 << 20;
+
+/// What a launch costs the interpreter and the emulator, about, in multiplications or some of them: what the largest instruction does,
+/// once for each element of its largest value or, a contraction, for each index of all; and what all units of the launch do,
+/// which there may be many of for few elements.
+fn work(kernel: &Kernel, sizes: &[usize]) -> u64 {
+    let (body, extents) = (&kernel.body, kernel.extents(sizes));
+    let of = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize] as u64).fold(1, u64::saturating_mul);
+    let (mut most, mut depth) = (0, 1);
+    for inst in &body.body {
+        let values = inst.args.iter().chain(&inst.results).map(|&v| &body.ty(v).axes[..]);
+        if inst.op == Op::Contract {
+            let mut all: Vec<AxisId> = values.flatten().copied().collect();
+            all.sort_unstable();
+            all.dedup();
+            most = most.max(of(&all));
+            depth = depth.max(of(&body.summed(&inst.args, body.ty(inst.result()))));
+        } else {
+            most = most.max(values.map(of).max().unwrap_or(0));
+        }
+    }
+    let symbols = kernel.size_symbols();
+    let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
+    let shape = LaunchShape::of(kernel);
+    let units = match shape.grid(number) {
+        Ok((x, y, z)) => u64::from(shape.units) * u64::from(x) * u64::from(y) * u64::from(z),
+        Err(_) => u64::MAX,
+    };
+    most.max(units.saturating_mul(8.max(2 * depth)))
+}
+
+/// Makes each cache longer than what is appended to it.
+fn make_room(kernel: &Kernel, symbols: &[&str], sizes: &mut [usize]) {
+    for inst in &kernel.body.body {
+        let Op::Append { from, to } = inst.op else { continue };
+        let rows = kernel.extents(sizes)[from.0 as usize];
+        if let Size::Sym(s) = &kernel.body.axis(to).size
+            && let Some(n) = symbols.iter().position(|x| x == s)
+        {
+            sizes[n] = sizes[n].max(rows + 1);
+        }
+    }
+}
 
 /// What the kernel means: its result for one argument per parameter, what it appends to included.
 ///
@@ -12,11 +188,14 @@ use crate::program::Kernel;
 /// An index that is out of range.
 pub fn meaning(kernel: &Kernel, args: &[Tensor], sizes: &[usize]) -> Result<Tensor, String> {
     let module = kernel.module();
-    let mut interpreter = Interpreter::new(&module, Precision::Exact);
-    for (symbol, &size) in kernel.size_symbols().into_iter().zip(sizes) {
-        interpreter = interpreter.with_size(symbol, size);
-    }
-    let (mut caches, mut given) = (Caches::new(), Vec::new());
+    let (given, mut caches) = given(kernel, args);
+    let results = interpreter(kernel, &module, sizes).run(&given, &mut no_weights, &mut caches);
+    Ok(results.map_err(|e| e.to_string())?.remove(0))
+}
+
+/// The arguments as a kernel's module takes them: what is appended to is a cache.
+fn given(kernel: &Kernel, args: &[Tensor]) -> (Vec<Tensor>, Caches) {
+    let (mut given, mut caches) = (Vec::new(), Caches::new());
     for (&param, arg) in kernel.body.params.iter().zip(args) {
         if Some(param) == kernel.cache() {
             caches.insert(kernel.body.value(param).name.clone(), arg.clone());
@@ -24,9 +203,19 @@ pub fn meaning(kernel: &Kernel, args: &[Tensor], sizes: &[usize]) -> Result<Tens
             given.push(arg.clone());
         }
     }
-    let mut no_weights = |_: &str, _: &Function, _: &Weight| Err("a kernel has no weights".to_owned());
-    let mut results = interpreter.run(&given, &mut no_weights, &mut caches).map_err(|e| e.to_string())?;
-    Ok(results.remove(0))
+    (given, caches)
+}
+
+fn interpreter<'m>(kernel: &Kernel, module: &'m Module, sizes: &[usize]) -> Interpreter<'m> {
+    let mut interpreter = Interpreter::new(module, Precision::Exact);
+    for (symbol, &size) in kernel.size_symbols().into_iter().zip(sizes) {
+        interpreter = interpreter.with_size(symbol, size);
+    }
+    interpreter
+}
+
+fn no_weights(_: &str, _: &Function, _: &Weight) -> Result<Tensor, String> {
+    Err("a kernel has no weights".to_owned())
 }
 
 /// What a device makes of these arguments. Elements that the kernel does not write are 7.

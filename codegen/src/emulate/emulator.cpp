@@ -306,6 +306,7 @@ void launch(const char* path, const char* result) {
     uint64_t number = in.word();
     if (number >= entry_count) fail("there is no kernel %llu", (unsigned long long)number);
     entry = entries[number];
+    if (entry.shared) __asan_poison_memory_region(entry.shared + entry.shared_bytes, BEYOND);
     random_state = in.word();
     gridDim.x = in.word(), gridDim.y = in.word(), gridDim.z = in.word();
     blockDim.x = in.word();

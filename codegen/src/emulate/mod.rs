@@ -36,7 +36,7 @@ const SHARED_BYTES: usize = 227 << 10;
 const THREADS: u32 = 1024;
 
 /// An NVIDIA GPU, emulated. Launches of a kernel are in random order of threads and blocks, by the seed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Emulator {
     workshop: Arc<Workshop>,
     seed: u64,

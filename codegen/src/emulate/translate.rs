@@ -39,7 +39,8 @@ pub(super) fn program(parts: &[Part<'_>]) -> Result<String, String> {
         let _ = writeln!(text, "namespace kernel_{n} {{");
         if part.shared_bytes > 0 {
             let bytes = part.shared_bytes;
-            let _ = writeln!(text, "alignas(1024) unsigned char dynamic_shared_mem[{bytes}];");
+            let _ =
+                writeln!(text, "alignas(1024) unsigned char dynamic_shared_mem[{bytes} + emulate::BEYOND];");
         }
         let _ = writeln!(text, "#line 1 \"{}.cu\"", part.name);
         text += &calls_for_assembly(part.source)

@@ -10,6 +10,9 @@ namespace emulate {
 /// Threads of a warp.
 constexpr unsigned WARP = 32;
 
+/// Bytes behind a block's memory that nothing may touch. The compiler itself guards no memory that is aligned as this is.
+constexpr size_t BEYOND = 4096;
+
 /// The arguments of a launch: where each buffer lies, and the bytes of the kernel's `info` struct.
 struct Args {
     void* const* buffers;

@@ -1,0 +1,281 @@
+//! `latentc check`: whether the kernels of a model compute what they mean.
+
+use std::fmt::Write;
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{anyhow, bail};
+use clap::ValueEnum;
+use latentc_codegen::check::{Outcome, Trial, check as run_trial, trials};
+use latentc_codegen::cube::{CudaDevice, WgpuDevice};
+use latentc_codegen::device::{Device, DeviceError};
+use latentc_codegen::emulate::Emulator;
+use latentc_codegen::host::Host;
+use latentc_codegen::program::Kernel;
+use latentc_passes::Graph;
+use latentc_runtime::compiled::Compiled;
+use serde::Serialize;
+
+use crate::model::{DTypeArg, GraphArg, Model};
+use crate::passes::Choice;
+use crate::share::share;
+use crate::table::table;
+use crate::{print, print_json, progress};
+
+/// Runs every kernel of a model on small sizes with odd tails, and compares with a float64 interpreter of what it means.
+///
+/// The tolerance of each element is a bound on the rounding of f32 arithmetic. Weights are not needed.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A folder, a config.json, or a bundled name.
+    model: String,
+    /// Only this kernel; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    kernel: Vec<String>,
+    /// Which graphs; may be given several times.
+    #[arg(long, value_enum, default_values = ["prefill", "decode", "train"])]
+    graph: Vec<GraphArg>,
+    /// Where the kernels run.
+    #[arg(long, value_enum, default_value = "emulate")]
+    target: Target,
+    /// Weights and activations; the configuration's if not given.
+    #[arg(long, value_enum)]
+    dtype: Option<DTypeArg>,
+    /// What arguments and the emulator's order of threads follow from.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    passes: Choice,
+}
+
+/// Where kernels are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Target {
+    /// Their CUDA text on this CPU, compiled as C++ with sanitizers.
+    Emulate,
+    /// Their WGSL text, through any graphics driver.
+    Wgpu,
+    /// Their CUDA text, on an NVIDIA GPU.
+    Cuda,
+    /// This CPU, which runs the IR.
+    Host,
+}
+
+/// All that was checked, as `--json` prints it.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    target: Target,
+    device: String,
+    seed: u64,
+    passes: bool,
+    kernels: Vec<Row>,
+}
+
+/// What came of a kernel.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    kind: String,
+    /// The cases that ran to the end. The first that fails is the last.
+    cases: Vec<Outcome>,
+    /// Why a case did not run to the end, and its sizes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    passes: bool,
+}
+
+pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let model = Model::find(&args.model)?;
+    let kernels = chosen(args, &model)?;
+    let report = match args.target {
+        Target::Host => one_by_one(args, &model, &kernels, Host),
+        Target::Wgpu => one_by_one(args, &model, &kernels, WgpuDevice::open()?),
+        Target::Cuda => one_by_one(args, &model, &kernels, CudaDevice::open(0)?),
+        Target::Emulate => {
+            let mut emulator = Emulator::open(args.seed)?;
+            let spinner = progress::spinner("compiling");
+            let shrunk: Vec<_> = kernels.iter().flat_map(trials).map(|t| t.kernel).collect();
+            // What does not compile says so when it is launched.
+            let _ = emulator.prepare(&shrunk);
+            drop(spinner);
+            let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+            report(args, &model, &kernels, emulator, workers)
+        }
+    };
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&text(args, &report, start))?;
+    }
+    let failed = report.kernels.iter().filter(|k| !k.passes).count();
+    if failed > 0 {
+        bail!("{failed} of {} kernels of {} fail on {}", report.kernels.len(), report.model, report.device);
+    }
+    Ok(())
+}
+
+/// The distinct kernels of the graphs, or those that are asked for.
+fn chosen(args: &Args, model: &Model) -> anyhow::Result<Vec<Kernel>> {
+    let _spinner = progress::spinner("scheduling");
+    let dtype = model.dtype(args.dtype);
+    let mut graphs: Vec<Compiled> = Vec::new();
+    for graph in args.graph.iter().map(|&g| Graph::from(g)) {
+        if !graphs.iter().any(|c| c.graph == graph) {
+            graphs.extend(model.compile(graph, dtype, &args.passes.pipeline())?);
+        }
+    }
+    let all = share(graphs.iter_mut().map(|c| &mut c.program));
+    for name in &args.kernel {
+        if !all.iter().any(|k| k.name == *name) {
+            let known: Vec<_> = all.iter().map(|k| k.name.as_str()).collect();
+            return Err(anyhow!(
+                "{} has no kernel `{name}` in these graphs; it has {}",
+                model.name,
+                known.join(", ")
+            ));
+        }
+    }
+    Ok(all.into_iter().filter(|k| args.kernel.is_empty() || args.kernel.contains(&k.name)).collect())
+}
+
+/// On a device that cannot be had twice.
+fn one_by_one<D: Device>(args: &Args, model: &Model, kernels: &[Kernel], mut device: D) -> Report {
+    let name = device.name();
+    let rows = kernels.iter().map(|k| row(&mut device, k, args.seed)).collect();
+    finished(args, model, name, rows)
+}
+
+/// By so many workers, each with its own device.
+fn report<D: Device + Clone + Send + Sync>(
+    args: &Args,
+    model: &Model,
+    kernels: &[Kernel],
+    device: D,
+    workers: usize,
+) -> Report {
+    let next = AtomicUsize::new(0);
+    let rows: Vec<Mutex<Option<Row>>> = kernels.iter().map(|_| Mutex::new(None)).collect();
+    let _spinner = progress::spinner("running kernels");
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            let mut device = device.clone();
+            let (next, rows) = (&next, &rows);
+            scope.spawn(move || {
+                while let Some(kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let place = kernels.iter().position(|k| std::ptr::eq(k, kernel));
+                    let made = row(&mut device, kernel, args.seed);
+                    if let Some(mut slot) = place.and_then(|n| rows[n].lock().ok()) {
+                        *slot = Some(made);
+                    }
+                }
+            });
+        }
+    });
+    let rows = rows.into_iter().filter_map(|r| r.into_inner().ok().flatten()).collect();
+    finished(args, model, device.name(), rows)
+}
+
+fn finished(args: &Args, model: &Model, device: String, kernels: Vec<Row>) -> Report {
+    let passes = kernels.iter().all(|k| k.passes);
+    Report { model: model.name.clone(), target: args.target, device, seed: args.seed, passes, kernels }
+}
+
+/// All cases of a kernel, up to the first that fails.
+fn row<D: Device>(device: &mut D, kernel: &Kernel, seed: u64) -> Row {
+    let mut row = Row {
+        name: kernel.name.clone(),
+        kind: kernel.kind.to_string(),
+        cases: Vec::new(),
+        error: None,
+        passes: true,
+    };
+    for Trial { kernel, sizes } in trials(kernel) {
+        match run_trial(device, &kernel, &sizes, seed) {
+            Ok(outcome) => {
+                row.passes = outcome.passes();
+                row.cases.push(outcome);
+            }
+            Err(e) => {
+                row.passes = false;
+                row.error = Some(format!("{}{}", reason(e), shown(&sizes)));
+            }
+        }
+        if !row.passes {
+            break;
+        }
+    }
+    row
+}
+
+/// The kernel's name stands before it already.
+fn reason(e: DeviceError) -> String {
+    match e {
+        DeviceError::Kernel { why, .. } => why,
+        DeviceError::Absent(..) | DeviceError::Memory { .. } | DeviceError::Index { .. } => e.to_string(),
+    }
+}
+
+/// Run-time sizes behind a message.
+fn shown(sizes: &[usize]) -> String {
+    if sizes.is_empty() { String::new() } else { format!(", with sizes {sizes:?}") }
+}
+
+/// The table, and for each kernel that fails why, and how to see it again.
+fn text(args: &Args, report: &Report, start: Instant) -> String {
+    let mut rows =
+        vec![["kernel", "kind", "verdict", "cases", "worst error", "tolerance"].map(str::to_owned).to_vec()];
+    for k in &report.kernels {
+        let worst = k.cases.iter().max_by(|a, b| a.ratio.total_cmp(&b.ratio));
+        let number = |of: fn(&Outcome) -> f64| worst.map_or(String::new(), |o| format!("{:.1e}", of(o)));
+        let verdict = if k.passes { "ok" } else { "FAILS" };
+        let tolerance = number(|o| o.tolerance);
+        let cells = [&k.name, &k.kind, verdict, &k.cases.len().to_string(), &number(|o| o.error), &tolerance];
+        rows.push(cells.map(str::to_owned).to_vec());
+    }
+    let mut text = table(&rows, 3);
+    for k in report.kernels.iter().filter(|k| !k.passes) {
+        let why = k.error.clone().or_else(|| k.cases.last().map(wrong)).unwrap_or_default();
+        let _ = writeln!(text, "\n{}: {why}\n  replay: {}", k.name, replay(args, &k.name));
+    }
+    let cases: usize = report.kernels.iter().map(|k| k.cases.len()).sum();
+    let (kernels, seconds) = (report.kernels.len(), start.elapsed().as_secs_f64());
+    let _ = writeln!(text, "\n{kernels} kernels, {cases} cases, {}, {seconds:.1} s", report.device);
+    text
+}
+
+fn wrong(o: &Outcome) -> String {
+    format!(
+        "{} of {} elements are off{}, worst at {:?} by {:.1e}, tolerance {:.1e}",
+        o.wrong,
+        o.elements,
+        shown(&o.sizes),
+        o.index,
+        o.error,
+        o.tolerance
+    )
+}
+
+/// The command that runs this kernel again in the same way.
+fn replay(args: &Args, kernel: &str) -> String {
+    let mut line = format!("latentc check {} --kernel {kernel} --target ", args.model);
+    let named = |v: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
+        v().map_or(String::new(), |v| v.get_name().to_owned())
+    };
+    line += &named(&|| args.target.to_possible_value());
+    for graph in &args.graph {
+        line += &format!(" --graph {}", named(&|| graph.to_possible_value()));
+    }
+    if let Some(dtype) = args.dtype {
+        line += &format!(" --dtype {}", named(&|| dtype.to_possible_value()));
+    }
+    line + &format!(" --seed {}", args.seed)
+}

@@ -1,0 +1,53 @@
+//! `latentc check`.
+
+use serde_json::Value;
+
+use crate::{case, error, json, latentc, ok, words};
+
+#[test]
+fn every_kernel_of_a_model_is_compared_with_what_it_means() {
+    let text = ok("check {} --target host", &[&case("tiny")]);
+    let head = text.lines().next().unwrap_or_default();
+    assert!(
+        head.starts_with("kernel ") && head.ends_with("verdict  cases  worst error  tolerance"),
+        "{text}"
+    );
+    assert!(text.lines().filter(|l| l.contains("  ok  ")).count() > 40, "{text}");
+    assert!(
+        !text.contains("FAILS") && text.contains(" kernels, ") && text.contains(" cases, host"),
+        "{text}"
+    );
+}
+
+#[test]
+fn one_kernel_runs_as_cuda_text() {
+    let model = case("tiny");
+    let line = "check {} --graph decode --kernel mla_c_Q --kernel moe_y --seed 5 --json";
+    let out = latentc(words(line, &[&model]));
+    let said = String::from_utf8_lossy(&out.stderr);
+    if said.contains("no CUDA emulator") {
+        eprintln!("SKIPPED: one_kernel_runs_as_cuda_text: {said}");
+        return;
+    }
+    assert!(out.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(
+        (&report["target"], &report["seed"], &report["passes"]),
+        (&"emulate".into(), &5.into(), &true.into())
+    );
+    let names: Vec<_> = report["kernels"].as_array().expect("a list").iter().map(|k| &k["name"]).collect();
+    assert_eq!(names, ["mla_c_Q", "moe_y"]);
+    let cases = report["kernels"][0]["cases"].as_array().expect("a list");
+    assert!(cases.len() > 2 && cases.iter().all(|c| c["ratio"].as_f64() <= Some(1.0)), "{cases:?}");
+}
+
+#[test]
+fn what_is_asked_for_must_be_there() {
+    let said = error("check {} --target host --graph decode --kernel mla", &[&case("tiny")]);
+    assert!(
+        said.starts_with("error: deepseek_v2 has no kernel `mla` in these graphs; it has mla_"),
+        "{said}"
+    );
+    let small = json("check {} --target host --graph decode --kernel mla_c_Q --json", &[&case("tiny")]);
+    assert_eq!(small["kernels"].as_array().map(Vec::len), Some(1));
+}

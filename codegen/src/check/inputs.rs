@@ -1,0 +1,110 @@
+//! Arguments for which a kernel has a meaning: indices lie inside of their axes, and the positions of one row differ.
+
+use latentc_ir::{AxisId, DType, Function, Inst, Op, SplitMix, Tensor, ValueId};
+
+use crate::program::Kernel;
+
+/// What the values of an integer parameter are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// They are compared, or added up.
+    Number,
+    /// They index an axis.
+    Index(AxisId),
+    /// They say where rows along the first axis go along the second.
+    Place(AxisId, AxisId),
+}
+
+/// One random argument per parameter, for these run-time sizes.
+pub fn random_inputs(kernel: &Kernel, sizes: &[usize], seed: u64) -> Vec<Tensor> {
+    let body = &kernel.body;
+    let extents = kernel.extents(sizes);
+    let extent = |a: AxisId| extents[a.0 as usize];
+    let mut rng = SplitMix(seed);
+    let uses = uses(body);
+    let one = |&param: &ValueId| {
+        let ty = body.ty(param);
+        let shape: Vec<_> = ty.axes.iter().map(|&a| extent(a)).collect();
+        if ty.dtype != DType::I32 {
+            return Tensor::random(ty.dtype, shape, &mut rng);
+        }
+        let mut t = Tensor::zeros(ty.dtype, shape);
+        match uses[param.0 as usize] {
+            // Positions of a sequence are compared with others, up to its length.
+            Use::Number => {
+                let most = extents.iter().copied().max().unwrap_or(0).clamp(8, 100) as u64;
+                t.data.iter_mut().for_each(|x| *x = rng.below(most) as f64);
+            }
+            Use::Index(axis) => {
+                t.data.iter_mut().for_each(|x| *x = rng.below(extent(axis) as u64) as f64);
+            }
+            Use::Place(from, to) => {
+                let step: usize = match ty.position(from) {
+                    Some(n) => t.shape[n + 1..].iter().product(),
+                    None => 1,
+                };
+                let rows = if ty.has(from) { extent(from) } else { 1 };
+                let room = (extent(to) + 1).saturating_sub(rows) as u64;
+                let first = rng.below(room) as usize;
+                for (n, x) in t.data.iter_mut().enumerate() {
+                    *x = (first + n / step.max(1) % rows.max(1)) as f64;
+                }
+            }
+        }
+        t
+    };
+    body.params.iter().map(one).collect()
+}
+
+/// For each value of the body, what it is for.
+fn uses(body: &Function) -> Vec<Use> {
+    let mut uses = vec![Use::Number; body.values.len()];
+    for inst in body.body.iter().rev() {
+        let here = uses[inst.results[0].0 as usize];
+        let mut mark = |arg: ValueId, known: Use| uses[arg.0 as usize] = known;
+        match &inst.op {
+            Op::Gather { axis } => {
+                mark(inst.args[1], Use::Index(*axis));
+                mark(inst.args[0], here);
+            }
+            Op::ScatterAdd { axis } => mark(inst.args[1], Use::Index(*axis)),
+            Op::Append { from, to } => mark(inst.args[2], Use::Place(*from, *to)),
+            // The same numbers at other places. The rows of what is renamed have another name before.
+            Op::Rename { from, to } => {
+                let before = match here {
+                    Use::Place(rows, along) if rows == *to => Use::Place(*from, along),
+                    Use::Number | Use::Index(_) | Use::Place(..) => here,
+                };
+                pass_on(inst, before, &mut uses);
+            }
+            Op::Broadcast { .. }
+            | Op::Split { .. }
+            | Op::Merge { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
+            | Op::Select
+            | Op::Past { .. } => pass_on(inst, here, &mut uses),
+            Op::Const(_)
+            | Op::Position { .. }
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Cast
+            | Op::Contract
+            | Op::Reduce { .. }
+            | Op::TopK { .. }
+            | Op::TopIndices { .. }
+            | Op::Rope { .. }
+            | Op::Softmax { .. }
+            | Op::RmsNorm { .. }
+            | Op::Call { .. } => {}
+        }
+    }
+    uses
+}
+
+/// What is for something passes it on to what it is made of.
+fn pass_on(inst: &Inst, known: Use, uses: &mut [Use]) {
+    if known != Use::Number {
+        inst.args.iter().for_each(|a| uses[a.0 as usize] = known);
+    }
+}
