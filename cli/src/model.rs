@@ -43,6 +43,8 @@ pub(crate) enum GraphArg {
     Decode,
     /// Whole sequences and their loss.
     Train,
+    /// Whole sequences, their loss and its gradient by every weight.
+    Gradient,
 }
 
 impl From<GraphArg> for Graph {
@@ -51,6 +53,7 @@ impl From<GraphArg> for Graph {
             GraphArg::Prefill => Graph::Prefill,
             GraphArg::Decode => Graph::Decode,
             GraphArg::Train => Graph::Train,
+            GraphArg::Gradient => Graph::Gradient,
         }
     }
 }
@@ -126,7 +129,7 @@ impl Model {
     /// The definition, and what its author marked with `cache`, by function.
     fn trace_marked(&self, graph: Graph, dtype: DType) -> anyhow::Result<(Module, Vec<Marked>)> {
         let goal = match graph {
-            Graph::Train => Goal::Loss,
+            Graph::Train | Graph::Gradient => Goal::Loss,
             Graph::Prefill | Graph::Decode => Goal::Logits,
         };
         let traced = latentc_models::trace(&self.config, goal, dtype).map_err(|e| Rendered(e.render()))?;

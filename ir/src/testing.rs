@@ -8,7 +8,7 @@
 use proptest::prelude::{Strategy, any};
 
 use crate::graph::{Factor, Function, Inst, Module, Origin, Stored, ValueId};
-use crate::ops::Op;
+use crate::ops::{Binary, Op, Unary};
 use crate::testing_ops::{add_call, add_step};
 use crate::types::{AxisId, DType, Size, Type};
 use crate::verify::Stage;
@@ -28,6 +28,39 @@ pub fn module_from(tape: &[u32], stage: Stage) -> Module {
     }
     let entry = functions.last().map(|f| f.name.clone()).unwrap_or_default();
     Module { name: tape.name("random"), functions, entry }.canonical()
+}
+
+/// The module with an entry that calls the old one and returns one number which all of its floats go into: something that has
+/// a gradient.
+pub fn objective(module: &Module) -> Module {
+    let mut out = module.clone();
+    let Some(old) = module.entry() else { return out };
+    let mut name = "objective".to_owned();
+    while module.function(&name).is_some() {
+        name.push('\'');
+    }
+    let mut f = Function::new(&name);
+    f.axes.clone_from(&old.axes);
+    let args: Vec<_> =
+        old.params.iter().map(|&p| f.add_param(&old.value(p).name, old.ty(p).clone())).collect();
+    let results: Vec<_> = old.results.iter().map(|&r| ("", old.ty(r).clone())).collect();
+    let op = Op::Call { callee: old.name.clone(), scope: "below".to_owned() };
+    let results = f.push(op, &args, &results);
+    let mut total = f.constant("", 0.0, DType::F64);
+    for r in results {
+        if !f.ty(r).dtype.is_float() {
+            continue;
+        }
+        // Bounded, so that no result drowns the others.
+        let ty = Type::new(DType::F64, f.ty(r).axes.clone());
+        let bounded = f.push(Op::Unary(Unary::Tanh), &[r], &[("", ty)])[0];
+        let sum = f.push(Op::Contract, &[bounded], &[("", Type::scalar(DType::F64))])[0];
+        total = f.push(Op::Binary(Binary::Add), &[total, sum], &[("", Type::scalar(DType::F64))])[0];
+    }
+    f.results = vec![total];
+    out.functions.push(f);
+    out.entry = name;
+    out.canonical()
 }
 
 fn function(tape: &mut Tape<'_>, stage: Stage, above: &[Function], n: usize) -> Function {

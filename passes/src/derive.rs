@@ -22,7 +22,7 @@ const NAME: &str = "derive";
 /// If functions that pass a value along its past disagree about the axes of a position.
 pub fn derive(module: &Module, graph: Graph) -> Result<Module, PassError> {
     let mut out = Module { name: module.name.clone(), functions: Vec::new(), entry: module.entry.clone() };
-    if graph == Graph::Train {
+    if !graph.serves() {
         out.functions = module.functions.iter().map(train).collect();
         return Ok(out);
     }

@@ -4,6 +4,7 @@
 //! printed, cut short, and dumped after each step. No pass knows a model or a device.
 
 pub mod derive;
+pub mod differentiate;
 pub mod machine;
 pub mod place_cache;
 pub mod reassociate;
@@ -25,6 +26,8 @@ pub use variants::{Guard, Variant, variants};
 pub enum Graph {
     /// Whole sequences, no history kept.
     Train,
+    /// The same, and the gradient of what it computes by every weight.
+    Gradient,
     /// Many new tokens behind a history.
     Prefill,
     /// One new token behind a history.
@@ -33,14 +36,23 @@ pub enum Graph {
 
 impl Graph {
     /// All of them.
-    pub const ALL: [Graph; 3] = [Graph::Train, Graph::Prefill, Graph::Decode];
+    pub const ALL: [Graph; 4] = [Graph::Train, Graph::Gradient, Graph::Prefill, Graph::Decode];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Graph::Train => "train",
+            Graph::Gradient => "gradient",
             Graph::Prefill => "prefill",
             Graph::Decode => "decode",
+        }
+    }
+
+    /// Whether sequences go on from run to run, so that a history is kept.
+    pub fn serves(self) -> bool {
+        match self {
+            Graph::Train | Graph::Gradient => false,
+            Graph::Prefill | Graph::Decode => true,
         }
     }
 }
@@ -92,6 +104,15 @@ pub enum Without {
 /// The passes that lead from a definition to the graph that is scheduled, in order.
 pub fn pipeline() -> Vec<Pass> {
     vec![
+        Pass {
+            name: "differentiate",
+            law: "dl/dx = sum over the uses y of x of (dl/dy)(dy/dx): the gradient of a graph is a graph",
+            without: Without::Impossible,
+            run: |m, cx| match cx.graph {
+                Graph::Gradient => differentiate::differentiate(m),
+                Graph::Train | Graph::Prefill | Graph::Decode => Ok(m.clone()),
+            },
+        },
         Pass {
             name: "place_cache",
             law: "past (f x) = f (past x) where f works on each position alone: the fewest bytes a token are kept",

@@ -17,7 +17,7 @@ use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 
 use crate::rewrite::{Rebuild, live, sweep};
-use crate::{Context, Graph, Kind, Machine, Remark, Unit};
+use crate::{Context, Kind, Machine, Remark, Unit};
 
 const NAME: &str = "place_cache";
 
@@ -29,7 +29,7 @@ const NEVER: u128 = 1 << 80;
 
 /// Moves every `past` up to where the least is kept. A graph for training keeps nothing, and stays as it is.
 pub fn place_cache(module: &Module, cx: &mut Context) -> Module {
-    if cx.graph == Graph::Train {
+    if !cx.graph.serves() {
         return module.clone();
     }
     let functions = module.functions.iter().map(|f| function(f, cx)).collect();

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use latentc_ir::{AxisId, Binary, Function, Inst, Module, Op, Origin, Reduce, Type, ValueId};
 
 use crate::rewrite::Rebuild;
-use crate::{Context, Crossing, Graph, Kind, Remark, Unit};
+use crate::{Context, Crossing, Kind, Remark, Unit};
 use order::{Order, Search, Sizes, union};
 use tree::{Body, Node, Product};
 
@@ -102,7 +102,7 @@ fn plan(body: &Body<'_>, root: usize, sizes: &Sizes, cx: &Context) -> (Product, 
         let few = search(&product, &sizes.at(1), cx).best();
         let many = search(&product, &sizes.at(Sizes::LONG), cx).best();
         // Training changes weights in each run.
-        let fold = Search::new(&product, &cx.machine, sizes, cx.graph != Graph::Train);
+        let fold = Search::new(&product, &cx.machine, sizes, cx.graph.serves());
         let folded = fold.best();
         let folds = folded.steps.iter().any(|(a, b)| fold.folds(&union(a, b)))
             && fold.weigh(&folded).better(&fold.weigh(&here));

@@ -69,7 +69,7 @@ impl Compiled {
         marked: impl IntoIterator<Item = (&'a str, &'a [String])>,
     ) -> Vec<Remark> {
         let placed = self.stages.iter().find(|(pass, _)| *pass == "place_cache");
-        let Some((_, placed)) = placed.filter(|_| self.graph != Graph::Train) else { return Vec::new() };
+        let Some((_, placed)) = placed.filter(|_| self.graph.serves()) else { return Vec::new() };
         let differ = place_cache::compare(placed, marked);
         self.remarks.extend(differ.iter().cloned());
         differ

@@ -12,7 +12,7 @@ use latentc_passes::{Graph, pipeline};
 use latentc_runtime::compiled::{Compiled, compile};
 
 fn compiled(config: &ModelConfig, graph: Graph) -> Compiled {
-    let goal = if graph == Graph::Train { Goal::Loss } else { Goal::Logits };
+    let goal = if graph.serves() { Goal::Logits } else { Goal::Loss };
     let traced = trace(config, goal, DType::Bf16).expect("the bundled models are right");
     compile(&traced.module, graph, &pipeline()).expect("the bundled models compile")
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use latentc_ir::census::Count;
 use latentc_ir::{Symbols, Work};
 use latentc_passes::{Graph, Machine};
@@ -163,6 +163,9 @@ impl Programs {
     ) -> anyhow::Result<Point> {
         let (program, new) = match graph {
             Graph::Train => (&self.train, context),
+            Graph::Gradient => {
+                bail!("no figures of the gradient yet; those of its forward half are of `train`")
+            }
             Graph::Prefill => (&self.prefill, context),
             Graph::Decode => (&self.decode, 1),
         };

@@ -59,7 +59,7 @@ impl Sizes {
             // One long prompt fills a machine.
             Graph::Prefill => (Sizes::LONG, Sizes::LONG, 1),
             // One device's part of a step.
-            Graph::Train => (Sizes::LONG, Sizes::LONG, 8),
+            Graph::Train | Graph::Gradient => (Sizes::LONG, Sizes::LONG, 8),
         };
         Sizes { tokens, past, t, s, b }
     }
