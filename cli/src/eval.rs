@@ -12,6 +12,7 @@ use latentc_runtime::checkpoint::{DType, TensorFile, TensorView, write_tensors};
 use latentc_runtime::eval::{Batch, Reading};
 use serde::Serialize;
 
+use crate::gradient::Gradients;
 use crate::model::{self, DTypeArg, Model};
 use crate::target::{Job, Target, with_device};
 use crate::{print, print_json, progress};
@@ -19,7 +20,8 @@ use crate::{print, print_json, progress};
 /// Computes the logits of given texts, and the mean loss of their next tokens.
 ///
 /// IN holds `input_ids` [b, s] of int64 or int32 and, where texts differ in length, `attention_mask` of the same shape, 1 on
-/// tokens and 0 on padding. OUT gets `logits` [b, s, vocabulary], 0 at padding, and `loss`, both f32.
+/// tokens and 0 on padding. OUT gets `logits` [b, s, vocabulary], 0 at padding, and `loss`, both f32. With `--grad` or
+/// `--adamw-step` it gets, in the place of logits, `loss`, `grad_norm` and one tensor for each of the checkpoint's, in f32.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A folder with config.json and weights.
@@ -36,6 +38,13 @@ pub(crate) struct Args {
     /// With `--graph decode`: read so many positions at once and the others one by one; 1 if not given.
     #[arg(long, value_name = "N")]
     prefill: Option<usize>,
+    /// Write the gradient of the loss by each tensor NAME of the checkpoint as `grad.NAME`, before any clipping.
+    #[arg(long, conflicts_with_all = ["graph", "prefill"])]
+    grad: bool,
+    /// Write what one step of AdamW makes of each tensor NAME of the checkpoint as `adamw1.NAME`: rate 1e-3, betas 0.9 and 0.95,
+    /// weight decay 0.1, gradients clipped to the norm 1.
+    #[arg(long, conflicts_with_all = ["graph", "prefill"])]
+    adamw_step: bool,
     /// What to run on.
     #[arg(long, value_enum, default_value = "host")]
     target: Target,
@@ -83,6 +92,20 @@ pub(crate) fn eval(args: &Args) -> anyhow::Result<()> {
         bail!("{}: cannot write here: {} is no folder", args.out.display(), parent.display());
     }
     let (batch, shape) = read_inputs(args, &model)?;
+    if args.grad || args.adamw_step {
+        let dtype = model.dtype(args.dtype);
+        let job = Gradients {
+            folder: &args.model,
+            out: &args.out,
+            target: args.target,
+            dtype,
+            json: args.json,
+            model,
+            batch,
+            wants: (args.grad, args.adamw_step),
+        };
+        return with_device(args.target, job);
+    }
     with_device(args.target, Eval { args, model, batch, shape })
 }
 

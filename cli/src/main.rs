@@ -9,6 +9,7 @@ mod dump;
 mod eval;
 mod explain;
 mod folder;
+mod gradient;
 mod init;
 mod manifest;
 mod model;

@@ -35,10 +35,15 @@ pub struct Engine<D: Device> {
     caches: BTreeMap<String, Cache>,
 }
 
+/// A program that no model's graph is, such as an optimiser's: see [`Engine::add_plain`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plain(usize);
+
 /// A program and its instances.
 #[derive(Debug)]
 struct Loaded {
-    graph: Graph,
+    /// Which graph of the model it is, if it is one.
+    graph: Option<Graph>,
     /// For which sizes it is, unless for all.
     guard: Option<Guard>,
     program: Rc<Program>,
@@ -122,16 +127,34 @@ impl<D: Device> Engine<D> {
     /// If the checkpoint does not fit, or the device has no room.
     pub fn add(&mut self, compiled: &Compiled, checkpoint: &Arc<Checkpoint>) -> Result<(), LoadError> {
         load::check(compiled.definition(), checkpoint)?;
+        self.push(compiled, Some(checkpoint), Some(compiled.graph))?;
+        Ok(())
+    }
+
+    /// Loads a program that is no graph of the model and has no weights.
+    ///
+    /// # Errors
+    /// If it has weights, or the device has no room.
+    pub fn add_plain(&mut self, compiled: &Compiled) -> Result<Plain, LoadError> {
+        self.push(compiled, None, None).map(Plain)
+    }
+
+    fn push(
+        &mut self,
+        compiled: &Compiled,
+        checkpoint: Option<&Arc<Checkpoint>>,
+        graph: Option<Graph>,
+    ) -> Result<usize, LoadError> {
         let mut instances = Vec::new();
         self.instantiate(compiled, checkpoint, &compiled.program.entry, "", &mut instances)?;
         self.graphs.push(Loaded {
-            graph: compiled.graph,
+            graph,
             guard: compiled.guard.clone(),
             program: Rc::new(compiled.program.clone()),
             instances,
             last_uses: Rc::new(compiled.program.routines.iter().map(Routine::last_uses).collect()),
         });
-        Ok(())
+        Ok(self.graphs.len() - 1)
     }
 
     /// What the programs run on.
@@ -141,14 +164,14 @@ impl<D: Device> Engine<D> {
 
     /// The program of a graph, if it has been added.
     pub fn program(&self, graph: Graph) -> Option<&Program> {
-        self.graphs.iter().find(|g| g.graph == graph).map(|g| &*g.program)
+        self.graphs.iter().find(|g| g.graph == Some(graph)).map(|g| &*g.program)
     }
 
     /// Creates the instance of a routine under a scope, callees first, and returns its number.
     fn instantiate(
         &mut self,
         compiled: &Compiled,
-        checkpoint: &Arc<Checkpoint>,
+        checkpoint: Option<&Arc<Checkpoint>>,
         name: &str,
         scope: &str,
         instances: &mut Vec<Instance>,
@@ -168,6 +191,9 @@ impl<D: Device> Engine<D> {
                     match self.weights.get(&key) {
                         Some(&slot) => slot,
                         None => {
+                            let checkpoint = checkpoint.ok_or_else(|| {
+                                LoadError::Layout(format!("@{name} has weights, but no checkpoint was given"))
+                            })?;
                             let made = load::load(&mut self.device, checkpoint, scope, function, weight)?;
                             let len = buffer.dims.iter().map(|d| d.fixed().unwrap_or(0) as usize).product();
                             let slot = self.hold(made, buffer.dtype, len);
@@ -244,6 +270,18 @@ impl<D: Device> Engine<D> {
     /// If the graph was not added, arguments do not fit it or each other, or the device fails.
     pub fn run(&mut self, graph: Graph, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
         let number = self.choose(graph, args)?;
+        self.run_loaded(number, args, past)
+    }
+
+    /// Runs a program that is no graph of the model.
+    ///
+    /// # Errors
+    /// If arguments do not fit it or each other, or the device fails.
+    pub fn run_plain(&mut self, program: Plain, args: &[Value]) -> Result<Vec<Value>, RunError> {
+        self.run_loaded(program.0, args, 0)
+    }
+
+    fn run_loaded(&mut self, number: usize, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
         let loaded = &self.graphs[number];
         let (program, last_uses) = (Rc::clone(&loaded.program), Rc::clone(&loaded.last_uses));
         let top = loaded.instances.len() - 1;
@@ -289,7 +327,7 @@ impl<D: Device> Engine<D> {
 
     /// The program of a graph that is for arguments of these sizes.
     fn choose(&self, graph: Graph, args: &[Value]) -> Result<usize, RunError> {
-        let loaded = || self.graphs.iter().enumerate().filter(|(_, g)| g.graph == graph);
+        let loaded = || self.graphs.iter().enumerate().filter(|(_, g)| g.graph == Some(graph));
         let fail = |why| Err(RunError::Argument(format!("the {} graph {why}", graph.name())));
         let Some((_, first)) = loaded().next() else { return fail("was not loaded".to_owned()) };
         // All of them have the same parameters.

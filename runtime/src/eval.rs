@@ -66,6 +66,20 @@ impl Batch {
         Ok(Batch { ids: clean, rows, columns, spans })
     }
 
+    /// The number of texts.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// For each position of every text, up to the longest: the token, the one that follows, and 1 where there is one, else 0.
+    pub fn targets(&self) -> (Vec<i32>, Vec<i32>, Vec<f32>) {
+        let longest = self.longest();
+        let targets = self.tokens(1, longest + 1).ids;
+        let ends = self.spans.iter().map(|(start, end)| end - start);
+        let weights = ends.flat_map(|len| (0..longest).map(move |p| f32::from(u8::from(p + 1 < len))));
+        (self.tokens(0, longest).ids, targets, weights.collect())
+    }
+
     /// The longest text.
     pub fn longest(&self) -> usize {
         self.spans.iter().map(|(start, end)| end - start).max().unwrap_or(0)

@@ -5,6 +5,8 @@ pub mod compiled;
 pub mod engine;
 pub mod eval;
 pub mod generate;
+pub mod gradient;
 pub mod init;
 pub mod load;
+pub mod optimizer;
 pub mod session;

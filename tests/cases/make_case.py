@@ -26,6 +26,7 @@ layer; floats are float32, integers int64:
     prompt_lens  b                                    the row's prompt, for decoding and for greedy
     decode_input_ids  b,T  decode_logits  b,T,v       fed one at a time after the prompt, through the cache
     greedy_ids  b,16                                  EOS neither stops the run nor occurs
+    grad_along.NAME  scalar                           d loss / d s where the k-th element of NAME is p + s cos(k)
 
 At padding floats are 0 and topk_idx is -1. A seed is rejected while some choice hangs by a thread: a routing
 decision by less than 5e-4 over the batch or 1e-4 over the greedy run, or a greedy token by less than 1e-3. So
@@ -51,6 +52,8 @@ MIN_PREFILL_MARGIN, MIN_ROUTING_MARGIN, MIN_GREEDY_MARGIN = 5e-4, 1e-4, 1e-3
 # Stored values were rounded to float32, by this much relative to the largest at most, and to another order
 # of summation in float64, which is far less.
 TOLERANCE = 1e-6
+# The step of central differences: its square is what they are off by, the last bit over it what rounding adds.
+STEP = 1e-6
 
 COMMON = dict(
     attention_bias=False, bos_token_id=0, eos_token_id=1, hidden_act="silu", initializer_range=0.02,
@@ -169,6 +172,33 @@ def greedy(config, w, prompt):
     return np.array(new), lead, smallest(margins)
 
 
+def row_loss(logits, tokens):
+    """The sum of the cross entropies of a row's next tokens."""
+    top = logits.max(-1, keepdims=True)
+    log_probs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+    return -log_probs[np.arange(len(tokens) - 1), tokens[1:]].sum()
+
+
+def slopes(config, w, ids, lengths):
+    """For each tensor, the slope of the loss along the direction cos(0), cos(1), ..., in float64."""
+    w = {name: value.astype(np.float64) for name, value in w.items()}
+    out = {}
+    for name, value in w.items():
+        direction = np.cos(np.arange(value.size)).reshape(value.shape)
+
+        def loss(s):
+            moved = dict(w)
+            moved[name] = value + s * direction
+            total = sum(row_loss(forward(config, moved, ids[row, :n])[0], ids[row, :n]) for row, n in enumerate(lengths))
+            return total / sum(n - 1 for n in lengths)
+
+        near, wide = ((loss(h) - loss(-h)) / (2 * h) for h in (STEP, 2 * STEP))
+        # Twice the step, four times the error; a choice that changed between the two would show.
+        assert abs(near - wide) < 1e-6 * max(1.0, abs(near)), (name, near, wide)
+        out[f"grad_along.{name}"] = np.array(near + (near - wide) / 3)
+    return out
+
+
 def evaluate(config, w, ids, lengths, prompt_lens):
     """Every expected field, in float64, and what decides whether a seed will do."""
     w = {name: value.astype(np.float64) for name, value in w.items()}
@@ -197,9 +227,7 @@ def evaluate(config, w, ids, lengths, prompt_lens):
             plain = np.argsort(-r["scores"], axis=-1, kind="stable")[:, :r["chosen"].shape[1]]
             moved = (np.sort(plain) != np.sort(r["chosen"])).any(-1).sum()
             info["moved"][layer] = info["moved"].get(layer, 0) + int(moved)
-        top = logits.max(-1, keepdims=True)
-        log_probs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-        total -= log_probs[np.arange(n - 1), tokens[1:]].sum()
+        total += row_loss(logits, tokens)
 
         decoded.append(decode(config, w, tokens[:p], tokens[p:n]))
         apart = max(apart, np.abs(decoded[-1] - logits[p:n]).max())
@@ -257,6 +285,7 @@ def write_case(name, out_dir):
     folder = os.path.join(out_dir, name)
     os.makedirs(folder, exist_ok=True)
     expect.update(input_ids=ids, attention_mask=mask, seq_lens=np.array(lengths), prompt_lens=np.array(prompt_lens))
+    expect.update(slopes(config, w, ids, lengths))
     save_file(w, os.path.join(folder, "model.safetensors"), {"format": "pt"})
     save_file(rounded(expect), os.path.join(folder, "expect.safetensors"))
     meta = dict(
@@ -289,6 +318,8 @@ def check_case(folder):
     ids = stored["input_ids"]
     lengths = stored.get("seq_lens", np.full(len(ids), ids.shape[1])).tolist()
     found, info = evaluate(config, stored_weights(folder), ids, lengths, stored["prompt_lens"].tolist())
+    if any(name.startswith("grad_along.") for name in stored):
+        found.update(slopes(config, stored_weights(folder), ids, lengths))
     worst, bad = {}, sorted(set(found) - set(stored))
     for name, value in rounded(found).items():
         if name in bad:

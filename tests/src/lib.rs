@@ -56,10 +56,10 @@ pub fn cases() -> Vec<Case> {
 }
 
 impl Case {
-    /// The compiled graph that makes logits, with weights and activations of that dtype.
+    /// The compiled graph, of logits or of the loss, with weights and activations of that dtype.
     pub fn compile(&self, graph: Graph, dtype: DType, passes: &[Pass]) -> Compiled {
-        let traced =
-            trace(&self.config, Goal::Logits, dtype).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let goal = if graph.serves() { Goal::Logits } else { Goal::Loss };
+        let traced = trace(&self.config, goal, dtype).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         compile(&traced.module, graph, passes).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
