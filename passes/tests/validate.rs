@@ -10,7 +10,7 @@ use latentc_passes::{Context, Graph, Pass, Without, pipeline, run};
 /// The module after each pass.
 fn stages(name: &str, graph: Graph) -> Vec<(&'static str, Module)> {
     let config = ModelConfig::bundled(name).expect("a bundled model");
-    let goal = if graph == Graph::Train { Goal::Loss } else { Goal::Logits };
+    let goal = if graph.serves() { Goal::Logits } else { Goal::Loss };
     let traced = trace(&config, goal, DType::Bf16).unwrap_or_else(|e| panic!("{}", e.render()));
     run(&traced.module, &mut Context::new(graph), &pipeline()).expect("every model compiles")
 }

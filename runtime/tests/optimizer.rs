@@ -40,8 +40,7 @@ fn four_steps_of_adamw_under_clipping() {
         close(clipping.coef, coef);
         for n in 0..shapes.len() {
             let given = (weights[n].data.clone(), gradients[n].data.clone(), moments[n].clone());
-            let (p, next) =
-                optimizer.step(&mut engine, &with, step, clipping.coef, given).expect("it runs");
+            let (p, next) = optimizer.step(&mut engine, &with, step, clipping.coef, given).expect("it runs");
             for (k, [p, m, v]) in plain[n].iter_mut().enumerate() {
                 let g = f64::from(gradients[n].data[k]) * coef;
                 *m = with.beta1 * *m + (1.0 - with.beta1) * g;
