@@ -64,11 +64,12 @@ pub(crate) fn dump(args: &Args) -> anyhow::Result<()> {
         Some(SCHEDULE) | None => args.passes.pipeline(),
         Some(pass) => args.passes.up_to(pass)?,
     };
+    let mut cx = Context::new(graph);
     let trace = model.trace(graph, model.dtype(args.dtype))?;
-    let mut stages = latentc_passes::run(&trace, &mut Context::new(graph), &passes)?;
+    let mut stages = latentc_passes::run(&trace, &mut cx, &passes)?;
     let module = stages.pop().map_or(trace, |(_, module)| module);
     if args.after.as_deref() == Some(SCHEDULE) {
-        let program = schedule(&module)?;
+        let program = schedule(&module, &cx)?;
         return match args.format {
             Format::Text => print(&format!("{}\n", program.to_string().trim_end())),
             Format::Json => print_json(&program),

@@ -3,8 +3,11 @@
 //! The axes of a contraction fall into four groups, as in any matrix product: *batch* (in both operands and the
 //! result), *m* (the first operand and the result), *n* (the second and the result), *k* (both operands, summed).
 //! Any group may be empty or have several axes, in any memory order.
+//!
+//! A body may compute its operands (*prologue*), and the result from the product (*epilogue*). What a prologue or an epilogue folds
+//! belongs to one row of an operand: the scale of an RMS norm. Several contractions of one shape may meet in the epilogue.
 
-use latentc_ir::{AxisId, Function, ValueId};
+use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 
 /// The groups of axes of a contraction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,10 +22,22 @@ pub struct ContractPlan {
     pub k: Vec<AxisId>,
 }
 
+/// A product of a kernel, with its operands in the order of the plan's groups.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'f> {
+    /// The contraction.
+    pub inst: &'f Inst,
+    /// The operand with the axes *m*, then the one with the axes *n*.
+    pub operands: [ValueId; 2],
+}
+
 impl ContractPlan {
-    /// The plan of a kernel's body, which is one contraction of its two parameters (or of one with itself).
+    /// The plan of a kernel's body, by its first contraction. Others have the same groups: see [`products`](ContractPlan::products).
+    ///
+    /// # Panics
+    /// If there is none.
     pub fn of(body: &Function) -> ContractPlan {
-        let inst = &body.body[0];
+        let inst = body.body.iter().find(|i| i.op == Op::Contract).expect("a product has a contraction");
         let axes = |v: ValueId| &body.ty(v).axes[..];
         ContractPlan::new(axes(inst.args[0]), axes(inst.args[1]), axes(inst.result()))
     }
@@ -38,5 +53,17 @@ impl ContractPlan {
             n: pick(false, true),
             k: a.iter().copied().filter(|x| !y.contains(x)).collect(),
         }
+    }
+
+    /// The contractions of a body.
+    pub fn products<'f>(&self, body: &'f Function) -> Vec<Product<'f>> {
+        let products = body.body.iter().filter(|i| i.op == Op::Contract);
+        let oriented = products.map(|inst| {
+            let (a, b) = (inst.args[0], inst.args[1]);
+            let first =
+                self.m.iter().all(|&x| body.ty(a).has(x)) && self.n.iter().all(|&x| body.ty(b).has(x));
+            Product { inst, operands: if first { [a, b] } else { [b, a] } }
+        });
+        oriented.collect()
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use latentc_ir::{DType, Function, Module, Origin, Real, Size, Type, ValueId};
+use latentc_ir::{DType, Function, Module, Op, Origin, Real, Size, Type, ValueId};
 use serde::{Deserialize, Serialize};
 
 use crate::map::append;
@@ -97,15 +97,34 @@ impl Kernel {
 pub enum KernelKind {
     /// Every element (or row, where the body reduces) on its own: see [`map`](crate::map).
     Map,
-    /// A product of two tensors summed over their common axes: see [`contract`](crate::contract).
+    /// A product of two tensors summed over their common axes: see [`contract`](crate::contract). Expressions may make its
+    /// operands, and work on its result; several products of one shape may meet there.
     Contract,
-    /// A product whose one operand is gathered, as the weights of the experts that each token goes to: see
+    /// The same where one operand is gathered, as the weights of the experts that each token goes to: see
     /// [`grouped`](crate::grouped).
     Grouped,
     /// Elements added up where an index says: see [`scatter`](crate::scatter).
     Scatter,
     /// Values weighed by a softmax and added up, with scores that are never stored: see [`stream`](crate::stream).
     Stream,
+}
+
+impl KernelKind {
+    /// The kind of the kernel with that body.
+    pub fn of(body: &Function) -> KernelKind {
+        let gathers =
+            |v: &ValueId| body.body.iter().any(|i| i.result() == *v && matches!(i.op, Op::Gather { .. }));
+        let mut kind = KernelKind::Map;
+        for inst in &body.body {
+            match inst.op {
+                Op::ScatterAdd { .. } => kind = KernelKind::Scatter,
+                Op::Contract if inst.args.iter().any(gathers) => kind = KernelKind::Grouped,
+                Op::Contract if kind == KernelKind::Map => kind = KernelKind::Contract,
+                _ => {}
+            }
+        }
+        kind
+    }
 }
 
 impl fmt::Display for KernelKind {

@@ -1,27 +1,24 @@
-//! From a graph to launches: which values get memory, and what is computed where it is needed.
-//!
-//! Contractions and calls work on memory, so their operands and results have buffers. All else is an expression of
-//! what has: it is fused into the one kernel that wants it, and computed again if several do. Two things are not
-//! worth repeating and get a buffer when shared: reductions, and what a selection compares many times.
-//!
-//! A kernel that reduces works row by row, so the reductions in it must agree on what a row is: their results have the same axes.
+//! From a graph to launches: each value that has memory ([`fuse`](crate::fuse) says which) is made by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_ir::{AxisId, Def, Function, Inst, Module, Op, Origin, Size, Type, ValueId};
 
-use crate::grouped::GroupedPlan;
+use latentc_passes::{Context, Machine, Sizes};
+
+use crate::fuse::{is_matrix_product, is_view, storage};
 use crate::program::{Buffer, BufferId, Kernel, KernelKind, Program, Role, Routine, Step};
 
-/// Schedules every function of a module that has been through the passes.
+/// Schedules every function of a module that has been through the passes, for the graph and machine that they were told.
 ///
 /// # Errors
 /// If the module holds an op that has no kernel, which a pass should have replaced; names function and value.
-pub fn schedule(module: &Module) -> Result<Program, ScheduleError> {
+pub fn schedule(module: &Module, cx: &Context) -> Result<Program, ScheduleError> {
+    let sizes = Sizes::new(module, cx.graph);
     let mut kernels = Vec::new();
     let mut routines = Vec::new();
     for f in &module.functions {
-        routines.push(Scheduler::new(f)?.run(&mut kernels)?);
+        routines.push(Scheduler::new(f, &sizes, &cx.machine)?.run(&mut kernels)?);
     }
     Ok(Program { name: module.name.clone(), kernels, routines, entry: module.entry.clone() })
 }
@@ -51,7 +48,7 @@ struct Scheduler<'a> {
 }
 
 impl<'a> Scheduler<'a> {
-    fn new(f: &'a Function) -> Result<Self, ScheduleError> {
+    fn new(f: &'a Function, sizes: &Sizes, machine: &Machine) -> Result<Self, ScheduleError> {
         for inst in &f.body {
             let why = match inst.op {
                 Op::Past { .. } => "run the pass `derive` first",
@@ -74,7 +71,7 @@ impl<'a> Scheduler<'a> {
             steps: Vec::new(),
         };
         let defs = f.defs();
-        let stored = Storage::decide(f, &defs);
+        let stored = storage(f, sizes, machine);
         Ok(Scheduler { f, defs, stored, buffers: BTreeMap::new(), routine })
     }
 
@@ -156,16 +153,11 @@ impl<'a> Scheduler<'a> {
         let Def::Inst(_, inst) = self.defs[root.0 as usize] else {
             unreachable!("only results are launched")
         };
-        let kind = match inst.op {
-            Op::Contract if inst.args.iter().all(|a| self.stored[a.0 as usize]) => KernelKind::Contract,
-            Op::Contract => KernelKind::Grouped,
-            Op::ScatterAdd { .. } => KernelKind::Scatter,
-            _ => KernelKind::Map,
-        };
         let mut body = Body::new(self.f, &self.defs, &self.stored);
         let result = body.make(root, inst);
         body.spec.function.results = vec![result];
         let spec = body.spec;
+        let kind = KernelKind::of(&spec.function);
         self.push_launch(root, spec, kind, output, kernels);
     }
 
@@ -221,162 +213,6 @@ fn kernel_name(function: &str, value: &str) -> String {
     format!("{function}_{value}").chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-/// Whether both operands have every summed axis and there is one.
-fn is_matrix_product(f: &Function, inst: &Inst) -> bool {
-    let summed = f.summed(&inst.args, f.ty(inst.result()));
-    inst.args.len() == 2
-        && !summed.is_empty()
-        && summed.iter().all(|&a| inst.args.iter().all(|&x| f.ty(x).has(a)))
-}
-
-/// Whether the result is the operand's memory under other axes.
-fn is_view(f: &Function, inst: &Inst) -> bool {
-    let ty = f.ty(inst.result());
-    let in_place = |x: &Type, from: &[AxisId], to: &[AxisId]| {
-        let Some(at) = x.position(from[0]) else { return false };
-        x.axes[at..].starts_with(from) && {
-            let mut axes = x.axes[..at].to_vec();
-            axes.extend_from_slice(to);
-            axes.extend_from_slice(&x.axes[at + from.len()..]);
-            axes == ty.axes && x.dtype == ty.dtype
-        }
-    };
-    match &inst.op {
-        Op::Rename { from, to } => in_place(f.ty(inst.args[0]), &[*from], &[*to]),
-        Op::Split { axis, into } => in_place(f.ty(inst.args[0]), &[*axis], into),
-        Op::Merge { axes, into } => in_place(f.ty(inst.args[0]), axes, &[*into]),
-        _ => false,
-    }
-}
-
-/// The gather that makes one operand of a contraction, if a grouped kernel can do without its result.
-fn gathered<'f>(f: &'f Function, inst: &Inst, defs: &[Def<'f>]) -> Option<&'f Inst> {
-    let (Op::Contract, &[a, b]) = (&inst.op, &inst.args[..]) else { return None };
-    [(a, b), (b, a)].into_iter().find_map(|(x, other)| {
-        let Def::Inst(_, gather) = defs[x.0 as usize] else { return None };
-        let fits = matches!(gather.op, Op::Gather { .. })
-            && GroupedPlan::fits(
-                f.ty(gather.args[0]),
-                f.ty(gather.args[1]),
-                f.ty(other),
-                f.ty(inst.result()),
-            );
-        fits.then_some(gather)
-    })
-}
-
-/// Whether an operand is read at other places than the one where the result is made.
-fn moves(op: &Op, operand: usize) -> bool {
-    match op {
-        Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Slice { .. } | Op::Concat { .. } => {
-            true
-        }
-        Op::Rope { .. } | Op::Gather { .. } | Op::TopK { .. } | Op::TopIndices { .. } => operand == 0,
-        Op::Const(_)
-        | Op::Position { .. }
-        | Op::Unary(_)
-        | Op::Binary(_)
-        | Op::Select
-        | Op::Cast
-        | Op::Contract
-        | Op::Reduce { .. }
-        | Op::Broadcast { .. }
-        | Op::ScatterAdd { .. }
-        | Op::Past { .. }
-        | Op::Append { .. }
-        | Op::Softmax { .. }
-        | Op::RmsNorm { .. }
-        | Op::Call { .. } => false,
-    }
-}
-
-/// Decides which values get memory.
-struct Storage<'a> {
-    f: &'a Function,
-    stored: Vec<bool>,
-}
-
-impl<'a> Storage<'a> {
-    fn decide(f: &'a Function, defs: &[Def<'a>]) -> Vec<bool> {
-        let mut s = Storage { f, stored: vec![false; f.values.len()] };
-        for (v, def) in defs.iter().enumerate() {
-            s.stored[v] = match def {
-                Def::Param(_) | Def::Weight(_) | Def::Cache(_) => true,
-                Def::Inst(_, inst) => match inst.op {
-                    Op::Contract | Op::ScatterAdd { .. } | Op::Call { .. } | Op::Append { .. } => true,
-                    Op::Const(_) => !f.values[v].ty.axes.is_empty(),
-                    _ => false,
-                },
-            };
-        }
-        for &r in &f.results {
-            s.stored[r.0 as usize] = true;
-        }
-        for inst in f.body.iter().rev() {
-            let grouped = gathered(f, inst, defs);
-            for (n, &a) in inst.args.iter().enumerate() {
-                let wanted = match inst.op {
-                    // A gathered operand is read where it lies, at the indices; these must be there to be sorted.
-                    Op::Contract if grouped.is_some_and(|g| g.result() == a) => {
-                        for &x in grouped.iter().flat_map(|g| &g.args) {
-                            s.stored[x.0 as usize] = true;
-                        }
-                        false
-                    }
-                    Op::Contract | Op::ScatterAdd { .. } | Op::Call { .. } => true,
-                    // Each element is compared with all others, or read at any place.
-                    Op::TopK { .. } | Op::TopIndices { .. } | Op::Gather { .. } => n == 0,
-                    _ => s.stored[inst.result().0 as usize] && is_view(f, inst),
-                };
-                s.stored[a.0 as usize] |= wanted;
-            }
-        }
-        // Storing a value takes it out of a row, which can only settle conflicts, so this ends.
-        while s.settle() {}
-        s.stored
-    }
-
-    /// Stores one value more if the rows of some kernel disagree or two kernels would repeat a reduction.
-    fn settle(&mut self) -> bool {
-        let f = self.f;
-        // What a row is for each expression that holds a reduction: the axes of its result.
-        let mut rows: Vec<Option<BTreeSet<AxisId>>> = vec![None; f.values.len()];
-        for inst in &f.body {
-            let Some(&result) = inst.results.first() else { continue };
-            let mut row: Option<BTreeSet<AxisId>> = match inst.op {
-                Op::Reduce { .. } => Some(f.ty(result).axes.iter().copied().collect()),
-                _ => None,
-            };
-            for (n, &a) in inst.args.iter().enumerate() {
-                let Some(other) = &rows[a.0 as usize] else { continue };
-                let agree = row.as_ref().is_none_or(|r| r == other);
-                if moves(&inst.op, n) || !agree {
-                    self.stored[a.0 as usize] = true;
-                    return true;
-                }
-                row = Some(other.clone());
-            }
-            rows[result.0 as usize] = if self.stored[result.0 as usize] { None } else { row };
-        }
-        // The kernels that each expression would be computed in, by the value that the kernel makes.
-        let mut homes: Vec<BTreeSet<ValueId>> = vec![BTreeSet::new(); f.values.len()];
-        for inst in f.body.iter().rev() {
-            for &r in &inst.results {
-                let i = r.0 as usize;
-                if !self.stored[i] && rows[i].is_some() && homes[i].len() > 1 {
-                    self.stored[i] = true;
-                    return true;
-                }
-                let into = if self.stored[i] { BTreeSet::from([r]) } else { homes[i].clone() };
-                for a in &inst.args {
-                    homes[a.0 as usize].extend(&into);
-                }
-            }
-        }
-        false
-    }
-}
-
 /// What a launch computes, in canonical form and in the terms of the function that it comes from.
 struct Spec {
     function: Function,
@@ -429,7 +265,7 @@ impl<'a> Body<'a> {
         self.visit(inst, &mut order, &mut seen);
         for inst in order {
             let args: Vec<_> = inst.args.iter().map(|a| self.made[a]).collect();
-            let op = self.map_op(&inst.op);
+            let op = inst.op.on_axes(|a| self.axis(a));
             let ty = self.ty(self.f.ty(inst.result()));
             let id = self.spec.function.push(op, &args, &[("", ty)])[0];
             self.made.insert(inst.result(), id);
@@ -500,43 +336,5 @@ impl<'a> Body<'a> {
         let id = self.spec.function.add_axis(&format!("a{}", self.spec.function.axes.len()), size, like);
         self.axes.insert(axis, id);
         id
-    }
-
-    fn map_op(&mut self, op: &Op) -> Op {
-        let mut axis = |a: &AxisId| self.axis(*a);
-        match op {
-            Op::Const(_)
-            | Op::Unary(_)
-            | Op::Binary(_)
-            | Op::Select
-            | Op::Cast
-            | Op::Contract
-            | Op::Call { .. } => op.clone(),
-            Op::Position { axis: a } => Op::Position { axis: axis(a) },
-            Op::Reduce { by, axis: a } => Op::Reduce { by: *by, axis: axis(a) },
-            Op::Rename { from, to } => Op::Rename { from: axis(from), to: axis(to) },
-            Op::Broadcast { axes } => Op::Broadcast { axes: axes.iter().map(axis).collect() },
-            Op::Split { axis: a, into } => Op::Split { axis: axis(a), into: into.iter().map(axis).collect() },
-            Op::Merge { axes, into } => {
-                let axes = axes.iter().map(&mut axis).collect();
-                Op::Merge { axes, into: axis(into) }
-            }
-            Op::Slice { axis: a, into, start } => {
-                Op::Slice { axis: axis(a), into: axis(into), start: *start }
-            }
-            Op::Concat { axes, into } => {
-                let axes = axes.iter().map(&mut axis).collect();
-                Op::Concat { axes, into: axis(into) }
-            }
-            Op::Gather { axis: a } => Op::Gather { axis: axis(a) },
-            Op::ScatterAdd { axis: a } => Op::ScatterAdd { axis: axis(a) },
-            Op::TopK { axis: a, k } => Op::TopK { axis: axis(a), k: *k },
-            Op::TopIndices { axis: a, into } => Op::TopIndices { axis: axis(a), into: axis(into) },
-            Op::Past { from, to } => Op::Past { from: axis(from), to: axis(to) },
-            Op::Append { from, to } => Op::Append { from: axis(from), to: axis(to) },
-            Op::Rope { axis: a, pairs } => Op::Rope { axis: axis(a), pairs: *pairs },
-            Op::Softmax { axis: a } => Op::Softmax { axis: axis(a) },
-            Op::RmsNorm { axis: a, eps } => Op::RmsNorm { axis: axis(a), eps: *eps },
-        }
     }
 }

@@ -596,6 +596,47 @@ impl Op {
         }
     }
 
+    /// The same op on other axes.
+    #[must_use]
+    pub fn on_axes(&self, mut to: impl FnMut(AxisId) -> AxisId) -> Op {
+        let mut all = |axes: &[AxisId]| axes.iter().map(|&a| to(a)).collect::<Vec<_>>();
+        match self {
+            Op::Const(_)
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Contract
+            | Op::Call { .. } => self.clone(),
+            Op::Position { axis } => Op::Position { axis: to(*axis) },
+            Op::Reduce { by, axis } => Op::Reduce { by: *by, axis: to(*axis) },
+            Op::Rename { from, to: into } => Op::Rename { from: to(*from), to: to(*into) },
+            Op::Broadcast { axes } => Op::Broadcast { axes: all(axes) },
+            Op::Split { axis, into } => {
+                let into = all(into);
+                Op::Split { axis: to(*axis), into }
+            }
+            Op::Merge { axes, into } => {
+                let axes = all(axes);
+                Op::Merge { axes, into: to(*into) }
+            }
+            Op::Slice { axis, into, start } => Op::Slice { axis: to(*axis), into: to(*into), start: *start },
+            Op::Concat { axes, into } => {
+                let axes = all(axes);
+                Op::Concat { axes, into: to(*into) }
+            }
+            Op::Gather { axis } => Op::Gather { axis: to(*axis) },
+            Op::ScatterAdd { axis } => Op::ScatterAdd { axis: to(*axis) },
+            Op::TopK { axis, k } => Op::TopK { axis: to(*axis), k: *k },
+            Op::TopIndices { axis, into } => Op::TopIndices { axis: to(*axis), into: to(*into) },
+            Op::Past { from, to: into } => Op::Past { from: to(*from), to: to(*into) },
+            Op::Append { from, to: into } => Op::Append { from: to(*from), to: to(*into) },
+            Op::Rope { axis, pairs } => Op::Rope { axis: to(*axis), pairs: *pairs },
+            Op::Softmax { axis } => Op::Softmax { axis: to(*axis) },
+            Op::RmsNorm { axis, eps } => Op::RmsNorm { axis: to(*axis), eps: *eps },
+        }
+    }
+
     /// The op of that mnemonic with these attributes, given in the table's order and of the table's kinds. `None`
     /// if there is no such op or a word is unknown; `const` and `contract` take their extras from the parser.
     pub fn from_parts(mnemonic: &str, attrs: &[Attr]) -> Option<Op> {

@@ -5,6 +5,7 @@
 
 pub mod derive;
 pub mod differentiate;
+pub mod inline;
 pub mod machine;
 pub mod place_cache;
 pub mod reassociate;
@@ -12,6 +13,7 @@ pub mod remark;
 pub mod rewrite;
 pub mod route;
 pub mod simplify;
+pub mod sizes;
 pub mod validate;
 pub mod variants;
 
@@ -19,6 +21,7 @@ use latentc_ir::{Function, Module};
 
 pub use machine::Machine;
 pub use remark::{Candidate, Crossing, Kind, Remark, Unit};
+pub use sizes::Sizes;
 pub use variants::{Guard, Variant, variants};
 
 /// Which graph of a definition is wanted.
@@ -148,6 +151,12 @@ pub fn pipeline() -> Vec<Pass> {
             law: "contraction is associative and commutative: products of two, in the cheapest order",
             without: Without::Least(pair),
             run: |m, cx| Ok(reassociate::reassociate(m, cx)),
+        },
+        Pass {
+            name: "inline",
+            law: "a call is what it calls: a function called once in a caller becomes a part of it",
+            without: Without::Nothing,
+            run: |m, _| Ok(inline::inline(m)),
         },
         Pass {
             name: "tidy",

@@ -9,18 +9,32 @@ pub struct Machine {
     pub name: &'static str,
     /// Dense bf16 operations on matrices, a second.
     pub flops: f64,
+    /// Operations on single floats, a second.
+    pub scalars: f64,
     /// Bytes from memory, a second.
     pub bandwidth: f64,
     /// Bytes of memory.
     pub memory: f64,
+    /// From the end of one kernel to the start of the next, in seconds, where launches are recorded ahead.
+    pub launch: f64,
 }
+
+/// No data sheet has it; microseconds on all of them.
+const LAUNCH: f64 = 2e-6;
 
 /// Vendors' data sheets: dense rates, no sparsity.
 pub const MACHINES: [Machine; 4] = [
-    Machine { name: "h800", flops: 989e12, bandwidth: 3.35e12, memory: 80e9 },
-    Machine { name: "h100", flops: 989e12, bandwidth: 3.35e12, memory: 80e9 },
-    Machine { name: "h200", flops: 989e12, bandwidth: 4.8e12, memory: 141e9 },
-    Machine { name: "a100", flops: 312e12, bandwidth: 2.04e12, memory: 80e9 },
+    Machine { name: "h800", flops: 989e12, scalars: 67e12, bandwidth: 3.35e12, memory: 80e9, launch: LAUNCH },
+    Machine { name: "h100", flops: 989e12, scalars: 67e12, bandwidth: 3.35e12, memory: 80e9, launch: LAUNCH },
+    Machine { name: "h200", flops: 989e12, scalars: 67e12, bandwidth: 4.8e12, memory: 141e9, launch: LAUNCH },
+    Machine {
+        name: "a100",
+        flops: 312e12,
+        scalars: 19.5e12,
+        bandwidth: 2.04e12,
+        memory: 80e9,
+        launch: LAUNCH,
+    },
 ];
 
 impl Machine {

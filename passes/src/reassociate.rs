@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use latentc_ir::{AxisId, Binary, Function, Inst, Module, Op, Origin, Reduce, Type, ValueId};
 
 use crate::rewrite::Rebuild;
-use crate::{Context, Crossing, Kind, Remark, Unit};
-use order::{Order, Search, Sizes, union};
+use crate::{Context, Crossing, Kind, Remark, Sizes, Unit};
+use order::{Order, Search, union};
 use tree::{Body, Node, Product};
 
 const NAME: &str = "reassociate";

@@ -57,7 +57,8 @@ pub fn compile_variants(
 
 fn scheduled(graph: Graph, variant: Variant) -> Result<Compiled, CompileError> {
     let Variant { guard, stages, remarks } = variant;
-    let program = schedule(&stages[stages.len() - 1].1)?;
+    let cx = Guard::context(guard.as_ref(), graph);
+    let program = schedule(&stages[stages.len() - 1].1, &cx)?;
     Ok(Compiled { graph, guard, stages, program, remarks })
 }
 

@@ -3,13 +3,16 @@
 //! The axes of each group (see [`ContractPlan`]) are numbered together, so the product is that of matrices, repeated over a batch.
 //! A cube computes one tile of one repetition: its 256 units bring 16 numbers of depth of both operands into shared
 //! memory at a time, and each keeps 4 by 4 sums in registers. Numbers beyond an edge count as 0 and are not stored.
+//!
+//! An operand that is an expression is computed on its way to shared memory; what it folds of a row is folded before. The result
+//! is computed from the sums of all products.
 
 use std::array;
 
-use latentc_ir::{AxisId, Function, ValueId};
+use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 
-use super::emit::{Buf, Elem, Emit, Shared, Val, Var};
-use super::expr::Exprs;
+use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val, Var};
+use super::expr::{Exprs, Fold};
 use crate::contract::ContractPlan;
 
 /// Rows and columns of a tile.
@@ -28,9 +31,40 @@ const LOADS: u32 = TILE * DEPTH / UNITS;
 const PITCH: u32 = TILE + 1;
 
 /// Bytes of shared memory.
-pub(crate) fn shared_bytes() -> usize {
-    let one = (PITCH * DEPTH) as usize * Elem::F32.bytes();
-    2 * one.next_multiple_of(16)
+pub(crate) fn shared_bytes(body: &Function, plan: &ContractPlan) -> usize {
+    let bytes = |elements: u32| (elements as usize * Elem::F32.bytes()).next_multiple_of(16);
+    let folds: usize = folds(body, plan).map(|f| f.len()).iter().sum();
+    let scratch = if folds > 0 { bytes(UNITS) } else { 0 };
+    operands(body, plan).len() * bytes(PITCH * DEPTH) + folds * bytes(TILE) + scratch
+}
+
+/// The distinct operands, each with the side that it is on: 0 has the axes m, 1 the axes n.
+fn operands(body: &Function, plan: &ContractPlan) -> Vec<(ValueId, usize)> {
+    let mut distinct = Vec::new();
+    for product in plan.products(body) {
+        for operand in product.operands.into_iter().zip([0, 1]) {
+            if !distinct.contains(&operand) {
+                distinct.push(operand);
+            }
+        }
+    }
+    distinct
+}
+
+/// What is folded for each row of a side, once for a tile. What belongs to no row is folded where it is wanted.
+fn folds<'f>(body: &'f Function, plan: &ContractPlan) -> [Vec<(&'f Inst, Fold)>; 2] {
+    let mut sides = [Vec::new(), Vec::new()];
+    for inst in body.body.iter().filter(|i| i.op != Op::Contract) {
+        let Some(fold) = Fold::of(body, inst) else { continue };
+        let axes = &body.ty(inst.result()).axes;
+        let of = |rows: &[AxisId]| axes.iter().all(|a| plan.batch.contains(a) || rows.contains(a));
+        if of(&plan.m) {
+            sides[0].push((inst, fold));
+        } else if of(&plan.n) {
+            sides[1].push((inst, fold));
+        }
+    }
+    sides
 }
 
 /// Axes that lie behind one another in a tensor, so that their common number needs no division.
@@ -90,11 +124,72 @@ impl Offsets {
     }
 }
 
+/// Where a tile is: the index in the batch, and a side's group of axes with the number of its first row and of all.
+struct Side<'p> {
+    group: &'p [AxisId],
+    first: Val,
+    total: Val,
+    /// What was folded for each row, and where it is kept.
+    folded: Vec<(ValueId, Shared)>,
+}
+
+/// The index of a value whose axes are among these groups.
+fn gather_index(x: &Exprs<'_>, value: ValueId, known: &[(&[AxisId], &[Val])]) -> Vec<Val> {
+    let along = |a: &AxisId| {
+        let found = known.iter().find_map(|(group, index)| Some(index[group.iter().position(|g| g == a)?]));
+        found.expect("the plan's groups are all axes of a product")
+    };
+    x.body().ty(value).axes.iter().map(along).collect()
+}
+
+/// Folds what the rows of a side have, all units of the cube on one row at a time.
+fn fold_rows<'f>(
+    e: &mut Emit,
+    x: &mut Exprs<'f>,
+    side: &mut Side<'_>,
+    folds: &[(&'f Inst, Fold)],
+    (batch_axes, batch): (&[AxisId], &[Val]),
+    scratch: Shared,
+) {
+    let (zero, one, tile) = (e.u32(0), e.u32(1), e.u32(TILE));
+    for (inst, fold) in folds {
+        let kept = e.shared(Elem::F32, TILE as usize);
+        let left = e.sub(side.total, side.first);
+        let rows = e.binary(Bin::Min, left, tile);
+        e.for_step(zero, rows, one, |e, row| {
+            x.scope(|x| {
+                let number = e.add(side.first, row);
+                let at = x.split(e, number, side.group);
+                let known = [(batch_axes, batch), (side.group, &at[..])];
+                for (value, kept) in &side.folded {
+                    let element = e.load(*kept, row);
+                    x.define(*value, gather_index(x, *value, &known), element);
+                }
+                let index = gather_index(x, inst.result(), &known);
+                let part = fold.start(e);
+                let (from, step) = (e.unit(), e.u32(UNITS));
+                x.fold(e, (*inst, &index), fold, part, from, step);
+                let part = e.get(part);
+                let whole = e.fold_cube(fold.by(), part, scratch, UNITS);
+                let unit = e.unit();
+                let writes = e.cmp(Cmp::Eq, unit, zero);
+                e.if_(writes, |e| e.store(kept, row, whole));
+            });
+        });
+        side.folded.push((inst.result(), kept));
+    }
+    if !folds.is_empty() {
+        e.sync();
+    }
+}
+
 /// An operand on its way to shared memory: its own axes ("rows", whichever operand it is) by depth.
 struct Operand {
-    buf: Buf,
+    value: ValueId,
+    side: usize,
     tile: Shared,
-    depth: Offsets,
+    /// Where it lies, if it is a buffer: the offsets of a depth.
+    memory: Option<(Buf, Offsets)>,
     /// For each element that this unit brings in: its row and depth in the tile, and what is known before the loop over
     /// depth, namely where its row starts and whether there is such a row.
     loads: [(Val, Val, Val, Val); LOADS as usize],
@@ -104,18 +199,17 @@ impl Operand {
     fn new(
         e: &mut Emit,
         x: &Exprs<'_>,
-        (buf, value): (Buf, ValueId),
+        (value, side, buf): (ValueId, usize, Option<Buf>),
         batch: (&[AxisId], Val),
-        rows: (&[AxisId], Val),
+        rows: &Side<'_>,
         depth: &[AxisId],
-        row0: Val,
     ) -> Operand {
         let memory = &x.body().ty(value).axes;
         let tile = e.shared(Elem::F32, (PITCH * DEPTH) as usize);
         let base = Offsets::of(e, x, batch.0, memory).at(e, batch.1);
-        let starts = Offsets::of(e, x, rows.0, memory);
+        let starts = Offsets::of(e, x, rows.group, memory);
         // Neighbouring units read neighbouring elements.
-        let along_rows = memory.last().is_some_and(|a| rows.0.contains(a));
+        let along_rows = memory.last().is_some_and(|a| rows.group.contains(a));
         let unit = e.unit();
         let loads = array::from_fn(|n| {
             let first = e.u32(n as u32 * UNITS);
@@ -123,34 +217,57 @@ impl Operand {
             let fast = e.u32(if along_rows { TILE } else { DEPTH });
             let (slow, fast) = (e.div(at, fast), e.rem(at, fast));
             let (row, k) = if along_rows { (fast, slow) } else { (slow, fast) };
-            let number = e.add(row0, row);
+            let number = e.add(rows.first, row);
             let start = starts.at(e, number);
             let start = e.add(base, start);
-            (row, k, start, e.lt(number, rows.1))
+            (row, k, start, e.lt(number, rows.total))
         });
-        Operand { buf, tile, depth: Offsets::of(e, x, depth, memory), loads }
+        let memory = buf.map(|buf| (buf, Offsets::of(e, x, depth, memory)));
+        Operand { value, side, tile, memory, loads }
     }
 
     /// Brings in the tile at a depth.
-    fn load(&self, e: &mut Emit, k0: Val, depth: Val) {
+    fn load(
+        &self,
+        e: &mut Emit,
+        x: &mut Exprs<'_>,
+        (rows, batch): (&Side<'_>, (&[AxisId], &[Val])),
+        (k0, depth, k_axes): (Val, Val, &[AxisId]),
+    ) {
         for (row, k, start, exists) in self.loads {
             let number = e.add(k0, k);
             let deep = e.lt(number, depth);
             let inside = e.and(exists, deep);
             let zero = e.f32(0.0);
-            let x = e.var(zero);
+            let loaded = e.var(zero);
             e.if_(inside, |e| {
-                let step = self.depth.at(e, number);
-                let address = e.add(start, step);
-                let element = e.load(self.buf, address);
+                let element = match &self.memory {
+                    Some((buf, offsets)) => {
+                        let step = offsets.at(e, number);
+                        let address = e.add(start, step);
+                        e.load(*buf, address)
+                    }
+                    None => x.scope(|x| {
+                        let row_number = e.add(rows.first, row);
+                        let at = x.split(e, row_number, rows.group);
+                        let deep = x.split(e, number, k_axes);
+                        let known = [batch, (rows.group, &at[..]), (k_axes, &deep[..])];
+                        for (value, kept) in &rows.folded {
+                            let element = e.load(*kept, row);
+                            x.define(*value, gather_index(x, *value, &known), element);
+                        }
+                        let index = gather_index(x, self.value, &known);
+                        x.element(e, self.value, &index)
+                    }),
+                };
                 let element = e.cast(element, Elem::F32);
-                e.set(x, element);
+                e.set(loaded, element);
             });
             let pitch = e.u32(PITCH);
             let place = e.mul(k, pitch);
             let place = e.add(place, row);
-            let x = e.get(x);
-            e.store(self.tile, place, x);
+            let loaded = e.get(loaded);
+            e.store(self.tile, place, loaded);
         }
     }
 
@@ -164,10 +281,17 @@ impl Operand {
     }
 }
 
-/// The kernel's instructions, over the buffers of the two operands and the output.
-pub(crate) fn emit(e: &mut Emit, x: &Exprs<'_>, plan: &ContractPlan, operands: [Buf; 2], output: Buf) {
+/// The kernel's instructions, over the buffers of the parameters and the output.
+pub(crate) fn emit(
+    e: &mut Emit,
+    mut x: Exprs<'_>,
+    plan: &ContractPlan,
+    buffer: impl Fn(ValueId) -> Option<Buf>,
+    output: Buf,
+) {
+    let x = &mut x;
     let body: &Function = x.body();
-    let (args, root) = (&body.body[0].args, body.results[0]);
+    let root = body.results[0];
     let [m, n, depth] = [&plan.m, &plan.n, &plan.k].map(|axes| x.total(e, axes));
 
     // Tiles are numbered along n, then m, then the batch.
@@ -184,26 +308,53 @@ pub(crate) fn emit(e: &mut Emit, x: &Exprs<'_>, plan: &ContractPlan, operands: [
     let inside = e.lt(batch, repeats);
 
     e.if_(inside, |e| {
-        let repeat = (&plan.batch[..], batch);
-        let a = Operand::new(e, x, (operands[0], args[0]), repeat, (&plan.m, m), &plan.k, row0);
-        let b = Operand::new(e, x, (operands[1], args[1]), repeat, (&plan.n, n), &plan.k, col0);
+        let batch_index = x.split(e, batch, &plan.batch);
+        let repeat = (&plan.batch[..], &batch_index[..]);
+        let mut sides = [
+            Side { group: &plan.m, first: row0, total: m, folded: Vec::new() },
+            Side { group: &plan.n, first: col0, total: n, folded: Vec::new() },
+        ];
+        let operands: Vec<_> = operands(body, plan)
+            .into_iter()
+            .map(|(v, side)| {
+                Operand::new(e, x, (v, side, buffer(v)), (&plan.batch, batch), &sides[side], &plan.k)
+            })
+            .collect();
+        let folds = folds(body, plan);
+        if folds.iter().any(|f| !f.is_empty()) {
+            let scratch = e.shared(Elem::F32, UNITS as usize);
+            for (side, folds) in sides.iter_mut().zip(&folds) {
+                fold_rows(e, x, side, folds, repeat, scratch);
+            }
+        }
         let (unit, side) = (e.unit(), e.u32(SIDE));
         let (ty, tx) = (e.div(unit, side), e.rem(unit, side));
         let zero = e.f32(0.0);
-        let sums: [[Var; EACH as usize]; EACH as usize] = array::from_fn(|_| array::from_fn(|_| e.var(zero)));
+        let products = plan.products(body);
+        let sums: Vec<[[Var; EACH as usize]; EACH as usize]> =
+            products.iter().map(|_| array::from_fn(|_| array::from_fn(|_| e.var(zero)))).collect();
 
         let (from, step) = (e.u32(0), e.u32(DEPTH));
         e.for_step(from, depth, step, |e, k0| {
-            a.load(e, k0, depth);
-            b.load(e, k0, depth);
+            for operand in &operands {
+                operand.load(e, x, (&sides[operand.side], repeat), (k0, depth, &plan.k));
+            }
             e.sync();
             for k in 0..DEPTH {
-                let (left, right) = (a.read(e, k, ty), b.read(e, k, tx));
-                for (row, l) in sums.iter().zip(left) {
-                    for (sum, r) in row.iter().zip(right) {
-                        let old = e.get(*sum);
-                        let new = e.fma(l, r, old);
-                        e.set(*sum, new);
+                let brought: Vec<_> =
+                    operands.iter().map(|o| o.read(e, k, if o.side == 0 { ty } else { tx })).collect();
+                for (product, sums) in products.iter().zip(&sums) {
+                    let of = |side: usize| {
+                        let wanted = |o: &Operand| o.value == product.operands[side] && o.side == side;
+                        brought[operands.iter().position(wanted).expect("each operand is brought in")]
+                    };
+                    let (left, right) = (of(0), of(1));
+                    for (row, l) in sums.iter().zip(left) {
+                        for (sum, r) in row.iter().zip(right) {
+                            let old = e.get(*sum);
+                            let new = e.fma(l, r, old);
+                            e.set(*sum, new);
+                        }
                     }
                 }
             }
@@ -213,24 +364,46 @@ pub(crate) fn emit(e: &mut Emit, x: &Exprs<'_>, plan: &ContractPlan, operands: [
         let memory = &body.ty(root).axes;
         let base = Offsets::of(e, x, &plan.batch, memory).at(e, batch);
         let (in_m, in_n) = (Offsets::of(e, x, &plan.m, memory), Offsets::of(e, x, &plan.n, memory));
-        for (r, row) in sums.iter().enumerate() {
-            let below = e.u32(r as u32 * SIDE);
-            let i = e.add(row0, ty);
-            let i = e.add(i, below);
+        let plain = products.len() == 1 && products[0].inst.result() == root;
+        for r in 0..EACH {
+            let below = e.u32(r * SIDE);
+            let in_tile = e.add(ty, below);
+            let i = e.add(row0, in_tile);
             let row_exists = e.lt(i, m);
             let start = in_m.at(e, i);
             let start = e.add(base, start);
-            for (c, sum) in row.iter().enumerate() {
-                let right = e.u32(c as u32 * SIDE);
-                let j = e.add(col0, tx);
-                let j = e.add(j, right);
+            for c in 0..EACH {
+                let right = e.u32(c * SIDE);
+                let across = e.add(tx, right);
+                let j = e.add(col0, across);
                 let col_exists = e.lt(j, n);
                 let inside = e.and(row_exists, col_exists);
                 e.if_(inside, |e| {
                     let step = in_n.at(e, j);
                     let address = e.add(start, step);
-                    let sum = e.get(*sum);
-                    e.store(output, address, sum);
+                    let sum = |e: &mut Emit, p: usize| e.get(sums[p][r as usize][c as usize]);
+                    let element = if plain {
+                        sum(e, 0)
+                    } else {
+                        x.scope(|x| {
+                            let (at_m, at_n) = (x.split(e, i, &plan.m), x.split(e, j, &plan.n));
+                            let known = [repeat, (&plan.m[..], &at_m[..]), (&plan.n[..], &at_n[..])];
+                            for (side, row) in sides.iter().zip([in_tile, across]) {
+                                for (value, kept) in &side.folded {
+                                    let element = e.load(*kept, row);
+                                    x.define(*value, gather_index(x, *value, &known), element);
+                                }
+                            }
+                            for (p, product) in products.iter().enumerate() {
+                                let value = product.inst.result();
+                                let element = sum(e, p);
+                                x.define(value, gather_index(x, value, &known), element);
+                            }
+                            let index = gather_index(x, root, &known);
+                            x.element(e, root, &index)
+                        })
+                    };
+                    e.store(output, address, element);
                 });
             }
         }

@@ -1,5 +1,6 @@
 //! A kernel of a program as CubeCL sees it.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -158,8 +159,8 @@ impl CubeKernel for CubeIr {
                 scatter::emit(&mut e, &exprs, &plan, [input(plan.x), input(plan.index)], output);
             }
             Form::Tiles(plan) => {
-                let args = &body.body[0].args;
-                contract::emit(&mut e, &exprs, &plan, [input(args[0]), input(args[1])], output);
+                let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
+                contract::emit(&mut e, exprs, &plan, buffer, output);
             }
         }
         e.finish(self.settings.clone())
@@ -354,18 +355,29 @@ fn check_tables(body: &Function) -> Result<(), String> {
 }
 
 fn check_contract(body: &Function) -> Result<(), String> {
-    let [inst] = &body.body[..] else {
-        return Err(format!("{} instructions; a product is one", body.body.len()));
-    };
-    let params = inst.args.iter().all(|a| body.params.contains(a));
-    if inst.op != Op::Contract || inst.args.len() != 2 || !params || inst.result() != body.results[0] {
-        return Err("a product is one `contract` of two parameters".to_owned());
+    check_map(body)?;
+    if append(body).is_some() {
+        return Err("a product appends to no cache".to_owned());
     }
-    let summed = body.summed(&inst.args, body.ty(inst.result()));
-    match summed.iter().find(|&&s| !inst.args.iter().all(|&a| body.ty(a).has(s))) {
-        Some(&s) => Err(format!("axis `{}` is summed but not in both operands", body.axis(s).name)),
-        None => Ok(()),
+    let mut shape = None;
+    for inst in body.body.iter().filter(|i| i.op == Op::Contract) {
+        if inst.args.len() != 2 {
+            return Err(format!("a `contract` of {} operands; a product has two", inst.args.len()));
+        }
+        let summed = body.summed(&inst.args, body.ty(inst.result()));
+        if let Some(&s) = summed.iter().find(|&&s| !inst.args.iter().all(|&a| body.ty(a).has(s))) {
+            return Err(format!("axis `{}` is summed but not in both operands", body.axis(s).name));
+        }
+        let set = |v: ValueId| body.ty(v).axes.iter().copied().collect::<BTreeSet<_>>();
+        let here = (set(inst.result()), inst.args.iter().map(|&a| set(a)).collect::<BTreeSet<_>>());
+        if *shape.get_or_insert_with(|| here.clone()) != here {
+            return Err("products of different shapes".to_owned());
+        }
+        if here.0 != set(body.results[0]) {
+            return Err("what is made of a product has its axes".to_owned());
+        }
     }
+    shape.map(|_| ()).ok_or_else(|| "a product has a `contract`".to_owned())
 }
 
 fn check_scatter(body: &Function) -> Result<(), String> {

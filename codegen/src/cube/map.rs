@@ -10,7 +10,7 @@
 //! A row with resident values is walked by a cube too, which computes each of them once and keeps it in shared memory:
 //! reductions by groups of units side by side, selections by counting for each element who comes before it.
 //!
-//! A reduction whose result does not number the rows and does not fit into them (the scheduler makes none) is folded by each unit
+//! A reduction whose result does not belong to a row and does not fit into one (the scheduler makes none) is folded by each unit
 //! that wants it. Scalar products are reductions too: the sum of the squares of each row is no matter for tiles.
 
 use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
@@ -70,7 +70,10 @@ impl Map {
             let walk = Walk::Cubes(rows.clone(), cube(longest).max(SHORT as u32));
             return Map { domain, walk, resident };
         }
-        let rows = body.body.iter().find(|inst| Fold::of(body, inst).is_some()).map(|inst| {
+        // What is folded for the operands of a product belongs to its rows.
+        let product = body.body.iter().find(|inst| inst.op == Op::Contract);
+        let folded = product.or_else(|| body.body.iter().find(|inst| Fold::of(body, inst).is_some()));
+        let rows = folded.map(|inst| {
             let row = body.ty(inst.result());
             domain.iter().copied().filter(|&a| row.has(a)).collect::<Vec<_>>()
         });
@@ -220,11 +223,11 @@ fn rest(domain: &[AxisId], rows: &[AxisId]) -> Vec<AxisId> {
     domain.iter().copied().filter(|a| !rows.contains(a)).collect()
 }
 
-/// The instructions that fold and whose results number the rows, in order.
+/// The instructions that fold and whose results belong to a row, in order.
 fn row_folds<'a>(body: &'a Function, rows: &[AxisId]) -> impl Iterator<Item = (&'a Inst, Fold)> {
     body.body.iter().filter_map(move |inst| {
         let axes = &body.ty(inst.result()).axes;
-        let numbers_rows = axes.len() == rows.len() && axes.iter().all(|a| rows.contains(a));
-        Fold::of(body, inst).filter(|_| numbers_rows).map(|fold| (inst, fold))
+        let in_row = axes.iter().all(|a| rows.contains(a));
+        Fold::of(body, inst).filter(|_| in_row).map(|fold| (inst, fold))
     })
 }

@@ -59,7 +59,8 @@ impl LaunchShape {
             Form::Tiles(plan) => {
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.m), sizes(&plan.n));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (TILE, TILE) };
-                LaunchShape { units: contract::UNITS, cubes, shared_bytes: contract::shared_bytes() }
+                let shared_bytes = contract::shared_bytes(body, &plan);
+                LaunchShape { units: contract::UNITS, cubes, shared_bytes }
             }
             Form::Stream(plan) => {
                 let tiles = stream::Tiles::of(body, &plan);

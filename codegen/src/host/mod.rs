@@ -13,9 +13,10 @@ mod walk;
 
 use std::sync::Arc;
 
-use latentc_ir::DType;
+use latentc_ir::{DType, ValueId};
 
 use crate::device::{Data, Device, DeviceError, SharedF32};
+use crate::pieces::pieces;
 use crate::program::{Kernel, KernelKind};
 
 /// This machine's CPU.
@@ -115,13 +116,53 @@ impl Device for Host {
         let extents = kernel.extents(sizes);
         let views: Vec<_> = inputs.iter().map(|b| b.map(Buffer::view)).collect();
         check(kernel, &views, output, &extents)?;
-        match kernel.kind {
-            KernelKind::Map => map::run(kernel, &views, output, &extents),
-            KernelKind::Contract => contract::run(kernel, &views, output, &extents),
-            KernelKind::Grouped => grouped::run(kernel, &views, output, &extents),
-            KernelKind::Scatter => scatter::run(kernel, &views, output, &extents),
-            KernelKind::Stream => stream::run(kernel, &views, output, &extents),
+        let mut pieces = match kernel.kind {
+            KernelKind::Map | KernelKind::Scatter | KernelKind::Stream => Vec::new(),
+            // What stands around a product goes through memory: the cache holds it, and a launch costs nothing here.
+            KernelKind::Contract | KernelKind::Grouped => pieces(kernel),
+        };
+        if pieces.len() < 2 {
+            return plain(kernel, &views, output, &extents);
         }
+        let last = pieces.pop().expect("there are two or more");
+        let params = kernel.body.params.iter().copied().zip(views);
+        let mut made: Vec<(ValueId, Buffer)> = Vec::new();
+        for piece in &pieces {
+            let ty = kernel.body.ty(piece.value);
+            let len = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
+            let mut buffer = self.alloc(ty.dtype, len)?;
+            plain(&piece.kernel, &views_of(&piece.kernel, params.clone(), &made), &mut buffer, &extents)?;
+            made.push((piece.value, buffer));
+        }
+        plain(&last.kernel, &views_of(&last.kernel, params, &made), output, &extents)
+    }
+}
+
+/// What a piece of a kernel reads.
+fn views_of<'a>(
+    piece: &Kernel,
+    params: impl Iterator<Item = (ValueId, Option<View<'a>>)> + Clone,
+    made: &'a [(ValueId, Buffer)],
+) -> Vec<Option<View<'a>>> {
+    let made = made.iter().map(|(v, buffer)| (*v, Some(buffer.view())));
+    let known: Vec<_> = params.chain(made).collect();
+    let of = |p: &ValueId| known.iter().find(|(v, _)| v == p).and_then(|(_, view)| *view);
+    piece.body.params.iter().map(of).collect()
+}
+
+/// Runs a kernel without prologues and epilogues.
+fn plain(
+    kernel: &Kernel,
+    inputs: &[Option<View<'_>>],
+    output: &mut Buffer,
+    extents: &[usize],
+) -> Result<(), DeviceError> {
+    match kernel.kind {
+        KernelKind::Map => map::run(kernel, inputs, output, extents),
+        KernelKind::Contract => contract::run(kernel, inputs, output, extents),
+        KernelKind::Grouped => grouped::run(kernel, inputs, output, extents),
+        KernelKind::Scatter => scatter::run(kernel, inputs, output, extents),
+        KernelKind::Stream => stream::run(kernel, inputs, output, extents),
     }
 }
 

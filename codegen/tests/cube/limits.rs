@@ -80,10 +80,7 @@ fn bodies_that_make_no_kernel() {
     let why = |k: &Kernel| cuda_source(k).unwrap_err().to_string();
     let wide = "axes a0=n0\nparam p0: f64[a0]\ny: f32[a0] = cast p0\nreturn y";
     assert_eq!(why(&map("wide", wide)), "kernel wide: `p0` is f64, which CUDA C++ kernels cannot hold");
-    assert_eq!(
-        why(&kernel(KernelKind::Contract, "sum", TWICE)),
-        "kernel sum: a product is one `contract` of two parameters"
-    );
+    assert_eq!(why(&kernel(KernelKind::Contract, "sum", TWICE)), "kernel sum: a product has a `contract`");
     let soft = "axes a0=n0\nparam p0: f32[a0]\ny: f32[a0] = softmax p0 over a0\nreturn y";
     assert_eq!(why(&map("soft", soft)), "kernel soft: `softmax` is no part of a map");
     let mut k = map("twice", TWICE);

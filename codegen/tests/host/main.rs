@@ -121,9 +121,10 @@ proptest! {
     #[test]
     fn host_kernels_compute_what_their_bodies_say(
         module in latentc_ir::testing::arb_module(Stage::Derived),
+        graph in prop::sample::select(&Graph::ALL),
         seed: u64,
     ) {
-        let program = schedule(&prepare(&module)).expect("every op has a kernel");
+        let program = schedule(&prepare(&module), &Context::new(graph)).expect("every op has a kernel");
         for kernel in &program.kernels {
             let symbols: Vec<_> = (0..kernel.size_symbols().len()).map(|n| format!("n{n}")).collect();
             prop_assert_eq!(kernel.size_symbols(), symbols, "launches give sizes in this order");

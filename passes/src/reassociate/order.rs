@@ -1,12 +1,12 @@
 //! Orders of a product: what each costs, and which is the cheapest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use latentc_ir::cost::Cost;
-use latentc_ir::{Axis, AxisId, Module, Op, Poly, Size, Type};
+use latentc_ir::{Axis, AxisId, Poly, Type};
 
 use super::tree::Product;
-use crate::{Graph, Machine};
+use crate::{Machine, Sizes};
 
 /// Up to this many operands all orders are tried; above, the cheapest pair is taken each time.
 const EXHAUSTIVE: usize = 10;
@@ -16,82 +16,6 @@ const WINDOW: usize = 32;
 
 /// Two costs that differ by less are equal: they are sums of the same terms in another order.
 const EQUAL: f64 = 1e-9;
-
-/// The sizes that a graph is made for.
-#[derive(Clone)]
-pub(super) struct Sizes {
-    /// The symbols that count new tokens, and those that count all tokens so far.
-    tokens: BTreeSet<Size>,
-    past: BTreeSet<Size>,
-    /// New tokens of a sequence in a run.
-    t: u64,
-    /// Tokens that they look back on.
-    s: u64,
-    /// Sequences in a run.
-    b: u64,
-}
-
-impl Sizes {
-    /// A long sequence: what the paper trains on (arXiv 2405.04434, section 3.1.2).
-    pub(super) const LONG: u64 = 4096;
-
-    /// For a graph of a definition, whose symbols are told apart by what is done along their axes.
-    pub(super) fn new(module: &Module, graph: Graph) -> Sizes {
-        let (mut tokens, mut past) = (BTreeSet::new(), BTreeSet::new());
-        for f in &module.functions {
-            for axis in &f.axes {
-                if let Some(of) = axis.like {
-                    past.insert(axis.size.clone());
-                    tokens.insert(f.axis(of).size.clone());
-                }
-            }
-            for inst in &f.body {
-                if let Op::Position { axis } = inst.op
-                    && f.axis(axis).like.is_none()
-                {
-                    tokens.insert(f.axis(axis).size.clone());
-                }
-            }
-        }
-        let (t, s, b) = match graph {
-            // As many sequences as share the reading of the weights in a server that still answers at once.
-            Graph::Decode => (1, Sizes::LONG, 32),
-            // One long prompt fills a machine.
-            Graph::Prefill => (Sizes::LONG, Sizes::LONG, 1),
-            // One device's part of a step.
-            Graph::Train | Graph::Gradient => (Sizes::LONG, Sizes::LONG, 8),
-        };
-        Sizes { tokens, past, t, s, b }
-    }
-
-    /// The same with another number of new tokens.
-    pub(super) fn at(&self, t: u64) -> Sizes {
-        Sizes { t, ..self.clone() }
-    }
-
-    fn of(&self, size: &Size, like: bool) -> u64 {
-        match size {
-            Size::Fixed(n) => *n,
-            Size::Sym(_) if like => self.s,
-            Size::Sym(_) if self.tokens.contains(size) => self.t,
-            Size::Sym(_) if self.past.contains(size) => self.s,
-            Size::Sym(_) => self.b,
-        }
-    }
-
-    /// What a symbol stands for.
-    pub(super) fn symbol(&self, name: &str) -> u64 {
-        self.of(&Size::Sym(name.to_owned()), false)
-    }
-
-    /// The one symbol that counts new tokens and nothing else, if there is one.
-    pub(super) fn token_symbol(&self) -> Option<String> {
-        match self.tokens.difference(&self.past).collect::<Vec<_>>()[..] {
-            [Size::Sym(name)] => Some(name.clone()),
-            _ => None,
-        }
-    }
-}
 
 /// Products of two, operands before what is made of them; each operand the sorted numbers of the leaves in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -168,7 +92,7 @@ impl<'s> Search<'s> {
         sizes: &Sizes,
         folding: bool,
     ) -> Search<'s> {
-        let of = |a: &Axis| sizes.of(&a.size, a.like.is_some()) as f64;
+        let of = |a: &Axis| sizes.extent(a) as f64;
         let extents = product.axes.iter().map(of).collect();
         Search { product, machine, sizes: sizes.clone(), folding, extents }
     }

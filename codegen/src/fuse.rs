@@ -1,0 +1,418 @@
+//! Which values get memory: everything else is computed inside of the kernels that want it.
+//!
+//! What calls, selections and the sums of `scatter_add` work on has memory, and so has what they make. All else is an expression
+//! of what has. Around a product of matrices may stand
+//!
+//! - an *epilogue*: elementwise ops on its result, as far as all that is made of the product meets in one value. That value is
+//!   stored, the product is not. Products of one shape that meet there are one kernel: gate and up projection of SwiGLU;
+//! - a *prologue*: expressions of its operands, where computing them once more for every tile takes less time than a launch
+//!   and a trip through memory. RMS norm goes into the projections behind it when there are few rows.
+//!
+//! A kernel that reduces works row by row, so the reductions in it must agree on what a row is: their results have the same
+//! axes. Reductions that several kernels want are repeated only where that is cheaper than a launch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use latentc_ir::{AxisId, Def, Function, Inst, Op, Type, ValueId};
+use latentc_passes::{Machine, Sizes};
+
+use crate::grouped::GroupedPlan;
+
+/// Rows or columns of a product that one tile has, about: how often what a prologue computes is computed again.
+const TILE: f64 = 128.0;
+
+/// For each value, whether it has memory of its own or shares that of another.
+pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> Vec<bool> {
+    let mut users = vec![Vec::new(); f.values.len()];
+    for (n, inst) in f.body.iter().enumerate() {
+        for a in &inst.args {
+            users[a.0 as usize].push(n);
+        }
+    }
+    let mut s = Storage { f, defs: f.defs(), users, sizes, machine, stored: vec![false; f.values.len()] };
+    s.seeds();
+    s.epilogues();
+    s.views();
+    s.prologues();
+    s.views();
+    // Storing a value takes it out of a row, which can only settle conflicts, so this ends.
+    while s.settle() {
+        s.views();
+    }
+    s.stored
+}
+
+struct Storage<'a> {
+    f: &'a Function,
+    defs: Vec<Def<'a>>,
+    /// The instructions that read each value, by index of the body.
+    users: Vec<Vec<usize>>,
+    sizes: &'a Sizes,
+    machine: &'a Machine,
+    stored: Vec<bool>,
+}
+
+/// What products must have in common to be one kernel: the axes of the result, those of the operands, and the index of a
+/// grouped one.
+#[derive(PartialEq, Eq)]
+struct Shape {
+    result: BTreeSet<AxisId>,
+    operands: BTreeSet<BTreeSet<AxisId>>,
+    index: Option<ValueId>,
+}
+
+impl<'a> Storage<'a> {
+    fn store(&mut self, v: ValueId) {
+        self.stored[v.0 as usize] = true;
+    }
+
+    fn is_stored(&self, v: ValueId) -> bool {
+        self.stored[v.0 as usize]
+    }
+
+    fn inst(&self, v: ValueId) -> Option<&'a Inst> {
+        match self.defs[v.0 as usize] {
+            Def::Inst(_, inst) => Some(inst),
+            Def::Param(_) | Def::Weight(_) | Def::Cache(_) => None,
+        }
+    }
+
+    fn axes(&self, v: ValueId) -> BTreeSet<AxisId> {
+        self.f.ty(v).axes.iter().copied().collect()
+    }
+
+    /// The number of elements of a tensor with these axes, at the sizes that the graph is made for.
+    fn elements(&self, axes: impl IntoIterator<Item = AxisId>) -> f64 {
+        axes.into_iter().map(|a| self.sizes.extent(self.f.axis(a)) as f64).product()
+    }
+
+    fn bytes(&self, v: ValueId) -> f64 {
+        let ty = self.f.ty(v);
+        self.elements(ty.axes.iter().copied()) * ty.dtype.bytes() as f64
+    }
+
+    /// What has memory in any case.
+    fn seeds(&mut self) {
+        let f = self.f;
+        for v in 0..f.values.len() {
+            let id = ValueId(v as u32);
+            self.stored[v] = match self.inst(id).map(|inst| &inst.op) {
+                None | Some(Op::Call { .. } | Op::Append { .. } | Op::ScatterAdd { .. }) => true,
+                Some(Op::Const(_)) => !f.ty(id).axes.is_empty(),
+                Some(_) => false,
+            };
+        }
+        for &r in &f.results {
+            self.store(r);
+        }
+        for inst in &f.body {
+            match inst.op {
+                Op::Call { .. } | Op::ScatterAdd { .. } => inst.args.iter().for_each(|&a| self.store(a)),
+                // Each element is compared with all others, or read at any place.
+                Op::TopK { .. } | Op::TopIndices { .. } | Op::Gather { .. } => self.store(inst.args[0]),
+                _ => {}
+            }
+            // A gathered operand is read where it lies, at the indices; these must be there to be sorted.
+            if let Some(gather) = gathered(f, inst, &self.defs) {
+                gather.args.iter().for_each(|&a| self.store(a));
+            }
+        }
+    }
+
+    /// What shares the memory of another value costs nothing to store, and what is a view of it has it stored.
+    fn views(&mut self) {
+        for inst in self.f.body.iter().rev() {
+            if is_view(self.f, inst) && self.is_stored(inst.result()) {
+                self.store(inst.args[0]);
+            }
+        }
+    }
+
+    /// For each product, where all that is made of it elementwise meets: there it is stored.
+    fn epilogues(&mut self) {
+        // The product that each value is an epilogue of. Later products go first: a sum of two is the epilogue of the second.
+        let mut claimed: BTreeMap<ValueId, usize> = BTreeMap::new();
+        let f = self.f;
+        for (n, inst) in f.body.iter().enumerate().rev() {
+            if inst.op != Op::Contract {
+                continue;
+            }
+            let product = inst.result();
+            let axes = self.axes(product);
+            let mut flow = BTreeSet::from([product]);
+            let (mut work, mut exits, mut joined) = (vec![product], BTreeSet::new(), BTreeSet::new());
+            while let Some(v) = work.pop() {
+                if self.is_stored(v) {
+                    exits.insert(v);
+                    continue;
+                }
+                for &u in &self.users[v.0 as usize] {
+                    let user = &f.body[u];
+                    let next = user.result();
+                    if !user.op.is_elementwise() || self.axes(next) != axes {
+                        exits.insert(v);
+                    } else if let Some(&other) = claimed.get(&next) {
+                        if self.shape(n) == self.shape(other) {
+                            joined.insert(other);
+                        } else {
+                            exits.insert(v);
+                        }
+                    } else if flow.insert(next) {
+                        work.push(next);
+                    }
+                }
+            }
+            let exits: Vec<_> = exits.into_iter().collect();
+            let joined: Vec<_> = joined.into_iter().collect();
+            match (&exits[..], &joined[..]) {
+                (&[root], []) => {
+                    self.store(root);
+                    claimed.extend(flow.into_iter().map(|v| (v, n)));
+                }
+                ([], &[other]) => claimed.extend(flow.into_iter().map(|v| (v, other))),
+                // What is made of it goes several ways: it is stored where they part.
+                _ => {
+                    let mut last = product;
+                    claimed.insert(last, n);
+                    while let [u] = self.users[last.0 as usize][..]
+                        && flow.contains(&f.body[u].result())
+                        && !self.is_stored(last)
+                    {
+                        last = f.body[u].result();
+                        claimed.insert(last, n);
+                    }
+                    self.store(last);
+                }
+            }
+        }
+    }
+
+    fn shape(&self, n: usize) -> Shape {
+        let inst = &self.f.body[n];
+        Shape {
+            result: self.axes(inst.result()),
+            operands: inst.args.iter().map(|&a| self.axes(a)).collect(),
+            index: gathered(self.f, inst, &self.defs).map(|g| g.args[1]),
+        }
+    }
+
+    /// Operands of products that cost less to compute for every tile than to store once are not stored.
+    fn prologues(&mut self) {
+        let f = self.f;
+        let mut wanted: BTreeMap<ValueId, Wanted> = BTreeMap::new();
+        for inst in f.body.iter().filter(|i| i.op == Op::Contract) {
+            let grouped = gathered(f, inst, &self.defs).map(Inst::result);
+            let result = self.axes(inst.result());
+            for &a in inst.args.iter().filter(|&&a| !self.is_stored(a) && grouped != Some(a)) {
+                let own = self.axes(a);
+                let tiles = (self.elements(result.difference(&own).copied()) / TILE).ceil();
+                let rows: BTreeSet<_> = result.intersection(&own).copied().collect();
+                let w = wanted.entry(a).or_insert_with(|| Wanted { uses: 0.0, tiles: 0.0, rows: own });
+                w.uses += 1.0;
+                w.tiles += tiles;
+                w.rows.retain(|x| rows.contains(x));
+            }
+        }
+        for (a, w) in wanted {
+            let shared = self.inst(a).is_some_and(|i| is_view(f, i) && self.is_stored(i.args[0]));
+            let cheap = self.expression(a, Some(&w.rows)).is_some_and(|e| {
+                let inline = self.seconds(w.tiles * e.flops, w.uses * e.bytes);
+                let stored = self.seconds(e.flops, e.bytes + (1.0 + w.uses) * self.bytes(a));
+                inline < self.machine.launch + stored
+            });
+            if shared || !cheap {
+                self.store(a);
+            }
+        }
+    }
+
+    fn seconds(&self, flops: f64, bytes: f64) -> f64 {
+        (flops / self.machine.scalars).max(bytes / self.machine.bandwidth)
+    }
+
+    /// What it takes to compute a value from what is stored, if its parts move elements, map them and fold rows. Within a product,
+    /// `rows` are the axes that its result shares with the value: what is folded must belong to one of its rows.
+    fn expression(&self, root: ValueId, rows: Option<&BTreeSet<AxisId>>) -> Option<Expression> {
+        let f = self.f;
+        let mut e = Expression::default();
+        let mut seen = BTreeSet::from([root]);
+        let mut work = vec![root];
+        while let Some(v) = work.pop() {
+            if self.is_stored(v) {
+                e.bytes += self.bytes(v);
+                continue;
+            }
+            let inst = self.inst(v)?;
+            let elements = |v: ValueId| self.elements(f.ty(v).axes.iter().copied());
+            match &inst.op {
+                Op::Reduce { .. } => {
+                    if rows.is_some_and(|r| f.ty(v).axes.iter().any(|a| !r.contains(a))) {
+                        return None;
+                    }
+                    e.flops += elements(inst.args[0]);
+                }
+                Op::Const(_)
+                | Op::Position { .. }
+                | Op::Unary(_)
+                | Op::Binary(_)
+                | Op::Select
+                | Op::Cast
+                | Op::Rename { .. }
+                | Op::Broadcast { .. }
+                | Op::Split { .. }
+                | Op::Merge { .. }
+                | Op::Slice { .. }
+                | Op::Concat { .. }
+                | Op::Rope { .. } => e.flops += elements(v),
+                Op::Contract
+                | Op::Gather { .. }
+                | Op::ScatterAdd { .. }
+                | Op::TopK { .. }
+                | Op::TopIndices { .. }
+                | Op::Past { .. }
+                | Op::Append { .. }
+                | Op::Softmax { .. }
+                | Op::RmsNorm { .. }
+                | Op::Call { .. } => return None,
+            }
+            work.extend(inst.args.iter().copied().filter(|a| seen.insert(*a)));
+        }
+        Some(e)
+    }
+
+    /// Stores one value more if the rows of some kernel disagree, or two kernels would repeat a reduction at some cost.
+    fn settle(&mut self) -> bool {
+        let f = self.f;
+        // What a row is for each expression that holds a reduction: the axes of its result.
+        let mut rows: Vec<Option<BTreeSet<AxisId>>> = vec![None; f.values.len()];
+        for inst in &f.body {
+            let Some(&result) = inst.results.first() else { continue };
+            // The rows of an operand are no matter of the product.
+            if inst.op == Op::Contract {
+                continue;
+            }
+            let mut row: Option<BTreeSet<AxisId>> = match inst.op {
+                Op::Reduce { .. } => Some(self.axes(result)),
+                _ => None,
+            };
+            for (n, &a) in inst.args.iter().enumerate() {
+                let Some(other) = &rows[a.0 as usize] else { continue };
+                let agree = row.as_ref().is_none_or(|r| r == other);
+                if moves(&inst.op, n) || !agree {
+                    self.store(a);
+                    return true;
+                }
+                row = Some(other.clone());
+            }
+            rows[result.0 as usize] = if self.is_stored(result) { None } else { row };
+        }
+        // The kernels that each expression would be computed in, by the value that the kernel makes.
+        let mut homes: Vec<BTreeSet<ValueId>> = vec![BTreeSet::new(); f.values.len()];
+        for inst in f.body.iter().rev() {
+            for &r in &inst.results {
+                let i = r.0 as usize;
+                if !self.stored[i] && rows[i].is_some() && homes[i].len() > 1 {
+                    let again = (homes[i].len() - 1) as f64;
+                    let cheap = self
+                        .expression(r, None)
+                        .is_some_and(|e| again * self.seconds(e.flops, e.bytes) < self.machine.launch);
+                    if !cheap {
+                        self.store(r);
+                        return true;
+                    }
+                }
+                let into = if self.stored[i] { BTreeSet::from([r]) } else { homes[i].clone() };
+                for a in &inst.args {
+                    homes[a.0 as usize].extend(&into);
+                }
+            }
+        }
+        false
+    }
+}
+
+/// An operand of products.
+struct Wanted {
+    /// The products.
+    uses: f64,
+    /// The tiles that each part of it is wanted in.
+    tiles: f64,
+    /// Its axes that all of their results have.
+    rows: BTreeSet<AxisId>,
+}
+
+/// What computing a value from what is stored takes.
+#[derive(Default)]
+struct Expression {
+    flops: f64,
+    bytes: f64,
+}
+
+/// Whether both operands have every summed axis and there is one.
+pub(crate) fn is_matrix_product(f: &Function, inst: &Inst) -> bool {
+    let summed = f.summed(&inst.args, f.ty(inst.result()));
+    inst.args.len() == 2
+        && !summed.is_empty()
+        && summed.iter().all(|&a| inst.args.iter().all(|&x| f.ty(x).has(a)))
+}
+
+/// Whether the result is the operand's memory under other axes.
+pub(crate) fn is_view(f: &Function, inst: &Inst) -> bool {
+    let ty = f.ty(inst.result());
+    let in_place = |x: &Type, from: &[AxisId], to: &[AxisId]| {
+        let Some(at) = x.position(from[0]) else { return false };
+        x.axes[at..].starts_with(from) && {
+            let mut axes = x.axes[..at].to_vec();
+            axes.extend_from_slice(to);
+            axes.extend_from_slice(&x.axes[at + from.len()..]);
+            axes == ty.axes && x.dtype == ty.dtype
+        }
+    };
+    match &inst.op {
+        Op::Rename { from, to } => in_place(f.ty(inst.args[0]), &[*from], &[*to]),
+        Op::Split { axis, into } => in_place(f.ty(inst.args[0]), &[*axis], into),
+        Op::Merge { axes, into } => in_place(f.ty(inst.args[0]), axes, &[*into]),
+        _ => false,
+    }
+}
+
+/// The gather that makes one operand of a contraction, if a grouped kernel can do without its result.
+pub(crate) fn gathered<'f>(f: &'f Function, inst: &Inst, defs: &[Def<'f>]) -> Option<&'f Inst> {
+    let (Op::Contract, &[a, b]) = (&inst.op, &inst.args[..]) else { return None };
+    [(a, b), (b, a)].into_iter().find_map(|(x, other)| {
+        let Def::Inst(_, gather) = defs[x.0 as usize] else { return None };
+        let fits = matches!(gather.op, Op::Gather { .. })
+            && GroupedPlan::fits(
+                f.ty(gather.args[0]),
+                f.ty(gather.args[1]),
+                f.ty(other),
+                f.ty(inst.result()),
+            );
+        fits.then_some(gather)
+    })
+}
+
+/// Whether an operand is read at other places than the one where the result is made.
+fn moves(op: &Op, operand: usize) -> bool {
+    match op {
+        Op::Rename { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Slice { .. } | Op::Concat { .. } => {
+            true
+        }
+        Op::Rope { .. } | Op::Gather { .. } | Op::TopK { .. } | Op::TopIndices { .. } => operand == 0,
+        Op::Const(_)
+        | Op::Position { .. }
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Select
+        | Op::Cast
+        | Op::Contract
+        | Op::Reduce { .. }
+        | Op::Broadcast { .. }
+        | Op::ScatterAdd { .. }
+        | Op::Past { .. }
+        | Op::Append { .. }
+        | Op::Softmax { .. }
+        | Op::RmsNorm { .. }
+        | Op::Call { .. } => false,
+    }
+}
