@@ -52,8 +52,11 @@ fn short_prompts_are_read_as_decode_reads_and_long_ones_are_not() {
         let traced = trace(&config, Goal::Logits, DType::Bf16).unwrap_or_else(|e| panic!("{}", e.render()));
         let made = |graph| variants(&traced.module, graph, &pipeline()).expect("every model compiles");
         let prefill = made(Graph::Prefill);
-        let found =
-            |v: &Variant| contractions(v.stages[v.stages.len() - 1].1.function("mla").expect("attention"));
+        let found = |v: &Variant| {
+            let (_, module) =
+                v.stages.iter().find(|(pass, _)| *pass == "reassociate").expect("in the pipeline");
+            contractions(module.function("mla").expect("attention"))
+        };
         let absorbed = ["q_C.W_UK c_KV.s", "P c_KV.s"];
         let first = found(&prefill[0]);
         assert!(absorbed.iter().all(|a| first.iter().any(|f| f == a)), "{name}: {first:?}");
