@@ -48,10 +48,13 @@ fn function(f: &Function, done: &[Function]) -> Function {
         let args: Vec<_> = inst.args.iter().map(|a| gone.get(a).copied().unwrap_or(*a)).collect();
         match once(f, inst, done) {
             None => new.body.push(Inst { args, ..inst.clone() }),
-            Some((callee, scope)) => {
-                let results = paste(&mut new, callee, scope, &args, inst);
-                gone.extend(inst.results.iter().copied().zip(results));
-            }
+            Some((callee, scope)) => match tied(&new, callee, &args, inst) {
+                Some(axes) => {
+                    let results = paste(&mut new, callee, scope, axes, &args);
+                    gone.extend(inst.results.iter().copied().zip(results));
+                }
+                None => new.body.push(Inst { args, ..inst.clone() }),
+            },
         }
     }
     for r in &mut new.results {
@@ -72,14 +75,30 @@ fn once<'a>(f: &Function, inst: &'a Inst, done: &'a [Function]) -> Option<(&'a F
     (callees(f).filter(|c| c == callee).count() == 1).then_some((g, scope.as_str()))
 }
 
-/// Appends what a callee computes to the caller; returns the callee's results there.
-fn paste(new: &mut Function, callee: &Function, scope: &str, args: &[ValueId], call: &Inst) -> Vec<ValueId> {
+/// The caller's axes for those of the callee that the call ties down; `None` if the callee takes one for the positions of a
+/// sequence that the caller does not.
+fn tied(new: &Function, callee: &Function, args: &[ValueId], call: &Inst) -> Option<BTreeMap<AxisId, AxisId>> {
     let mut axes: BTreeMap<AxisId, AxisId> = BTreeMap::new();
     let (given, named) = (args.iter().chain(&call.results), callee.params.iter().chain(&callee.results));
     for (&mine, &theirs) in given.zip(named) {
         let pairs = callee.ty(theirs).axes.iter().copied().zip(new.ty(mine).axes.iter().copied());
-        axes.extend(pairs.collect::<Vec<_>>());
+        axes.extend(pairs);
     }
+    let same = |(theirs, mine): (&AxisId, &AxisId)| match callee.axis(*theirs).like {
+        Some(of) => axes.contains_key(&of) && new.axis(*mine).like == axes.get(&of).copied(),
+        None => true,
+    };
+    axes.iter().all(same).then_some(axes)
+}
+
+/// Appends what a callee computes to the caller; returns the callee's results there.
+fn paste(
+    new: &mut Function,
+    callee: &Function,
+    scope: &str,
+    mut axes: BTreeMap<AxisId, AxisId>,
+    args: &[ValueId],
+) -> Vec<ValueId> {
     // An axis that the call does not tie down is the callee's own.
     for (n, axis) in callee.axes.iter().enumerate() {
         let id = AxisId(n as u32);
