@@ -77,7 +77,12 @@ fn once<'a>(f: &Function, inst: &'a Inst, done: &'a [Function]) -> Option<(&'a F
 
 /// The caller's axes for those of the callee that the call ties down; `None` if the callee takes one for the positions of a
 /// sequence that the caller does not.
-fn tied(new: &Function, callee: &Function, args: &[ValueId], call: &Inst) -> Option<BTreeMap<AxisId, AxisId>> {
+fn tied(
+    new: &Function,
+    callee: &Function,
+    args: &[ValueId],
+    call: &Inst,
+) -> Option<BTreeMap<AxisId, AxisId>> {
     let mut axes: BTreeMap<AxisId, AxisId> = BTreeMap::new();
     let (given, named) = (args.iter().chain(&call.results), callee.params.iter().chain(&callee.results));
     for (&mine, &theirs) in given.zip(named) {
@@ -99,9 +104,10 @@ fn paste(
     mut axes: BTreeMap<AxisId, AxisId>,
     args: &[ValueId],
 ) -> Vec<ValueId> {
-    // An axis that the call does not tie down is the callee's own.
-    for (n, axis) in callee.axes.iter().enumerate() {
-        let id = AxisId(n as u32);
+    // An axis that the call does not tie down is the callee's own. Those that others are positions of go first.
+    let own = callee.axes.iter().enumerate().map(|(n, axis)| (AxisId(n as u32), axis));
+    let (positions, others): (Vec<_>, Vec<_>) = own.partition(|(_, axis)| axis.like.is_some());
+    for (id, axis) in others.into_iter().chain(positions) {
         if !axes.contains_key(&id) {
             let like = axis.like.map(|of| axes[&of]);
             // Positions of the same sequence counted by the same symbol are one axis, wherever they were declared.
