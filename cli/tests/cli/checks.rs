@@ -22,7 +22,8 @@ fn every_kernel_of_a_model_is_compared_with_what_it_means() {
 #[test]
 fn one_kernel_runs_as_cuda_text() {
     let model = case("tiny");
-    let line = "check {} --graph decode --kernel mla_c_Q --kernel moe_y --seed 5 --json";
+    let line =
+        "check {} --graph decode --kernel dense_layer_c_Q_contract --kernel moe_layer_y --seed 5 --json";
     let out = latentc(words(line, &[&model]));
     let said = String::from_utf8_lossy(&out.stderr);
     if said.contains("no CUDA emulator") {
@@ -36,7 +37,7 @@ fn one_kernel_runs_as_cuda_text() {
         (&"emulate".into(), &5.into(), &true.into())
     );
     let names: Vec<_> = report["kernels"].as_array().expect("a list").iter().map(|k| &k["name"]).collect();
-    assert_eq!(names, ["mla_c_Q", "moe_y"]);
+    assert_eq!(names, ["dense_layer_c_Q_contract", "moe_layer_y"]);
     let cases = report["kernels"][0]["cases"].as_array().expect("a list");
     assert!(cases.len() > 2 && cases.iter().all(|c| c["ratio"].as_f64() <= Some(1.0)), "{cases:?}");
 }
@@ -45,9 +46,12 @@ fn one_kernel_runs_as_cuda_text() {
 fn what_is_asked_for_must_be_there() {
     let said = error("check {} --target host --graph decode --kernel mla", &[&case("tiny")]);
     assert!(
-        said.starts_with("error: deepseek_v2 has no kernel `mla` in these graphs; it has mla_"),
+        said.starts_with("error: deepseek_v2 has no kernel `mla` in these graphs; it has dense_layer_"),
         "{said}"
     );
-    let small = json("check {} --target host --graph decode --kernel mla_c_Q --json", &[&case("tiny")]);
+    let small = json(
+        "check {} --target host --graph decode --kernel dense_layer_c_Q_contract --json",
+        &[&case("tiny")],
+    );
     assert_eq!(small["kernels"].as_array().map(Vec::len), Some(1));
 }
