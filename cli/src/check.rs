@@ -220,7 +220,10 @@ fn row<D: Device>(device: &mut D, kernel: &Kernel, seed: u64) -> Row {
 fn reason(e: DeviceError) -> String {
     match e {
         DeviceError::Kernel { why, .. } => why,
-        DeviceError::Absent(..) | DeviceError::Memory { .. } | DeviceError::Index { .. } => e.to_string(),
+        DeviceError::Absent(..)
+        | DeviceError::Memory { .. }
+        | DeviceError::Arena { .. }
+        | DeviceError::Index { .. } => e.to_string(),
     }
 }
 

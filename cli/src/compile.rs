@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::anyhow;
-use latentc_codegen::cube::{cuda_source, wgsl_source};
+use anyhow::{anyhow, bail};
+use latentc_codegen::cube::{self, cuda_source, wgsl_source};
 use latentc_codegen::device::DeviceError;
+use latentc_codegen::host;
+use latentc_codegen::memory::{Plan, Summary};
 use latentc_codegen::program::{Kernel, Program, Step};
+use latentc_ir::Symbols;
 use latentc_passes::{Graph, Guard};
 use latentc_runtime::compiled::Compiled;
 
@@ -16,6 +19,7 @@ use crate::manifest::{self, KernelEntry, Manifest};
 use crate::model::{DTypeArg, GraphArg, Model};
 use crate::passes::{Choice, Validation};
 use crate::share::share;
+use crate::table::grouped;
 use crate::target::Target;
 use crate::{print, progress};
 
@@ -40,9 +44,22 @@ pub(crate) struct Args {
     /// that shows it if they differ.
     #[arg(long)]
     validate: bool,
+    /// Sequences at once, in the plan of memory.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = size())]
+    batch: u64,
+    /// New tokens of each sequence in the plan of memory; decode has one.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = size())]
+    tokens: u64,
+    /// Positions of each sequence, new tokens included, in the plan of memory.
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = size())]
+    context: u64,
     /// The folder to write. It is made, or replaced if this command wrote it.
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
+}
+
+fn size() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=1 << 30)
 }
 
 pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
@@ -86,7 +103,8 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
         manifest.kernels.push(write_kernel(&folder, args.target, kernel)?);
     }
     for compiled in &graphs {
-        manifest.graphs.push(write_graph(&folder, compiled)?);
+        let memory = memory(args, compiled)?;
+        manifest.graphs.push(write_graph(&folder, compiled, memory)?);
     }
     folder.write(manifest::FILE, &(serde_json::to_string_pretty(&manifest)? + "\n"))?;
     folder.publish()?;
@@ -97,6 +115,14 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
         let (kernels, launches) = (compiled.program.kernels.len(), entry.launches);
         let guard = compiled.guard.as_ref().map_or_else(String::new, |g| format!(" where {g}"));
         text += &format!("  {:8} {kernels:>4} kernels, {launches:>6} launches a run{guard}\n", entry.graph);
+        let Summary { sizes, bytes, bound } = &entry.memory;
+        let sizes: Vec<_> = sizes.iter().map(|(s, n)| format!("{s}={n}")).collect();
+        text += &format!(
+            "           temporaries of {} bytes at {}, {} of them at one moment\n",
+            grouped(*bytes),
+            sizes.join(" "),
+            grouped(*bound)
+        );
     }
     if let Some(validation) = &manifest.validation {
         text += &format!("  {}\n", validation.summary().replace('\n', "\n  "));
@@ -123,8 +149,39 @@ fn write_kernel(folder: &NewFolder, target: Target, kernel: &Kernel) -> anyhow::
     Ok(KernelEntry::new(kernel, file, spec, target != Target::Host))
 }
 
+/// What the temporaries of a run take on the target.
+fn memory(args: &Args, compiled: &Compiled) -> anyhow::Result<Summary> {
+    if args.context < args.tokens {
+        bail!(
+            "--context {} is less than --tokens {}: new tokens are a part of it",
+            args.context,
+            args.tokens
+        );
+    }
+    let new = match compiled.graph {
+        Graph::Decode => 1,
+        Graph::Prefill | Graph::Train | Graph::Gradient => args.tokens,
+    };
+    let symbols = Symbols::of(compiled.module());
+    // A program for some numbers of tokens is planned for the nearest of those.
+    let new = match &compiled.guard {
+        Some(guard) if symbols.new.contains(&guard.size) => {
+            new.max(guard.above + 1).min(guard.up_to.unwrap_or(u64::MAX))
+        }
+        Some(_) | None => new,
+    };
+    let sizes = symbols.bind(args.batch, new, args.context.max(new));
+    let layout = match args.target {
+        Target::Host => host::LAYOUT,
+        Target::Cuda => cube::Target::Cuda.layout(),
+        Target::Wgpu => cube::Target::Wgsl.layout(),
+    };
+    let plan = Plan::new(&compiled.program, &sizes, &layout)?;
+    Ok(Summary { bytes: plan.bytes(), bound: plan.bound, sizes })
+}
+
 /// The IR after every pass, and the launch list.
-fn write_graph(folder: &NewFolder, compiled: &Compiled) -> anyhow::Result<manifest::Graph> {
+fn write_graph(folder: &NewFolder, compiled: &Compiled, memory: Summary) -> anyhow::Result<manifest::Graph> {
     let graph = compiled.graph.name();
     // The folder of the largest sizes has the graph's own name.
     let part = match &compiled.guard {
@@ -145,6 +202,7 @@ fn write_graph(folder: &NewFolder, compiled: &Compiled) -> anyhow::Result<manife
         stages,
         schedule,
         launches: launches(&compiled.program),
+        memory,
         entry: compiled.program.entry.clone(),
         routines: manifest::routines(compiled.module(), &compiled.program),
     })

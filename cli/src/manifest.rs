@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use latentc_codegen::cube::LaunchShape;
+use latentc_codegen::memory::Summary;
 use latentc_codegen::program::{Buffer, BufferId, Kernel, KernelKind, Program, Step};
 use latentc_ir::{DType, Factor, Function, Module, Size, Weight};
 use latentc_passes::Guard;
@@ -84,6 +85,8 @@ pub(crate) struct Graph {
     pub(crate) schedule: String,
     /// Launches of one run.
     pub(crate) launches: u64,
+    /// What temporaries take at sizes given to `compile`.
+    pub(crate) memory: Summary,
     pub(crate) entry: String,
     /// Callees before callers.
     pub(crate) routines: Vec<Routine>,

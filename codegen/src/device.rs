@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use latentc_ir::DType;
 
+use crate::memory::Layout;
 use crate::program::Kernel;
 
 /// Elements on their way to or from a device. Floats of any width travel as f32, truth values as 0 and 1.
@@ -42,6 +43,9 @@ pub trait Device {
     /// A piece of its memory.
     type Buffer;
 
+    /// A piece that several buffers are parts of, wherever each begins.
+    type Arena;
+
     /// What it is, for people.
     fn name(&self) -> String;
 
@@ -70,6 +74,31 @@ pub trait Device {
     /// If the device failed in an earlier launch.
     fn read(&mut self, buffer: &Self::Buffer, len: usize) -> Result<Data, DeviceError>;
 
+    /// What a plan of its memory must heed.
+    fn layout(&self) -> Layout;
+
+    /// Memory for temporaries that a plan has given places, with any content.
+    ///
+    /// # Errors
+    /// If there is none left.
+    fn reserve(&mut self, bytes: u64) -> Result<Self::Arena, DeviceError>;
+
+    /// The part of an arena that begins at that byte, as a buffer of so many elements.
+    ///
+    /// # Errors
+    /// If it does not lie in the arena, or the device cannot hold the dtype.
+    ///
+    /// # Safety
+    /// A launch must not write to a part that shares bytes with one that it reads, unless the kernel may work
+    /// [in place](crate::memory::in_place) of that and the device's [layout](Device::layout) allows it.
+    unsafe fn part(
+        &mut self,
+        arena: &Self::Arena,
+        offset: u64,
+        dtype: DType,
+        len: usize,
+    ) -> Result<Self::Buffer, DeviceError>;
+
     /// Runs a kernel. `inputs` are its parameters in order, `sizes` its run-time sizes in the order of
     /// [`Kernel::size_symbols`]. A kernel that appends writes into `output` and is given `None` as its first input.
     ///
@@ -97,6 +126,14 @@ pub enum DeviceError {
         len: usize,
         /// Of what.
         dtype: DType,
+        /// What the device said.
+        why: String,
+    },
+    /// Not enough memory for all temporaries of a run.
+    #[error("no memory for {bytes} bytes of temporaries: {why}")]
+    Arena {
+        /// How many.
+        bytes: u64,
         /// What the device said.
         why: String,
     },

@@ -13,6 +13,7 @@ mod fuse;
 pub mod grouped;
 pub mod host;
 pub mod map;
+pub mod memory;
 pub mod nvrtc;
 pub mod pieces;
 pub mod program;

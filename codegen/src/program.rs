@@ -247,23 +247,6 @@ impl Routine {
     pub fn buffer(&self, id: BufferId) -> &Buffer {
         &self.buffers[id.0 as usize]
     }
-
-    /// For each step, the temporaries that no later step reads and that are no results.
-    pub fn last_uses(&self) -> Vec<Vec<BufferId>> {
-        let mut seen: Vec<bool> = vec![false; self.buffers.len()];
-        for r in &self.results {
-            seen[r.0 as usize] = true;
-        }
-        let mut dead = vec![Vec::new(); self.steps.len()];
-        for (n, step) in self.steps.iter().enumerate().rev() {
-            for &id in step.outputs().iter().chain(step.inputs()) {
-                if !std::mem::replace(&mut seen[id.0 as usize], true) && self.buffer(id).role == Role::Temp {
-                    dead[n].push(id);
-                }
-            }
-        }
-        dead
-    }
 }
 
 impl fmt::Display for Program {

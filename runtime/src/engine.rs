@@ -2,13 +2,14 @@
 //!
 //! Routines are functions of a program, *instances* are their calls: sixty equal layers are one routine and sixty instances,
 //! each with its own weights and caches. The graphs of one definition share both, so a sequence that one has read another
-//! goes on with. Temporaries are reused from run to run.
+//! goes on with. Temporaries have places that a [`Plan`] gives them, in memory that is kept from run to run.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use latentc_codegen::device::{Data, Device, DeviceError};
+use latentc_codegen::memory::{Place, Plan, PlanError};
 use latentc_codegen::program::{Buffer, BufferId, Kernel, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
 use latentc_ir::{AxisId, DType, Factor, Function, Size, Weight};
@@ -21,14 +22,17 @@ use crate::load::{self, LoadError};
 /// A place in [`Engine::heap`].
 type Slot = usize;
 
+/// Plans count with a past that is longer by less than so many positions, so that decode does not make one for every token.
+const PAST: u64 = 256;
+
 /// Programs with their memory on a device.
 #[derive(Debug)]
 pub struct Engine<D: Device> {
     device: D,
     graphs: Vec<Loaded>,
-    heap: Vec<Option<Held<D::Buffer>>>,
-    /// Temporaries that no one uses now, by dtype and length.
-    free: BTreeMap<(DType, usize), Vec<Slot>>,
+    heap: Vec<Option<D::Buffer>>,
+    /// Where temporaries lie: what the plans of all graphs so far have needed, and its length.
+    pages: Vec<(u64, D::Arena)>,
     /// Weights by what they hold.
     weights: BTreeMap<String, Slot>,
     /// Caches by their names below their scopes.
@@ -49,15 +53,17 @@ struct Loaded {
     program: Rc<Program>,
     /// The entry's is the last.
     instances: Vec<Instance>,
-    /// For each routine, what each step is the last to use.
-    last_uses: Rc<Vec<Vec<Vec<BufferId>>>>,
+    /// Where temporaries lay in the last run, and the sizes that this is right for.
+    plan: Option<(BTreeMap<String, u64>, Rc<Plan>)>,
 }
 
-#[derive(Debug)]
-struct Held<B> {
-    buffer: B,
-    dtype: DType,
-    len: usize,
+/// A buffer of a run.
+#[derive(Clone, Copy, Debug)]
+enum Where {
+    /// One that has memory of its own.
+    Held(Slot),
+    /// A temporary of so many elements.
+    Planned(Place, DType, usize),
 }
 
 /// A call of a routine: where its own buffers are, and the instances that it calls, by step.
@@ -82,6 +88,9 @@ pub enum RunError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Temporaries cannot lie in the device's memory.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// What was passed does not fit the program.
     #[error("{0}")]
     Argument(String),
@@ -115,7 +124,7 @@ impl<D: Device> Engine<D> {
             device,
             graphs: Vec::new(),
             heap: Vec::new(),
-            free: BTreeMap::new(),
+            pages: Vec::new(),
             weights: BTreeMap::new(),
             caches: BTreeMap::new(),
         }
@@ -152,7 +161,7 @@ impl<D: Device> Engine<D> {
             guard: compiled.guard.clone(),
             program: Rc::new(compiled.program.clone()),
             instances,
-            last_uses: Rc::new(compiled.program.routines.iter().map(Routine::last_uses).collect()),
+            plan: None,
         });
         Ok(self.graphs.len() - 1)
     }
@@ -195,8 +204,7 @@ impl<D: Device> Engine<D> {
                                 LoadError::Layout(format!("@{name} has weights, but no checkpoint was given"))
                             })?;
                             let made = load::load(&mut self.device, checkpoint, scope, function, weight)?;
-                            let len = buffer.dims.iter().map(|d| d.fixed().unwrap_or(0) as usize).product();
-                            let slot = self.hold(made, buffer.dtype, len);
+                            let slot = self.hold(made);
                             self.weights.insert(key, slot);
                             slot
                         }
@@ -209,7 +217,7 @@ impl<D: Device> Engine<D> {
                         Data::I32(values.iter().map(|x| x.0 as i32).collect())
                     };
                     let made = self.device.upload(buffer.dtype, data)?;
-                    self.hold(made, buffer.dtype, values.len())
+                    self.hold(made)
                 }
                 Role::Cache => {
                     let key = scoped(scope, &buffer.name);
@@ -217,7 +225,7 @@ impl<D: Device> Engine<D> {
                         Some(cache) => cache.slot,
                         None => {
                             let empty = self.device.alloc(buffer.dtype, 0)?;
-                            let slot = self.hold(empty, buffer.dtype, 0);
+                            let slot = self.hold(empty);
                             self.caches
                                 .insert(key, Cache { slot, dtype: buffer.dtype, dims: buffer.dims.clone() });
                             slot
@@ -238,12 +246,13 @@ impl<D: Device> Engine<D> {
         Ok(instances.len() - 1)
     }
 
-    /// Makes room in every cache for a batch of sequences of up to `capacity` positions, and forgets what was there.
+    /// Makes room in every cache for a batch of sequences of up to `capacity` positions, and forgets what was there. Gives
+    /// the memory of temporaries back, since the next runs may have other sizes.
     ///
     /// # Errors
     /// If the device has no room.
     pub fn reset(&mut self, batch: usize, capacity: usize) -> Result<(), DeviceError> {
-        self.trim();
+        self.pages.clear();
         for cache in self.caches.values() {
             let mut len = capacity;
             for size in &cache.dims[1..] {
@@ -251,16 +260,9 @@ impl<D: Device> Engine<D> {
             }
             self.heap[cache.slot] = None;
             let buffer = self.device.alloc(cache.dtype, len)?;
-            self.heap[cache.slot] = Some(Held { buffer, dtype: cache.dtype, len });
+            self.heap[cache.slot] = Some(buffer);
         }
         Ok(())
-    }
-
-    /// Gives the memory of unused temporaries back. Worth it when the sizes of the next run are others.
-    fn trim(&mut self) {
-        for slot in std::mem::take(&mut self.free).into_values().flatten() {
-            self.heap[slot] = None;
-        }
     }
 
     /// Runs a graph. `args` are the entry's parameters in order; `past` is the number of positions in the caches after
@@ -283,12 +285,15 @@ impl<D: Device> Engine<D> {
 
     fn run_loaded(&mut self, number: usize, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
         let loaded = &self.graphs[number];
-        let (program, last_uses) = (Rc::clone(&loaded.program), Rc::clone(&loaded.last_uses));
+        let program = Rc::clone(&loaded.program);
         let top = loaded.instances.len() - 1;
         let routine = &program.routines[loaded.instances[top].routine];
         let described: Vec<_> = routine.params.iter().map(|&p| routine.buffer(p)).collect();
         let mut sizes = Sizes::of(&described, args)?;
+        let mut planned: BTreeMap<String, u64> =
+            sizes.bound.iter().map(|(s, &n)| (s.clone(), n as u64)).collect();
         for symbol in past_symbols(&program) {
+            planned.entry(symbol.clone()).or_insert((past as u64).next_multiple_of(PAST));
             sizes.bound.entry(symbol).or_insert(past);
         }
         let called = loaded.instances.iter().map(|i| &program.routines[i.routine]);
@@ -297,30 +302,60 @@ impl<D: Device> Engine<D> {
                 "no argument has the size `{symbol}` that the program needs"
             )));
         }
+        let plan = self.plan(number, planned)?;
+        let held = self.heap.len();
+        let mut run = Run { graph: number, program: &program, plan: &plan, sizes: &sizes, calls: 0 };
+        let values = self.run_planned(&mut run, top, args);
+        // What was uploaded for this run alone lies behind all else.
+        self.heap.truncate(held);
+        values
+    }
+
+    /// The plan of a graph for these sizes, and the memory that it needs.
+    fn plan(&mut self, graph: usize, sizes: BTreeMap<String, u64>) -> Result<Rc<Plan>, RunError> {
+        let layout = self.device.layout();
+        let loaded = &mut self.graphs[graph];
+        let plan = match &loaded.plan {
+            Some((of, plan)) if *of == sizes => Rc::clone(plan),
+            _ => {
+                let plan = Rc::new(Plan::new(&loaded.program, &sizes, &layout)?);
+                loaded.plan = Some((sizes, Rc::clone(&plan)));
+                plan
+            }
+        };
+        for (n, &bytes) in plan.pages.iter().enumerate() {
+            if self.pages.get(n).is_some_and(|(has, _)| *has >= bytes) {
+                continue;
+            }
+            // Nothing lives here between runs, so what is too small is given back before there is more.
+            self.pages.truncate(n);
+            self.pages.push((bytes, self.device.reserve(bytes)?));
+        }
+        Ok(plan)
+    }
+
+    fn run_planned(&mut self, run: &mut Run<'_>, top: usize, args: &[Value]) -> Result<Vec<Value>, RunError> {
+        let routine = &run.program.routines[self.graphs[run.graph].instances[top].routine];
         let mut params = Vec::new();
-        for (buffer, value) in described.iter().zip(args) {
-            let made = self.device.upload(buffer.dtype, value.data.clone())?;
-            params.push(self.hold(made, buffer.dtype, value.data.len()));
+        for (&id, value) in routine.params.iter().zip(args) {
+            let made = self.device.upload(routine.buffer(id).dtype, value.data.clone())?;
+            params.push(Where::Held(self.hold(made)));
         }
-        let mut outputs = Vec::new();
-        for &id in &routine.results {
-            outputs.push(self.temp(routine.buffer(id), &sizes)?);
-        }
-        let run = Run { graph: number, program: &program, last_uses: &last_uses, sizes: &sizes };
-        self.instance(&run, top, &params, &outputs)?;
+        self.instance(run, top, &params)?;
         let mut values = Vec::new();
-        for (&id, slot) in routine.results.iter().zip(&outputs) {
-            let dims = &routine.buffer(id).dims;
-            let shape: Vec<_> = dims.iter().map(|d| sizes.get(d)).collect();
-            let held = self.heap[*slot].as_ref().expect("results are held until they are read");
-            let data = self.device.read(&held.buffer, shape.iter().product())?;
+        for &id in &routine.results {
+            let shape: Vec<_> = routine.buffer(id).dims.iter().map(|d| run.sizes.get(d)).collect();
+            let data = match run.place(0, routine, id) {
+                Some(Where::Planned(place, dtype, len)) => {
+                    let part = self.part(place, dtype, len)?;
+                    self.device.read(&part, len)?
+                }
+                Some(Where::Held(_)) | None => {
+                    let name = &routine.buffer(id).name;
+                    return Err(RunError::Argument(format!("nothing writes the result `{name}`")));
+                }
+            };
             values.push(Value { data, shape });
-        }
-        for slot in params {
-            self.heap[slot] = None;
-        }
-        for slot in outputs {
-            self.release(slot);
         }
         Ok(values)
     }
@@ -348,44 +383,33 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    fn instance(
-        &mut self,
-        run: &Run<'_>,
-        n: usize,
-        params: &[Slot],
-        outputs: &[Slot],
-    ) -> Result<(), RunError> {
+    fn instance(&mut self, run: &mut Run<'_>, n: usize, params: &[Where]) -> Result<(), RunError> {
+        let call = run.calls;
+        run.calls += 1;
         let instance = &self.graphs[run.graph].instances[n];
-        let number = instance.routine;
-        let routine = &run.program.routines[number];
-        let mut slots: Vec<Option<Slot>> = vec![None; routine.buffers.len()];
-        let given = routine.params.iter().zip(params).chain(routine.results.iter().zip(outputs));
-        for (id, slot) in given.chain(instance.owned.iter().map(|(id, slot)| (id, slot))) {
-            slots[id.0 as usize] = Some(*slot);
+        let routine = &run.program.routines[instance.routine];
+        let mut known: Vec<Option<Where>> = vec![None; routine.buffers.len()];
+        for (id, &at) in routine.params.iter().zip(params) {
+            known[id.0 as usize] = Some(at);
         }
+        for &(id, slot) in &instance.owned {
+            known[id.0 as usize] = Some(Where::Held(slot));
+        }
+        let calls = instance.calls.clone();
         for (at, step) in routine.steps.iter().enumerate() {
-            for &id in step.outputs() {
-                if slots[id.0 as usize].is_none() {
-                    slots[id.0 as usize] = Some(self.temp(routine.buffer(id), run.sizes)?);
-                }
-            }
-            let slot = |id: &BufferId| slots[id.0 as usize].expect("a buffer is written before it is read");
-            let inputs: Vec<_> = step.inputs().iter().map(slot).collect();
-            let outputs: Vec<_> = step.outputs().iter().map(slot).collect();
+            let mut place = |id: &BufferId| {
+                let known = &mut known[id.0 as usize];
+                *known = known.or_else(|| run.place(call, routine, *id));
+                known.expect("a buffer is written before it is read")
+            };
+            let inputs: Vec<_> = step.inputs().iter().map(&mut place).collect();
+            let outputs: Vec<_> = step.outputs().iter().map(&mut place).collect();
             match step {
                 Step::Launch { kernel, sizes, .. } => {
                     let sizes: Vec<_> = sizes.iter().map(|s| run.sizes.get(s)).collect();
                     self.launch(&run.program.kernels[*kernel], &inputs, outputs[0], &sizes)?;
                 }
-                Step::Call { .. } => {
-                    let callee = self.graphs[run.graph].instances[n].calls[&at];
-                    self.instance(run, callee, &inputs, &outputs)?;
-                }
-            }
-            for id in &run.last_uses[number][at] {
-                if let Some(slot) = slots[id.0 as usize].take() {
-                    self.release(slot);
-                }
+                Step::Call { .. } => self.instance(run, calls[&at], &inputs)?,
             }
         }
         Ok(())
@@ -394,43 +418,47 @@ impl<D: Device> Engine<D> {
     fn launch(
         &mut self,
         kernel: &Kernel,
-        inputs: &[Slot],
-        output: Slot,
+        inputs: &[Where],
+        output: Where,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
-        let mut out = self.heap[output].take().expect("outputs are held");
-        let appends = kernel.cache().is_some();
-        let inputs: Vec<_> = inputs
-            .iter()
-            .enumerate()
-            .map(|(n, &slot)| {
-                let held = self.heap[slot].as_ref().map(|h| &h.buffer);
-                if appends && n == 0 { None } else { held }
-            })
-            .collect();
-        let done = self.device.launch(kernel, &inputs, &mut out.buffer, sizes);
-        self.heap[output] = Some(out);
+        // Of a kernel that appends, the first input is the output.
+        let inputs =
+            inputs.iter().enumerate().map(|(n, at)| (n > 0 || kernel.cache().is_none()).then_some(at));
+        let inputs: Vec<_> = inputs.collect();
+        let mut parts = Vec::with_capacity(inputs.len());
+        for at in &inputs {
+            parts.push(match at {
+                Some(Where::Planned(place, dtype, len)) => Some(self.part(*place, *dtype, *len)?),
+                Some(Where::Held(_)) | None => None,
+            });
+        }
+        let (slot, mut out) = match output {
+            Where::Held(slot) => (Some(slot), self.heap[slot].take().expect("outputs are held")),
+            Where::Planned(place, dtype, len) => (None, self.part(place, dtype, len)?),
+        };
+        let buffers = inputs.iter().zip(&parts).map(|(at, part)| match at {
+            Some(Where::Held(slot)) => self.heap[*slot].as_ref(),
+            Some(Where::Planned(..)) | None => part.as_ref(),
+        });
+        let buffers: Vec<_> = buffers.collect();
+        let done = self.device.launch(kernel, &buffers, &mut out, sizes);
+        if let Some(slot) = slot {
+            self.heap[slot] = Some(out);
+        }
         done
     }
 
-    fn hold(&mut self, buffer: D::Buffer, dtype: DType, len: usize) -> Slot {
-        self.heap.push(Some(Held { buffer, dtype, len }));
+    fn hold(&mut self, buffer: D::Buffer) -> Slot {
+        self.heap.push(Some(buffer));
         self.heap.len() - 1
     }
 
-    fn temp(&mut self, buffer: &Buffer, sizes: &Sizes) -> Result<Slot, RunError> {
-        let len = buffer.dims.iter().map(|d| sizes.get(d)).product();
-        if let Some(slot) = self.free.get_mut(&(buffer.dtype, len)).and_then(Vec::pop) {
-            return Ok(slot);
-        }
-        let made = self.device.alloc(buffer.dtype, len)?;
-        Ok(self.hold(made, buffer.dtype, len))
-    }
-
-    fn release(&mut self, slot: Slot) {
-        if let Some(held) = &self.heap[slot] {
-            self.free.entry((held.dtype, held.len)).or_default().push(slot);
-        }
+    /// The temporary at a place of the plan.
+    fn part(&mut self, place: Place, dtype: DType, len: usize) -> Result<D::Buffer, DeviceError> {
+        // SAFETY: a plan gives values that live at the same time places that share no byte, but where a result takes the place of
+        // an operand of a kernel that may work so, on a device that allows it.
+        unsafe { self.device.part(&self.pages[place.page].1, place.offset, dtype, len) }
     }
 }
 
@@ -459,8 +487,19 @@ fn weight_key(scope: &str, f: &Function, weight: &Weight) -> String {
 struct Run<'a> {
     graph: usize,
     program: &'a Program,
-    last_uses: &'a [Vec<Vec<BufferId>>],
+    plan: &'a Plan,
     sizes: &'a Sizes,
+    /// How many calls have begun: the plan numbers them so.
+    calls: usize,
+}
+
+impl Run<'_> {
+    /// Where a temporary of a call lies.
+    fn place(&self, call: usize, routine: &Routine, id: BufferId) -> Option<Where> {
+        let buffer = routine.buffer(id);
+        let len = buffer.dims.iter().map(|d| self.sizes.get(d)).product();
+        Some(Where::Planned(self.plan.place(call, id)?, buffer.dtype, len))
+    }
 }
 
 /// The sizes of the past: those that caches grow by.

@@ -34,6 +34,15 @@ fn value(t: &Tensor) -> Value {
     }
 }
 
+/// Whether two runs made the same bits, of which NaN has several.
+fn same(a: &[Value], b: &[Value]) -> bool {
+    let bits = |v: &Value| match &v.data {
+        Data::F32(x) => x.iter().map(|x| if x.is_nan() { u32::MAX } else { x.to_bits() }).collect(),
+        Data::I32(x) => x.iter().map(|x| x.cast_unsigned()).collect::<Vec<_>>(),
+    };
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.shape == b.shape && bits(a) == bits(b))
+}
+
 fn check(module: &Module, graph: Graph, seed: u64) -> Result<(), TestCaseError> {
     let mut rng = SplitMix(seed);
     // A random definition may have no serving form, or weights that overlap in contradictory ways.
@@ -98,6 +107,9 @@ fn check(module: &Module, graph: Graph, seed: u64) -> Result<(), TestCaseError> 
             return Err(TestCaseError::fail(format!("{e}\n{}\n{}", compiled.module(), compiled.program)));
         }
     };
+    // Memory holds what the first run left, and caches what it appended: the same again must come out.
+    let again = engine.run(graph, &values, bound["t"]).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    prop_assert!(same(&again, &got), "a second run differs\n{}\n{}", compiled.module(), compiled.program);
     for (want, got) in want.iter().zip(&got) {
         prop_assert_eq!(&want.shape, &got.shape);
         let data = match &got.data {

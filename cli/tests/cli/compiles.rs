@@ -160,3 +160,27 @@ fn passes_are_validated_on_request() {
     ok("compile {} --target host --graph decode -o {}", &[&case("tiny"), &out]);
     assert_eq!(manifest(&out)["validation"], Value::Null);
 }
+
+#[test]
+fn temporaries_are_planned_at_sizes_that_are_given() {
+    let folder = scratch();
+    let out = folder.path().join("out");
+    let sizes = "--batch 2 --tokens 8 --context 64";
+    let text = ok(&format!("compile {{}} --target cuda {sizes} -o {{}}"), &[&case("tiny"), &out]);
+    let manifest = manifest(&out);
+    let graphs = manifest["graphs"].as_array().expect("a list");
+    for (graph, sizes) in [("prefill", "b=2 q=1 s=64 t=8"), ("decode", "b=2 q=1 s=64 t=1")] {
+        let entry = graphs.iter().find(|g| g["graph"] == graph).expect("the graph");
+        let memory = &entry["memory"];
+        let number = |key: &str| memory[key].as_u64().expect("a number");
+        let (bytes, bound) = (number("bytes"), number("bound"));
+        assert_eq!(memory["sizes"]["s"], 64);
+        // Places begin at multiples of 512 bytes, and these models are small.
+        assert!(bound <= bytes && bytes < 2 * bound, "{memory}");
+        says(&text, &[&format!("at {sizes}, ")]);
+    }
+    let short = "compile {} --target cuda --tokens 9 --context 8 -o {}";
+    let why = error(short, &[&case("tiny"), &folder.path().join("none")]);
+    says(&why, &["--context 8 is less than --tokens 9"]);
+    assert!(!folder.path().join("none").exists());
+}

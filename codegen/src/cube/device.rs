@@ -18,6 +18,7 @@ use super::shape::LaunchShape;
 use super::split::{Role, Split};
 use super::target::Target;
 use crate::device::{Data, Device, DeviceError};
+use crate::memory::Layout;
 use crate::program::Kernel;
 
 /// A CubeCL runtime that kernels can be written for.
@@ -61,6 +62,13 @@ impl CubeBuffer {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+}
+
+/// Memory of a [`CubeDevice`] that buffers are parts of.
+#[derive(Debug)]
+pub struct CubeArena {
+    handle: Handle,
+    bytes: u64,
 }
 
 #[cfg(feature = "wgpu")]
@@ -249,6 +257,7 @@ fn fits(kernel: &Kernel, value: ValueId, extents: &[usize], buffer: &CubeBuffer)
 
 impl<R: CubeRuntime> Device for CubeDevice<R> {
     type Buffer = CubeBuffer;
+    type Arena = CubeArena;
 
     fn name(&self) -> String {
         self.name.clone()
@@ -285,6 +294,39 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         let beyond = handle.size_in_used().saturating_sub(bytes);
         let bytes = self.client.read_one(handle.offset_end(beyond)).map_err(|e| fail(e.to_string()))?;
         Ok(decode(elem, &bytes, len))
+    }
+
+    fn layout(&self) -> Layout {
+        let memory = &self.client.properties().memory;
+        // A driver may want offsets at such multiples.
+        Layout { align: memory.alignment.max(4), page: memory.max_page_size, ..R::TARGET.layout() }
+    }
+
+    fn reserve(&mut self, bytes: u64) -> Result<CubeArena, DeviceError> {
+        let most = self.client.properties().memory.max_page_size;
+        if bytes > most {
+            let why = format!("a buffer has {most} bytes at most");
+            return Err(DeviceError::Arena { bytes, why });
+        }
+        let bytes = bytes.next_multiple_of(4).max(4);
+        Ok(CubeArena { handle: self.client.empty(bytes as usize), bytes })
+    }
+
+    unsafe fn part(
+        &mut self,
+        arena: &CubeArena,
+        offset: u64,
+        dtype: DType,
+        len: usize,
+    ) -> Result<CubeBuffer, DeviceError> {
+        let elem = self.admit(dtype, len)?;
+        let bytes = ((len * elem.bytes()) as u64).next_multiple_of(4).max(4);
+        let Some(beyond) = arena.bytes.checked_sub(offset.saturating_add(bytes)) else {
+            let why = format!("they do not fit at byte {offset} of {}", arena.bytes);
+            return Err(DeviceError::Memory { len, dtype, why });
+        };
+        let handle = arena.handle.clone().offset_start(offset).offset_end(beyond);
+        Ok(CubeBuffer { handle, dtype, len })
     }
 
     fn launch(

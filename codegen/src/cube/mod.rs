@@ -26,7 +26,7 @@ pub use device::CudaDevice;
 #[cfg(feature = "wgpu")]
 pub use device::WgpuDevice;
 pub(crate) use device::launch_info;
-pub use device::{CubeBuffer, CubeDevice, CubeRuntime};
+pub use device::{CubeArena, CubeBuffer, CubeDevice, CubeRuntime};
 pub use shape::{Cubes, LaunchShape};
 #[cfg(feature = "wgpu")]
 pub use source::wgsl_source;

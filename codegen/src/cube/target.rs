@@ -18,6 +18,7 @@ use latentc_ir::DType;
 use super::device::{decode, encode};
 use super::emit::Elem;
 use crate::device::Data;
+use crate::memory::Layout;
 
 /// A language that kernels are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +41,15 @@ impl Target {
             (DType::Bool, Target::Wgsl) => Some(Elem::U32),
             (DType::F64, _) => None,
         }
+    }
+
+    /// How temporaries lie in memory, as devices commonly want them: they may tell otherwise.
+    pub fn layout(self) -> Layout {
+        let (align, bytes): (u64, fn(DType) -> u64) = match self {
+            Target::Cuda => (512, |d| Target::Cuda.bytes(d).unwrap_or(8) as u64),
+            Target::Wgsl => (256, |d| Target::Wgsl.bytes(d).unwrap_or(8) as u64),
+        };
+        Layout { align, page: 1 << 62, bytes, in_place: true }
     }
 
     /// Bytes of one element in memory, if the dtype can be held.

@@ -14,7 +14,10 @@
 mod translate;
 mod workshop;
 
+use std::cell::{Ref, RefCell};
+use std::ops::Range;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +26,7 @@ use rayon::prelude::*;
 
 use crate::cube::{self, LaunchShape, Target, cuda_source};
 use crate::device::{Data, Device, DeviceError};
+use crate::memory::Layout;
 use crate::program::Kernel;
 use translate::Part;
 use workshop::Workshop;
@@ -53,11 +57,20 @@ struct Program {
 }
 
 /// Memory of an [`Emulator`]: elements as CUDA kernels hold them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct EmulatorBuffer {
     dtype: DType,
-    bytes: Vec<u8>,
+    memory: Memory,
+    /// Which bytes of the memory.
+    range: Range<usize>,
 }
+
+/// Memory of an [`Emulator`] that buffers are parts of.
+#[derive(Debug)]
+pub struct EmulatorArena(Memory);
+
+/// Bytes that several buffers may share. A launch works on a copy of them.
+type Memory = Rc<RefCell<Vec<u8>>>;
 
 impl Emulator {
     /// An emulator whose random choices follow from a seed.
@@ -150,6 +163,7 @@ fn fresh() -> u64 {
 
 impl Device for Emulator {
     type Buffer = EmulatorBuffer;
+    type Arena = EmulatorArena;
 
     fn name(&self) -> String {
         format!("CUDA emulated by {}", self.workshop.compiler().display())
@@ -165,7 +179,7 @@ impl Device for Emulator {
             });
         };
         // As in the block's memory: what was not written shows.
-        Ok(EmulatorBuffer { dtype, bytes: vec![0xff; len * bytes] })
+        Ok(EmulatorBuffer::new(dtype, vec![0xff; len * bytes]))
     }
 
     fn upload(&mut self, dtype: DType, data: Data) -> Result<EmulatorBuffer, DeviceError> {
@@ -174,17 +188,42 @@ impl Device for Emulator {
         let bytes = Target::Cuda.encode(dtype, &data);
         let bytes =
             bytes.ok_or_else(|| fail("CUDA kernels hold floats but f64, integers and truth values"))?;
-        Ok(EmulatorBuffer { dtype, bytes })
+        Ok(EmulatorBuffer::new(dtype, bytes))
     }
 
     fn read(&mut self, buffer: &EmulatorBuffer, len: usize) -> Result<Data, DeviceError> {
         let dtype = buffer.dtype;
-        let held = Target::Cuda.decode(dtype, &buffer.bytes, len);
+        let held = Target::Cuda.decode(dtype, &buffer.bytes(), len);
         held.filter(|d| d.len() == len).ok_or_else(|| DeviceError::Memory {
             len,
             dtype,
-            why: format!("the buffer has {} bytes", buffer.bytes.len()),
+            why: format!("the buffer has {} bytes", buffer.range.len()),
         })
+    }
+
+    fn layout(&self) -> Layout {
+        Target::Cuda.layout()
+    }
+
+    fn reserve(&mut self, bytes: u64) -> Result<EmulatorArena, DeviceError> {
+        Ok(EmulatorArena(Rc::new(RefCell::new(vec![0xff; bytes as usize]))))
+    }
+
+    unsafe fn part(
+        &mut self,
+        arena: &EmulatorArena,
+        offset: u64,
+        dtype: DType,
+        len: usize,
+    ) -> Result<EmulatorBuffer, DeviceError> {
+        let start = offset as usize;
+        let range = start..start + len * Target::Cuda.bytes(dtype).unwrap_or(1);
+        let all = arena.0.borrow().len();
+        if range.end > all {
+            let why = format!("they do not fit at byte {offset} of {all}");
+            return Err(DeviceError::Memory { len, dtype, why });
+        }
+        Ok(EmulatorBuffer { dtype, memory: Rc::clone(&arena.0), range })
     }
 
     fn launch(
@@ -220,18 +259,18 @@ impl Device for Emulator {
             }
             Ok(len)
         };
-        let mut buffers: Vec<(&[u8], usize)> = Vec::new();
+        let mut buffers: Vec<(Vec<u8>, usize)> = Vec::new();
         let mut lens = Vec::new();
         for (&param, input) in kernel.body.params.iter().zip(inputs) {
             let Some(buffer) = input else { continue };
             let len = exactly(param, buffer)?;
             lens.push(len);
-            buffers.push((&buffer.bytes[..len * buffer.element()], buffer.element()));
+            buffers.push((buffer.bytes()[..len * buffer.element()].to_vec(), buffer.element()));
         }
         let len = exactly(kernel.body.results[0], output)?;
         let written = len * output.element();
         lens.push(len);
-        buffers.push((&output.bytes[..written], output.element()));
+        buffers.push((output.bytes()[..written].to_vec(), output.element()));
         let info: Vec<u8> =
             cube::launch_info(sizes, &lens).data.iter().flat_map(|w| w.to_le_bytes()).collect();
 
@@ -245,7 +284,7 @@ impl Device for Emulator {
             let last = n + 1 == buffers.len();
             let words = [bytes.len(), *element, usize::from(last)];
             file.extend(words.iter().flat_map(|&w| (w as u64).to_le_bytes()));
-            file.extend(*bytes);
+            file.extend(bytes);
         }
         let number = fresh();
         let launch = self.workshop.path(&format!("launch_{number}"));
@@ -259,12 +298,23 @@ impl Device for Emulator {
             let _ = std::fs::remove_file(path);
         }
         let bytes = bytes.map_err(refuse)?;
-        output.bytes[..written].copy_from_slice(&bytes);
+        let start = output.range.start;
+        output.memory.borrow_mut()[start..start + written].copy_from_slice(&bytes);
         Ok(())
     }
 }
 
 impl EmulatorBuffer {
+    /// One with memory of its own.
+    fn new(dtype: DType, bytes: Vec<u8>) -> EmulatorBuffer {
+        let range = 0..bytes.len();
+        EmulatorBuffer { dtype, memory: Rc::new(RefCell::new(bytes)), range }
+    }
+
+    fn bytes(&self) -> Ref<'_, [u8]> {
+        Ref::map(self.memory.borrow(), |all| &all[self.range.clone()])
+    }
+
     /// Bytes of an element.
     fn element(&self) -> usize {
         Target::Cuda.bytes(self.dtype).unwrap_or(1)
@@ -272,11 +322,11 @@ impl EmulatorBuffer {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.bytes.len() / self.element()
+        self.range.len() / self.element()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.range.is_empty()
     }
 }

@@ -5,7 +5,7 @@ use latentc_ir::AxisId;
 use rayon::prelude::*;
 
 use super::walk::{Loop, merge, place, step, take_longest, turns};
-use super::{Buffer, Shared, View};
+use super::{Shared, View, ViewMut};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::map::strides;
@@ -18,7 +18,7 @@ const SMALL: usize = 1 << 15;
 pub(super) fn run(
     kernel: &Kernel,
     inputs: &[Option<View<'_>>],
-    output: &mut Buffer,
+    output: ViewMut<'_>,
     extents: &[usize],
 ) -> Result<(), DeviceError> {
     let body = &kernel.body;
@@ -34,7 +34,7 @@ pub(super) fn run(
         }
     };
     let (a, b) = (operand(0)?, operand(1)?);
-    let Buffer::F32(y) = output else {
+    let ViewMut::F(y) = output else {
         return Err(DeviceError::Kernel {
             kernel: kernel.name.clone(),
             why: "the result must be memory of its own".into(),

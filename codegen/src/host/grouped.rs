@@ -5,7 +5,7 @@ use latentc_ir::AxisId;
 use rayon::prelude::*;
 
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
-use super::{Buffer, Shared, View};
+use super::{Shared, View, ViewMut};
 use crate::device::DeviceError;
 use crate::grouped::GroupedPlan;
 use crate::map::strides;
@@ -15,14 +15,14 @@ use crate::program::Kernel;
 pub(super) fn run(
     kernel: &Kernel,
     inputs: &[Option<View<'_>>],
-    output: &mut Buffer,
+    output: ViewMut<'_>,
     extents: &[usize],
 ) -> Result<(), DeviceError> {
     let body = &kernel.body;
     let fail = |why: &str| DeviceError::Kernel { kernel: kernel.name.clone(), why: why.to_owned() };
     let plan = GroupedPlan::of(body).ok_or_else(|| fail("the body is no grouped product"))?;
     let view = |v| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
-    let (Some(View::F(table)), Some(View::I(index)), Some(View::F(x)), Buffer::F32(y)) =
+    let (Some(View::F(table)), Some(View::I(index)), Some(View::F(x)), ViewMut::F(y)) =
         (view(plan.table), view(plan.index), view(plan.x), output)
     else {
         return Err(fail("a grouped product needs floats and an integer index"));

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::vector::{Fault, Lane, What};
 use super::walk::{Nest, offset, step};
-use super::{Buffer, Shared, View};
+use super::{Shared, View, ViewMut};
 use crate::device::DeviceError;
 use crate::map::{MapPlan, moved_axes, strides};
 use crate::program::Kernel;
@@ -24,7 +24,7 @@ const SMALL: usize = 1 << 14;
 pub(super) fn run(
     kernel: &Kernel,
     inputs: &[Option<View<'_>>],
-    output: &mut Buffer,
+    output: ViewMut<'_>,
     extents: &[usize],
 ) -> Result<(), DeviceError> {
     if MapPlan::of(&kernel.body).domain.iter().any(|a| extents[a.0 as usize] == 0) {
@@ -32,14 +32,8 @@ pub(super) fn run(
     }
     let machine = Machine::compile(kernel, inputs, extents)?;
     let out = match output {
-        Buffer::F32(v) => Out::F(Shared(v.as_mut_ptr())),
-        Buffer::I32(v) => Out::I(Shared(v.as_mut_ptr())),
-        Buffer::Shared(_) => {
-            return Err(DeviceError::Kernel {
-                kernel: kernel.name.clone(),
-                why: "the output is read-only".into(),
-            });
-        }
+        ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
+        ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
     };
     let points: usize = machine.outer.iter().map(|a| extents[a.0 as usize]).product();
     let lanes = || machine.lanes.iter().map(|l| Lane::new(l.float, l.len)).collect::<Vec<_>>();

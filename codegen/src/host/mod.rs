@@ -11,11 +11,13 @@ mod stream;
 mod vector;
 mod walk;
 
+use std::cell::UnsafeCell;
 use std::sync::Arc;
 
 use latentc_ir::{DType, ValueId};
 
 use crate::device::{Data, Device, DeviceError, SharedF32};
+use crate::memory::Layout;
 use crate::pieces::pieces;
 use crate::program::{Kernel, KernelKind};
 
@@ -32,6 +34,34 @@ pub enum Buffer {
     I32(Vec<i32>),
     /// Floats that lie elsewhere, such as in a mapped file.
     Shared(Arc<dyn SharedF32>),
+    /// A part of an arena.
+    Part(Part),
+}
+
+/// Memory that buffers are parts of. Elements of all dtypes have four bytes here.
+#[derive(Debug)]
+pub struct Arena(Arc<Cells>);
+
+#[derive(Debug)]
+struct Cells(Vec<UnsafeCell<u32>>);
+
+// SAFETY: they are reached through parts alone, and whoever makes those sees to it that none is read that is being written.
+unsafe impl Sync for Cells {}
+
+/// Elements `start..start + len` of an arena.
+#[derive(Debug)]
+pub struct Part {
+    arena: Arc<Cells>,
+    start: usize,
+    len: usize,
+    float: bool,
+}
+
+impl Part {
+    /// The first element. It is that of a whole allocation, so that all of them may be reached from it.
+    fn first(&self) -> *mut u32 {
+        UnsafeCell::raw_get(self.arena.0.as_ptr().wrapping_add(self.start))
+    }
 }
 
 /// A buffer's elements.
@@ -50,18 +80,50 @@ impl View<'_> {
     }
 }
 
+/// A buffer's elements, to be written.
+pub(crate) enum ViewMut<'a> {
+    F(&'a mut [f32]),
+    I(&'a mut [i32]),
+}
+
 impl Buffer {
     pub(crate) fn view(&self) -> View<'_> {
         match self {
             Buffer::F32(v) => View::F(v),
             Buffer::I32(v) => View::I(v),
             Buffer::Shared(s) => View::F(s.as_slice()),
+            // SAFETY: `part` checked that the elements lie in the arena; any four bytes are a number of either kind; and by its
+            // contract no one writes to them while a launch reads.
+            Buffer::Part(p) if p.float => {
+                View::F(unsafe { std::slice::from_raw_parts(p.first().cast(), p.len) })
+            }
+            // SAFETY: as above.
+            Buffer::Part(p) => View::I(unsafe { std::slice::from_raw_parts(p.first().cast(), p.len) }),
         }
+    }
+
+    /// `None` if the elements belong to someone else.
+    pub(crate) fn view_mut(&mut self) -> Option<ViewMut<'_>> {
+        Some(match self {
+            Buffer::F32(v) => ViewMut::F(v),
+            Buffer::I32(v) => ViewMut::I(v),
+            Buffer::Shared(_) => return None,
+            // SAFETY: as for `view`; by the contract of `part` no one reads them while a launch writes.
+            Buffer::Part(p) if p.float => {
+                ViewMut::F(unsafe { std::slice::from_raw_parts_mut(p.first().cast(), p.len) })
+            }
+            // SAFETY: as above.
+            Buffer::Part(p) => ViewMut::I(unsafe { std::slice::from_raw_parts_mut(p.first().cast(), p.len) }),
+        })
     }
 }
 
+/// A value takes the place of none here: threads would read through one reference what others write through another.
+pub const LAYOUT: Layout = Layout { align: 64, page: 1 << 62, bytes: |_| 4, in_place: false };
+
 impl Device for Host {
     type Buffer = Buffer;
+    type Arena = Arena;
 
     fn name(&self) -> String {
         format!("host, {} threads", rayon::current_num_threads())
@@ -104,6 +166,36 @@ impl Device for Host {
             View::F(x) => Data::F32(x[..len.min(x.len())].to_vec()),
             View::I(x) => Data::I32(x[..len.min(x.len())].to_vec()),
         })
+    }
+
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    fn reserve(&mut self, bytes: u64) -> Result<Arena, DeviceError> {
+        let mut v = Vec::new();
+        let len = bytes.div_ceil(4) as usize;
+        v.try_reserve_exact(len).map_err(|e: std::collections::TryReserveError| DeviceError::Arena {
+            bytes,
+            why: e.to_string(),
+        })?;
+        v.resize_with(len, || UnsafeCell::new(0));
+        Ok(Arena(Arc::new(Cells(v))))
+    }
+
+    unsafe fn part(
+        &mut self,
+        arena: &Arena,
+        offset: u64,
+        dtype: DType,
+        len: usize,
+    ) -> Result<Buffer, DeviceError> {
+        let start = offset as usize / 4;
+        if !offset.is_multiple_of(4) || start.checked_add(len).is_none_or(|end| end > arena.0.0.len()) {
+            let why = format!("they do not fit at byte {offset} of {}", arena.0.0.len() * 4);
+            return Err(DeviceError::Memory { len, dtype, why });
+        }
+        Ok(Buffer::Part(Part { arena: Arc::clone(&arena.0), start, len, float: dtype.is_float() }))
     }
 
     fn launch(
@@ -157,6 +249,10 @@ fn plain(
     output: &mut Buffer,
     extents: &[usize],
 ) -> Result<(), DeviceError> {
+    let Some(output) = output.view_mut() else {
+        let why = "the output is read-only".to_owned();
+        return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why });
+    };
     match kernel.kind {
         KernelKind::Map => map::run(kernel, inputs, output, extents),
         KernelKind::Contract => contract::run(kernel, inputs, output, extents),

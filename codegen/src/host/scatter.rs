@@ -4,7 +4,7 @@ use latentc_ir::AxisId;
 use rayon::prelude::*;
 
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
-use super::{Buffer, Shared, View};
+use super::{Shared, View, ViewMut};
 use crate::device::DeviceError;
 use crate::map::strides;
 use crate::program::Kernel;
@@ -17,14 +17,14 @@ const COLUMNS: usize = 64;
 pub(super) fn run(
     kernel: &Kernel,
     inputs: &[Option<View<'_>>],
-    output: &mut Buffer,
+    output: ViewMut<'_>,
     extents: &[usize],
 ) -> Result<(), DeviceError> {
     let body = &kernel.body;
     let fail = |why: &str| DeviceError::Kernel { kernel: kernel.name.clone(), why: why.to_owned() };
     let plan = ScatterPlan::of(body).ok_or_else(|| fail("the body is no scatter of two parameters"))?;
     let view = |v| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
-    let (Some(View::F(x)), Some(View::I(index)), Buffer::F32(y)) = (view(plan.x), view(plan.index), output)
+    let (Some(View::F(x)), Some(View::I(index)), ViewMut::F(y)) = (view(plan.x), view(plan.index), output)
     else {
         return Err(fail("a scatter needs floats and an integer index"));
     };

@@ -14,7 +14,7 @@ use super::contract::Product;
 use super::map::{self, elementwise, fail, fault, nest, scatter, split, tail};
 use super::vector::{Lane, What};
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
-use super::{Buffer, Shared, View};
+use super::{Buffer, Shared, View, ViewMut};
 use crate::device::{Device, DeviceError};
 use crate::map::strides;
 use crate::program::{Kernel, KernelKind};
@@ -33,13 +33,12 @@ const SMALL: usize = 1 << 15;
 pub(super) fn run(
     kernel: &Kernel,
     inputs: &[Option<View<'_>>],
-    output: &mut Buffer,
+    output: ViewMut<'_>,
     extents: &[usize],
 ) -> Result<(), DeviceError> {
     let out = match output {
-        Buffer::F32(v) => Out::F(Shared(v.as_mut_ptr())),
-        Buffer::I32(v) => Out::I(Shared(v.as_mut_ptr())),
-        Buffer::Shared(_) => return Err(fail(kernel, "the output is read-only")),
+        ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
+        ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
     };
     let s = Stream::new(kernel, inputs, extents, out)?;
     let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
@@ -464,6 +463,7 @@ fn leaf<'a>(
     let dtype = if body.ty(v).dtype.is_float() { DType::F32 } else { DType::I32 };
     let mut data = super::Host.alloc(dtype, axes.iter().map(|a| extents[a.0 as usize]).product())?;
     let part = Kernel { name: kernel.name.clone(), kind: KernelKind::Map, body: part };
-    map::run(&part, inputs, &mut data, extents)?;
+    let output = data.view_mut().ok_or_else(|| fail(kernel, "memory of its own is not its own"))?;
+    map::run(&part, inputs, output, extents)?;
     Ok(Leaf { data: Held::Own(data), offset: 0, axes, steps })
 }

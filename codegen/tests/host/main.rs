@@ -10,8 +10,10 @@ mod streams;
 
 use std::collections::BTreeMap;
 
+use latentc_codegen::cube::Target;
 use latentc_codegen::device::{Data, Device};
-use latentc_codegen::host::Host;
+use latentc_codegen::host::{Host, LAYOUT};
+use latentc_codegen::memory::{Layout, Plan, PlanError};
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_codegen::schedule::schedule;
 use latentc_ir::interp::{Caches, Interpreter, Precision};
@@ -125,6 +127,14 @@ proptest! {
         seed: u64,
     ) {
         let program = schedule(&prepare(&module), &Context::new(graph)).expect("every op has a kernel");
+        for layout in [LAYOUT, Target::Cuda.layout(), Layout { align: 1, page: 4096, ..Target::Cuda.layout() }] {
+            let sizes = BTreeMap::from(["b", "t", "s"].map(|s| (s.to_owned(), 1 + seed % 7)));
+            let plan = match Plan::new(&program, &sizes, &layout) {
+                Err(PlanError::Large { .. }) => continue,
+                plan => plan.map_err(|e| TestCaseError::fail(e.to_string()))?,
+            };
+            plan.replay(&program, &layout).map_err(|e| TestCaseError::fail(format!("{e}\n{program}")))?;
+        }
         for kernel in &program.kernels {
             let symbols: Vec<_> = (0..kernel.size_symbols().len()).map(|n| format!("n{n}")).collect();
             prop_assert_eq!(kernel.size_symbols(), symbols, "launches give sizes in this order");

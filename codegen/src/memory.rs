@@ -1,0 +1,566 @@
+//! Where the temporaries of a program lie: one piece of memory in which each has a place for as long as it lives.
+//!
+//! A plan is made for a whole run at given sizes. Calls are followed, so that a value lives from the launch that first writes it
+//! to the one that last touches it, whichever routines these are in. Places are given to the largest values first,
+//! each the lowest where nothing lies that lives at the same time.
+//!
+//! A result may take the place of an operand that dies with it, if the kernel reads of it, for each element that it makes, the very
+//! element at the same index and nothing else: see [`in_place`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use latentc_ir::{DType, Op, Size};
+use serde::Serialize;
+
+use crate::program::{Buffer, BufferId, Kernel, KernelKind, Program, Role, Step};
+
+/// What a plan must know of a device's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Places begin at multiples of so many bytes; at least 1.
+    pub align: u64,
+    /// The most bytes that one allocation has. Places do not cross from one to the next.
+    pub page: u64,
+    /// Bytes of an element.
+    pub bytes: fn(DType) -> u64,
+    /// Whether results may take the places of operands.
+    pub in_place: bool,
+}
+
+impl Layout {
+    /// What of an allocation can be used: places end at multiples of `align` as well.
+    fn whole_page(&self) -> u64 {
+        (self.page / self.align * self.align).max(self.align)
+    }
+}
+
+/// Where a temporary lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which allocation it is in.
+    pub page: usize,
+    /// Its first byte there.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: u64,
+}
+
+impl Place {
+    /// Whether the two share a byte.
+    fn meets(self, other: Place) -> bool {
+        let before = |a: Place, b: Place| a.offset < b.offset + b.bytes;
+        self.page == other.page && before(self, other) && before(other, self)
+    }
+}
+
+/// The places of all temporaries of one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Bytes of each allocation; one, unless it would be too large.
+    pub pages: Vec<u64>,
+    /// The most bytes that are alive at one moment: no plan takes less.
+    pub bound: u64,
+    /// For each call in order of execution, the entry's being the first, where its buffers lie.
+    frames: Vec<Vec<Option<Place>>>,
+}
+
+/// What a plan comes to, for people and files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// The sizes that it was made for.
+    pub sizes: BTreeMap<String, u64>,
+    /// Bytes of all temporaries together.
+    pub bytes: u64,
+    /// The most bytes that are alive at one moment.
+    pub bound: u64,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A size that was not given.
+    #[error("@{routine}: `{buffer}` has the size `{size}`, which nothing gives")]
+    Unbound {
+        /// The routine.
+        routine: String,
+        /// The buffer.
+        buffer: String,
+        /// The symbol.
+        size: String,
+    },
+    /// A value that no allocation can hold.
+    #[error(
+        "@{routine}: `{buffer}` has {bytes} bytes, where one allocation has {most} at most; read fewer tokens at once"
+    )]
+    Large {
+        /// The routine.
+        routine: String,
+        /// The buffer.
+        buffer: String,
+        /// Its length.
+        bytes: u64,
+        /// The limit.
+        most: u64,
+    },
+    /// A step calls a routine that is not there.
+    #[error("there is no routine @{0}")]
+    Missing(String),
+}
+
+impl Plan {
+    /// Plans a run of a program at these sizes.
+    ///
+    /// # Errors
+    /// See [`PlanError`].
+    pub fn new(program: &Program, sizes: &BTreeMap<String, u64>, layout: &Layout) -> Result<Plan, PlanError> {
+        let mut walk = Walk {
+            program,
+            sizes,
+            layout,
+            replaceable: program.kernels.iter().map(in_place).collect(),
+            clock: 0,
+            lives: Vec::new(),
+            frames: Vec::new(),
+            moves: Vec::new(),
+        };
+        walk.routine(&program.entry, BTreeMap::new())?;
+        let Walk { mut lives, frames, moves, clock, .. } = walk;
+        // The caller reads what the entry returns.
+        if let (Some(entry), Some(frame)) = (program.routine(&program.entry), frames.first()) {
+            for v in entry.results.iter().filter_map(|r| frame[r.0 as usize]) {
+                lives[v].end = clock + 1;
+            }
+        }
+        let lives = in_places(lives, &moves);
+        let (places, pages) = place(&lives, layout);
+        let at = |v: &Option<usize>| v.map(|v| Place { bytes: lives[v].bytes, ..places[lives[v].root] });
+        let frames = frames.iter().map(|frame| frame.iter().map(at).collect()).collect();
+        Ok(Plan { pages, bound: bound(&lives, clock + 1), frames })
+    }
+
+    /// Bytes of all allocations.
+    pub fn bytes(&self) -> u64 {
+        self.pages.iter().sum()
+    }
+
+    /// Where a buffer lies during the call with this number. Parameters have the caller's place; weights, caches, constants
+    /// and what the entry is given have none.
+    pub fn place(&self, call: usize, buffer: BufferId) -> Option<Place> {
+        self.frames.get(call)?.get(buffer.0 as usize).copied().flatten()
+    }
+
+    /// Follows a run of the program that the plan is for, and looks at memory alone: whether each value is still there when it is
+    /// read, and whether a result lies where an operand is only where it may.
+    ///
+    /// # Errors
+    /// The launch and the value of which that is not true.
+    pub fn replay(&self, program: &Program, layout: &Layout) -> Result<(), String> {
+        let mut replay =
+            Replay { plan: self, program, layout, calls: 0, launches: 0, memory: BTreeMap::new() };
+        let results = replay.routine(&program.entry, BTreeMap::new())?;
+        let entry = program.routine(&program.entry).ok_or("there is no entry")?;
+        for (&id, written) in entry.results.iter().zip(results) {
+            if let Some(place) = self.place(0, id) {
+                replay.intact(place, written, &entry.buffer(id).name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The parameters whose place the result of a kernel may take: those of the result's type, laid out like it, that an
+/// element of the result needs at its own index only. Every other reader of that element would come too late, so all that is
+/// computed from the parameter must be elementwise, and the kernel may have no rows that are read more than once.
+pub fn in_place(kernel: &Kernel) -> Vec<usize> {
+    let body = &kernel.body;
+    let whole = |op: &Op| matches!(op, Op::Reduce { .. } | Op::Append { .. });
+    let &[result] = &body.results[..] else { return Vec::new() };
+    if kernel.kind != KernelKind::Map || body.body.iter().any(|i| whole(&i.op)) {
+        return Vec::new();
+    }
+    let elementwise = |op: &Op| matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast);
+    let fits = |n: &usize| {
+        let param = body.params[*n];
+        let mut from = BTreeSet::from([param]);
+        body.ty(param) == body.ty(result)
+            && body.body.iter().all(|inst| {
+                let reads = inst.args.iter().any(|a| from.contains(a));
+                if reads {
+                    from.extend(&inst.results);
+                }
+                !reads || elementwise(&inst.op)
+            })
+    };
+    (0..body.params.len()).filter(fits).collect()
+}
+
+/// A temporary of the run.
+struct Life {
+    bytes: u64,
+    /// The first and the last launch that touches it.
+    start: usize,
+    end: usize,
+    /// The value whose place it has; its own number if it has one of its own.
+    root: usize,
+    /// Until when its place is taken, by itself or by what comes there after it.
+    taken: usize,
+}
+
+/// Follows the steps of a run.
+struct Walk<'a> {
+    program: &'a Program,
+    sizes: &'a BTreeMap<String, u64>,
+    layout: &'a Layout,
+    /// By kernel.
+    replaceable: Vec<Vec<usize>>,
+    clock: usize,
+    lives: Vec<Life>,
+    frames: Vec<Vec<Option<usize>>>,
+    /// Results, and the operands whose places they may take if those die at that moment.
+    moves: Vec<(usize, Vec<usize>)>,
+}
+
+impl Walk<'_> {
+    /// Follows a call. `given` are the values of the caller's that its buffers are.
+    fn routine(&mut self, name: &str, given: BTreeMap<BufferId, usize>) -> Result<(), PlanError> {
+        let routine = self.program.routine(name).ok_or_else(|| PlanError::Missing(name.to_owned()))?;
+        let number = self.frames.len();
+        self.frames.push(Vec::new());
+        let mut frame: Vec<Option<usize>> = vec![None; routine.buffers.len()];
+        for (id, value) in given {
+            frame[id.0 as usize] = Some(value);
+        }
+        for step in &routine.steps {
+            for &id in step.outputs() {
+                let buffer = routine.buffer(id);
+                if frame[id.0 as usize].is_none() && buffer.role == Role::Temp {
+                    frame[id.0 as usize] = Some(self.value(name, buffer)?);
+                }
+            }
+            let value = |id: &BufferId| frame[id.0 as usize];
+            match step {
+                Step::Launch { kernel, inputs, .. } => {
+                    self.clock += 1;
+                    for v in inputs.iter().chain(step.outputs()).filter_map(value) {
+                        let life = &mut self.lives[v];
+                        life.start = life.start.min(self.clock);
+                        life.end = self.clock;
+                    }
+                    if let (true, [out]) = (self.layout.in_place, step.outputs())
+                        && let Some(out) = value(out)
+                    {
+                        // What is passed twice may be read elsewhere under its other name.
+                        let once = |v: &usize| inputs.iter().filter(|i| value(i) == Some(*v)).count() == 1;
+                        let from = self.replaceable[*kernel].iter().filter_map(|&n| value(&inputs[n]));
+                        self.moves.push((out, from.filter(once).collect()));
+                    }
+                }
+                Step::Call { routine: callee, inputs, outputs, .. } => {
+                    let of =
+                        self.program.routine(callee).ok_or_else(|| PlanError::Missing(callee.clone()))?;
+                    let params = of.params.iter().zip(inputs);
+                    let given = params.chain(of.results.iter().zip(outputs));
+                    let given = given.filter_map(|(own, id)| Some((*own, value(id)?))).collect();
+                    self.routine(callee, given)?;
+                }
+            }
+        }
+        self.frames[number] = frame;
+        Ok(())
+    }
+
+    fn value(&mut self, routine: &str, buffer: &Buffer) -> Result<usize, PlanError> {
+        let mut bytes = (self.layout.bytes)(buffer.dtype);
+        for size in &buffer.dims {
+            let n = match size {
+                Size::Fixed(n) => *n,
+                Size::Sym(s) => *self.sizes.get(s).ok_or_else(|| PlanError::Unbound {
+                    routine: routine.to_owned(),
+                    buffer: buffer.name.clone(),
+                    size: s.clone(),
+                })?,
+            };
+            bytes = bytes.saturating_mul(n);
+        }
+        let most = self.layout.whole_page();
+        if bytes > most {
+            let (routine, buffer) = (routine.to_owned(), buffer.name.clone());
+            return Err(PlanError::Large { routine, buffer, bytes, most });
+        }
+        let root = self.lives.len();
+        self.lives.push(Life { bytes, start: usize::MAX, end: 0, root, taken: 0 });
+        Ok(root)
+    }
+}
+
+/// Gives results the places of operands that die with them, where a kernel allows it.
+fn in_places(mut lives: Vec<Life>, moves: &[(usize, Vec<usize>)]) -> Vec<Life> {
+    lives.iter_mut().for_each(|l| l.taken = l.end);
+    for (out, from) in moves {
+        let (start, bytes) = (lives[*out].start, lives[*out].bytes);
+        let dies =
+            |v: &&usize| lives[**v].end == start && lives[**v].bytes == bytes && lives[**v].start < start;
+        // A value has one place: what is written again later keeps the one it has.
+        if lives[*out].root == *out
+            && let Some(&v) = from.iter().find(dies)
+        {
+            let root = lives[v].root;
+            lives[*out].root = root;
+            lives[root].taken = lives[*out].end;
+        }
+    }
+    lives
+}
+
+/// The most bytes that are alive at one moment.
+fn bound(lives: &[Life], last: usize) -> u64 {
+    let mut at: Vec<u64> = vec![0; last + 1];
+    for (n, life) in lives.iter().enumerate().filter(|(_, l)| l.start <= l.end) {
+        // Where a value takes the place of another, both are alive, but it is there once.
+        let from = if life.root == n { life.start } else { life.start + 1 };
+        (from..=life.end).for_each(|t| at[t] += life.bytes);
+    }
+    at.into_iter().max().unwrap_or(0)
+}
+
+/// A place for each value that has one of its own, and the bytes of each allocation.
+fn place(lives: &[Life], layout: &Layout) -> (Vec<Place>, Vec<u64>) {
+    let own = |n: &usize| lives[*n].root == *n && lives[*n].start <= lives[*n].end;
+    let mut order: Vec<usize> = (0..lives.len()).filter(own).collect();
+    order.sort_by_key(|&n| (std::cmp::Reverse(lives[n].bytes), lives[n].start));
+    let (align, page) = (layout.align, layout.whole_page());
+    // Offsets count through all pages until the end.
+    let mut offsets = vec![0u64; lives.len()];
+    let mut placed: Vec<usize> = Vec::new();
+    for n in order {
+        let life = &lives[n];
+        let bytes = life.bytes.max(1);
+        let meets = |&&m: &&usize| lives[m].start <= life.taken && life.start <= lives[m].taken;
+        let mut taken: Vec<_> =
+            placed.iter().filter(meets).map(|&m| (offsets[m], offsets[m] + lives[m].bytes.max(1))).collect();
+        taken.sort_unstable();
+        let fit = |at: u64| {
+            let at = at.next_multiple_of(align);
+            if at / page == (at + bytes - 1) / page { at } else { at.next_multiple_of(page) }
+        };
+        let mut at = 0;
+        for (from, to) in taken {
+            if at + bytes > from {
+                at = fit(at.max(to));
+            }
+        }
+        offsets[n] = at;
+        placed.push(n);
+    }
+    let mut pages: Vec<u64> = Vec::new();
+    let mut places = vec![Place { page: 0, offset: 0, bytes: 0 }; lives.len()];
+    for n in placed {
+        let (number, offset) = ((offsets[n] / page) as usize, offsets[n] % page);
+        places[n] = Place { page: number, offset, bytes: lives[n].bytes };
+        pages.resize(pages.len().max(number + 1), 0);
+        pages[number] = pages[number].max((offset + lives[n].bytes).next_multiple_of(align));
+    }
+    (places, pages)
+}
+
+/// Memory as a plan's launches leave it.
+struct Replay<'a> {
+    plan: &'a Plan,
+    program: &'a Program,
+    layout: &'a Layout,
+    calls: usize,
+    launches: usize,
+    /// What lies where: by page and first byte, the length and the launch that wrote it.
+    memory: BTreeMap<(usize, u64), (u64, usize)>,
+}
+
+impl Replay<'_> {
+    /// Follows a call. `written` says which launch wrote each parameter; what is returned says so of the results.
+    fn routine(
+        &mut self,
+        name: &str,
+        mut written: BTreeMap<BufferId, usize>,
+    ) -> Result<Vec<Option<usize>>, String> {
+        let routine = self.program.routine(name).ok_or_else(|| format!("there is no routine @{name}"))?;
+        let call = self.calls;
+        self.calls += 1;
+        for step in &routine.steps {
+            match step {
+                Step::Launch { kernel, inputs, .. } => {
+                    self.launches += 1;
+                    let kernel = &self.program.kernels[*kernel];
+                    let at = |id: &BufferId| self.plan.place(call, *id);
+                    for (id, place) in inputs.iter().filter_map(|id| Some((id, at(id)?))) {
+                        self.intact(place, written.get(id).copied(), &routine.buffer(*id).name)?;
+                    }
+                    let allowed = if self.layout.in_place { in_place(kernel) } else { Vec::new() };
+                    for &id in step.outputs() {
+                        let Some(out) = at(&id) else { continue };
+                        let shared: Vec<_> = (0..inputs.len())
+                            .filter(|&n| at(&inputs[n]).is_some_and(|place| place.meets(out)))
+                            .collect();
+                        let fine = match shared[..] {
+                            [] => true,
+                            [n] => allowed.contains(&n) && at(&inputs[n]) == Some(out),
+                            _ => false,
+                        };
+                        if !fine {
+                            let value = &routine.buffer(id).name;
+                            return Err(format!("@{name}: {} writes `{value}` where it reads", kernel.name));
+                        }
+                        written.insert(id, self.launches);
+                        self.write(out);
+                    }
+                }
+                Step::Call { routine: callee, inputs, outputs, .. } => {
+                    let missing = || format!("there is no routine @{callee}");
+                    let params = &self.program.routine(callee).ok_or_else(missing)?.params;
+                    let given = params.iter().zip(inputs);
+                    let given = given.filter_map(|(p, id)| Some((*p, *written.get(id)?))).collect();
+                    let made = self.routine(callee, given)?;
+                    written.extend(outputs.iter().zip(made).filter_map(|(id, w)| Some((*id, w?))));
+                }
+            }
+        }
+        Ok(routine.results.iter().map(|r| written.get(r).copied()).collect())
+    }
+
+    fn write(&mut self, place: Place) {
+        let over: Vec<_> = self
+            .memory
+            .iter()
+            .filter(|&(&(page, offset), &(bytes, _))| place.meets(Place { page, offset, bytes }))
+            .map(|(&at, _)| at)
+            .collect();
+        for at in over {
+            self.memory.remove(&at);
+        }
+        self.memory.insert((place.page, place.offset), (place.bytes, self.launches));
+    }
+
+    fn intact(&self, place: Place, written: Option<usize>, value: &str) -> Result<(), String> {
+        let there = self.memory.get(&(place.page, place.offset)).map(|&(_, launch)| launch);
+        if place.bytes == 0 || (written.is_some() && there == written) {
+            return Ok(());
+        }
+        Err(format!(
+            "launch {}: `{value}` was written by {written:?}, {there:?} is in its place",
+            self.launches
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::Routine;
+
+    const LAYOUT: Layout = Layout { align: 4, page: 1 << 40, bytes: |d| d.bytes(), in_place: true };
+
+    fn kernel(kind: KernelKind, body: &str) -> Kernel {
+        let text = format!("module m entry @f\n\nfunc @f {{\n{body}  return y\n}}\n");
+        let body = latentc_ir::parse("m.ir", &text).expect("it parses").functions.remove(0);
+        Kernel { name: "f".to_owned(), kind, body }
+    }
+
+    /// `s = a + c` with a, b, c and at last y made of each other by products: b of a, c of b, y of s.
+    fn chain() -> Program {
+        let product = "  axes t, d=8, e=8\n  param x: f32[t, d=8]\n  param w: f32[e=8, d=8]\n\n  \
+                       y: f32[t, e=8] = contract x, w over d\n";
+        let sum =
+            "  axes t, d=8\n  param x: f32[t, d=8]\n  param z: f32[t, d=8]\n\n  y: f32[t, d=8] = add x, z\n";
+        let names = ["x", "w", "a", "b", "c", "s", "y"];
+        let id = |name: &str| BufferId(names.iter().position(|n| *n == name).expect("a name") as u32);
+        let role = |name: &str| match name {
+            "x" => Role::Param,
+            "w" => Role::Weight { index: 0 },
+            _ => Role::Temp,
+        };
+        let dims = vec![Size::Sym("t".to_owned()), Size::Fixed(8)];
+        let buffer =
+            |n: &&str| Buffer { name: (*n).to_owned(), dtype: DType::F32, dims: dims.clone(), role: role(n) };
+        let launch = |kernel, inputs: [&str; 2], output| Step::Launch {
+            kernel,
+            inputs: inputs.map(id).to_vec(),
+            output: id(output),
+            sizes: vec![Size::Sym("t".to_owned())],
+            origins: Vec::new(),
+        };
+        let routine = Routine {
+            name: "f".to_owned(),
+            buffers: names.iter().map(buffer).collect(),
+            params: vec![id("x")],
+            results: vec![id("y")],
+            steps: vec![
+                launch(0, ["x", "w"], "a"),
+                launch(0, ["a", "w"], "b"),
+                launch(0, ["b", "w"], "c"),
+                launch(1, ["a", "c"], "s"),
+                launch(0, ["s", "w"], "y"),
+            ],
+        };
+        let kernels = vec![kernel(KernelKind::Contract, product), kernel(KernelKind::Map, sum)];
+        Program { name: "m".to_owned(), kernels, routines: vec![routine], entry: "f".to_owned() }
+    }
+
+    fn plan(program: &Program, layout: &Layout) -> Plan {
+        let plan = Plan::new(program, &BTreeMap::from([("t".to_owned(), 10)]), layout).expect("it fits");
+        plan.replay(program, layout).expect("values stay until they are read");
+        plan
+    }
+
+    #[test]
+    fn values_share_memory_when_they_do_not_live_together() {
+        let program = chain();
+        let with = plan(&program, &LAYOUT);
+        let without = plan(&program, &Layout { in_place: false, ..LAYOUT });
+        // Each value has 320 bytes. At the third product a, b and c live; the sum needs no more.
+        for plan in [&with, &without] {
+            assert_eq!((plan.bytes(), plan.bound), (960, 960));
+        }
+        let of = |plan: &Plan, n: u32| plan.place(0, BufferId(n)).expect("a temporary");
+        let (a, c, s) = (2, 4, 5);
+        assert_eq!(of(&with, s), of(&with, a));
+        assert!(!of(&without, s).meets(of(&without, a)) && !of(&without, s).meets(of(&without, c)));
+    }
+
+    #[test]
+    fn what_is_overwritten_too_early_is_found() {
+        let program = chain();
+        let mut wrong = plan(&program, &LAYOUT);
+        wrong.frames[0][4] = wrong.frames[0][2];
+        let why = wrong.replay(&program, &LAYOUT).expect_err("c lies where a is");
+        assert_eq!(why, "launch 4: `a` was written by Some(1), Some(3) is in its place");
+    }
+
+    #[test]
+    fn places_do_not_cross_pages() {
+        let program = chain();
+        let layout = Layout { page: 700, align: 256, ..LAYOUT };
+        // Of 700 bytes 512 can be used, and a value of 320 has them for itself.
+        assert_eq!(plan(&program, &layout).pages, [512, 512, 512]);
+        let none = Plan::new(&program, &BTreeMap::new(), &layout).expect_err("t is not given").to_string();
+        assert_eq!(none, "@f: `a` has the size `t`, which nothing gives");
+        let long = BTreeMap::from([("t".to_owned(), 1000)]);
+        let large = Plan::new(&program, &long, &layout).expect_err("too long").to_string();
+        assert!(
+            large.starts_with("@f: `a` has 32000 bytes, where one allocation has 512 at most"),
+            "{large}"
+        );
+    }
+
+    #[test]
+    fn only_what_is_read_at_its_own_index_is_written_over() {
+        let replaced =
+            |text: &str| in_place(&kernel(KernelKind::Map, &format!("  axes a=3, b=4, c=4\n{text}")));
+        let params = "  param p: f32[a=3, b=4]\n  param q: f32[b=4]\n  param r: f32[b=4, a=3]\n  param n: bf16[a=3, b=4]\n\n";
+        let sum =
+            "  x: f32[a=3, b=4] = add p, q\n  z: f32[a=3, b=4] = mul x, r\n  y: f32[a=3, b=4] = add z, n\n";
+        // q is read by several elements, r lies in another order, n has shorter elements.
+        assert_eq!(replaced(&format!("{params}{sum}")), [0]);
+        let turned = "  x: f32[a=3, c=4] = rename p from b to c\n  z: f32[a=3, b=4] = rename x from c to b\n";
+        assert_eq!(replaced(&format!("{params}{turned}  y: f32[a=3, b=4] = add z, q\n")), [0; 0]);
+        let row = "  s: f32[a=3] = reduce_sum p over b\n  y: f32[a=3, b=4] = div p, s\n";
+        assert_eq!(replaced(&format!("{params}{row}")), [0; 0]);
+    }
+}

@@ -1,0 +1,42 @@
+//! Plans of memory for the bundled models: nothing is overwritten before it is read, and little is wasted.
+
+use latentc_codegen::cube::Target;
+use latentc_codegen::host;
+use latentc_codegen::memory::Plan;
+use latentc_ir::{DType, Symbols};
+use latentc_models::config::ModelConfig;
+use latentc_models::{Goal, trace};
+use latentc_passes::{Graph, pipeline};
+use latentc_runtime::compiled::compile;
+
+#[test]
+fn temporaries_take_little_more_than_what_lives_at_one_moment() {
+    // Sequences, new tokens of a prompt, and positions.
+    let runs = [(1, 1, 1), (1, 1024, 4096), (3, 777, 1000), (64, 128, 8192)];
+    for name in ModelConfig::bundled_names() {
+        let config = ModelConfig::bundled(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for graph in Graph::ALL {
+            let goal = match graph {
+                Graph::Train | Graph::Gradient => Goal::Loss,
+                Graph::Prefill | Graph::Decode => Goal::Logits,
+            };
+            let traced = trace(&config, goal, DType::Bf16).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let compiled =
+                compile(&traced.module, graph, &pipeline()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let symbols = Symbols::of(compiled.module());
+            for (batch, tokens, context) in runs {
+                let new = if graph == Graph::Decode { 1 } else { tokens };
+                let sizes = symbols.bind(batch, new, context);
+                for layout in [host::LAYOUT, Target::Cuda.layout(), Target::Wgsl.layout()] {
+                    let what = format!("{name}, {graph:?} of {sizes:?}");
+                    let plan = Plan::new(&compiled.program, &sizes, &layout)
+                        .unwrap_or_else(|e| panic!("{what}: {e}"));
+                    plan.replay(&compiled.program, &layout).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    let (bytes, bound) = (plan.bytes(), plan.bound);
+                    println!("{what}: {bytes} bytes, {bound} of them at one moment");
+                    assert!(bytes * 10 <= bound * 11, "{what}: {bytes} bytes for {bound}");
+                }
+            }
+        }
+    }
+}
