@@ -20,3 +20,4 @@ pub mod program;
 pub mod scatter;
 pub mod schedule;
 pub mod stream;
+pub mod traffic;
