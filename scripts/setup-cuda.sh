@@ -12,8 +12,9 @@ wheels=(
   nvidia-cuda-crt==13.0.88
   nvidia-cuda-cccl==13.0.85
   nvidia-cuda-nvcc==13.0.88
-  # There is none of 13.0; this one reads the cubins of 13.0.
+  # There are none of 13.0; these read the cubins of 13.0.
   nvidia-cuda-cuobjdump==13.2.78
+  nvidia-cuda-nvdisasm==13.2.78
 )
 stamp=$venv/.wheels
 wanted=$(printf '%s\n' "${wheels[@]}")

@@ -12,6 +12,7 @@ pub mod emulate;
 mod fuse;
 pub mod grouped;
 pub mod host;
+pub mod machine_code;
 pub mod map;
 pub mod memory;
 pub mod nvrtc;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use libloading::Library;
+use serde::Serialize;
 
 /// The environment variable that names the virtual environment with the wheels.
 pub const VENV: &str = "LATENTC_CUDA_VENV";
@@ -17,6 +18,7 @@ pub struct Toolkit {
     nvrtc: PathBuf,
     builtins: Option<PathBuf>,
     ptxas: PathBuf,
+    cuobjdump: PathBuf,
     include_dirs: Vec<PathBuf>,
 }
 
@@ -73,14 +75,15 @@ impl Toolkit {
             let name = |p: &&PathBuf| p.file_name().unwrap_or_default().to_string_lossy().into_owned();
             libraries.iter().find(|p| name(p).starts_with(prefix) && !name(p).contains(".alt.")).cloned()
         };
-        let ptxas = root.join("bin/ptxas");
-        if !ptxas.is_file() {
-            return Err(absent("bin/ptxas", &root));
-        }
+        let program = |name: &str| {
+            let path = root.join(name);
+            if path.is_file() { Ok(path) } else { Err(absent(name, &root)) }
+        };
         Ok(Toolkit {
             nvrtc: named("libnvrtc.so").ok_or_else(|| absent("lib/libnvrtc.so", &root))?,
             builtins: named("libnvrtc-builtins.so"),
-            ptxas,
+            ptxas: program("bin/ptxas")?,
+            cuobjdump: program("bin/cuobjdump")?,
             include_dirs: vec![root.join("include"), root.join("include/cccl")],
         })
     }
@@ -108,6 +111,21 @@ impl Toolkit {
         let image = std::fs::read(&to).map_err(io(&to))?;
         Ok(Cubin { image, resources: Resources::read(&report) })
     }
+
+    /// The instructions of machine code as `cuobjdump` prints them.
+    ///
+    /// # Errors
+    /// If it does not know the code or a file cannot be written.
+    pub fn disassemble(&self, cubin: &Cubin, dir: &Path) -> Result<String, NvrtcError> {
+        let file = dir.join("kernel.cubin");
+        std::fs::write(&file, &cubin.image).map_err(|e| NvrtcError::Io(file.clone(), e.to_string()))?;
+        let output = Command::new(&self.cuobjdump).arg("-sass").arg(&file).output();
+        let output = output.map_err(|e| NvrtcError::Io(self.cuobjdump.clone(), e.to_string()))?;
+        if !output.status.success() {
+            return Err(NvrtcError::Assemble(String::from_utf8_lossy(&output.stderr).into_owned()));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
 }
 
 /// What is in a folder, by name; nothing if it cannot be read.
@@ -128,7 +146,7 @@ pub struct Cubin {
 }
 
 /// What the assembler says that a thread takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Resources {
     /// Registers.
     pub registers: u32,
@@ -136,13 +154,15 @@ pub struct Resources {
     pub stack_bytes: u32,
     /// Bytes written and read because there were too few registers.
     pub spill_bytes: u32,
+    /// Bytes of shared memory of a block, without what a launch adds.
+    pub shared_bytes: u32,
 }
 
 impl Resources {
     /// From the report of `ptxas -v`: the number before each known phrase.
     fn read(report: &str) -> Resources {
         let before = |phrase: &str| -> u32 {
-            let at = report.find(phrase).unwrap_or(0);
+            let Some(at) = report.find(phrase) else { return 0 };
             let word = report[..at].rsplit(|c: char| !c.is_ascii_digit()).next();
             word.and_then(|w| w.parse().ok()).unwrap_or(0)
         };
@@ -150,6 +170,7 @@ impl Resources {
             registers: before(" registers"),
             stack_bytes: before(" bytes stack frame"),
             spill_bytes: before(" bytes spill stores") + before(" bytes spill loads"),
+            shared_bytes: before(" bytes smem"),
         }
     }
 }

@@ -55,3 +55,33 @@ fn what_is_asked_for_must_be_there() {
     );
     assert_eq!(small["kernels"].as_array().map(Vec::len), Some(1));
 }
+
+#[test]
+fn what_a_kernel_takes_of_a_gpu_is_told_without_one() {
+    let line = "check {} --static --graph decode --kernel moe_layer_y --arch sm_80 --arch sm_90a --arch sm_100 --json";
+    let out = latentc(words(line, &[&case("tiny")]));
+    let said = String::from_utf8_lossy(&out.stderr);
+    if said.contains("no CUDA toolkit") {
+        eprintln!("SKIPPED: what_a_kernel_takes_of_a_gpu_is_told_without_one: {said}");
+        return;
+    }
+    assert!(out.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let rows = report["kernels"].as_array().expect("a list");
+    let archs: Vec<_> = rows.iter().map(|r| r["arch"].as_str().unwrap_or_default()).collect();
+    assert_eq!(archs, ["sm_80", "sm_90a", "sm_100"]);
+    for row in rows {
+        let code = &row["code"];
+        let number = |v: &Value| v.as_f64().expect("a number");
+        let (registers, counts) = (number(&code["resources"]["registers"]), &code["instructions"]);
+        assert!((1.0..=255.0).contains(&registers), "{row}");
+        assert!(number(&code["occupancy"]) > 0.0 && number(&code["occupancy"]) <= 1.0, "{row}");
+        // It reads and writes memory, and does something in between.
+        assert!(number(&counts["global"]) >= 2.0 && number(&counts["total"]) > 20.0, "{row}");
+        assert_eq!(
+            (number(&code["resources"]["spill_bytes"]), number(&counts["local"])),
+            (0.0, 0.0),
+            "{row}"
+        );
+    }
+}

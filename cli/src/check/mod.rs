@@ -1,5 +1,7 @@
 //! `latentc check`: whether the kernels of a model compute what they mean.
 
+mod machine_code;
+
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -9,11 +11,13 @@ use std::time::Instant;
 
 use anyhow::{anyhow, bail};
 use clap::ValueEnum;
+use clap::builder::PossibleValuesParser;
 use latentc_codegen::check::{Outcome, Trial, check as run_trial, trials};
 use latentc_codegen::cube::{CudaDevice, WgpuDevice};
 use latentc_codegen::device::{Device, DeviceError};
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::host::Host;
+use latentc_codegen::machine_code::ARCHS;
 use latentc_codegen::program::Kernel;
 use latentc_passes::Graph;
 use latentc_runtime::compiled::Compiled;
@@ -41,6 +45,13 @@ pub(crate) struct Args {
     /// Where the kernels run.
     #[arg(long, value_enum, default_value = "emulate")]
     target: Target,
+    /// Run nothing: compile the CUDA text with NVIDIA's compilers, and say what of a GPU each kernel takes.
+    #[arg(long = "static", conflicts_with_all = ["target", "seed"])]
+    machine_code: bool,
+    /// For which architectures; may be given several times.
+    #[arg(long, value_name = "ARCH", requires = "machine_code", default_values = ["sm_90a"],
+          value_parser = PossibleValuesParser::new(ARCHS.map(|a| a.name)))]
+    arch: Vec<String>,
     /// Weights and activations; the configuration's if not given.
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
@@ -96,6 +107,9 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let model = Model::find(&args.model)?;
     let kernels = chosen(args, &model)?;
+    if args.machine_code {
+        return machine_code::check(args, &model.name, &kernels);
+    }
     let report = match args.target {
         Target::Host => one_by_one(args, &model, &kernels, Host),
         Target::Wgpu => one_by_one(args, &model, &kernels, WgpuDevice::open()?),

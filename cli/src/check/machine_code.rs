@@ -1,0 +1,138 @@
+//! `latentc check --static`: what NVIDIA's compilers make of the kernels.
+
+use std::fmt::Write;
+use std::time::Instant;
+
+use anyhow::bail;
+use latentc_codegen::cube::{LaunchShape, cuda_source, cuda_split_sources};
+use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode, machine_code};
+use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
+use latentc_codegen::program::Kernel;
+use serde::Serialize;
+
+use super::Args;
+use crate::table::table;
+use crate::{print, print_json, progress};
+
+/// All that was compiled, as `--json` prints it.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    kernels: Vec<Row>,
+}
+
+/// A source for an architecture. A kernel that is launched in parts has several sources.
+#[derive(Serialize)]
+struct Row {
+    kernel: String,
+    kind: String,
+    /// Of the parts of a kernel, which it is, counted from 1; 0 is the whole.
+    part: usize,
+    arch: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<MachineCode>,
+    /// What a compiler said against it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+pub(super) fn check(args: &Args, model: &str, kernels: &[Kernel]) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let archs: Vec<&Arch> = ARCHS.iter().filter(|a| args.arch.iter().any(|name| name == a.name)).collect();
+    let toolkit = Toolkit::find()?;
+    let nvrtc = Nvrtc::load(&toolkit)?;
+    let spinner = progress::spinner("compiling");
+    let mut report = Report { model: model.to_owned(), kernels: Vec::new() };
+    for (n, kernel) in kernels.iter().enumerate() {
+        spinner.say(format!("{} ({} of {})", kernel.name, n + 1, kernels.len()));
+        let shape = LaunchShape::of(kernel);
+        let mut sources = vec![cuda_source(kernel)?];
+        sources.extend(cuda_split_sources(kernel)?);
+        for (part, source) in sources.iter().enumerate() {
+            for arch in &archs {
+                let shared = shape.shared_bytes as u32;
+                let made = machine_code((&nvrtc, &toolkit), source, arch, shape.units, shared);
+                let (code, error) = match made {
+                    Ok(code) => (Some(code), None),
+                    Err(e) => (None, Some(e.to_string())),
+                };
+                let (kernel, kind) = (kernel.name.clone(), kernel.kind.to_string());
+                report.kernels.push(Row { kernel, kind, part, arch: arch.name, code, error });
+            }
+        }
+    }
+    drop(spinner);
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&text(&report, kernels.len(), start))?;
+    }
+    let refused = report.kernels.iter().filter(|r| r.error.is_some()).count();
+    if refused > 0 {
+        bail!("{refused} of {} sources of {model} are refused", report.kernels.len());
+    }
+    Ok(())
+}
+
+fn text(report: &Report, kernels: usize, start: Instant) -> String {
+    let heads = [
+        "kernel",
+        "kind",
+        "arch",
+        "registers",
+        "spilled",
+        "shared",
+        "occupancy",
+        "instructions",
+        "global",
+        "16-byte",
+        "tensor",
+    ];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    for r in &report.kernels {
+        let mut row = vec![r.name(), r.kind.clone(), r.arch.to_owned()];
+        match &r.code {
+            Some(code) => {
+                let counts = &code.instructions;
+                let percent = |x: f64| format!("{:.0}%", 100.0 * x);
+                row.extend([
+                    code.resources.registers.to_string(),
+                    code.resources.spill_bytes.to_string(),
+                    code.shared_bytes.to_string(),
+                    percent(code.occupancy),
+                    counts.total.to_string(),
+                    counts.global.to_string(),
+                    counts.wide_share().map_or_else(|| "-".to_owned(), percent),
+                    counts.tensor.to_string(),
+                ]);
+            }
+            None => row.push("REFUSED".to_owned()),
+        }
+        rows.push(row);
+    }
+    let mut text = table(&rows, 3);
+    for r in &report.kernels {
+        if let Some(error) = &r.error {
+            let _ = writeln!(text, "\n{} for {}: {error}", r.name(), r.arch);
+        }
+    }
+    let spilled =
+        report.kernels.iter().filter(|r| r.code.as_ref().is_some_and(|c| c.resources.spill_bytes > 0));
+    let _ = writeln!(
+        text,
+        "\n{kernels} kernels, {} of {} codes spill registers, {:.1} s",
+        spilled.count(),
+        report.kernels.len(),
+        start.elapsed().as_secs_f64()
+    );
+    text
+}
+
+impl Row {
+    fn name(&self) -> String {
+        match self.part {
+            0 => self.kernel.clone(),
+            part => format!("{}, part {part}", self.kernel),
+        }
+    }
+}
