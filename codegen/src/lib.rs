@@ -9,6 +9,7 @@ pub mod contract;
 pub mod cube;
 pub mod device;
 pub mod emulate;
+pub mod few;
 mod fuse;
 pub mod grouped;
 pub mod host;

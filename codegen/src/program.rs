@@ -107,6 +107,15 @@ pub enum KernelKind {
     Scatter,
     /// Values weighed by a softmax and added up, with scores that are never stored: see [`stream`](crate::stream).
     Stream,
+    /// A product that is computed by tiles on GPUs, whatever its size.
+    Tiles,
+    /// What a device makes of a product with few rows at a launch: see [`few`](crate::few).
+    Few {
+        /// The side of the operands that are read once: 0 has the axes *m*, 1 the axes *n*.
+        wide: u8,
+        /// Rows that are multiplied with what was read.
+        rows: u8,
+    },
 }
 
 impl KernelKind {
@@ -135,6 +144,8 @@ impl fmt::Display for KernelKind {
             KernelKind::Grouped => "grouped",
             KernelKind::Scatter => "scatter",
             KernelKind::Stream => "stream",
+            KernelKind::Tiles => "tiles",
+            KernelKind::Few { .. } => "few rows",
         })
     }
 }

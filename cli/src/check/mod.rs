@@ -13,7 +13,7 @@ use anyhow::{anyhow, bail};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use latentc_codegen::check::{Outcome, Trial, check as run_trial, trials};
-use latentc_codegen::cube::{CudaDevice, WgpuDevice};
+use latentc_codegen::cube::{CudaDevice, WgpuDevice, chosen as chosen_way};
 use latentc_codegen::device::{Device, DeviceError};
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::host::Host;
@@ -117,7 +117,8 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
         Target::Emulate => {
             let mut emulator = Emulator::open(args.seed)?;
             let spinner = progress::spinner("compiling");
-            let shrunk: Vec<_> = kernels.iter().flat_map(trials).map(|t| t.kernel).collect();
+            let shrunk: Vec<_> =
+                kernels.iter().flat_map(trials).map(|t| chosen_way(&t.kernel, &t.sizes)).collect();
             // What does not compile says so when it is launched.
             let _ = emulator.prepare(&shrunk);
             drop(spinner);

@@ -68,7 +68,7 @@ fn folds<'f>(body: &'f Function, plan: &ContractPlan) -> [Vec<(&'f Inst, Fold)>;
 }
 
 /// Axes that lie behind one another in a tensor, so that their common number needs no division.
-struct Run {
+pub(super) struct Run {
     /// The number of indices of what follows in the group.
     after: Val,
     /// The number of indices, but for the first run of a group, which needs none.
@@ -78,11 +78,11 @@ struct Run {
 }
 
 /// Where the elements of a group of axes lie in one tensor.
-struct Offsets(Vec<Run>);
+pub(super) struct Offsets(Vec<Run>);
 
 impl Offsets {
     /// For the axes of `group` in a tensor with the axes `memory`.
-    fn of(e: &mut Emit, x: &Exprs<'_>, group: &[AxisId], memory: &[AxisId]) -> Offsets {
+    pub(super) fn of(e: &mut Emit, x: &Exprs<'_>, group: &[AxisId], memory: &[AxisId]) -> Offsets {
         let one = e.u32(1);
         let place =
             |a: AxisId| memory.iter().position(|&m| m == a).expect("groups are made from the operands");
@@ -110,7 +110,7 @@ impl Offsets {
     }
 
     /// Where the element with this number lies.
-    fn at(&self, e: &mut Emit, number: Val) -> Val {
+    pub(super) fn at(&self, e: &mut Emit, number: Val) -> Val {
         let mut offset = e.u32(0);
         for run in &self.0 {
             let mut index = e.div(number, run.after);
@@ -125,16 +125,16 @@ impl Offsets {
 }
 
 /// Where a tile is: the index in the batch, and a side's group of axes with the number of its first row and of all.
-struct Side<'p> {
-    group: &'p [AxisId],
-    first: Val,
-    total: Val,
+pub(super) struct Side<'p> {
+    pub(super) group: &'p [AxisId],
+    pub(super) first: Val,
+    pub(super) total: Val,
     /// What was folded for each row, and where it is kept.
-    folded: Vec<(ValueId, Shared)>,
+    pub(super) folded: Vec<(ValueId, Shared)>,
 }
 
 /// The index of a value whose axes are among these groups.
-fn gather_index(x: &Exprs<'_>, value: ValueId, known: &[(&[AxisId], &[Val])]) -> Vec<Val> {
+pub(super) fn gather_index(x: &Exprs<'_>, value: ValueId, known: &[(&[AxisId], &[Val])]) -> Vec<Val> {
     let along = |a: &AxisId| {
         let found = known.iter().find_map(|(group, index)| Some(index[group.iter().position(|g| g == a)?]));
         found.expect("the plan's groups are all axes of a product")
@@ -142,20 +142,20 @@ fn gather_index(x: &Exprs<'_>, value: ValueId, known: &[(&[AxisId], &[Val])]) ->
     x.body().ty(value).axes.iter().map(along).collect()
 }
 
-/// Folds what the rows of a side have, all units of the cube on one row at a time.
-fn fold_rows<'f>(
+/// Folds what the rows of a side have, of which there are `tile` at most, all units of the cube on one row at a time.
+pub(super) fn fold_rows<'f>(
     e: &mut Emit,
     x: &mut Exprs<'f>,
     side: &mut Side<'_>,
     folds: &[(&'f Inst, Fold)],
     (batch_axes, batch): (&[AxisId], &[Val]),
-    scratch: Shared,
+    (scratch, tile): (Shared, u32),
 ) {
-    let (zero, one, tile) = (e.u32(0), e.u32(1), e.u32(TILE));
+    let (zero, one, most) = (e.u32(0), e.u32(1), e.u32(tile));
     for (inst, fold) in folds {
-        let kept = e.shared(Elem::F32, TILE as usize);
+        let kept = e.shared(Elem::F32, tile as usize);
         let left = e.sub(side.total, side.first);
-        let rows = e.binary(Bin::Min, left, tile);
+        let rows = e.binary(Bin::Min, left, most);
         e.for_step(zero, rows, one, |e, row| {
             x.scope(|x| {
                 let number = e.add(side.first, row);
@@ -324,7 +324,7 @@ pub(crate) fn emit(
         if folds.iter().any(|f| !f.is_empty()) {
             let scratch = e.shared(Elem::F32, UNITS as usize);
             for (side, folds) in sides.iter_mut().zip(&folds) {
-                fold_rows(e, x, side, folds, repeat, scratch);
+                fold_rows(e, x, side, folds, repeat, (scratch, TILE));
             }
         }
         let (unit, side) = (e.unit(), e.u32(SIDE));

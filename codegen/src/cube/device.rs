@@ -17,9 +17,10 @@ use super::refuse;
 use super::shape::LaunchShape;
 use super::split::{Role, Split};
 use super::target::Target;
+use super::ways::{Ways, way};
 use crate::device::{Data, Device, DeviceError};
 use crate::memory::Layout;
-use crate::program::Kernel;
+use crate::program::{Kernel, KernelKind};
 
 /// A CubeCL runtime that kernels can be written for.
 pub trait CubeRuntime: Runtime {
@@ -40,8 +41,10 @@ pub struct CubeDevice<R: CubeRuntime> {
 
 /// A kernel that was launched before.
 struct Compiled {
-    ir: CubeIr,
-    shape: LaunchShape,
+    kernel: Kernel,
+    ways: Ways,
+    /// The ways that were taken.
+    taken: Vec<(KernelKind, CubeIr, LaunchShape)>,
 }
 
 /// Memory of a [`CubeDevice`].
@@ -206,14 +209,24 @@ impl<R: CubeRuntime> CubeDevice<R> {
         unsafe { self.client.launch_unchecked(task, CubeCount::Static(x, y, z), args) };
     }
 
-    /// The kernel ready to launch, and whether this is its first launch.
-    fn compiled(&mut self, kernel: &Kernel) -> Result<(CubeIr, LaunchShape, bool), DeviceError> {
-        let same = |c: &&Compiled| c.ir.kernel() == kernel;
-        if let Some(c) = self.kernels.get(&kernel.name).and_then(|known| known.iter().find(same)) {
-            return Ok((c.ir.clone(), c.shape.clone(), false));
+    /// The kernel ready to launch for these extents, and whether this is its first launch in that way.
+    fn compiled(
+        &mut self,
+        kernel: &Kernel,
+        extents: &[usize],
+    ) -> Result<(CubeIr, LaunchShape, bool), DeviceError> {
+        let known = self.kernels.entry(kernel.name.clone()).or_default();
+        let place = known.iter().position(|c| c.kernel == *kernel).unwrap_or_else(|| {
+            known.push(Compiled { kernel: kernel.clone(), ways: Ways::of(kernel), taken: Vec::new() });
+            known.len() - 1
+        });
+        let kind = known[place].ways.choose(extents);
+        if let Some((_, ir, shape)) = known[place].taken.iter().find(|(taken, ..)| *taken == kind) {
+            return Ok((ir.clone(), shape.clone(), false));
         }
+        let kernel = &way(kernel, kind);
         let ir = CubeIr::new(kernel, R::TARGET)?;
-        let shape = LaunchShape::of(kernel);
+        let shape = LaunchShape::on(kernel, R::TARGET);
         let hardware = &self.client.properties().hardware;
         let buffers = kernel.body.params.len() + 1;
         if buffers > hardware.max_bindings as usize {
@@ -234,8 +247,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
                 format!("{need} bytes of shared memory, where the device has {most}"),
             ));
         }
-        let known = self.kernels.entry(kernel.name.clone()).or_default();
-        known.push(Compiled { ir: ir.clone(), shape: shape.clone() });
+        known[place].taken.push((kind, ir.clone(), shape.clone()));
         Ok((ir, shape, true))
     }
 }
@@ -336,12 +348,13 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         output: &mut CubeBuffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
-        let (ir, shape, first) = self.compiled(kernel)?;
         let (params, symbols) = (&kernel.body.params, kernel.size_symbols());
         if inputs.len() != params.len() || sizes.len() != symbols.len() {
             let given = format!("{} buffers and {} sizes", inputs.len(), sizes.len());
             return Err(refuse(kernel, format!("{given}, not {} and {}", params.len(), symbols.len())));
         }
+        let extents = kernel.extents(sizes);
+        let (ir, shape, first) = self.compiled(kernel, &extents)?;
         let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
         let (x, y, z) = shape.grid(number).map_err(|why| refuse(kernel, why))?;
         if x == 0 {
@@ -355,7 +368,6 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
             ));
         }
 
-        let extents = kernel.extents(sizes);
         let mut buffers = Vec::with_capacity(inputs.len() + 1);
         for (&param, input) in params.iter().zip(inputs) {
             match (CubeIr::reads(&kernel.body, param), input) {

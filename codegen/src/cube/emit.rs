@@ -8,7 +8,7 @@
 use cubecl_core::KernelSettings;
 use cubecl_core::ir::{
     AddressType, Arithmetic, BinaryOperator, Branch, Builtin, Comparison, ConstantValue, ElemType, FloatKind,
-    FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction, IntKind, Operation, Operator,
+    FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction, IntKind, Operation, Operator, Plane,
     RangeLoop, Scope, Select, StorageType, Synchronization, Type, UIntKind, UnaryOperator, Variable,
     VariableKind,
 };
@@ -62,7 +62,7 @@ pub(crate) struct Val(Variable);
 
 impl Val {
     /// The number, if this is an unsigned constant.
-    fn known(self) -> Option<u64> {
+    pub(crate) fn known(self) -> Option<u64> {
         match self.0.kind {
             VariableKind::Constant(ConstantValue::UInt(n)) => Some(n),
             _ => None,
@@ -135,6 +135,15 @@ pub(crate) enum Cmp {
     Eq,
     Ne,
     Gt,
+}
+
+/// Several elements that lie behind one another in memory.
+#[derive(Clone, Debug)]
+pub(crate) enum Pack {
+    /// In one register.
+    Vector(Val),
+    /// In as many.
+    Elements(Vec<Val>),
 }
 
 /// Builds one kernel.
@@ -421,6 +430,65 @@ impl Emit {
         };
         let op = IndexAssignOperator { index: index.0, value: value.0, vector_size: 0, unroll_factor: 1 };
         self.builder.scope.register(Instruction::new(Operator::IndexAssign(op), list));
+    }
+
+    /// `width` elements behind one another, from `index` times as many on: one access if there are vectors on the target.
+    pub(crate) fn load_pack(&mut self, memory: impl Memory, index: Val, width: u32, vectors: bool) -> Pack {
+        let list = memory.variable();
+        if width > 1 && vectors {
+            let op = IndexOperator { list, index: index.0, vector_size: width as usize, unroll_factor: 1 };
+            return Pack::Vector(self.push_as(Operator::Index(op), list.ty.with_vector_size(width as usize)));
+        }
+        let width_val = self.u32(width);
+        let first = self.mul(index, width_val);
+        let elements = (0..width).map(|n| {
+            let n = self.u32(n);
+            let at = self.add(first, n);
+            self.load(memory, at)
+        });
+        Pack::Elements(elements.collect())
+    }
+
+    /// An element of a pack.
+    pub(crate) fn element_of(&mut self, pack: &Pack, n: u32) -> Val {
+        match pack {
+            Pack::Elements(elements) => elements[n as usize],
+            Pack::Vector(vector) => {
+                let index = self.u32(n);
+                let op = IndexOperator { list: vector.0, index: index.0, vector_size: 0, unroll_factor: 1 };
+                self.push_as(Operator::Index(op), vector.0.ty.with_vector_size(1))
+            }
+        }
+    }
+
+    /// Registers with a first value.
+    pub(crate) fn pack_var(&mut self, init: &Pack) -> Vec<Var> {
+        match init {
+            Pack::Vector(x) => vec![self.var(*x)],
+            Pack::Elements(x) => x.iter().map(|&x| self.var(x)).collect(),
+        }
+    }
+
+    /// What these registers hold now, in the form of `like`.
+    pub(crate) fn get_pack(&mut self, vars: &[Var], like: &Pack) -> Pack {
+        match like {
+            Pack::Vector(_) => Pack::Vector(self.get(vars[0])),
+            Pack::Elements(_) => Pack::Elements(vars.iter().map(|&v| self.get(v)).collect()),
+        }
+    }
+
+    /// Writes these registers.
+    pub(crate) fn set_pack(&mut self, vars: &[Var], value: &Pack) {
+        match value {
+            Pack::Vector(x) => self.set(vars[0], *x),
+            Pack::Elements(x) => vars.iter().zip(x).for_each(|(&v, &x)| self.set(v, x)),
+        }
+    }
+
+    /// The value of the unit whose number in the plane differs in these bits. All units of the plane must come here.
+    pub(crate) fn shuffle_xor(&mut self, value: Val, bits: u32) -> Val {
+        let bits = self.u32(bits);
+        self.push_as(Plane::ShuffleXor(BinaryOperator { lhs: value.0, rhs: bits.0 }), value.0.ty)
     }
 
     // --- control -----------------------------------------------------------------------------------

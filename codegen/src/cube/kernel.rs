@@ -16,9 +16,10 @@ use super::map::Map;
 use super::shape::LaunchShape;
 use super::split::Role;
 use super::target::Target;
-use super::{contract, refuse, scatter, split, stream};
+use super::{contract, few, refuse, scatter, split, stream};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
+use crate::few::FewPlan;
 use crate::map::append;
 use crate::program::{Kernel, KernelKind};
 use crate::scatter::ScatterPlan;
@@ -95,11 +96,6 @@ impl CubeIr {
         self.spec.plan.as_ref()
     }
 
-    /// What it was made from.
-    pub(crate) fn kernel(&self) -> &Kernel {
-        &self.spec.kernel
-    }
-
     /// Whether a parameter of the body is a buffer of the kernel: all but the cache that an `append` writes.
     pub(crate) fn reads(body: &Function, param: ValueId) -> bool {
         appended(body) != Some(param)
@@ -128,7 +124,7 @@ impl CubeKernel for CubeIr {
         let form = Form::of(kernel);
         let read = match &form {
             Form::Stream(plan) => self.role.reads(body, plan),
-            Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) => body.params.clone(),
+            Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) | Form::Few(..) => body.params.clone(),
         };
         let reads = |p: ValueId| CubeIr::reads(body, p) && read.contains(&p);
         let inputs: Vec<_> = body.params.iter().map(|&p| reads(p).then(|| e.input(stored(p)))).collect();
@@ -158,6 +154,10 @@ impl CubeKernel for CubeIr {
             Form::Scatter(plan) => {
                 scatter::emit(&mut e, &exprs, &plan, [input(plan.x), input(plan.index)], output);
             }
+            Form::Few(plan, rows) => {
+                let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
+                few::emit(&mut e, exprs, &plan, (rows, *target), buffer, output);
+            }
             Form::Tiles(plan) => {
                 let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
                 contract::emit(&mut e, exprs, &plan, buffer, output);
@@ -177,6 +177,8 @@ pub(crate) enum Form {
     Scatter(ScatterPlan),
     /// By tiles of rows and columns, along a streamed axis.
     Stream(StreamPlan),
+    /// By so many rows at once, and some columns.
+    Few(FewPlan, u32),
 }
 
 impl Form {
@@ -194,7 +196,12 @@ impl Form {
                 // What the check refuses is never emitted.
                 None => Form::Map(Map::of(&kernel.body)),
             },
-            KernelKind::Contract => {
+            KernelKind::Few { wide, rows } => match FewPlan::of(&kernel.body, wide.into()) {
+                Some(plan) => Form::Few(plan, rows.into()),
+                // What the check refuses is never emitted.
+                None => Form::Map(Map::of(&kernel.body)),
+            },
+            KernelKind::Contract | KernelKind::Tiles => {
                 let plan = ContractPlan::of(&kernel.body);
                 if plan.m.is_empty() && plan.n.is_empty() {
                     Form::Map(Map::of(&kernel.body))
@@ -234,9 +241,17 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
     }
     match kernel.kind {
         KernelKind::Map | KernelKind::Grouped => check_map(body),
-        KernelKind::Contract => check_contract(body),
+        KernelKind::Contract | KernelKind::Tiles => check_contract(body),
         KernelKind::Scatter => check_scatter(body),
         KernelKind::Stream => check_stream(body),
+        KernelKind::Few { wide, rows } => {
+            check_map(body)?;
+            let rows = rows.is_power_of_two() && rows <= 8;
+            match FewPlan::of(body, wide.into()) {
+                Some(_) if rows && wide < 2 => Ok(()),
+                _ => Err("it is no product with few rows".to_owned()),
+            }
+        }
     }
 }
 

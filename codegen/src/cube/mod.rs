@@ -11,6 +11,7 @@ mod contract;
 mod device;
 mod emit;
 mod expr;
+mod few;
 mod kernel;
 mod map;
 mod resident;
@@ -20,6 +21,7 @@ mod source;
 mod split;
 mod stream;
 mod target;
+mod ways;
 
 #[cfg(feature = "cuda")]
 pub use device::CudaDevice;
@@ -32,6 +34,7 @@ pub use shape::{Cubes, LaunchShape};
 pub use source::wgsl_source;
 pub use source::{cuda_source, cuda_split_sources};
 pub use target::Target;
+pub use ways::{chosen, ways};
 
 use crate::device::DeviceError;
 use crate::program::Kernel;

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::contract::{self, TILE};
 use super::kernel::Form;
 use super::map::Walk;
-use super::{scatter, stream};
+use super::target::Target;
+use super::{few, scatter, stream};
 use crate::program::Kernel;
 
 /// Cubes along one side of a grid; what is more goes into a second dimension. Every runtime takes as many.
@@ -39,8 +40,13 @@ pub enum Cubes {
 }
 
 impl LaunchShape {
-    /// The launch of a kernel on any runtime.
+    /// The launch of a kernel on CUDA. Other targets have the same grid.
     pub fn of(kernel: &Kernel) -> LaunchShape {
+        LaunchShape::on(kernel, Target::Cuda)
+    }
+
+    /// The launch of a kernel on a target.
+    pub(crate) fn on(kernel: &Kernel, target: Target) -> LaunchShape {
         let body = &kernel.body;
         let sizes = |axes: &[AxisId]| axes.iter().map(|&a| body.axis(a).size.clone()).collect::<Vec<_>>();
         match Form::of(kernel) {
@@ -61,6 +67,13 @@ impl LaunchShape {
                 let cubes = Cubes::Tiles { batch, m, n, tile: (TILE, TILE) };
                 let shared_bytes = contract::shared_bytes(body, &plan);
                 LaunchShape { units: contract::UNITS, cubes, shared_bytes }
+            }
+            Form::Few(plan, rows) => {
+                let tiling = few::Tiling::of(body, &plan, rows, target);
+                let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
+                let cubes = Cubes::Tiles { batch, m, n, tile: (tiling.rows, tiling.columns) };
+                let shared_bytes = tiling.shared_bytes(body, &plan);
+                LaunchShape { units: few::UNITS, cubes, shared_bytes }
             }
             Form::Stream(plan) => {
                 let tiles = stream::Tiles::of(body, &plan);

@@ -57,7 +57,7 @@ fn cuda_text(kernel: &Kernel, role: Role) -> Result<String, DeviceError> {
     };
     let _alone = PRINTER.lock().unwrap_or_else(|e| e.into_inner());
     let text = text::<CudaCompiler>(kernel, role, Target::Cuda, &options)?;
-    Ok(ordered_shared_arrays(&text))
+    Ok(ordered_types(&ordered_shared_arrays(&text)))
 }
 
 /// The kernel in WGSL, with the same header. The entry has the kernel's name.
@@ -120,6 +120,22 @@ fn header(kernel: &Kernel, target: Target) -> String {
         let _ = writeln!(text, "// sizes, from info.scalars_uint32[0] on: {}", sizes.join(", "));
     }
     text + "\n"
+}
+
+/// CubeCL prints the types of vectors in the order of a hash map too: this prints them by name.
+fn ordered_types(text: &str) -> String {
+    const HEAD: &str = "struct __align__(";
+    let Some(start) = text.find(HEAD) else { return text.to_owned() };
+    let (before, mut rest) = text.split_at(start);
+    let mut types = Vec::new();
+    while rest.starts_with(HEAD) {
+        let Some(end) = rest.find("\n};\n") else { break };
+        let (one, after) = rest.split_at(end + 4);
+        types.push(one);
+        rest = after;
+    }
+    types.sort_by_key(|t| t.split_once(") ").map(|(_, name)| name));
+    [before, &types.concat(), rest].concat()
 }
 
 /// CubeCL lays out and prints shared arrays in the order of a hash map, another one in each compilation. This

@@ -211,7 +211,9 @@ impl Device for Host {
         let mut pieces = match kernel.kind {
             KernelKind::Map | KernelKind::Scatter | KernelKind::Stream => Vec::new(),
             // What stands around a product goes through memory: the cache holds it, and a launch costs nothing here.
-            KernelKind::Contract | KernelKind::Grouped => pieces(kernel),
+            KernelKind::Contract | KernelKind::Grouped | KernelKind::Tiles | KernelKind::Few { .. } => {
+                pieces(kernel)
+            }
         };
         if pieces.len() < 2 {
             return plain(kernel, &views, output, &extents);
@@ -259,6 +261,11 @@ fn plain(
         KernelKind::Grouped => grouped::run(kernel, inputs, output, extents),
         KernelKind::Scatter => scatter::run(kernel, inputs, output, extents),
         KernelKind::Stream => stream::run(kernel, inputs, output, extents),
+        // Ways of GPUs to do one of the others.
+        KernelKind::Tiles | KernelKind::Few { .. } => match KernelKind::of(&kernel.body) {
+            KernelKind::Grouped => grouped::run(kernel, inputs, output, extents),
+            _ => contract::run(kernel, inputs, output, extents),
+        },
     }
 }
 

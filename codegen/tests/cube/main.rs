@@ -8,6 +8,7 @@
 mod bench;
 mod contract;
 mod emulate;
+mod few;
 mod fused;
 mod limits;
 mod map;

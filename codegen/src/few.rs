@@ -1,0 +1,153 @@
+//! Products where one operand has few rows: the other is read once, and that is all the time they take.
+//!
+//! The *wide* operand is a parameter, or what an index chooses of one (the weights of an expert); its elements are wanted once for
+//! every few rows of the *narrow* one, which may be an expression. The axes fall into those that both share or an index has
+//! (*batch*), the narrow one's (*rows*), the wide one's (*columns*) and what is summed. How the wide one lies in memory says how it
+//! is walked: *along* its summed axes if these come last, or else *across* its columns.
+
+use std::collections::BTreeSet;
+
+use latentc_ir::{AxisId, Function, Inst, Op, Size, ValueId};
+
+use crate::contract::ContractPlan;
+use crate::map::append;
+
+/// The parts of a product with few rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FewPlan {
+    /// In the result and both operands, or in an index, in the result's order.
+    pub batch: Vec<AxisId>,
+    /// In the result and the narrow operand, in the result's order.
+    pub rows: Vec<AxisId>,
+    /// In the result and the wide operand, in the wide one's order.
+    pub columns: Vec<AxisId>,
+    /// Summed, one index after the other: those of an index, and what does not lie with the inner ones.
+    pub outer: Vec<AxisId>,
+    /// Summed, in the wide operand's order. Along these, they are its last axes.
+    pub inner: Vec<AxisId>,
+    /// Whether the wide operand's last axes are summed; they are columns if not.
+    pub along: bool,
+    /// What is multiplied.
+    pub products: Vec<FewProduct>,
+}
+
+/// One of the products, which all have the same axes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FewProduct {
+    /// What the contraction makes.
+    pub result: ValueId,
+    /// The parameter that is the wide operand, or that it is gathered from.
+    pub table: ValueId,
+    /// Along which axis of the table it is gathered, and by which index.
+    pub index: Option<(AxisId, ValueId)>,
+    /// The narrow operand.
+    pub narrow: ValueId,
+}
+
+impl FewPlan {
+    /// The plan of a body of products, where the operands of one side (0 have the axes *m* of a [`ContractPlan`], 1 the axes *n*)
+    /// are the wide ones. `None` if they cannot be.
+    pub fn of(body: &Function, wide: usize) -> Option<FewPlan> {
+        let contractions = || body.body.iter().filter(|i| i.op == Op::Contract);
+        let set = |v: ValueId| body.ty(v).axes.iter().copied().collect::<BTreeSet<_>>();
+        let root = set(body.results[0]);
+        let known = contractions().all(|i| i.args.len() == 2 && set(i.result()) == root);
+        if append(body).is_some() || !known || contractions().next().is_none() {
+            return None;
+        }
+        let mut plan: Option<FewPlan> = None;
+        for product in ContractPlan::of(body).products(body) {
+            let [w, narrow] = [product.operands[wide], product.operands[1 - wide]];
+            let found = FewPlan::single(body, product.inst, w, narrow)?;
+            match &mut plan {
+                None => plan = Some(found),
+                Some(plan) if plan.walks_like(&found) => plan.products.extend(found.products),
+                Some(_) => return None,
+            }
+        }
+        plan
+    }
+
+    fn walks_like(&self, other: &FewPlan) -> bool {
+        let axes = |p: &FewPlan| [&p.batch, &p.rows, &p.columns, &p.outer, &p.inner].map(Clone::clone);
+        axes(self) == axes(other) && self.along == other.along
+    }
+
+    fn single(body: &Function, inst: &Inst, wide: ValueId, narrow: ValueId) -> Option<FewPlan> {
+        let (table, index) = if body.params.contains(&wide) {
+            (wide, None)
+        } else {
+            let made = body.body.iter().find(|i| i.result() == wide)?;
+            let Op::Gather { axis } = made.op else { return None };
+            (made.args[0], Some((axis, made.args[1])))
+        };
+        let (t, x, y) = (body.ty(table), body.ty(narrow), body.ty(inst.result()));
+        let chosen = |a: AxisId| index.is_some_and(|(_, i)| body.ty(i).has(a));
+        let own = |a: AxisId| t.has(a) && index.is_none_or(|(along, _)| along != a);
+        // An index must have something to choose from, and choose whole matrices.
+        let chooses = index.is_none_or(|(along, i)| {
+            body.axis(along).size.fixed().is_some_and(|n| n > 0)
+                && !body.ty(i).axes.iter().any(|&a| own(a))
+                && !x.has(along)
+        });
+        if !body.params.contains(&table) || !t.dtype.is_float() || !x.dtype.is_float() || !chooses {
+            return None;
+        }
+        let summed = body.summed(&inst.args, y);
+        if !summed.iter().all(|&a| chosen(a) || (own(a) && x.has(a))) {
+            return None;
+        }
+        let pick = |wanted: &dyn Fn(AxisId) -> bool| y.axes.iter().copied().filter(|&a| wanted(a)).collect();
+        let batch: Vec<AxisId> = pick(&|a| chosen(a) || (own(a) && x.has(a)));
+        let rows: Vec<AxisId> = pick(&|a| x.has(a) && !own(a) && !chosen(a));
+        let columns: Vec<AxisId> =
+            t.axes.iter().copied().filter(|&a| own(a) && y.has(a) && !x.has(a)).collect();
+        if columns.is_empty() || batch.len() + rows.len() + columns.len() != y.axes.len() {
+            return None;
+        }
+        let wide_axis = |a: &AxisId| body.axis(*a).size != Size::Fixed(1);
+        let last = t.axes.iter().copied().rfind(wide_axis).or(columns.last().copied())?;
+        let along = summed.contains(&last);
+        if !along && !columns.contains(&last) {
+            return None;
+        }
+        let inner: Vec<AxisId> = if along {
+            let run = t.axes.iter().rev().take_while(|a| summed.contains(a) || !wide_axis(a));
+            let mut run: Vec<_> = run.copied().filter(|a| summed.contains(a)).collect();
+            run.reverse();
+            run
+        } else {
+            t.axes.iter().copied().filter(|a| summed.contains(a)).collect()
+        };
+        let outer = summed.into_iter().filter(|a| !inner.contains(a)).collect();
+        let products = vec![FewProduct { result: inst.result(), table, index, narrow }];
+        Some(FewPlan { batch, rows, columns, outer, inner, along, products })
+    }
+
+    /// The distinct narrow operands.
+    pub fn narrows(&self) -> Vec<ValueId> {
+        let mut distinct: Vec<ValueId> = Vec::new();
+        for product in &self.products {
+            if !distinct.contains(&product.narrow) {
+                distinct.push(product.narrow);
+            }
+        }
+        distinct
+    }
+
+    /// A number that surely divides the length of what lies behind one another in a wide operand and is walked together.
+    pub fn factor(&self, body: &Function) -> u64 {
+        let known = |a: &AxisId| body.axis(*a).size.fixed().unwrap_or(1);
+        let of = |p: &FewProduct| {
+            let own = if self.along { &self.inner } else { &self.columns };
+            let run = body.ty(p.table).axes.iter().rev();
+            let run = run.take_while(|a| own.contains(a) || body.axis(**a).size == Size::Fixed(1));
+            run.map(known).fold(1u64, u64::saturating_mul)
+        };
+        self.products.iter().map(of).fold(0, gcd)
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
