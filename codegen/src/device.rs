@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use half::{bf16, f16};
 use latentc_ir::DType;
 
 use crate::memory::Layout;
@@ -32,10 +33,21 @@ impl Data {
     }
 }
 
+/// Floats in the host's memory, as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Floats<'a> {
+    /// Of 32 bits.
+    F32(&'a [f32]),
+    /// The upper half of those.
+    Bf16(&'a [bf16]),
+    /// Of 16 bits, five of them exponent.
+    F16(&'a [f16]),
+}
+
 /// Floats that someone else keeps in the host's memory, such as a mapped file.
-pub trait SharedF32: fmt::Debug + Send + Sync {
+pub trait SharedFloats: fmt::Debug + Send + Sync {
     /// The elements.
-    fn as_slice(&self) -> &[f32];
+    fn floats(&self) -> Floats<'_>;
 }
 
 /// A machine that holds buffers and runs kernels.
@@ -63,7 +75,7 @@ pub trait Device {
 
     /// Memory that holds these floats where they are, for a device that can use memory of the host. `None` if it cannot:
     /// the caller uploads them.
-    fn share(&mut self, data: Arc<dyn SharedF32>) -> Option<Self::Buffer> {
+    fn share(&mut self, data: Arc<dyn SharedFloats>) -> Option<Self::Buffer> {
         drop(data);
         None
     }

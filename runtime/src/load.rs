@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use latentc_codegen::device::{Data, Device, DeviceError, SharedF32};
+use half::{bf16, f16};
+use latentc_codegen::device::{Data, Device, DeviceError, Floats, SharedFloats};
 use latentc_ir::interp::scoped;
 use latentc_ir::{Function, Module, Weight};
 
@@ -109,29 +110,79 @@ pub fn load<D: Device>(
         let stored = view.to_f32()?;
         layout.load(piece, 1, &stored, &mut data).map_err(LoadError::Layout)?;
     }
+    if let Some(narrow) = Narrow::new(ty.dtype, &data)
+        && let Some(buffer) = device.share(Arc::new(narrow))
+    {
+        return Ok(buffer);
+    }
     Ok(device.upload(ty.dtype, Data::F32(data))?)
 }
 
-/// A tensor of f32 that stays in its mapped file.
+/// A tensor that stays in its mapped file.
 struct Mapped {
     checkpoint: Arc<Checkpoint>,
     name: String,
 }
 
 impl Mapped {
-    /// `None` if the tensor is not there, not f32, or does not lie at a multiple of four bytes.
+    /// `None` if the tensor is not there, or its bytes are no floats of this machine's as they lie.
     fn new(checkpoint: &Arc<Checkpoint>, name: &str) -> Option<Mapped> {
-        let view = checkpoint.tensor(name)?;
-        let usable = view.dtype == DType::F32 && bytemuck::try_cast_slice::<u8, f32>(view.bytes).is_ok();
-        (usable && cfg!(target_endian = "little"))
-            .then(|| Mapped { checkpoint: Arc::clone(checkpoint), name: name.to_owned() })
+        floats(checkpoint, name)?;
+        Some(Mapped { checkpoint: Arc::clone(checkpoint), name: name.to_owned() })
     }
 }
 
-impl SharedF32 for Mapped {
-    fn as_slice(&self) -> &[f32] {
-        let view = self.checkpoint.tensor(&self.name);
-        view.and_then(|v| bytemuck::try_cast_slice(v.bytes).ok()).unwrap_or(&[])
+/// Floats of 16 bits that were put together from parts of tensors.
+#[derive(Debug)]
+enum Narrow {
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+impl Narrow {
+    /// Floats in the bits of their type; `None` if that has more, or some would lose by it: a model may compute in a narrower type
+    /// than its file has, and this machine need not round.
+    fn new(dtype: latentc_ir::DType, data: &[f32]) -> Option<Narrow> {
+        use latentc_ir::DType;
+        let keeps = |back: fn(f32) -> f32| data.iter().all(|&x| x.to_bits() == back(x).to_bits());
+        match dtype {
+            DType::Bf16 if keeps(|x| bf16::from_f32(x).to_f32()) => {
+                Some(Narrow::Bf16(data.iter().map(|&x| bf16::from_f32(x)).collect()))
+            }
+            DType::F16 if keeps(|x| f16::from_f32(x).to_f32()) => {
+                Some(Narrow::F16(data.iter().map(|&x| f16::from_f32(x)).collect()))
+            }
+            DType::F64 | DType::F32 | DType::Bf16 | DType::F16 | DType::I32 | DType::Bool => None,
+        }
+    }
+}
+
+impl SharedFloats for Narrow {
+    fn floats(&self) -> Floats<'_> {
+        match self {
+            Narrow::Bf16(x) => Floats::Bf16(x),
+            Narrow::F16(x) => Floats::F16(x),
+        }
+    }
+}
+
+/// A tensor's elements where they lie.
+fn floats<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<Floats<'a>> {
+    let view = checkpoint.tensor(name)?;
+    if !cfg!(target_endian = "little") {
+        return None;
+    }
+    Some(match view.dtype {
+        DType::F32 => Floats::F32(bytemuck::try_cast_slice(view.bytes).ok()?),
+        DType::BF16 => Floats::Bf16(bytemuck::try_cast_slice::<u8, bf16>(view.bytes).ok()?),
+        DType::F16 => Floats::F16(bytemuck::try_cast_slice::<u8, f16>(view.bytes).ok()?),
+        _ => return None,
+    })
+}
+
+impl SharedFloats for Mapped {
+    fn floats(&self) -> Floats<'_> {
+        floats(&self.checkpoint, &self.name).unwrap_or(Floats::F32(&[]))
     }
 }
 

@@ -1,13 +1,16 @@
-//! Contractions on the CPU: the innermost axis of each group goes to the `gemm` crate, the others are loops around it.
+//! Contractions on the CPU: the longest axis of each group belongs to a matrix product, the others are loops around it.
 
 use gemm::Parallelism;
 use latentc_ir::AxisId;
 use rayon::prelude::*;
 
+use super::few::{Matrix, Rows};
+use super::multiply::{Way, multiply, wide};
+use super::simd::Element;
 use super::walk::{Loop, merge, place, step, take_longest, turns};
 use super::{Shared, View, ViewMut};
 use crate::contract::ContractPlan;
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Floats};
 use crate::map::strides;
 use crate::program::Kernel;
 
@@ -23,39 +26,36 @@ pub(super) fn run(
 ) -> Result<(), DeviceError> {
     let body = &kernel.body;
     let inst = &body.body[0];
+    let fail = |why: &str| DeviceError::Kernel { kernel: kernel.name.clone(), why: why.into() };
     let operand = |n: usize| {
         let param = body.params.iter().position(|p| *p == inst.args[n]);
-        match param.and_then(|p| inputs[p]) {
-            Some(View::F(x)) => Ok(x),
-            _ => Err(DeviceError::Kernel {
-                kernel: kernel.name.clone(),
-                why: "a contraction needs floats".into(),
-            }),
-        }
+        let view = param.and_then(|p| inputs[p]).and_then(View::floats);
+        view.ok_or_else(|| fail("a contraction needs floats"))
     };
-    let (a, b) = (operand(0)?, operand(1)?);
-    let ViewMut::F(y) = output else {
-        return Err(DeviceError::Kernel {
-            kernel: kernel.name.clone(),
-            why: "the result must be memory of its own".into(),
-        });
-    };
+    let operands = [operand(0)?, operand(1)?];
+    let ViewMut::F(y) = output else { return Err(fail("the result must be memory of its own")) };
 
     let types = [body.ty(inst.args[0]), body.ty(inst.args[1]), body.ty(inst.result())];
     let steps = types.map(|t| strides(&t.axes, extents));
     let product = Product::new(extents, [0, 1, 2].map(|n| (&types[n].axes[..], &steps[n][..])));
-    let y = Shared(y.as_mut_ptr());
-    let (turns, each) = (product.turns(), product.work());
-    let turn = |index: usize, parallelism: Parallelism| {
-        // SAFETY: `check` made sure that each buffer holds all indices of its type, and each turn writes its own elements of `y`.
-        unsafe { product.turn(index, a.as_ptr(), b.as_ptr(), y.get(), parallelism) };
+    // The operand with fewer rows is multiplied with the other, which is read as it is stored.
+    let x = product.rows_of();
+    let copy;
+    let rows = match operands[x] {
+        Floats::F32(rows) => rows,
+        narrow => {
+            copy = wide(narrow);
+            &copy
+        }
     };
-    if turns * each < SMALL {
-        (0..turns).for_each(|i| turn(i, Parallelism::None));
-    } else if turns >= rayon::current_num_threads() {
-        (0..turns).into_par_iter().for_each(|i| turn(i, Parallelism::None));
-    } else {
-        (0..turns).for_each(|i| turn(i, Parallelism::Rayon(0)));
+    let y = Shared(y.as_mut_ptr());
+    // SAFETY: `check` made sure that each buffer holds all indices of its type.
+    unsafe {
+        match operands[1 - x] {
+            Floats::F32(w) => product.run(rows, w, y, true),
+            Floats::Bf16(w) => product.run(rows, w, y, true),
+            Floats::F16(w) => product.run(rows, w, y, true),
+        }
     }
     Ok(())
 }
@@ -89,64 +89,56 @@ impl Product {
         Product { outer, m: gm, n: gn, k: gk, inner }
     }
 
-    /// The number of matrices of the result.
-    pub(super) fn turns(&self) -> usize {
-        turns(&self.outer)
+    /// The operand that has the rows of the result that are fewer: 0 or 1.
+    pub(super) fn rows_of(&self) -> usize {
+        usize::from(self.m.0 > self.n.0)
     }
 
-    /// Multiply-adds of one turn.
-    pub(super) fn work(&self) -> usize {
-        self.m.0 * self.n.0 * self.k.0 * turns(&self.inner)
-    }
-
-    /// Computes one matrix of the result.
+    /// Computes the result, by this machine's threads or by the caller's alone. `x` is the operand of [`rows_of`](Product::rows_of), `w` the other.
     ///
     /// # Safety
-    /// Each pointer must be good for all places that the extents and its tensor's steps lead to, and no one else may touch this
-    /// turn's part of `y`. Turns differ in axes of the result, so they write distinct elements if the steps of `y` keep these
-    /// apart.
-    pub(super) unsafe fn turn(
-        &self,
-        index: usize,
-        a: *const f32,
-        b: *const f32,
-        y: *mut f32,
-        parallelism: Parallelism,
-    ) {
-        let (gm, gn, gk) = (self.m, self.n, self.k);
-        if gm.0 == 0 || gn.0 == 0 {
+    /// The slices and `y` must be good for all places that the extents and their tensor's steps lead to, and no one else may touch
+    /// `y`, whose steps must keep all elements apart.
+    pub(super) unsafe fn run<E: Element>(&self, x: &[f32], w: &[E], y: Shared<f32>, threads: bool) {
+        let r = self.rows_of();
+        let (row, column) = if r == 0 { (self.m, self.n) } else { (self.n, self.m) };
+        let (n, depth) = (column.0, self.k.0);
+        if row.0 == 0 || n == 0 {
             return;
         }
-        let outer_at = place(&self.outer, index);
-        let inner = turns(&self.inner);
-        for j in 0..inner.max(1) {
-            // An empty sum is zero: with nothing to add, the first product has k = 0 and clears the result.
-            let (depth, add) = if inner == 0 { (0, [0; 3]) } else { (gk.0, place(&self.inner, j)) };
-            let at = [0, 1, 2].map(|n| outer_at[n] + add[n]);
-            // SAFETY: by the caller; indices are below the extents.
-            unsafe {
-                gemm::gemm(
-                    gm.0,
-                    gn.0,
-                    depth,
-                    y.add(at[2]),
-                    gn.1[2] as isize,
-                    gm.1[2] as isize,
-                    j > 0,
-                    a.add(at[0]),
-                    gk.1[0] as isize,
-                    gm.1[0] as isize,
-                    b.add(at[1]),
-                    gn.1[1] as isize,
-                    gk.1[1] as isize,
-                    1.0f32,
-                    1.0f32,
-                    false,
-                    false,
-                    false,
-                    parallelism,
-                );
+        // The step along an axis of one element is never taken.
+        let step = |(extent, steps): Loop<3>, of: usize| if extent == 1 { 1 } else { steps[of] };
+        let rows = Rows { data: x.as_ptr(), count: row.0, row: row.1[r], step: step(self.k, r) };
+        let matrix = Matrix { data: w.as_ptr(), column: step(column, 1 - r), along: step(self.k, 1 - r) };
+        let way = Way::of(&matrix, &rows);
+        let width = way.columns(n, depth);
+        let (outer, inner, blocks) = (turns(&self.outer), turns(&self.inner), n.div_ceil(width));
+        let (x, w) = (Shared(x.as_ptr().cast_mut()), Shared(w.as_ptr().cast_mut()));
+        let task = |task: usize, parallelism: Parallelism| {
+            let outer_at = place(&self.outer, task / blocks);
+            let first = task % blocks * width;
+            for j in 0..inner.max(1) {
+                // An empty sum is zero: with nothing to add, the first product has k = 0 and clears the result.
+                let (depth, add) = if inner == 0 { (0, [0; 3]) } else { (depth, place(&self.inner, j)) };
+                let at = [0, 1, 2].map(|n| outer_at[n] + add[n]);
+                // SAFETY: by the caller; indices are below the extents, and each task writes its own elements of `y`.
+                unsafe {
+                    let rows = Rows { data: x.get().add(at[r]).cast_const(), ..rows };
+                    let from = w.get().add(at[1 - r] + first * column.1[1 - r]).cast_const();
+                    let matrix = Matrix { data: from, ..matrix };
+                    let to = y.get().add(at[2] + first * column.1[2]);
+                    let to = Rows { data: to, count: row.0, row: row.1[2], step: column.1[2] };
+                    multiply(way, rows, matrix, to, (width.min(n - first), depth), j > 0, parallelism);
+                }
             }
+        };
+        let tasks = outer * blocks;
+        if !threads || outer * row.0 * n * depth * inner < SMALL {
+            (0..tasks).for_each(|i| task(i, Parallelism::None));
+        } else if tasks >= rayon::current_num_threads() {
+            (0..tasks).into_par_iter().for_each(|i| task(i, Parallelism::None));
+        } else {
+            (0..tasks).for_each(|i| task(i, Parallelism::Rayon(0)));
         }
     }
 }

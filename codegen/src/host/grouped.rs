@@ -4,9 +4,12 @@ use gemm::Parallelism;
 use latentc_ir::AxisId;
 use rayon::prelude::*;
 
+use super::few::{Matrix, Rows};
+use super::multiply::{Way, multiply, wide};
+use super::simd::Element;
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
 use super::{Shared, View, ViewMut};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Floats};
 use crate::grouped::GroupedPlan;
 use crate::map::strides;
 use crate::program::Kernel;
@@ -22,10 +25,19 @@ pub(super) fn run(
     let fail = |why: &str| DeviceError::Kernel { kernel: kernel.name.clone(), why: why.to_owned() };
     let plan = GroupedPlan::of(body).ok_or_else(|| fail("the body is no grouped product"))?;
     let view = |v| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
-    let (Some(View::F(table)), Some(View::I(index)), Some(View::F(x)), ViewMut::F(y)) =
-        (view(plan.table), view(plan.index), view(plan.x), output)
+    let floats = |v| view(v).and_then(View::floats);
+    let (Some(table), Some(View::I(index)), Some(x), ViewMut::F(y)) =
+        (floats(plan.table), view(plan.index), floats(plan.x), output)
     else {
         return Err(fail("a grouped product needs floats and an integer index"));
+    };
+    let copy;
+    let x = match x {
+        Floats::F32(x) => x,
+        narrow => {
+            copy = wide(narrow);
+            &copy
+        }
     };
     let y_axes = &body.ty(body.results[0]).axes;
     let (table_axes, x_axes) = (&body.ty(plan.table).axes, &body.ty(plan.x).axes);
@@ -85,51 +97,23 @@ pub(super) fn run(
     };
     let (mut m_loops, mut k_loops) = (loops(&plan.m), loops(&plan.k));
     let (gm, gk) = (take_longest(&mut m_loops), take_longest(&mut k_loops));
-    let expert_step = step(plan.along, table_axes, &table_steps);
     let mut made = vec![0.0f32; rows * m];
-    let out = Shared(made.as_mut_ptr());
-    let group = |e: usize, parallelism: Parallelism| {
-        let (start, count) = (starts[e], starts[e + 1] - starts[e]);
-        if count == 0 {
-            return;
-        }
-        for i in 0..turns(&m_loops) {
-            let [table_m, made_m] = place(&m_loops, i);
-            for j in 0..turns(&k_loops) {
-                let [table_k, packed_k] = place(&k_loops, j);
-                // SAFETY: `check` made sure that the table holds all indices of its type, and `e` is one of them; `packed` and `made`
-                // hold `rows` rows of k and m. Each group writes its own rows of `made`.
-                unsafe {
-                    gemm::gemm(
-                        count,
-                        gm.0,
-                        gk.0,
-                        out.get().add(start * m + made_m),
-                        gm.1[1] as isize,
-                        m as isize,
-                        j > 0,
-                        packed.as_ptr().add(start * k + packed_k),
-                        gk.1[1] as isize,
-                        k as isize,
-                        table.as_ptr().add(e * expert_step + table_m + table_k),
-                        gm.1[0] as isize,
-                        gk.1[0] as isize,
-                        1.0f32,
-                        1.0f32,
-                        false,
-                        false,
-                        false,
-                        parallelism,
-                    );
-                }
-            }
-        }
+    let groups = Groups {
+        starts: &starts,
+        sizes: (m, k),
+        expert: step(plan.along, table_axes, &table_steps),
+        columns: gm,
+        along: gk,
+        outer: m_loops,
+        inner: k_loops,
     };
-    let busy: Vec<usize> = (0..experts).filter(|&e| starts[e] < starts[e + 1]).collect();
-    if busy.len() >= rayon::current_num_threads() {
-        busy.par_iter().for_each(|&e| group(e, Parallelism::None));
-    } else {
-        busy.iter().for_each(|&e| group(e, Parallelism::Rayon(0)));
+    // SAFETY: `check` made sure that the table holds all indices of its type; `packed` and `made` hold `rows` rows of k and m.
+    unsafe {
+        match table {
+            Floats::F32(table) => groups.run(&packed, table, &mut made),
+            Floats::Bf16(table) => groups.run(&packed, table, &mut made),
+            Floats::F16(table) => groups.run(&packed, table, &mut made),
+        }
     }
 
     // Rows that meet in one result are added in the order of the experts, whichever thread made them.
@@ -144,4 +128,78 @@ pub(super) fn run(
         }
     }
     Ok(())
+}
+
+/// The products of all groups. Loops have steps in the table, and in a dense row of their axes.
+struct Groups<'a> {
+    /// Where the rows of each group begin, and where the last one ends.
+    starts: &'a [usize],
+    /// Columns and summands of a row.
+    sizes: (usize, usize),
+    /// From one group's matrix to the next.
+    expert: usize,
+    columns: Loop<2>,
+    along: Loop<2>,
+    /// What does not fit into one matrix: other columns, other summands.
+    outer: Vec<Loop<2>>,
+    inner: Vec<Loop<2>>,
+}
+
+impl Groups<'_> {
+    /// Multiplies the rows of each group with its matrix of the table.
+    ///
+    /// # Safety
+    /// The table must be good for all places that the loops lead to.
+    unsafe fn run<E: Element>(&self, packed: &[f32], table: &[E], made: &mut [f32]) {
+        let (m, k) = self.sizes;
+        let (columns, along) = (self.columns, self.along);
+        // The step along an axis of one element is never taken.
+        let step = |(extent, steps): Loop<2>, of: usize| if extent == 1 { 1 } else { steps[of] };
+        let group = |e: usize| {
+            let (start, count) = (self.starts[e], self.starts[e + 1] - self.starts[e]);
+            let rows = packed.as_ptr().wrapping_add(start * k);
+            let rows = Rows { data: rows, count, row: k, step: step(along, 1) };
+            let data = table.as_ptr().wrapping_add(e * self.expert);
+            (start, rows, Matrix { data, column: step(columns, 0), along: step(along, 0) })
+        };
+        let mut tasks: Vec<(usize, Way, usize, usize, usize)> = Vec::new();
+        for e in (0..self.starts.len() - 1).filter(|&e| self.starts[e] < self.starts[e + 1]) {
+            let (_, rows, matrix) = group(e);
+            let way = Way::of(&matrix, &rows);
+            let width = way.columns(columns.0, along.0);
+            for turn in 0..turns(&self.outer) {
+                let firsts = (0..columns.0).step_by(width);
+                tasks.extend(firsts.map(|first| (e, way, turn, first, width.min(columns.0 - first))));
+            }
+        }
+        let made = Shared(made.as_mut_ptr());
+        let task = |&(e, way, turn, first, width): &(usize, Way, usize, usize, usize), parallelism| {
+            let (start, rows, matrix) = group(e);
+            let [table_m, made_m] = place(&self.outer, turn);
+            for j in 0..turns(&self.inner) {
+                let [table_k, packed_k] = place(&self.inner, j);
+                // SAFETY: by the caller; groups are below their number. Each task writes its own elements of `made`.
+                unsafe {
+                    let rows = Rows { data: rows.data.add(packed_k), ..rows };
+                    let from = matrix.data.add(table_m + table_k + first * columns.1[0]);
+                    let to = made.get().add(start * m + made_m + first * columns.1[1]);
+                    let to = Rows { data: to, count: rows.count, row: m, step: columns.1[1] };
+                    multiply(
+                        way,
+                        rows,
+                        Matrix { data: from, ..matrix },
+                        to,
+                        (width, along.0),
+                        j > 0,
+                        parallelism,
+                    );
+                }
+            }
+        };
+        if tasks.len() >= rayon::current_num_threads() {
+            tasks.par_iter().for_each(|t| task(t, Parallelism::None));
+        } else {
+            tasks.iter().for_each(|t| task(t, Parallelism::Rayon(0)));
+        }
+    }
 }

@@ -223,8 +223,20 @@ pub(super) fn fail(kernel: &Kernel, why: &str) -> DeviceError {
 pub(super) fn tail(view: Option<View<'_>>, start: usize) -> View<'_> {
     match view {
         Some(View::F(x)) => View::F(&x[start.min(x.len())..]),
+        Some(View::Bf16(x)) => View::Bf16(&x[start.min(x.len())..]),
+        Some(View::F16(x)) => View::F16(&x[start.min(x.len())..]),
         Some(View::I(x)) => View::I(&x[start.min(x.len())..]),
         None => View::F(&[]),
+    }
+}
+
+/// The first elements of a view, as many as there must be.
+pub(super) fn head(view: View<'_>, len: usize) -> View<'_> {
+    match view {
+        View::F(x) => View::F(&x[..len]),
+        View::Bf16(x) => View::Bf16(&x[..len]),
+        View::F16(x) => View::F16(&x[..len]),
+        View::I(x) => View::I(&x[..len]),
     }
 }
 

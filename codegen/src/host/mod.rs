@@ -1,12 +1,17 @@
 //! The host executor: kernels on the threads of this machine, in plain Rust.
 //!
-//! Floats of any declared width are held and computed in f32, integers and truth values in i32. Map kernels are run by a small
-//! vector machine ([`map`]), contractions by the `gemm` crate ([`contract`]), streamed softmaxes by both ([`stream`]).
+//! Floats are computed in f32, integers and truth values in i32. Weights stay in the 16 bits that they are stored in and are widened
+//! in registers; all else is held in four bytes. Map kernels are run by a small vector machine ([`map`]), contractions of many rows
+//! by the `gemm` crate and of few rows by loops that read each weight once ([`multiply`]), streamed softmaxes by all of them
+//! ([`stream`]).
 
 mod contract;
+mod few;
 mod grouped;
 mod map;
+mod multiply;
 mod scatter;
+mod simd;
 mod stream;
 mod vector;
 mod walk;
@@ -14,9 +19,10 @@ mod walk;
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 
-use latentc_ir::{DType, ValueId};
+use half::{bf16, f16};
+use latentc_ir::{DType, Op, ValueId};
 
-use crate::device::{Data, Device, DeviceError, SharedF32};
+use crate::device::{Data, Device, DeviceError, Floats, SharedFloats};
 use crate::memory::Layout;
 use crate::pieces::pieces;
 use crate::program::{Kernel, KernelKind};
@@ -33,7 +39,7 @@ pub enum Buffer {
     /// Integers or truth values.
     I32(Vec<i32>),
     /// Floats that lie elsewhere, such as in a mapped file.
-    Shared(Arc<dyn SharedF32>),
+    Shared(Arc<dyn SharedFloats>),
     /// A part of an arena.
     Part(Part),
 }
@@ -68,14 +74,43 @@ impl Part {
 #[derive(Clone, Copy)]
 pub(crate) enum View<'a> {
     F(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
     I(&'a [i32]),
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
     fn len(self) -> usize {
         match self {
             View::F(x) => x.len(),
+            View::Bf16(x) => x.len(),
+            View::F16(x) => x.len(),
             View::I(x) => x.len(),
+        }
+    }
+
+    /// `None` for integers.
+    fn floats(self) -> Option<Floats<'a>> {
+        match self {
+            View::F(x) => Some(Floats::F32(x)),
+            View::Bf16(x) => Some(Floats::Bf16(x)),
+            View::F16(x) => Some(Floats::F16(x)),
+            View::I(_) => None,
+        }
+    }
+
+    /// Whether the elements must be widened before most loops can read them.
+    fn is_narrow(self) -> bool {
+        matches!(self, View::Bf16(_) | View::F16(_))
+    }
+}
+
+impl<'a> From<Floats<'a>> for View<'a> {
+    fn from(floats: Floats<'a>) -> View<'a> {
+        match floats {
+            Floats::F32(x) => View::F(x),
+            Floats::Bf16(x) => View::Bf16(x),
+            Floats::F16(x) => View::F16(x),
         }
     }
 }
@@ -91,7 +126,7 @@ impl Buffer {
         match self {
             Buffer::F32(v) => View::F(v),
             Buffer::I32(v) => View::I(v),
-            Buffer::Shared(s) => View::F(s.as_slice()),
+            Buffer::Shared(s) => s.floats().into(),
             // SAFETY: `part` checked that the elements lie in the arena; any four bytes are a number of either kind; and by its
             // contract no one writes to them while a launch reads.
             Buffer::Part(p) if p.float => {
@@ -157,14 +192,17 @@ impl Device for Host {
         }
     }
 
-    fn share(&mut self, data: Arc<dyn SharedF32>) -> Option<Buffer> {
+    fn share(&mut self, data: Arc<dyn SharedFloats>) -> Option<Buffer> {
         Some(Buffer::Shared(data))
     }
 
     fn read(&mut self, buffer: &Buffer, len: usize) -> Result<Data, DeviceError> {
-        Ok(match buffer.view() {
-            View::F(x) => Data::F32(x[..len.min(x.len())].to_vec()),
-            View::I(x) => Data::I32(x[..len.min(x.len())].to_vec()),
+        let view = buffer.view();
+        let view = map::head(view, len.min(view.len()));
+        Ok(match (view, view.floats()) {
+            (View::I(x), _) => Data::I32(x.to_vec()),
+            (_, Some(floats)) => Data::F32(multiply::wide(floats)),
+            (_, None) => Data::F32(Vec::new()),
         })
     }
 
@@ -255,18 +293,41 @@ fn plain(
         let why = "the output is read-only".to_owned();
         return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why });
     };
+    let wide = widened(kernel, inputs);
+    let views: Vec<_> =
+        inputs.iter().zip(&wide).map(|(&view, wide)| wide.as_deref().map(View::F).or(view)).collect();
     match kernel.kind {
-        KernelKind::Map => map::run(kernel, inputs, output, extents),
-        KernelKind::Contract => contract::run(kernel, inputs, output, extents),
-        KernelKind::Grouped => grouped::run(kernel, inputs, output, extents),
-        KernelKind::Scatter => scatter::run(kernel, inputs, output, extents),
-        KernelKind::Stream => stream::run(kernel, inputs, output, extents),
+        KernelKind::Map => map::run(kernel, &views, output, extents),
+        KernelKind::Contract => contract::run(kernel, &views, output, extents),
+        KernelKind::Grouped => grouped::run(kernel, &views, output, extents),
+        KernelKind::Scatter => scatter::run(kernel, &views, output, extents),
+        KernelKind::Stream => stream::run(kernel, &views, output, extents),
         // Ways of GPUs to do one of the others.
         KernelKind::Tiles | KernelKind::Few { .. } => match KernelKind::of(&kernel.body) {
-            KernelKind::Grouped => grouped::run(kernel, inputs, output, extents),
-            _ => contract::run(kernel, inputs, output, extents),
+            KernelKind::Grouped => grouped::run(kernel, &views, output, extents),
+            _ => contract::run(kernel, &views, output, extents),
         },
     }
+}
+
+/// Inputs in f32 where the kernel's loops do not read 16 bits: those of products do, and those that look rows up. What is left is
+/// small, the scales of norms.
+fn widened(kernel: &Kernel, inputs: &[Option<View<'_>>]) -> Vec<Option<Vec<f32>>> {
+    let body = &kernel.body;
+    let as_stored = |param: ValueId| match kernel.kind {
+        KernelKind::Contract | KernelKind::Grouped | KernelKind::Tiles | KernelKind::Few { .. } => true,
+        KernelKind::Map => body.body.iter().all(|inst| {
+            let reads =
+                |(n, &a): (usize, &ValueId)| a != param || n == 0 && matches!(inst.op, Op::Gather { .. });
+            inst.args.iter().enumerate().all(reads)
+        }),
+        KernelKind::Scatter | KernelKind::Stream => false,
+    };
+    let widen = |(&param, view): (&ValueId, &Option<View<'_>>)| {
+        let view = view.filter(|v| v.is_narrow() && !as_stored(param))?;
+        view.floats().map(multiply::wide)
+    };
+    body.params.iter().zip(inputs).map(widen).collect()
 }
 
 /// Every buffer must hold what its type says: the loops below rely on it.
@@ -290,7 +351,7 @@ fn check(
         if view.len() < want {
             return Err(fail(format!("`{}` needs {want} elements, its buffer has {}", v.name, view.len())));
         }
-        if v.ty.dtype.is_float() != matches!(view, View::F(_)) {
+        if v.ty.dtype.is_float() != view.floats().is_some() {
             return Err(fail(format!("`{}` is {}, its buffer is of another kind", v.name, v.ty.dtype)));
         }
     }

@@ -271,12 +271,9 @@ impl<'a> Stream<'a> {
                     return Err(fail(self.kernel, "a contraction needs floats"));
                 };
                 let product = Product::new(&t.extents, [operands[0], operands[1], result]);
-                for turn in 0..product.turns() {
-                    // SAFETY: leaves hold all indices of their types, and the tile lies within; `y` was made for it.
-                    unsafe {
-                        product.turn(turn, a.as_ptr(), b.as_ptr(), y.as_mut_ptr(), Parallelism::None);
-                    };
-                }
+                let (x, w) = if product.rows_of() == 0 { (a, b) } else { (b, a) };
+                // SAFETY: leaves hold all indices of their types, and the tile lies within; `y` was made for it.
+                unsafe { product.run(x, w, Shared(y.as_mut_ptr()), false) };
             } else {
                 let what = if let Op::Position { axis } = inst.op {
                     let index = (&[axis][..], &[1][..]);
@@ -413,7 +410,8 @@ impl<'a> Stream<'a> {
                 match (view, self.out) {
                     (View::F(x), Out::F(y)) => scatter(y, base + to, x, from, n, steps),
                     (View::I(x), Out::I(y)) => scatter(y, base + to, x, from, n, steps),
-                    (View::F(_), Out::I(_)) | (View::I(_), Out::F(_)) => {}
+                    (View::F(_) | View::Bf16(_) | View::F16(_), Out::I(_))
+                    | (View::I(_) | View::Bf16(_) | View::F16(_), Out::F(_)) => {}
                 }
             }
         });

@@ -1,5 +1,6 @@
 //! The instructions of the vector machine: each makes a row from rows.
 
+use half::{bf16, f16};
 use latentc_ir::{Binary, Pairs, Reduce, Unary};
 
 use super::View;
@@ -158,13 +159,14 @@ impl What {
             What::Truth(nest) => match (result, arg(0)) {
                 (Lane::I(y), View::F(x)) => map1(nest, y, x, |x| i32::from(x != 0.0)),
                 (Lane::I(y), View::I(x)) => map1(nest, y, x, |x| i32::from(x != 0)),
-                (Lane::F(_), _) => return Err(Fault::Kind),
+                (Lane::F(_), _) | (Lane::I(_), View::Bf16(_) | View::F16(_)) => return Err(Fault::Kind),
             },
             What::Copy { nest, into, from } => match (result, arg(0)) {
                 (Lane::F(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
                 (Lane::I(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
                 (Lane::F(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as f32),
                 (Lane::I(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as i32),
+                (Lane::F(_) | Lane::I(_), View::Bf16(_) | View::F16(_)) => return Err(Fault::Kind),
             },
             What::Reduce(by, nest) => {
                 let (Lane::F(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
@@ -173,8 +175,14 @@ impl What {
             What::Gather { indices, rest, step, size } => {
                 let View::I(index) = arg(1) else { return Err(Fault::Kind) };
                 return match (result, arg(0)) {
-                    (Lane::F(y), View::F(x)) => gather(indices, rest, *step, *size, y, index, x),
-                    (Lane::I(y), View::I(x)) => gather(indices, rest, *step, *size, y, index, x),
+                    (Lane::F(y), View::F(x)) => gather(indices, rest, (*step, *size), y, index, x, |x| x),
+                    (Lane::F(y), View::Bf16(x)) => {
+                        gather(indices, rest, (*step, *size), y, index, x, bf16::to_f32)
+                    }
+                    (Lane::F(y), View::F16(x)) => {
+                        gather(indices, rest, (*step, *size), y, index, x, f16::to_f32)
+                    }
+                    (Lane::I(y), View::I(x)) => gather(indices, rest, (*step, *size), y, index, x, |x| x),
                     _ => Err(Fault::Kind),
                 };
             }
@@ -341,14 +349,14 @@ fn reduce(by: Reduce, nest: &Nest<2>, y: &mut [f32], x: &[f32]) {
     });
 }
 
-fn gather<T: Copy>(
+fn gather<A: Copy, Y>(
     indices: &Nest<3>,
     rest: &Nest<2>,
-    step: usize,
-    size: usize,
-    y: &mut [T],
+    (step, size): (usize, usize),
+    y: &mut [Y],
     index: &[i32],
-    x: &[T],
+    x: &[A],
+    wide: impl Fn(A) -> Y + Copy,
 ) -> Result<(), Fault> {
     let (mut fault, end) = (None, y.len());
     indices.each(|[to, at, from], n, s| {
@@ -360,7 +368,7 @@ fn gather<T: Copy>(
             }
             let (to, from) = (to + i * s[0], from + i * s[2] + j as usize * step);
             // Where the rest is empty, so are the rows.
-            map1(rest, &mut y[to.min(end)..], &x[from.min(x.len())..], |x| x);
+            map1(rest, &mut y[to.min(end)..], &x[from.min(x.len())..], wide);
         }
     });
     fault.map_or(Ok(()), |j| Err(Fault::Index(j, size)))

@@ -9,10 +9,13 @@ mod stream;
 mod streams;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use half::{bf16, f16};
 
 use latentc_codegen::cube::Target;
-use latentc_codegen::device::{Data, Device};
-use latentc_codegen::host::{Host, LAYOUT};
+use latentc_codegen::device::{Data, Device, Floats, SharedFloats};
+use latentc_codegen::host::{Buffer, Host, LAYOUT};
 use latentc_codegen::memory::{Layout, Plan, PlanError};
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_codegen::schedule::schedule;
@@ -49,6 +52,36 @@ fn to_data(t: &Tensor) -> Data {
     }
 }
 
+/// Floats of 16 bits that lie elsewhere, as weights do.
+#[derive(Debug)]
+enum Elsewhere {
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+impl SharedFloats for Elsewhere {
+    fn floats(&self) -> Floats<'_> {
+        match self {
+            Elsewhere::Bf16(x) => Floats::Bf16(x),
+            Elsewhere::F16(x) => Floats::F16(x),
+        }
+    }
+}
+
+/// A tensor in the host's memory: as a weight where it could be one, else as a value that is written.
+fn held(t: &Tensor, written: bool) -> Buffer {
+    let elsewhere = match t.dtype {
+        _ if written => None,
+        DType::Bf16 => Some(Elsewhere::Bf16(t.data.iter().map(|&x| bf16::from_f64(x)).collect())),
+        DType::F16 => Some(Elsewhere::F16(t.data.iter().map(|&x| f16::from_f64(x)).collect())),
+        DType::F64 | DType::F32 | DType::I32 | DType::Bool => None,
+    };
+    match elsewhere {
+        Some(floats) => Host.share(Arc::new(floats)).expect("the host shares its memory"),
+        None => Host.upload(t.dtype, to_data(t)).expect("memory"),
+    }
+}
+
 fn check(kernel: &Kernel, seed: u64) -> Result<(), TestCaseError> {
     let mut rng = SplitMix(seed);
     let sizes: Vec<usize> = kernel.size_symbols().iter().map(|_| (rng.next_u64() % 5) as usize).collect();
@@ -77,7 +110,7 @@ fn check_at(kernel: &Kernel, sizes: &[usize], seed: u64) -> Result<(), TestCaseE
 
     let mut host = Host;
     let mut buffers: Vec<_> =
-        args.iter().map(|a| Some(host.upload(a.dtype, to_data(a)).expect("memory"))).collect();
+        args.iter().enumerate().map(|(n, a)| Some(held(a, appends && n == 0))).collect();
     let out = kernel.output();
     let len: usize = out.axes.iter().map(|a| extents[a.0 as usize]).product();
     let mut output = match appends {

@@ -1,0 +1,308 @@
+//! Products of a few rows with a matrix, as decode has them: each element of the matrix is read once, as it is stored, and meets all
+//! rows in registers. What bounds such a product is the bandwidth of the memory.
+//!
+//! Two forms, by what lies side by side in the matrix: the elements of one sum (*dot*), or one element of the sums of many
+//! columns (*axpy*).
+
+use super::simd::{Element, Plain, Simd, Unit};
+
+/// Rows that are carried through the matrix together.
+const ROWS: usize = 4;
+/// Registers that add up one row in the dot form: as many as hide the latency of a fused product.
+const SUMS: usize = 4;
+
+/// A matrix to multiply with: columns `0..n` of the result, sums over `0..k`.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<E> {
+    /// Element (0, 0).
+    pub(super) data: *const E,
+    /// From one column of the result to the next.
+    pub(super) column: usize,
+    /// From one summand to the next.
+    pub(super) along: usize,
+}
+
+/// Rows that it is multiplied with, or those of the result.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<P> {
+    /// Element (0, 0).
+    pub(super) data: P,
+    /// How many rows.
+    pub(super) count: usize,
+    /// From one row to the next.
+    pub(super) row: usize,
+    /// From one element of a row to the next.
+    pub(super) step: usize,
+}
+
+/// Whether there is a form for a matrix and rows with these steps.
+pub(super) fn has_form<E>(matrix: &Matrix<E>, x: &Rows<*const f32>) -> bool {
+    (matrix.along == 1 && x.step == 1) || matrix.column == 1
+}
+
+/// `y = x · matrix` for the columns `0..n`, or `y += …`.
+///
+/// # Safety
+/// All that the steps, `n`, `k` and the counts lead to must be readable, and for `y` writable by no one else. There must be a
+/// [form](has_form).
+pub(super) unsafe fn product<E: Element>(
+    unit: Unit,
+    x: Rows<*const f32>,
+    matrix: Matrix<E>,
+    y: Rows<*mut f32>,
+    (n, k): (usize, usize),
+    add: bool,
+) {
+    // SAFETY: by the caller, and since the unit is one that the CPU has.
+    unsafe {
+        match unit {
+            Unit::Plain => rows::<Plain, E>(x, matrix, y, (n, k), add),
+            #[cfg(target_arch = "x86_64")]
+            Unit::Avx2 => avx2(x, matrix, y, (n, k), add),
+            #[cfg(target_arch = "x86_64")]
+            Unit::Avx512 => avx512(x, matrix, y, (n, k), add),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn avx2<E: Element>(
+    x: Rows<*const f32>,
+    matrix: Matrix<E>,
+    y: Rows<*mut f32>,
+    size: (usize, usize),
+    add: bool,
+) {
+    // SAFETY: by the caller.
+    unsafe { rows::<super::simd::Avx2, E>(x, matrix, y, size, add) };
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<E: Element>(
+    x: Rows<*const f32>,
+    matrix: Matrix<E>,
+    y: Rows<*mut f32>,
+    size: (usize, usize),
+    add: bool,
+) {
+    // SAFETY: by the caller.
+    unsafe { rows::<super::simd::Avx512, E>(x, matrix, y, size, add) };
+}
+
+/// All rows, a few at a time.
+#[inline(always)]
+unsafe fn rows<S: Simd, E: Element>(
+    x: Rows<*const f32>,
+    matrix: Matrix<E>,
+    y: Rows<*mut f32>,
+    (n, k): (usize, usize),
+    add: bool,
+) {
+    let mut first = 0;
+    while first < x.count {
+        // SAFETY: by the caller; the rows are among those that are there.
+        unsafe {
+            let (x, y) = (
+                Rows { data: x.data.add(first * x.row), ..x },
+                Rows { data: y.data.add(first * y.row), ..y },
+            );
+            match x.count - first {
+                1 => form::<S, E, 1>(x, matrix, y, (n, k), add),
+                2 => form::<S, E, 2>(x, matrix, y, (n, k), add),
+                3 => form::<S, E, 3>(x, matrix, y, (n, k), add),
+                _ => form::<S, E, ROWS>(x, matrix, y, (n, k), add),
+            }
+        }
+        first += ROWS;
+    }
+}
+
+#[inline(always)]
+unsafe fn form<S: Simd, E: Element, const R: usize>(
+    x: Rows<*const f32>,
+    matrix: Matrix<E>,
+    y: Rows<*mut f32>,
+    (n, k): (usize, usize),
+    add: bool,
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        if matrix.along == 1 && x.step == 1 {
+            dot::<S, E, R>(x, matrix, y, (n, k), add);
+        } else {
+            axpy::<S, E, R>(x, matrix, y, (n, k), add);
+        }
+    }
+}
+
+/// Column by column: products of vectors.
+#[inline(always)]
+unsafe fn dot<S: Simd, E: Element, const R: usize>(
+    x: Rows<*const f32>,
+    matrix: Matrix<E>,
+    y: Rows<*mut f32>,
+    (n, k): (usize, usize),
+    add: bool,
+) {
+    let whole = k - k % S::LANES;
+    for column in 0..n {
+        // SAFETY: by the caller: `column < n`, summands are below `k`, rows below `R`.
+        unsafe {
+            let w = matrix.data.add(column * matrix.column);
+            let mut sums = [[S::splat(0.0); SUMS]; R];
+            let mut at = 0;
+            while at + SUMS * S::LANES <= whole {
+                for s in 0..SUMS {
+                    let w = S::load(w.add(at + s * S::LANES));
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let x = S::load(x.data.add(r * x.row + at + s * S::LANES));
+                        sums[s] = S::fma(x, w, sums[s]);
+                    }
+                }
+                at += SUMS * S::LANES;
+            }
+            while at < whole {
+                let w = S::load(w.add(at));
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let x = S::load(x.data.add(r * x.row + at));
+                    sums[0] = S::fma(x, w, sums[0]);
+                }
+                at += S::LANES;
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                let mut total: f32 = sums.iter().map(|&s| S::sum(s)).sum();
+                for at in whole..k {
+                    total += *x.data.add(r * x.row + at) * (*w.add(at)).wide();
+                }
+                let to = y.data.add(r * y.row + column * y.step);
+                *to = if add { *to + total } else { total };
+            }
+        }
+    }
+}
+
+/// Columns side by side, a few registers of them at a time.
+#[inline(always)]
+unsafe fn axpy<S: Simd, E: Element, const R: usize>(
+    x: Rows<*const f32>,
+    matrix: Matrix<E>,
+    y: Rows<*mut f32>,
+    (n, k): (usize, usize),
+    add: bool,
+) {
+    const WIDE: usize = 64;
+    let mut out = [0.0f32; WIDE];
+    let mut column = 0;
+    // SAFETY: by the caller: columns are below `n`, summands below `k`, rows below `R`; `out` holds `WIDE` numbers, which are some
+    // whole registers and at most `SIDE` of them.
+    unsafe {
+        while column + S::LANES <= n {
+            // As many registers side by side as there are columns for.
+            const SIDE: usize = 4;
+            let side = ((n - column) / S::LANES).min(SIDE);
+            let mut sums = [[S::splat(0.0); SIDE]; R];
+            if side == SIDE {
+                for at in 0..k {
+                    let w = matrix.data.add(column + at * matrix.along);
+                    let w: [S::V; SIDE] = std::array::from_fn(|s| S::load(w.add(s * S::LANES)));
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let x = S::splat(*x.data.add(r * x.row + at * x.step));
+                        for (sum, &w) in sums.iter_mut().zip(&w) {
+                            *sum = S::fma(x, w, *sum);
+                        }
+                    }
+                }
+            } else {
+                for at in 0..k {
+                    for s in 0..side {
+                        let w = S::load(matrix.data.add(column + s * S::LANES + at * matrix.along));
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            let x = S::splat(*x.data.add(r * x.row + at * x.step));
+                            sums[s] = S::fma(x, w, sums[s]);
+                        }
+                    }
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for (s, &sum) in sums[..side].iter().enumerate() {
+                    S::store(out.as_mut_ptr().add(s * S::LANES), sum);
+                }
+                for (i, &sum) in out[..side * S::LANES].iter().enumerate() {
+                    let to = y.data.add(r * y.row + (column + i) * y.step);
+                    *to = if add { *to + sum } else { sum };
+                }
+            }
+            column += side * S::LANES;
+        }
+        for column in column..n {
+            for r in 0..R {
+                let mut sum = 0.0;
+                for at in 0..k {
+                    let w = (*matrix.data.add(column * matrix.column + at * matrix.along)).wide();
+                    sum += *x.data.add(r * x.row + at * x.step) * w;
+                }
+                let to = y.data.add(r * y.row + column * y.step);
+                *to = if add { *to + sum } else { sum };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+    use latentc_ir::SplitMix;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Against sums in f64, of numbers that all types hold exactly; on every unit of this CPU.
+    fn check<E: Element>(size: (usize, usize, usize), dot: bool, seed: u64, of: impl Fn(f32) -> E) {
+        let (rows, n, k) = size;
+        let mut rng = SplitMix(seed);
+        let mut numbers =
+            |len: usize| -> Vec<f32> { (0..len).map(|_| (rng.next_u64() % 33) as f32 / 4.0 - 4.0).collect() };
+        let (x, w) = (numbers(rows * k), numbers(n * k));
+        let w: Vec<E> = w.into_iter().map(of).collect();
+        let (column, along) = if dot { (k, 1) } else { (1, n) };
+        for unit in Unit::all() {
+            // The result has gaps, which must stay as they are.
+            let mut y = vec![7.0f32; rows * n * 2];
+            let matrix = Matrix { data: w.as_ptr(), column, along };
+            let from = Rows { data: x.as_ptr(), count: rows, row: k, step: 1 };
+            let to = Rows { data: y.as_mut_ptr(), count: rows, row: 2 * n, step: 2 };
+            assert!(has_form(&matrix, &from));
+            // SAFETY: the sizes are those of the vectors.
+            unsafe {
+                product(unit, from, matrix, to, (n, k), false);
+                product(unit, from, matrix, to, (n, k), true);
+            }
+            for r in 0..rows {
+                for c in 0..n {
+                    let term =
+                        |at: usize| f64::from(x[r * k + at]) * f64::from(w[c * column + at * along].wide());
+                    // Sixteenths below 2^20 are exact in f32.
+                    let want = 2.0 * (0..k).map(term).sum::<f64>();
+                    assert_eq!(f64::from(y[(r * n + c) * 2]), want, "{unit:?}: row {r}, column {c}");
+                    assert_eq!(y[(r * n + c) * 2 + 1], 7.0, "{unit:?}: behind row {r}, column {c}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_few_rows_of_any_size(
+            size in (1usize..10, 0usize..150, 0usize..150),
+            dot: bool,
+            seed: u64,
+        ) {
+            check::<f32>(size, dot, seed, |x| x);
+            check::<bf16>(size, dot, seed, bf16::from_f32);
+            check::<f16>(size, dot, seed, f16::from_f32);
+        }
+    }
+}

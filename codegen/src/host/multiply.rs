@@ -1,0 +1,138 @@
+//! A matrix product on the CPU, by what it is bound by: a few rows stream the matrix as it is stored ([`few`]), many go to the
+//! `gemm` crate.
+
+use gemm::Parallelism;
+
+use super::few::{self, Matrix, Rows};
+use super::simd::{Element, Unit};
+use crate::device::Floats;
+
+/// With so many rows or less a product waits for the matrix, not for arithmetic.
+const FEW: usize = 16;
+/// Elements of a matrix that one task works on: they fit into a core's cache, and are worth handing to a thread.
+const BLOCK: usize = 1 << 16;
+
+/// How a product is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Columns in blocks, each of which is read once.
+    Few,
+    /// Columns in blocks, each of which is widened to f32 first.
+    Widened,
+    /// All at once, by as many threads as are wanted.
+    Whole,
+}
+
+impl Way {
+    /// For so many rows and elements of that type.
+    pub(super) fn of<E: Element>(matrix: &Matrix<E>, x: &Rows<*const f32>) -> Way {
+        if x.count <= FEW && few::has_form(matrix, x) {
+            Way::Few
+        } else if size_of::<E>() == size_of::<f32>() {
+            Way::Whole
+        } else {
+            Way::Widened
+        }
+    }
+
+    /// How many columns a task takes.
+    pub(super) fn columns(self, n: usize, k: usize) -> usize {
+        match self {
+            Way::Whole => n.max(1),
+            // Whole registers side by side.
+            Way::Few | Way::Widened => (BLOCK / k.max(1)).max(1).next_multiple_of(64).min(n.max(1)),
+        }
+    }
+}
+
+/// `y = x · matrix` for the columns `0..n`, or `y += …`.
+///
+/// # Safety
+/// All that the steps, `n`, `k` and the counts lead to must be readable, and for `y` writable by no one else.
+pub(super) unsafe fn multiply<E: Element>(
+    way: Way,
+    x: Rows<*const f32>,
+    matrix: Matrix<E>,
+    y: Rows<*mut f32>,
+    (n, k): (usize, usize),
+    add: bool,
+    parallelism: Parallelism,
+) {
+    // SAFETY: by the caller; what is widened has the same elements.
+    unsafe {
+        match way {
+            Way::Few => few::product(Unit::best(), x, matrix, y, (n, k), add),
+            Way::Whole => {
+                let matrix =
+                    Matrix { data: matrix.data.cast::<f32>(), column: matrix.column, along: matrix.along };
+                product(x, matrix, y, (n, k), add, parallelism);
+            }
+            Way::Widened => {
+                let (wide, column, along) = widened(matrix, (n, k));
+                let matrix = Matrix { data: wide.as_ptr(), column, along };
+                product(x, matrix, y, (n, k), add, parallelism);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// See [`multiply`].
+unsafe fn product(
+    x: Rows<*const f32>,
+    matrix: Matrix<f32>,
+    y: Rows<*mut f32>,
+    (n, k): (usize, usize),
+    add: bool,
+    parallelism: Parallelism,
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        gemm::gemm(
+            x.count,
+            n,
+            k,
+            y.data,
+            y.step as isize,
+            y.row as isize,
+            add,
+            x.data,
+            x.step as isize,
+            x.row as isize,
+            matrix.data,
+            matrix.column as isize,
+            matrix.along as isize,
+            1.0f32,
+            1.0f32,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// A matrix in f32, and its steps: what lay side by side still does.
+///
+/// # Safety
+/// All `n` columns of `k` must be readable.
+unsafe fn widened<E: Element>(matrix: Matrix<E>, (n, k): (usize, usize)) -> (Vec<f32>, usize, usize) {
+    let mut wide = Vec::with_capacity(n * k);
+    let dense = matrix.along <= matrix.column;
+    let (lines, line, step) = if dense { (n, k, matrix.along) } else { (k, n, matrix.column) };
+    let next = if dense { matrix.column } else { matrix.along };
+    for i in 0..lines {
+        // SAFETY: by the caller.
+        wide.extend((0..line).map(|j| unsafe { (*matrix.data.add(i * next + j * step)).wide() }));
+    }
+    if dense { (wide, k, 1) } else { (wide, 1, n) }
+}
+
+/// Floats in f32: what is small is not worth another loop.
+pub(super) fn wide(floats: Floats<'_>) -> Vec<f32> {
+    match floats {
+        Floats::F32(x) => x.to_vec(),
+        Floats::Bf16(x) => x.iter().map(|x| x.wide()).collect(),
+        Floats::F16(x) => x.iter().map(|x| x.wide()).collect(),
+    }
+}
