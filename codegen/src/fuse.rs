@@ -8,8 +8,12 @@
 //! - a *prologue*: expressions of its operands, where computing them once more for every tile takes less time than a launch
 //!   and a trip through memory. RMS norm goes into the projections behind it when there are few rows.
 //!
+//! A softmax that is left whole weighs a sum: its [`stream`] computes scores and weights piece by piece, so these have no memory.
+//!
 //! A kernel that reduces works row by row, so the reductions in it must agree on what a row is: their results have the same
 //! axes. Reductions that several kernels want are repeated only where that is cheaper than a launch.
+
+mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,19 +25,30 @@ use crate::grouped::GroupedPlan;
 /// Rows or columns of a product that one tile has, about: how often what a prologue computes is computed again.
 const TILE: f64 = 128.0;
 
+/// The same for a stream, whose tiles share a cube's memory with weights and values.
+const STREAM_TILE: f64 = 32.0;
+
+/// Operations for each element that is rotated: a sine and a cosine, mostly.
+const TURN: f64 = 32.0;
+
 /// For each value, whether it has memory of its own or shares that of another.
 pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> Vec<bool> {
-    let mut users = vec![Vec::new(); f.values.len()];
-    for (n, inst) in f.body.iter().enumerate() {
-        for a in &inst.args {
-            users[a.0 as usize].push(n);
-        }
-    }
-    let mut s = Storage { f, defs: f.defs(), users, sizes, machine, stored: vec![false; f.values.len()] };
+    let mut s = Storage {
+        f,
+        defs: f.defs(),
+        users: f.users(),
+        sizes,
+        machine,
+        stored: vec![false; f.values.len()],
+        streams: BTreeMap::new(),
+        streamed: vec![false; f.values.len()],
+    };
     s.seeds();
+    s.streams();
     s.epilogues();
     s.views();
     s.prologues();
+    s.stream_leaves();
     s.views();
     // Storing a value takes it out of a row, which can only settle conflicts, so this ends.
     while s.settle() {
@@ -50,15 +65,20 @@ struct Storage<'a> {
     sizes: &'a Sizes,
     machine: &'a Machine,
     stored: Vec<bool>,
+    /// The products that a softmax weighs, by index of the body, and the axis that they walk.
+    streams: BTreeMap<usize, AxisId>,
+    /// What a stream computes piece by piece: from the products that scores are made of to the weights.
+    streamed: Vec<bool>,
 }
 
 /// What products must have in common to be one kernel: the axes of the result, those of the operands, and the index of a
-/// grouped one.
+/// grouped one. A stream is one by itself.
 #[derive(PartialEq, Eq)]
 struct Shape {
     result: BTreeSet<AxisId>,
     operands: BTreeSet<BTreeSet<AxisId>>,
     index: Option<ValueId>,
+    stream: Option<usize>,
 }
 
 impl<'a> Storage<'a> {
@@ -134,7 +154,7 @@ impl<'a> Storage<'a> {
         let mut claimed: BTreeMap<ValueId, usize> = BTreeMap::new();
         let f = self.f;
         for (n, inst) in f.body.iter().enumerate().rev() {
-            if inst.op != Op::Contract {
+            if inst.op != Op::Contract || self.streamed[inst.result().0 as usize] {
                 continue;
             }
             let product = inst.result();
@@ -149,7 +169,8 @@ impl<'a> Storage<'a> {
                 for &u in &self.users[v.0 as usize] {
                     let user = &f.body[u];
                     let next = user.result();
-                    if !user.op.is_elementwise() || self.axes(next) != axes {
+                    if !user.op.is_elementwise() || self.axes(next) != axes || self.streamed[next.0 as usize]
+                    {
                         exits.insert(v);
                     } else if let Some(&other) = claimed.get(&next) {
                         if self.shape(n) == self.shape(other) {
@@ -193,6 +214,7 @@ impl<'a> Storage<'a> {
             result: self.axes(inst.result()),
             operands: inst.args.iter().map(|&a| self.axes(a)).collect(),
             index: gathered(self.f, inst, &self.defs).map(|g| g.args[1]),
+            stream: self.streams.contains_key(&n).then_some(n),
         }
     }
 
@@ -200,22 +222,29 @@ impl<'a> Storage<'a> {
     fn prologues(&mut self) {
         let f = self.f;
         let mut wanted: BTreeMap<ValueId, Wanted> = BTreeMap::new();
-        for inst in f.body.iter().filter(|i| i.op == Op::Contract) {
-            let grouped = gathered(f, inst, &self.defs).map(Inst::result);
+        for (n, inst) in f.body.iter().enumerate().filter(|(_, i)| i.op == Op::Contract) {
+            let streams = self.streams.contains_key(&n) || self.streamed[inst.result().0 as usize];
+            let grouped = if streams { None } else { gathered(f, inst, &self.defs).map(Inst::result) };
             let result = self.axes(inst.result());
-            for &a in inst.args.iter().filter(|&&a| !self.is_stored(a) && grouped != Some(a)) {
+            for &a in &inst.args {
+                if self.is_stored(a) || self.streamed[a.0 as usize] || grouped == Some(a) {
+                    continue;
+                }
                 let own = self.axes(a);
-                let tiles = (self.elements(result.difference(&own).copied()) / TILE).ceil();
+                let tile = if streams { STREAM_TILE } else { TILE };
+                let tiles = (self.elements(result.difference(&own).copied()) / tile).ceil();
                 let rows: BTreeSet<_> = result.intersection(&own).copied().collect();
-                let w = wanted.entry(a).or_insert_with(|| Wanted { uses: 0.0, tiles: 0.0, rows: own });
+                let first = Wanted { uses: 0.0, tiles: 0.0, rows: own, folds: true };
+                let w = wanted.entry(a).or_insert(first);
                 w.uses += 1.0;
                 w.tiles += tiles;
                 w.rows.retain(|x| rows.contains(x));
+                w.folds &= !streams;
             }
         }
         for (a, w) in wanted {
             let shared = self.inst(a).is_some_and(|i| is_view(f, i) && self.is_stored(i.args[0]));
-            let cheap = self.expression(a, Some(&w.rows)).is_some_and(|e| {
+            let cheap = self.expression(a, Some(&w.rows)).filter(|e| w.folds || !e.folds).is_some_and(|e| {
                 let inline = self.seconds(w.tiles * e.flops, w.uses * e.bytes);
                 let stored = self.seconds(e.flops, e.bytes + (1.0 + w.uses) * self.bytes(a));
                 inline < self.machine.launch + stored
@@ -250,6 +279,7 @@ impl<'a> Storage<'a> {
                         return None;
                     }
                     e.flops += elements(inst.args[0]);
+                    e.folds = true;
                 }
                 Op::Const(_)
                 | Op::Position { .. }
@@ -262,8 +292,8 @@ impl<'a> Storage<'a> {
                 | Op::Split { .. }
                 | Op::Merge { .. }
                 | Op::Slice { .. }
-                | Op::Concat { .. }
-                | Op::Rope { .. } => e.flops += elements(v),
+                | Op::Concat { .. } => e.flops += elements(v),
+                Op::Rope { .. } => e.flops += TURN * elements(v),
                 Op::Contract
                 | Op::Gather { .. }
                 | Op::ScatterAdd { .. }
@@ -339,6 +369,8 @@ struct Wanted {
     tiles: f64,
     /// Its axes that all of their results have.
     rows: BTreeSet<AxisId>,
+    /// Whether all of them can fold rows of it.
+    folds: bool,
 }
 
 /// What computing a value from what is stored takes.
@@ -346,6 +378,7 @@ struct Wanted {
 struct Expression {
     flops: f64,
     bytes: f64,
+    folds: bool,
 }
 
 /// Whether both operands have every summed axis and there is one.

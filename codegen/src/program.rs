@@ -126,6 +126,7 @@ impl KernelKind {
         let mut kind = KernelKind::Map;
         for inst in &body.body {
             match inst.op {
+                Op::Softmax { .. } => return KernelKind::Stream,
                 Op::ScatterAdd { .. } => kind = KernelKind::Scatter,
                 Op::Contract if inst.args.iter().any(gathers) => kind = KernelKind::Grouped,
                 Op::Contract if kind == KernelKind::Map => kind = KernelKind::Contract,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_ir::{AxisId, Def, Function, Inst, Module, Op, Origin, Size, Type, ValueId};
 
+use latentc_passes::stream_softmax::weighed;
 use latentc_passes::{Context, Machine, Sizes};
 
 use crate::fuse::{is_matrix_product, is_view, storage};
@@ -49,10 +50,14 @@ struct Scheduler<'a> {
 
 impl<'a> Scheduler<'a> {
     fn new(f: &'a Function, sizes: &Sizes, machine: &Machine) -> Result<Self, ScheduleError> {
+        let users = f.users();
         for inst in &f.body {
             let why = match inst.op {
                 Op::Past { .. } => "run the pass `derive` first",
-                Op::Softmax { .. } | Op::RmsNorm { .. } => "run the pass `expand` first",
+                Op::RmsNorm { .. } => "run the pass `expand` first",
+                Op::Softmax { .. } if weighed(f, &users, inst).is_err() => {
+                    "run the pass `stream_softmax` first"
+                }
                 Op::Contract if !is_matrix_product(f, inst) => "run the pass `reassociate` first",
                 _ => continue,
             };

@@ -17,6 +17,8 @@
 
 use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 
+use latentc_passes::stream_softmax::{Weighed, weighed};
+
 use crate::contract::ContractPlan;
 
 /// The parts of a streamed softmax.
@@ -46,36 +48,16 @@ impl StreamPlan {
     /// # Errors
     /// If the body is none of this kind; says what is in the way.
     pub fn of(body: &Function) -> Result<StreamPlan, String> {
-        let name = |v: ValueId| format!("`{}`", body.value(v).name);
         let softmaxes: Vec<_> = body.body.iter().filter(|i| matches!(i.op, Op::Softmax { .. })).collect();
-        let &[Inst { op: Op::Softmax { axis: along }, args, results, .. }] = &softmaxes[..] else {
+        let [softmax] = softmaxes[..] else {
             return Err(format!("{} instructions are `softmax`; a stream has one", softmaxes.len()));
         };
-        let (scores, mut weights) = (args[0], results[0]);
-        let product = loop {
-            let mut users = body.body.iter().filter(|i| i.args.contains(&weights));
-            match (users.next(), users.next()) {
-                (Some(cast), None) if cast.op == Op::Cast => weights = cast.result(),
-                (Some(product), None) if product.op == Op::Contract => break product,
-                _ => return Err(format!("{} goes elsewhere than into one contraction", name(weights))),
-            }
-        };
-        let values = match product.args[..] {
-            [a, b] if a == weights && b != weights => b,
-            [a, b] if b == weights && a != weights => a,
-            _ => return Err(format!("{} is not made of weights and values", name(product.result()))),
-        };
+        let Weighed { along, product, weights, values } = weighed(body, &body.users(), softmax)?;
+        let scores = softmax.args[0];
         let (w, v, y) = (body.ty(weights), body.ty(values), body.ty(product.result()));
-        if body.summed(&product.args, y) != [*along] || !v.has(*along) {
-            let axis = &body.axis(*along).name;
-            return Err(format!(
-                "{} does not sum weights and values over `{axis}` alone",
-                name(product.result())
-            ));
-        }
         let groups = ContractPlan::new(&w.axes, &v.axes, &y.axes);
         let plan = StreamPlan {
-            along: *along,
+            along,
             scores,
             mask: mask(body, scores),
             values,
@@ -195,37 +177,40 @@ pub fn defined(body: &Function, value: ValueId) -> Option<&Inst> {
     body.body.iter().find(|i| i.result() == value)
 }
 
-/// A leaf is an expression without folds.
+/// Whether an op costs little where its result is read: what a leaf is made of. It folds nothing and compares nothing.
+pub fn is_leaf(op: &Op) -> bool {
+    match op {
+        Op::Const(_)
+        | Op::Position { .. }
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Select
+        | Op::Cast
+        | Op::Rename { .. }
+        | Op::Broadcast { .. }
+        | Op::Split { .. }
+        | Op::Merge { .. }
+        | Op::Slice { .. }
+        | Op::Concat { .. }
+        | Op::Gather { .. }
+        | Op::Rope { .. } => true,
+        Op::Contract
+        | Op::Reduce { .. }
+        | Op::TopK { .. }
+        | Op::TopIndices { .. }
+        | Op::ScatterAdd { .. }
+        | Op::Past { .. }
+        | Op::Append { .. }
+        | Op::Softmax { .. }
+        | Op::RmsNorm { .. }
+        | Op::Call { .. } => false,
+    }
+}
+
 fn check_leaf(body: &Function, leaf: ValueId) -> Result<(), String> {
     for v in cone(body, leaf, |_| true) {
         let Some(inst) = defined(body, v) else { continue };
-        let cheap = match inst.op {
-            Op::Rename { .. }
-            | Op::Split { .. }
-            | Op::Merge { .. }
-            | Op::Slice { .. }
-            | Op::Concat { .. }
-            | Op::Gather { .. }
-            | Op::Const(_)
-            | Op::Rope { .. } => true,
-            Op::Position { .. }
-            | Op::Unary(_)
-            | Op::Binary(_)
-            | Op::Select
-            | Op::Cast
-            | Op::Broadcast { .. } => true,
-            Op::Contract
-            | Op::Reduce { .. }
-            | Op::TopK { .. }
-            | Op::TopIndices { .. }
-            | Op::ScatterAdd { .. }
-            | Op::Past { .. }
-            | Op::Append { .. }
-            | Op::Softmax { .. }
-            | Op::RmsNorm { .. }
-            | Op::Call { .. } => false,
-        };
-        if !cheap {
+        if !is_leaf(&inst.op) {
             let (name, leaf) = (&body.value(v).name, &body.value(leaf).name);
             return Err(format!(
                 "`{name}`, by `{}`, is too much to compute where `{leaf}` is read",

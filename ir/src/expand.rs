@@ -22,14 +22,17 @@ const RULE: &str = "expand";
 /// `P.exp` and so on, and keep its origins.
 #[must_use]
 pub fn expand(module: &Module) -> Module {
-    let functions = module.functions.iter().map(function).collect();
+    let functions = module.functions.iter().map(|f| expand_in(f, |_| true)).collect();
     Module { name: module.name.clone(), functions, entry: module.entry.clone() }
 }
 
-fn function(f: &Function) -> Function {
+/// A function in which the composites that are wanted are their definitions.
+#[must_use]
+pub fn expand_in(f: &Function, wanted: impl Fn(&Inst) -> bool) -> Function {
     let mut out = f.clone();
     for inst in mem::take(&mut out.body) {
         match inst.op {
+            _ if !wanted(&inst) => out.body.push(inst),
             Op::Softmax { axis } => softmax(&mut Parts::of(&mut out, &inst), axis),
             Op::RmsNorm { axis, eps } => rms_norm(&mut Parts::of(&mut out, &inst), axis, eps),
             Op::Const(_)

@@ -219,6 +219,17 @@ impl Function {
         defs.into_iter().map(|d| d.expect("a verified function defines each of its values")).collect()
     }
 
+    /// The instructions that read each value, by index of the body, by value number. One that reads it twice is there twice.
+    pub fn users(&self) -> Vec<Vec<usize>> {
+        let mut users = vec![Vec::new(); self.values.len()];
+        for (n, inst) in self.body.iter().enumerate() {
+            for a in &inst.args {
+                users[a.0 as usize].push(n);
+            }
+        }
+        users
+    }
+
     /// The axes over which a contraction sums: in some operand, not in the result; in order of appearance.
     pub fn summed(&self, args: &[ValueId], result: &Type) -> Vec<AxisId> {
         let mut axes = Vec::new();

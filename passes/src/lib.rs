@@ -14,10 +14,12 @@ pub mod rewrite;
 pub mod route;
 pub mod simplify;
 pub mod sizes;
+pub mod stream_softmax;
 pub mod validate;
 pub mod variants;
 
-use latentc_ir::{Function, Module};
+use latentc_ir::expand::expand_in;
+use latentc_ir::{Function, Module, Op};
 
 pub use machine::Machine;
 pub use remark::{Candidate, Crossing, Kind, Remark, Unit};
@@ -142,9 +144,9 @@ pub fn pipeline() -> Vec<Pass> {
         },
         Pass {
             name: "expand",
-            law: "a composite is its definition",
+            law: "a norm is its definition",
             without: Without::Impossible,
-            run: |m, _| Ok(latentc_ir::expand::expand(m)),
+            run: |m, _| Ok(expand(m)),
         },
         Pass {
             name: "reassociate",
@@ -159,12 +161,25 @@ pub fn pipeline() -> Vec<Pass> {
             run: |m, _| Ok(inline::inline(m)),
         },
         Pass {
+            name: "stream_softmax",
+            law: "softmax is a streaming monoid: where it weighs a sum it has no memory, elsewhere it is its definition",
+            without: Without::Least(define),
+            run: |m, cx| Ok(stream_softmax::stream_softmax(m, cx)),
+        },
+        Pass {
             name: "tidy",
             law: "as simplify, on what the passes left behind",
             without: Without::Nothing,
             run: |m, _| Ok(simplify::simplify(m)),
         },
     ]
+}
+
+/// Norms as their definitions. Softmaxes are left for `stream_softmax`, which sees the products that they end up in.
+fn expand(module: &Module) -> Module {
+    let norms = |f| expand_in(f, |inst| matches!(inst.op, Op::RmsNorm { .. }));
+    let functions = module.functions.iter().map(norms).collect();
+    Module { name: module.name.clone(), functions, entry: module.entry.clone() }
 }
 
 /// What stands in for `reassociate`.
@@ -174,6 +189,16 @@ fn pair() -> Pass {
         law: "a product of many is one of two after the other, as written",
         without: Without::Impossible,
         run: |m, _| Ok(reassociate::pair(m)),
+    }
+}
+
+/// What stands in for `stream_softmax`.
+fn define() -> Pass {
+    Pass {
+        name: "define",
+        law: "a softmax is its definition",
+        without: Without::Impossible,
+        run: |m, _| Ok(stream_softmax::define(m)),
     }
 }
 

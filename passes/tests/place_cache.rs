@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use latentc_frontend::{SpecFn, Tracer, spec, trace};
 use latentc_ir::interp::{Caches, Interpreter, Precision};
 use latentc_ir::tensor::{SplitMix, Tensor};
-use latentc_ir::{AxisId, DType, Function, Module, Op, Size, ValueId, Weight, verify};
+use latentc_ir::{AxisId, DType, Function, Inst, Module, Op, Size, ValueId, Weight, verify};
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace as trace_model};
-use latentc_passes::{Context, Graph, Kind, pipeline, place_cache};
+use latentc_passes::{Context, Graph, Kind, pipeline, place_cache, run};
 
 /// The module after this pass, and after `derive`.
 fn placed(module: &Module, cx: &mut Context) -> [Module; 2] {
@@ -257,6 +257,36 @@ fn kept<F: FnOnce(&mut Tracer)>(spec: SpecFn<F>) -> String {
     let pasts = f.body.iter().filter(|i| matches!(i.op, Op::Past { .. }));
     let names: Vec<_> = pasts.map(|i| f.value(i.args[0]).name.as_str()).collect();
     format!("{}: {}", names.join(" "), elements(&derived, &derived.entry, &mut BTreeMap::new()))
+}
+
+/// What `stream_softmax` says of the weights of a spec of one function, in a graph after all passes.
+fn streamed<F: FnOnce(&mut Tracer)>(spec: SpecFn<F>, graph: Graph) -> String {
+    let traced = trace("toy", DType::Bf16, spec).unwrap_or_else(|e| panic!("{}", e.render()));
+    let mut cx = Context::new(graph);
+    let stages = run(&traced.module, &mut cx, &pipeline()).unwrap();
+    let whole = |i: &&Inst| matches!(i.op, Op::Softmax { .. });
+    let left = stages[stages.len() - 1].1.entry().unwrap().body.iter().filter(whole).count();
+    let remark = cx.remarks.iter().find(|r| r.pass == "stream_softmax" && r.value == "P").expect("has one");
+    assert_eq!(left, usize::from(remark.kind == Kind::Applied));
+    remark.message.split_once(": ").map_or(&*remark.message, |(what, _)| what).to_owned()
+}
+
+#[test]
+fn variants_stream() {
+    let all = |spec: &dyn Fn(Graph) -> String, decode: &str, prefill: &str| {
+        assert_eq!(spec(Graph::Decode), decode);
+        assert_eq!(spec(Graph::Prefill), prefill);
+        assert_eq!(spec(Graph::Train), prefill);
+    };
+    all(&|g| streamed(expanded(WIDE), g), "streams `s` into `o`", "streams `s` into `o`");
+    all(&|g| streamed(value_latent(WIDE), g), "streams `s` into `P.c.s`", "streams `s` into `o`");
+    all(&|g| streamed(two_latents(WIDE), g), "streams `s` into `P.c.s`", "streams `s` into `o`");
+    all(&|g| streamed(expert_keys(WIDE), g), "streams `s` into `P.c.s`", "streams `s` into `o`");
+    all(&|g| streamed(read_twice(WIDE), g), "streams `s` into `P.c.s`", "streams `s` into `o`");
+    all(&|g| streamed(shared(WIDE), g), "streams `s` into `w`", "streams `s` into `w`");
+    all(&|g| streamed(multi_query(WIDE), g), "streams `s` into `o`", "streams `s` into `o`");
+    all(&|g| streamed(multi_head(WIDE), g), "streams `s` into `o`", "streams `s` into `o`");
+    all(&|g| streamed(passed(WIDE), g), "streams `s` into `P.c.s`", "streams `s` into `o`");
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The published models through all passes: where latent attention meets its weights.
 
-use latentc_ir::{DType, Function, Inst, Module, Op};
+use latentc_codegen::program::{KernelKind, Role};
+use latentc_ir::{DType, Function, Inst, Module, Op, Size};
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
 use latentc_passes::{Context, Graph, Remark, Variant, pipeline, run, variants};
+use latentc_runtime::compiled::compile;
 
 fn passed(name: &str, graph: Graph) -> (Module, Vec<Remark>) {
     let config = ModelConfig::bundled(name).expect("a bundled model");
@@ -86,5 +88,31 @@ fn grouped_queries_have_nothing_to_absorb() {
         let choices = remarks.iter().filter(|r| r.pass == "reassociate" && r.function == "gqa").count();
         // In training the past is at hand, so values could be made of it afterwards; that is weighed and refused.
         assert_eq!(choices, usize::from(!graph.serves()), "{}", graph.name());
+    }
+}
+
+/// Of what a run makes, nothing has as many elements as there are pairs of tokens, or in decode, positions.
+#[test]
+fn no_scores_have_memory() {
+    for name in ModelConfig::bundled_names() {
+        let config = ModelConfig::bundled(name).expect("a bundled model");
+        for graph in [Graph::Train, Graph::Prefill, Graph::Decode] {
+            let goal = if graph.serves() { Goal::Logits } else { Goal::Loss };
+            let traced = trace(&config, goal, DType::Bf16).unwrap_or_else(|e| panic!("{}", e.render()));
+            let compiled =
+                compile(&traced.module, graph, &pipeline()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let streams = compiled.program.kernels.iter().filter(|k| k.kind == KernelKind::Stream).count();
+            assert!(streams > 0, "{name}: {graph:?}");
+            for routine in &compiled.program.routines {
+                for made in routine.buffers.iter().filter(|b| b.role == Role::Temp) {
+                    let at = |symbol: &str| {
+                        made.dims.iter().filter(|d| **d == Size::Sym(symbol.to_owned())).count()
+                    };
+                    let pairs = at("t") * at("s") > 0 || at("t") > 1;
+                    let history = graph == Graph::Decode && at("s") > 0;
+                    assert!(!pairs && !history, "{name}, {graph:?}: @{} {made:?}", routine.name);
+                }
+            }
+        }
     }
 }

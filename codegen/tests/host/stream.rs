@@ -1,10 +1,14 @@
 //! Streamed softmaxes against the interpreter.
 
+use latentc_codegen::program::KernelKind;
+use latentc_codegen::schedule::schedule;
 use latentc_codegen::stream::StreamPlan;
+use latentc_ir::Module;
+use latentc_passes::{Context, Graph};
 use proptest::prelude::*;
 
-use crate::check_at;
 use crate::streams::{arb_case, causal, latent, stream};
+use crate::{check, check_at, prepare};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
@@ -53,4 +57,93 @@ fn bodies_that_are_no_streams() {
         )),
         "`m`, by `reduce_max`, is too much to compute where `m` is read"
     );
+}
+
+/// A function of which a softmax that weighs a sum is a part; what there is besides, by bits of `with`. Also whether all scores
+/// can go without memory.
+fn around(with: u16) -> (Module, bool) {
+    let has = |bit: u16| with >> bit & 1 == 1;
+    let mut lines: Vec<&str> = Vec::new();
+    let mut results = vec!["y"];
+    lines.push(if has(0) {
+        // A product that lacks an axis of the scores is made once for all heads.
+        "z0: f32[b, t, s] = contract q0, kk over k\n  ones: f32[h] = const [1.0, 0.5]\n  z: f32[b, t, h, s] = mul z0, ones"
+    } else {
+        "z: f32[b, t, h, s] = contract q, kk over k"
+    });
+    let mut x = "z";
+    if has(1) {
+        lines.push("z2: f32[b, t, h, s] = contract kr, qr over r\n  z3: f32[b, t, h, s] = add z2, z");
+        x = "z3";
+    }
+    let bias;
+    if has(2) {
+        // What is folded has memory before the stream begins.
+        bias = format!("row: f32[s, b] = reduce_max kr over r\n  z4: f32[b, t, h, s] = sub {x}, row");
+        lines.push(&bias);
+        x = "z4";
+    }
+    if has(3) {
+        results.push(x);
+    }
+    let masked = format!("z5: f32[b, t, h, s] = select seen, {x}, least");
+    lines.extend([
+        "at: i32[s] = position of s",
+        "seen: bool[b, t, s] = le at, pos",
+        "least: f32 = const -inf",
+        &masked,
+    ]);
+    lines.push("p0: f32[b, t, h, s] = softmax z5 over s\n  p: f32[b, t, h, s] = cast p0");
+    if has(4) {
+        results.push("p");
+    }
+    lines.push(match (has(5), has(6)) {
+        (false, _) => "w: f32[b, s, k] = cast kk",
+        (true, false) => "n: f32[b, s] = reduce_sum kk over k\n  w: f32[b, s, k] = sub kk, n",
+        (true, true) => "w: f32[b, s, k] = gather table, which along e",
+    });
+    lines.push("y0: f32[b, t, h, k] = contract w, p over s");
+    lines.push(match (has(7), has(8)) {
+        (false, _) => "y: f32[b, t, h, k] = silu y0",
+        (true, false) => "g: f32[h] = reduce_max q0h over k\n  y: f32[b, t, h, k] = mul g, y0",
+        // Two streams of one shape meet; they are two kernels.
+        (true, true) => {
+            "u0: f32[b, t, h, s] = contract qr, kr over r\n  u: f32[b, t, h, s] = softmax u0 over s\n  \
+             y1: f32[b, t, h, k] = contract u, kk over s\n  y: f32[b, t, h, k] = sub y0, y1"
+        }
+    });
+    let text = format!(
+        "module test entry @f\n\nfunc @f {{\n  axes b, t, s, h=2, k=3, r=2, e=4\n  param q: f32[b, t, h, k]\n  \
+         param q0: f32[b, t, k]\n  param q0h: f32[h, k]\n  param qr: f32[b, t, h, r]\n  param kk: f32[s, b, k]\n  \
+         param kr: f32[s, b, r]\n  param pos: i32[b, t]\n  param table: f32[e, k]\n  param which: i32[b, s]\n\n  {}\n  return {}\n}}\n",
+        lines.join("\n  "),
+        results.join(", ")
+    );
+    // Two streams that want one product have it from memory.
+    let hidden = !has(3) && !has(4) && !(has(1) && has(7) && has(8));
+    (latentc_ir::check("test", &text).unwrap_or_else(|e| panic!("{}\n{text}", e.render())), hidden)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    /// Whatever stands around a softmax: the scheduler makes a stream that its kernels can run, and gives no scores memory
+    /// that nothing else wants.
+    #[test]
+    fn streams_that_are_scheduled(with in 0u16..512, graph in prop::sample::select(&Graph::ALL), seed: u64) {
+        let (module, hidden) = around(with);
+        let program = schedule(&prepare(&module), &Context::new(graph));
+        let program = program.map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let streams = program.kernels.iter().filter(|k| k.kind == KernelKind::Stream).count();
+        let softmaxes = if with >> 7 & 3 == 3 { 2 } else { 1 };
+        prop_assert_eq!(streams, softmaxes - usize::from(with >> 4 & 1), "{}", program);
+        let s = latentc_ir::Size::Sym("s".to_owned());
+        let scores = program.routines[0].buffers.iter().filter(|b| b.dims.len() == 4 && b.dims.contains(&s));
+        prop_assert_eq!(scores.count() == 0, hidden, "{}", program);
+        for kernel in &program.kernels {
+            if kernel.kind == KernelKind::Stream {
+                StreamPlan::of(&kernel.body).map_err(TestCaseError::fail)?;
+            }
+            check(kernel, seed)?;
+        }
+    }
 }
