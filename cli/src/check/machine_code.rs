@@ -1,5 +1,6 @@
 //! `latentc check --static`: what NVIDIA's compilers make of the kernels.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode, machine_code};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
 use latentc_codegen::program::Kernel;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Args;
 use crate::table::table;
@@ -36,13 +38,43 @@ struct Row {
     error: Option<String>,
 }
 
+/// For each kernel and architecture what its machine code takes and is made of; the parts of a kernel have entries of their own.
+pub(super) fn figures(
+    args: &Args,
+    kernels: &[Kernel],
+) -> anyhow::Result<BTreeMap<String, BTreeMap<String, Value>>> {
+    let mut figures: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
+    for row in rows(args, kernels)? {
+        let key =
+            if row.part == 0 { row.arch.to_owned() } else { format!("{}, part {}", row.arch, row.part) };
+        let code = serde_json::to_value(row.code)?;
+        figures.entry(row.kernel).or_default().insert(key, code);
+    }
+    Ok(figures)
+}
+
 pub(super) fn check(args: &Args, model: &str, kernels: &[Kernel]) -> anyhow::Result<()> {
     let start = Instant::now();
+    let report = Report { model: model.to_owned(), kernels: rows(args, kernels)? };
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&text(&report, kernels.len(), start))?;
+    }
+    let refused = report.kernels.iter().filter(|r| r.error.is_some()).count();
+    if refused > 0 {
+        bail!("{refused} of {} sources of {model} are refused", report.kernels.len());
+    }
+    Ok(())
+}
+
+/// Compiles every source for every architecture that is asked for.
+fn rows(args: &Args, kernels: &[Kernel]) -> anyhow::Result<Vec<Row>> {
     let archs: Vec<&Arch> = ARCHS.iter().filter(|a| args.arch.iter().any(|name| name == a.name)).collect();
     let toolkit = Toolkit::find()?;
     let nvrtc = Nvrtc::load(&toolkit)?;
     let spinner = progress::spinner("compiling");
-    let mut report = Report { model: model.to_owned(), kernels: Vec::new() };
+    let mut rows = Vec::new();
     for (n, kernel) in kernels.iter().enumerate() {
         spinner.say(format!("{} ({} of {})", kernel.name, n + 1, kernels.len()));
         let shape = LaunchShape::of(kernel);
@@ -57,21 +89,11 @@ pub(super) fn check(args: &Args, model: &str, kernels: &[Kernel]) -> anyhow::Res
                     Err(e) => (None, Some(e.to_string())),
                 };
                 let (kernel, kind) = (kernel.name.clone(), kernel.kind.to_string());
-                report.kernels.push(Row { kernel, kind, part, arch: arch.name, code, error });
+                rows.push(Row { kernel, kind, part, arch: arch.name, code, error });
             }
         }
     }
-    drop(spinner);
-    if args.json {
-        print_json(&report)?;
-    } else {
-        print(&text(&report, kernels.len(), start))?;
-    }
-    let refused = report.kernels.iter().filter(|r| r.error.is_some()).count();
-    if refused > 0 {
-        bail!("{refused} of {} sources of {model} are refused", report.kernels.len());
-    }
-    Ok(())
+    Ok(rows)
 }
 
 fn text(report: &Report, kernels: usize, start: Instant) -> String {

@@ -1,9 +1,11 @@
 //! `latentc check`: whether the kernels of a model compute what they mean.
 
+mod baseline;
 mod machine_code;
 
 use std::fmt::Write;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -58,6 +60,12 @@ pub(crate) struct Args {
     /// What arguments and the emulator's order of threads follow from.
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
+    /// Store the kernels as they are in this folder: their CUDA text, what it takes of a GPU if its compilers are here, their results.
+    #[arg(long, value_name = "DIR", conflicts_with = "machine_code")]
+    bless: Option<PathBuf>,
+    /// Say what differs from what is stored in this folder, and fail if anything does.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["machine_code", "bless"])]
+    against: Option<PathBuf>,
     /// JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -88,6 +96,9 @@ struct Report {
     seed: u64,
     passes: bool,
     kernels: Vec<Row>,
+    /// What differs from the baseline, a line for each kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    differs: Option<Vec<String>>,
 }
 
 /// What came of a kernel.
@@ -110,7 +121,7 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     if args.machine_code {
         return machine_code::check(args, &model.name, &kernels);
     }
-    let report = match args.target {
+    let mut report = match args.target {
         Target::Host => one_by_one(args, &model, &kernels, Host),
         Target::Wgpu => one_by_one(args, &model, &kernels, WgpuDevice::open()?),
         Target::Cuda => one_by_one(args, &model, &kernels, CudaDevice::open(0)?),
@@ -126,6 +137,9 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
             report(args, &model, &kernels, emulator, workers)
         }
     };
+    if let Some(dir) = &args.against {
+        report.differs = Some(baseline::differences(args, dir, &kernels, &report)?);
+    }
     if args.json {
         print_json(&report)?;
     } else {
@@ -134,6 +148,17 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     let failed = report.kernels.iter().filter(|k| !k.passes).count();
     if failed > 0 {
         bail!("{failed} of {} kernels of {} fail on {}", report.kernels.len(), report.model, report.device);
+    }
+    if let Some(dir) = &args.bless {
+        baseline::bless(args, dir, &kernels, &report)?;
+    }
+    if let (Some(dir), Some(differs)) = (&args.against, &report.differs)
+        && !differs.is_empty()
+    {
+        let (n, dir) = (differs.len(), dir.display());
+        bail!(
+            "{n} kernels are not as in {dir}; if that is meant, `latentc check … --bless {dir}` takes them over"
+        );
     }
     Ok(())
 }
@@ -201,7 +226,15 @@ fn report<D: Device + Clone + Send + Sync>(
 
 fn finished(args: &Args, model: &Model, device: String, kernels: Vec<Row>) -> Report {
     let passes = kernels.iter().all(|k| k.passes);
-    Report { model: model.name.clone(), target: args.target, device, seed: args.seed, passes, kernels }
+    Report {
+        model: model.name.clone(),
+        target: args.target,
+        device,
+        seed: args.seed,
+        passes,
+        kernels,
+        differs: None,
+    }
 }
 
 /// All cases of a kernel, up to the first that fails.
@@ -263,6 +296,9 @@ fn text(args: &Args, report: &Report, start: Instant) -> String {
     for k in report.kernels.iter().filter(|k| !k.passes) {
         let why = k.error.clone().or_else(|| k.cases.last().map(wrong)).unwrap_or_default();
         let _ = writeln!(text, "\n{}: {why}\n  replay: {}", k.name, replay(args, &k.name));
+    }
+    for line in report.differs.iter().flatten() {
+        let _ = writeln!(text, "\n{line}");
     }
     let cases: usize = report.kernels.iter().map(|k| k.cases.len()).sum();
     let (kernels, seconds) = (report.kernels.len(), start.elapsed().as_secs_f64());

@@ -85,3 +85,32 @@ fn what_a_kernel_takes_of_a_gpu_is_told_without_one() {
         );
     }
 }
+
+#[test]
+fn a_stored_state_is_compared_with() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let base = folder.path().join("base");
+    let model = case("tiny");
+    let line = "check {} --target host --graph decode --kernel moe_layer_y --kernel logits_y";
+    ok(&format!("{line} --bless {{}}"), &[&model, &base]);
+    ok(&format!("{line} --against {{}}"), &[&model, &base]);
+
+    // Another text, another result.
+    let text = folder.path().join("base/kernels/moe_layer_y.cu");
+    let source = std::fs::read_to_string(&text).expect("it was written");
+    std::fs::write(&text, source + "\n// more\n").expect("it can be written");
+    let file = folder.path().join("base/baseline.json");
+    let stored = std::fs::read_to_string(&file).expect("it was written");
+    let mut stored: Value = serde_json::from_str(&stored).expect("JSON");
+    stored["kernels"]["logits_y"]["results"][0] = "0".into();
+    std::fs::write(&file, stored.to_string()).expect("it can be written");
+    let out = latentc(words(&format!("{line} --against {{}}"), &[&model, &base]));
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success());
+    assert!(said.contains("moe_layer_y: source +0 -1 lines\n"), "{said}");
+    assert!(said.contains("logits_y: results of 1 of "), "{said}");
+    assert!(said.contains("2 kernels are not as in "), "{said}");
+
+    let said = error("check {} --target host --graph decode --against {}", &[&model, &model]);
+    assert!(said.contains("baseline.json: no baseline; `latentc check … --bless` writes one"), "{said}");
+}

@@ -38,6 +38,8 @@ pub struct Outcome {
     pub elements: usize,
     /// The element with the largest error in units of its tolerance.
     pub index: Vec<usize>,
+    /// What the result is known by: equal for results that are equal to the bit.
+    pub digest: String,
 }
 
 impl Outcome {
@@ -87,8 +89,17 @@ impl Expected {
         }
         let (ratio, error, tolerance, _) = worst;
         let elements = self.value.data.len();
-        Outcome { sizes: sizes.to_vec(), seed, ratio, error, tolerance, wrong, elements, index }
+        let digest = digest(got);
+        Outcome { sizes: sizes.to_vec(), seed, ratio, error, tolerance, wrong, elements, index, digest }
     }
+}
+
+/// The FNV-1a hash of a tensor's elements, the same on every machine and in every version.
+fn digest(t: &Tensor) -> String {
+    let bytes = t.data.iter().flat_map(|x| x.to_bits().to_le_bytes());
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}")
 }
 
 /// A kernel with small axes, and run-time sizes.
