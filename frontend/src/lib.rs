@@ -37,6 +37,7 @@
 //! - `W[tok[t], d]` reads at an index that is a value.
 //! - An axis without brackets is its size, `{rust}` is a number, `x[t]: f32 = …` chooses a dtype.
 //! - Rust's `if`, `for` and `let` may stand around equations. A name may be defined again with the same axes.
+//! - `state f(rust);` states the equations of another function here, over the values that have its inputs' names.
 //! - `cache` asserts that a value is what later tokens need to keep; it changes nothing.
 //!
 //! `spec!` only builds the syntax tree of [`expr`] and hands it to a [`Tracer`]; Rust code can do the same.

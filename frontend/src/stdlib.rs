@@ -10,6 +10,7 @@
 //! | `rms_norm[d; eps](x)` | `x / sqrt(mean of x^2 + eps)` |
 //! | `top[e; k](x)` | `x` where it is among the `k` largest, else 0 |
 //! | `in_top[e; k](x)` | whether it is |
+//! | `table[l; numbers]()` | a number for each index, one after the other |
 //! | `rope[r at t; freqs](x)` | pairs `2j, 2j+1` of `r` turned by the position of `t` times `freqs[j]` |
 //! | `rope_halves[r at t; freqs](x)` | the same with pairs `j, j + r/2` |
 
@@ -46,7 +47,7 @@ pub(crate) fn unary(name: &str) -> Option<Unary> {
 }
 
 /// How each function is written.
-const FORMS: [(&str, &str); 13] = [
+const FORMS: [(&str, &str); 14] = [
     ("max", "max(x, y) or max[e](x)"),
     ("min", "min(x, y)"),
     ("select", "select(c, x, y)"),
@@ -56,6 +57,7 @@ const FORMS: [(&str, &str); 13] = [
     ("rms_norm", "rms_norm[d; eps](x)"),
     ("top", "top[e; k](x)"),
     ("in_top", "in_top[e; k](x)"),
+    ("table", "table[l; numbers]()"),
     ("rope", "rope[r at t; freqs](x)"),
     ("rope_halves", "rope_halves[r at t; freqs](x)"),
     ("exp", "exp(x)"),
@@ -143,6 +145,18 @@ pub(crate) fn apply(l: &mut Lower<'_>, u: &Use<'_>, kept: &[AxisId]) -> Lowered<
             }
             let zero = l.constant(0.0, DType::F32);
             l.emit(at, Op::Select, &[best, x, zero])
+        }
+        ("table", [Along::Axis(axis)], [Param::Table(numbers)], []) => {
+            keeps(l, u, kept)?;
+            let axis_id = l.frame.axis(axis)?;
+            let size = l.frame.f.axis(axis_id).size.clone();
+            if size != Size::Fixed(numbers.len() as u64) {
+                let message =
+                    format!("axis `{}` ({size}) needs {size} numbers, {} given", axis.text, numbers.len());
+                return Err(Diagnostic::new(axis.at, message).into());
+            }
+            let table = Op::Const(numbers.iter().copied().map(Real).collect());
+            Ok(l.once(table, &[], Type::new(DType::F32, vec![axis_id]), "table"))
         }
         (name @ ("rope" | "rope_halves"), [Along::At(r, t)], [Param::Table(freqs)], [x]) => {
             keeps(l, u, kept)?;

@@ -285,6 +285,24 @@ impl Tracer {
         }
     }
 
+    /// States the equations of another function here, over the values of this one that have its inputs' names.
+    pub fn state<F: FnOnce(&mut Tracer)>(&mut self, spec: SpecFn<F>) {
+        for input in &spec.inputs {
+            let frame = self.frame();
+            let comes = !frame.inputs_bound && frame.inputs.iter().any(|i| i.name.text == input.name.text);
+            if !comes && !frame.names.contains_key(&input.name.text) {
+                let here = &self.frame().name;
+                let message = format!(
+                    "`{}` is stated of `{}`, which nothing defines in `{}`",
+                    spec.name.text, input.name.text, here.text
+                );
+                let error = Diagnostic::new(here.at, message).related(input.name.at, "declared here");
+                return self.report(error);
+            }
+        }
+        (spec.body)(self);
+    }
+
     fn traced_call<F: FnOnce(&mut Tracer)>(
         &mut self,
         call: &Call,

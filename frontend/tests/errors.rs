@@ -231,3 +231,29 @@ fn place_out_of_reach() {
         assert!(SpecError { diagnostics: vec![error] }.render().starts_with("error: wrong\n"));
     }
 }
+
+/// What is stated of another function, and numbers in a row.
+mod stated {
+    use super::*;
+
+    mistakes! { stated_of_nothing; table_of_other_length; }
+
+    mod specs {
+        use super::*;
+
+        spec! {
+            fn doubled()(g[t]) -> k[t] {
+                axes { each b; t }
+                k[t] = 2 * g[t];
+            }
+            pub(super) fn stated_of_nothing()(h[t]) -> k[t] {
+                axes { each b; t }
+                state doubled();
+            }
+            pub(super) fn table_of_other_length()(h[t,d]) -> k[t,d] {
+                axes { each b; t; d = 4 }
+                k[t,d] = h[t,d] * table[d; vec![1.0, 2.0]]();
+            }
+        }
+    }
+}

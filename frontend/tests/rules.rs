@@ -170,3 +170,20 @@ fn cache_is_an_assertion() {
         ("f", &["k".to_owned()][..])
     );
 }
+
+rules! {
+    stated_here: stated();
+    a_number_for_each: tables();
+}
+
+spec! {
+    fn stated()(x[t,d]) -> z[t,d] {
+        state layer(8);
+        z[t,d] = 2 * y[t,d];
+    }
+
+    fn tables()(x[t,d]) -> y[t,d] {
+        axes { each b; t; d = 2 }
+        y[t,d] = x[t,d] * table[d; vec![0.5, 2.0]]();
+    }
+}

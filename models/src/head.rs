@@ -24,6 +24,21 @@ spec! {
     pub fn loss(cfg: &Common, trunk: SpecFn<impl FnOnce(&mut Tracer)>)
         (tok[b,t]: i32, target[b,t]: i32, weight[b,t]: f32) -> loss: f32
     {
+        axes { b; t; d = cfg.hidden_size }
+        x[b,t,d] = call {trunk}(tok[b,t]);
+        state cross_entropy(cfg);
+    }
+
+    /// The same as what training minimises, for models that add nothing to it. `here` is 1 on tokens and 0 on padding.
+    pub fn objective(cfg: &Common, trunk: SpecFn<impl FnOnce(&mut Tracer)>)
+        (tok[b,t]: i32, target[b,t]: i32, weight[b,t]: f32, here[b,t]: f32) -> (objective: f32, loss: f32)
+    {
+        state loss(cfg, trunk);
+        objective: f32 = loss;
+    }
+
+    /// The mean cross entropy of the targets, each with its weight, from the residual stream.
+    pub fn cross_entropy(cfg: &Common)(x[b,t,d], target[b,t]: i32, weight[b,t]: f32) -> loss: f32 {
         axes { b; t; d = cfg.hidden_size; v = cfg.vocab_size }
         weights { g[d] = "model.norm.weight"[d]; }
         if cfg.tie_word_embeddings {
@@ -31,7 +46,6 @@ spec! {
         } else {
             weights { W[v,d] = "lm_head.weight"[v, d]; }
         }
-        x[b,t,d]      = call {trunk}(tok[b,t]);
         h[b,t,d]      = g[d] * rms_norm[d; cfg.rms_norm_eps](x[b,t,d]);
         y[b,t,v]: f32 = W[v,d] * h[b,t,d];
         nll[b,t]: f32 = logsumexp[v](y[b,t,v]) - y[b,t,target[b,t]];

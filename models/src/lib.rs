@@ -21,6 +21,9 @@ pub enum Goal {
     Logits,
     /// `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t])` to `f32`: the weighted mean cross entropy.
     Loss,
+    /// `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t], here: f32[b, t])` to what training minimises, first of all, the mean
+    /// cross entropy, and for models with experts what [`deepseek_v2::balance`] says of them.
+    Objective,
 }
 
 impl Goal {
@@ -29,6 +32,7 @@ impl Goal {
         match self {
             Goal::Logits => "logits",
             Goal::Loss => "loss",
+            Goal::Objective => "objective",
         }
     }
 }
@@ -46,6 +50,13 @@ pub fn trace(config: &ModelConfig, goal: Goal, dtype: DType) -> Result<Traced, S
         }
         (ModelConfig::DeepseekV2(cfg), Goal::Loss) => {
             latentc_frontend::trace(&name, dtype, head::loss(common, deepseek_v2::trunk(cfg)))
+        }
+        (ModelConfig::DeepseekV2(cfg), Goal::Objective) => match &cfg.moe {
+            Some(experts) => latentc_frontend::trace(&name, dtype, deepseek_v2::objective(cfg, experts)),
+            None => latentc_frontend::trace(&name, dtype, head::objective(common, deepseek_v2::trunk(cfg))),
+        },
+        (ModelConfig::Llama(cfg), Goal::Objective) => {
+            latentc_frontend::trace(&name, dtype, head::objective(common, deepseek_67b::trunk(cfg)))
         }
         (ModelConfig::Llama(cfg), Goal::Logits) => {
             latentc_frontend::trace(&name, dtype, head::logits(common, deepseek_67b::trunk(cfg)))

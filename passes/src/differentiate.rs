@@ -1,14 +1,14 @@
 //! Reverse-mode differentiation: from a program that computes a loss, one that also computes its gradient by every weight.
 //!
 //! What   func f(x…) -> y…      =>  func f(x…) -> y…, kept…   and   func f.grad(x…, kept…, dy…) -> dx…, dW…
-//!        func loss(x…) -> l    =>  func loss(x…) -> l, dW…         (the entry's both halves are one function)
+//!        func loss(x…) -> l, m… =>  func loss(x…) -> l, m…, dW…    (the entry's both halves are one function)
 //! Law    dl/dx = sum over the uses y of x of (dl/dy)(dy/dx); each op's dy/dx is in `differentiate/rules.rs`
 //! Why    the model is written once; training it is another graph of the same definition
-//! Needs  a traced graph whose entry returns one float without axes.  Leaves  a graph for all other passes
+//! Needs  a traced graph whose entry returns first a float without axes, the loss.  Leaves  a graph for all other passes
 //! Cases  differentiate.ir
 //!
 //! **Which gradient is where.** A gradient function returns the gradients of its own weights in their order, then those of each call in
-//! the order of the body; the entry returns them behind the loss. So equal layers stay one function and one gradient, the
+//! the order of the body; the entry returns them behind its own results. So equal layers stay one function and one gradient, the
 //! gradient of a weight is found under the scope of the call, and [`weights`] says which weight of which scope each result of
 //! the entry belongs to. A gradient has the axes of its weight, in their order.
 //!
@@ -36,7 +36,7 @@ const NAME: &str = "differentiate";
 /// are gone.
 ///
 /// # Errors
-/// If the entry does not return one float without axes, or something has no derivative: a cache, or frequencies of a rotation
+/// If the entry's first result is no float without axes, or something has no derivative: a cache, or frequencies of a rotation
 /// that depend on weights.
 pub fn differentiate(module: &Module) -> Result<Module, PassError> {
     let mut out = Module { name: module.name.clone(), functions: Vec::new(), entry: module.entry.clone() };
@@ -63,7 +63,7 @@ pub fn differentiate(module: &Module) -> Result<Module, PassError> {
     Ok(out.canonical())
 }
 
-/// The weight that each gradient of [`differentiate`]'s entry belongs to, in the order of its results behind the loss: scope,
+/// The weight that each gradient of [`differentiate`]'s entry belongs to, in the order of its results behind the definition's: scope,
 /// function, and the weight's number there. `module` is the definition.
 pub fn weights(module: &Module) -> Vec<(String, &Function, usize)> {
     fn walk<'m>(
@@ -289,9 +289,8 @@ impl<'m> Joint<'m> {
     // --- where adjoints come from ---------------------------------------------------------------------------
 
     fn start_from_loss(&mut self) -> Result<(), PassError> {
-        let &[loss] = &self.old.results[..] else {
-            let message = format!("the entry returns {} values; a loss is one", self.old.results.len());
-            return Err(PassError::new(NAME, self.old, message));
+        let Some(&loss) = self.old.results.first() else {
+            return Err(PassError::new(NAME, self.old, "the entry returns nothing, so no loss".to_owned()));
         };
         let ty = self.f.ty(loss).clone();
         if !ty.dtype.is_float() || !ty.axes.is_empty() {

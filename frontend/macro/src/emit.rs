@@ -58,6 +58,7 @@ fn stmt(s: &Stmt) -> TokenStream {
                 targets: vec![#(#targets),*], args: vec![#(#args),*], scope: #scope, tag: #tag,
             }, #callee); }
         }
+        Stmt::State(stated) => quote! { __t.state(#stated); },
         Stmt::If { cond, then, otherwise } => {
             let then = stmts(then);
             let otherwise = otherwise.as_ref().map(|o| {

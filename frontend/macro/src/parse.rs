@@ -47,6 +47,7 @@ pub(crate) enum Stmt {
         scope: Option<RustExpr>,
         tag: Option<String>,
     },
+    State(RustExpr),
     If {
         cond: RustExpr,
         then: Vec<Stmt>,
@@ -180,6 +181,13 @@ impl Parse for Stmt {
         }
         if input.peek(Token![let]) {
             return Ok(Stmt::Rust(input.parse()?));
+        }
+        // A value may be called `state`; the statement goes on with the name of a function.
+        if at_word(input, "state") && input.peek2(Ident) {
+            input.parse::<Ident>()?;
+            let stated = input.parse()?;
+            end(input, "what is stated")?;
+            return Ok(Stmt::State(stated));
         }
         if input.peek(Ident) && input.peek2(token::Brace) {
             let word: Ident = input.parse()?;

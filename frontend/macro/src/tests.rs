@@ -29,6 +29,7 @@ fn statements() {
         (a[t], b[t]) = call module::f(cfg)(x[t], y[t]) in format!(\"l.{l}\");
         c[t] = call {trunk}(x[t]);
         e[t] = call f(x[t]);
+        state module::f(cfg, 1);
         y[t,(g,j) as e] = x[t,g] - -j;
         if let Some(p) = rank { y[t] = x[t]; } else if rank { } else { for (l, m) in 0..3 { let z = l; } }
     ";
@@ -40,6 +41,7 @@ fn statements() {
             Stmt::Weights(w) => format!("weights {}", w.len()),
             Stmt::Equation { cached, target, tag, .. } => format!("{} {cached} {tag:?}", target.name),
             Stmt::Call { targets, args, .. } => format!("call {} {}", targets.len(), args.len()),
+            Stmt::State(_) => "state".to_owned(),
             Stmt::If { .. } => "if".to_owned(),
             Stmt::For { .. } => "for".to_owned(),
             Stmt::Rust(_) => "rust".to_owned(),
@@ -53,6 +55,7 @@ fn statements() {
         "call 2 2",
         "call 1 1",
         "call 1 1",
+        "state",
         "y false None",
         "if",
     ];

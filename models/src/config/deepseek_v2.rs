@@ -56,8 +56,17 @@ pub struct MoeConfig {
     pub routed_scaling_factor: f64,
     /// Weight of the expert-level balance loss (section 2.2.3) in training; 0 is none.
     pub aux_loss_alpha: f64,
-    /// Whether that loss is taken per sequence rather than over the whole batch.
+    /// Whether the balance losses are taken per sequence rather than over the whole batch.
     pub seq_aux: bool,
+    /// Number of devices that the experts lie on, in equal runs. Not a key of published files, nor are those below: if it is
+    /// missing, a group of experts is a device.
+    pub n_devices: usize,
+    /// Number of devices that a token's experts lie on at most, M in section 2.2.2; if missing, that of groups.
+    pub topk_device: usize,
+    /// Weight of the device-level balance loss in training; 0, and if missing, is none.
+    pub device_loss_alpha: f64,
+    /// Weight of the communication balance loss in training; 0, and if missing, is none.
+    pub communication_loss_alpha: f64,
 }
 
 /// How the router chooses experts from the scores of a token.
@@ -189,6 +198,21 @@ impl MoeConfig {
                 TopkMethod::Greedy
             }
         };
+        // Where a group is a device, a token has as many of these as of those; elsewhere nothing limits it.
+        let (groups, open) = match topk_method {
+            TopkMethod::Greedy => (1, 1),
+            TopkMethod::GroupLimitedGreedy { n_group, topk_group } => (n_group, topk_group),
+        };
+        let n_devices = fields.size_or("n_devices", groups);
+        let topk_device = fields.size_or("topk_device", if n_devices == groups { open } else { n_devices });
+        fields.check(&["n_devices", "n_routed_experts"], experts.is_multiple_of(n_devices), || {
+            format!(
+                "is {n_devices}, which does not divide n_routed_experts, {experts}; devices hold equally many"
+            )
+        });
+        fields.check(&["topk_device", "n_devices"], topk_device <= n_devices, || {
+            format!("is {topk_device}, but n_devices is {n_devices}; use no more than there are")
+        });
         Some(MoeConfig {
             first_k_dense_replace,
             moe_layer_freq,
@@ -199,8 +223,12 @@ impl MoeConfig {
             topk_method,
             norm_topk_prob: fields.flag_or("norm_topk_prob", false),
             routed_scaling_factor: fields.number("routed_scaling_factor", 0.0).unwrap_or(1.0),
-            aux_loss_alpha: fields.factor("aux_loss_alpha").unwrap_or(0.001),
+            aux_loss_alpha: fields.factor("aux_loss_alpha").unwrap_or(0.0),
             seq_aux: fields.flag_or("seq_aux", true),
+            n_devices,
+            topk_device,
+            device_loss_alpha: fields.factor("device_loss_alpha").unwrap_or(0.0),
+            communication_loss_alpha: fields.factor("communication_loss_alpha").unwrap_or(0.0),
         })
     }
 
@@ -216,6 +244,10 @@ impl MoeConfig {
         put("routed_scaling_factor", json!(self.routed_scaling_factor));
         put("aux_loss_alpha", json!(self.aux_loss_alpha));
         put("seq_aux", json!(self.seq_aux));
+        put("n_devices", json!(self.n_devices));
+        put("topk_device", json!(self.topk_device));
+        put("device_loss_alpha", json!(self.device_loss_alpha));
+        put("communication_loss_alpha", json!(self.communication_loss_alpha));
         match self.topk_method {
             TopkMethod::Greedy => _ = put("topk_method", json!("greedy")),
             TopkMethod::GroupLimitedGreedy { n_group, topk_group } => {

@@ -15,7 +15,8 @@ spec! {
             W_3[e,f,d] = "experts.{e}.up_proj.weight"[f, d];
             W_2[e,d,f] = "experts.{e}.down_proj.weight"[d, f];
         }
-        a[t,e]: f32 = softmax[e](E[e,d] * u[t,d])                                        @22;
+        s[t,e]: f32 = softmax[e](E[e,d] * u[t,d])                                        @22;
+        a[t,e]: f32 = s[t,e];
 
         // Device-limited routing, section 2.2.2: a group of experts is worth its best.
         if let TopkMethod::GroupLimitedGreedy { n_group, topk_group } = moe.topk_method {
