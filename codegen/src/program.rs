@@ -116,6 +116,11 @@ pub enum KernelKind {
         /// Rows that are multiplied with what was read.
         rows: u8,
     },
+    /// What a device with tensor cores makes of a product with many rows at a launch.
+    Matrix {
+        /// The side of the operands that has the columns of the result's tiles, as in `Few`.
+        wide: u8,
+    },
 }
 
 impl KernelKind {
@@ -147,6 +152,7 @@ impl fmt::Display for KernelKind {
             KernelKind::Stream => "stream",
             KernelKind::Tiles => "tiles",
             KernelKind::Few { .. } => "few rows",
+            KernelKind::Matrix { .. } => "matrix",
         })
     }
 }

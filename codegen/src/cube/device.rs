@@ -217,7 +217,11 @@ impl<R: CubeRuntime> CubeDevice<R> {
     ) -> Result<(CubeIr, LaunchShape, bool), DeviceError> {
         let known = self.kernels.entry(kernel.name.clone()).or_default();
         let place = known.iter().position(|c| c.kernel == *kernel).unwrap_or_else(|| {
-            known.push(Compiled { kernel: kernel.clone(), ways: Ways::of(kernel), taken: Vec::new() });
+            known.push(Compiled {
+                kernel: kernel.clone(),
+                ways: Ways::of(kernel, R::TARGET),
+                taken: Vec::new(),
+            });
             known.len() - 1
         });
         let kind = known[place].ways.choose(extents);

@@ -7,10 +7,10 @@
 
 use cubecl_core::KernelSettings;
 use cubecl_core::ir::{
-    AddressType, Arithmetic, BinaryOperator, Branch, Builtin, Comparison, ConstantValue, ElemType, FloatKind,
-    FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction, IntKind, Operation, Operator, Plane,
-    RangeLoop, Scope, Select, StorageType, Synchronization, Type, UIntKind, UnaryOperator, Variable,
-    VariableKind,
+    AddressType, Arithmetic, BinaryOperator, Branch, Builtin, Comparison, ConstantValue, CoopMma, ElemType,
+    FloatKind, FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction, IntKind, Matrix,
+    MatrixIdent, MatrixLayout, Operation, Operator, Plane, RangeLoop, Scope, Select, StorageType,
+    Synchronization, Type, UIntKind, UnaryOperator, Variable, VariableKind,
 };
 use cubecl_core::prelude::{KernelBuilder, KernelDefinition};
 
@@ -88,6 +88,16 @@ pub(crate) trait Memory: Copy {
 }
 
 impl Memory for Buf {
+    fn variable(self) -> Variable {
+        self.0
+    }
+}
+
+/// Registers with numbers, which are known when the kernel is built.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Array(Variable);
+
+impl Memory for Array {
     fn variable(self) -> Variable {
         self.0
     }
@@ -483,6 +493,59 @@ impl Emit {
             Pack::Vector(x) => self.set(vars[0], *x),
             Pack::Elements(x) => vars.iter().zip(x).for_each(|(&v, &x)| self.set(v, x)),
         }
+    }
+
+    /// Writes elements behind one another, from `index` times as many on.
+    pub(crate) fn store_pack(&mut self, memory: impl Memory, index: Val, pack: &Pack) {
+        let list = memory.variable();
+        match pack {
+            Pack::Vector(x) => {
+                let vector_size = x.0.ty.vector_size();
+                let op = IndexAssignOperator { index: index.0, value: x.0, vector_size, unroll_factor: 1 };
+                self.builder.scope.register(Instruction::new(Operator::IndexAssign(op), list));
+            }
+            Pack::Elements(elements) => {
+                let width = self.u32(elements.len() as u32);
+                let first = self.mul(index, width);
+                for (n, &x) in elements.iter().enumerate() {
+                    let n = self.u32(n as u32);
+                    let at = self.add(first, n);
+                    self.store(memory, at, x);
+                }
+            }
+        }
+    }
+
+    /// Zeros, in one register.
+    pub(crate) fn zero_pack(&mut self, elem: Elem, width: u32) -> Pack {
+        let zero = Variable::constant(ConstantValue::Float(0.0), elem.ty());
+        let ty = elem.ty().with_vector_size(width as usize);
+        Pack::Vector(self.push_as(Operator::Cast(UnaryOperator { input: zero }), ty))
+    }
+
+    /// Registers for so many vectors.
+    pub(crate) fn array(&mut self, elem: Elem, width: usize, len: usize) -> Array {
+        Array(*self.builder.scope.create_local_array(elem.ty().with_vector_size(width), len))
+    }
+
+    /// CUDA's `ldmatrix`: 2 or 4 matrices of 8 by 8 elements of 16 bits, of which each unit of a plane names a row.
+    pub(crate) fn load_matrix(&mut self, to: Array, from: Shared, at: Val, matrices: usize, transpose: bool) {
+        let op = CoopMma::LoadMatrix {
+            buffer: from.0,
+            offset: at.0,
+            vector_size: None,
+            factor: matrices,
+            transpose,
+        };
+        self.builder.scope.register(Instruction::new(op, to.0));
+    }
+
+    /// CUDA's `mma`: adds the product of 16 by 16 and 16 by 8 elements of that type to sums in f32.
+    pub(crate) fn multiply_matrices(&mut self, a: Array, b: Array, sum: Array, elem: Elem) {
+        let layout = MatrixLayout::ColMajor;
+        let matrix = Matrix { ident: MatrixIdent::A, m: 16, n: 8, k: 16, storage: elem.storage(), layout };
+        let op = CoopMma::ExecuteManual { matrix, registers_a: a.0, registers_b: b.0, registers_c: sum.0 };
+        self.builder.scope.register(Instruction::new(op, sum.0));
     }
 
     /// The value of the unit whose number in the plane differs in these bits. All units of the plane must come here.

@@ -144,7 +144,7 @@ fn folds<'f>(body: &'f Function, plan: &FewPlan) -> Vec<(&'f Inst, Fold)> {
 }
 
 /// Where the part of an index that a tensor has lies in it.
-fn place(e: &mut Emit, x: &Exprs<'_>, memory: &[AxisId], known: &[(&[AxisId], &[Val])]) -> Val {
+pub(super) fn place(e: &mut Emit, x: &Exprs<'_>, memory: &[AxisId], known: &[(&[AxisId], &[Val])]) -> Val {
     let mut at = e.u32(0);
     for (n, axis) in memory.iter().enumerate() {
         let found = known.iter().find_map(|(axes, index)| Some(index[axes.iter().position(|a| a == axis)?]));

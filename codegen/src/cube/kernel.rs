@@ -16,7 +16,7 @@ use super::map::Map;
 use super::shape::LaunchShape;
 use super::split::Role;
 use super::target::Target;
-use super::{contract, few, refuse, scatter, split, stream};
+use super::{contract, few, matrix, refuse, scatter, split, stream};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::few::FewPlan;
@@ -124,7 +124,9 @@ impl CubeKernel for CubeIr {
         let form = Form::of(kernel);
         let read = match &form {
             Form::Stream(plan) => self.role.reads(body, plan),
-            Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) | Form::Few(..) => body.params.clone(),
+            Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) | Form::Few(..) | Form::Matrix(_) => {
+                body.params.clone()
+            }
         };
         let reads = |p: ValueId| CubeIr::reads(body, p) && read.contains(&p);
         let inputs: Vec<_> = body.params.iter().map(|&p| reads(p).then(|| e.input(stored(p)))).collect();
@@ -158,6 +160,11 @@ impl CubeKernel for CubeIr {
                 let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
                 few::emit(&mut e, exprs, &plan, (rows, *target), buffer, output);
             }
+            Form::Matrix(plan) => {
+                let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
+                let elem = stored(plan.products[0].narrow);
+                matrix::emit(&mut e, exprs, &plan, buffer, output, elem);
+            }
             Form::Tiles(plan) => {
                 let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
                 contract::emit(&mut e, exprs, &plan, buffer, output);
@@ -179,6 +186,8 @@ pub(crate) enum Form {
     Stream(StreamPlan),
     /// By so many rows at once, and some columns.
     Few(FewPlan, u32),
+    /// By tiles that tensor cores multiply.
+    Matrix(FewPlan),
 }
 
 impl Form {
@@ -198,6 +207,11 @@ impl Form {
             },
             KernelKind::Few { wide, rows } => match FewPlan::of(&kernel.body, wide.into()) {
                 Some(plan) => Form::Few(plan, rows.into()),
+                // What the check refuses is never emitted.
+                None => Form::Map(Map::of(&kernel.body)),
+            },
+            KernelKind::Matrix { wide } => match matrix::plan(&kernel.body, wide.into()) {
+                Some(plan) => Form::Matrix(plan),
                 // What the check refuses is never emitted.
                 None => Form::Map(Map::of(&kernel.body)),
             },
@@ -244,6 +258,11 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
         KernelKind::Contract | KernelKind::Tiles => check_contract(body),
         KernelKind::Scatter => check_scatter(body),
         KernelKind::Stream => check_stream(body),
+        KernelKind::Matrix { wide } => {
+            check_map(body)?;
+            let has = wide < 2 && target == Target::Cuda && matrix::plan(body, wide.into()).is_some();
+            if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }
+        }
         KernelKind::Few { wide, rows } => {
             check_map(body)?;
             let rows = rows.is_power_of_two() && rows <= 8;

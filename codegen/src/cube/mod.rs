@@ -14,6 +14,7 @@ mod expr;
 mod few;
 mod kernel;
 mod map;
+mod matrix;
 mod resident;
 mod scatter;
 mod shape;

@@ -9,7 +9,7 @@ use super::contract::{self, TILE};
 use super::kernel::Form;
 use super::map::Walk;
 use super::target::Target;
-use super::{few, scatter, stream};
+use super::{few, matrix, scatter, stream};
 use crate::program::Kernel;
 
 /// Cubes along one side of a grid; what is more goes into a second dimension. Every runtime takes as many.
@@ -74,6 +74,12 @@ impl LaunchShape {
                 let cubes = Cubes::Tiles { batch, m, n, tile: (tiling.rows, tiling.columns) };
                 let shared_bytes = tiling.shared_bytes(body, &plan);
                 LaunchShape { units: few::UNITS, cubes, shared_bytes }
+            }
+            Form::Matrix(plan) => {
+                let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
+                let cubes = Cubes::Tiles { batch, m, n, tile: (matrix::ROWS, matrix::columns(&plan)) };
+                let shared_bytes = matrix::shared_bytes(&plan);
+                LaunchShape { units: matrix::UNITS, cubes, shared_bytes }
             }
             Form::Stream(plan) => {
                 let tiles = stream::Tiles::of(body, &plan);

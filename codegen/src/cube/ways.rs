@@ -2,13 +2,17 @@
 //!
 //! A way is a kernel with the same body and another kind, so that whatever runs, prints or checks kernels does so with ways.
 
-use latentc_ir::AxisId;
+use latentc_ir::{AxisId, Function};
 
+use super::matrix;
+use super::target::Target;
 use crate::few::FewPlan;
 use crate::program::{Kernel, KernelKind};
 
-/// Rows that a product with few rows has at most.
+/// Rows that a product with few rows has at most: with as many, and eight at once, its matrix has been read four times.
 const FEW: usize = 32;
+/// The same where there are tensor cores, which have a use for all rows.
+const FEW_BESIDE_TENSOR_CORES: usize = 16;
 /// The most rows that are multiplied with what was read once.
 const ROWS: usize = 8;
 
@@ -17,49 +21,70 @@ const ROWS: usize = 8;
 pub(crate) struct Ways {
     /// As it came.
     plain: KernelKind,
-    /// For each side that can be the wide one: the axes of the rows, and of the columns.
-    few: Vec<(u8, Vec<AxisId>, Vec<AxisId>)>,
+    /// For each side that can be the wide one of a product with few rows, and of one for tensor cores.
+    few: Vec<Side>,
+    matrix: Vec<Side>,
+}
+
+/// A side of a product, with the axes of the rows and of the columns if its operands are the wide ones.
+#[derive(Clone, Debug)]
+struct Side {
+    wide: u8,
+    rows: Vec<AxisId>,
+    columns: Vec<AxisId>,
 }
 
 impl Ways {
-    /// Those of a kernel. A kernel that is one of the ways has no others.
-    pub(crate) fn of(kernel: &Kernel) -> Ways {
-        let side = |wide: u8| {
-            let plan = FewPlan::of(&kernel.body, wide.into())?;
-            Some((wide, plan.rows, plan.columns))
+    /// Those of a kernel on a target. A kernel that is one of the ways has no others.
+    pub(crate) fn of(kernel: &Kernel, target: Target) -> Ways {
+        let sides = |plan: fn(&Function, usize) -> Option<FewPlan>| {
+            let side = |wide: u8| {
+                let plan = plan(&kernel.body, wide.into())?;
+                Some(Side { wide, rows: plan.rows, columns: plan.columns })
+            };
+            [0, 1].into_iter().filter_map(side).collect::<Vec<_>>()
         };
-        let few = match kernel.kind {
-            KernelKind::Contract | KernelKind::Grouped => [0, 1].into_iter().filter_map(side).collect(),
+        let (few, matrix) = match kernel.kind {
+            KernelKind::Contract | KernelKind::Grouped => {
+                let matrix = if target == Target::Cuda { sides(matrix::plan) } else { Vec::new() };
+                (sides(FewPlan::of), matrix)
+            }
             KernelKind::Map
             | KernelKind::Scatter
             | KernelKind::Stream
             | KernelKind::Tiles
-            | KernelKind::Few { .. } => Vec::new(),
+            | KernelKind::Few { .. }
+            | KernelKind::Matrix { .. } => (Vec::new(), Vec::new()),
         };
-        Ways { plain: kernel.kind, few }
+        Ways { plain: kernel.kind, few, matrix }
     }
 
-    /// The way for these extents: what has more columns is wide, as long as the rows are few.
+    /// The way for these extents: what has more columns is wide.
     pub(crate) fn choose(&self, extents: &[usize]) -> KernelKind {
         let total = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
-        let few = self.few.iter().map(|(wide, rows, columns)| (*wide, total(rows), total(columns)));
-        let few = few.filter(|(_, rows, _)| *rows <= FEW);
-        match few.max_by_key(|&(wide, rows, columns)| (columns, std::cmp::Reverse(rows), wide)) {
-            Some((wide, rows, _)) => {
-                let rows = rows.clamp(1, ROWS).next_power_of_two() as u8;
-                KernelKind::Few { wide, rows }
-            }
+        let widest = |sides: &[Side], most: usize| {
+            let sides = sides.iter().map(|s| (total(&s.columns), s.wide, total(&s.rows)));
+            sides.filter(|(.., rows)| *rows <= most).max()
+        };
+        let few = if self.matrix.is_empty() { FEW } else { FEW_BESIDE_TENSOR_CORES };
+        if let Some((_, wide, rows)) = widest(&self.few, few) {
+            let rows = rows.clamp(1, ROWS).next_power_of_two() as u8;
+            return KernelKind::Few { wide, rows };
+        }
+        match widest(&self.matrix, usize::MAX) {
+            Some((_, wide, _)) => KernelKind::Matrix { wide },
             None => self.plain,
         }
     }
 
     /// All of them but the plain one.
     pub(crate) fn others(&self) -> Vec<KernelKind> {
-        let each = |(wide, ..): &(u8, Vec<AxisId>, Vec<AxisId>)| {
-            let wide = *wide;
+        let few = |s: &Side| {
+            let wide = s.wide;
             [1, 2, 4, 8].map(|rows| KernelKind::Few { wide, rows })
         };
-        self.few.iter().flat_map(each).collect()
+        let matrix = self.matrix.iter().map(|s| KernelKind::Matrix { wide: s.wide });
+        self.few.iter().flat_map(few).chain(matrix).collect()
     }
 }
 
@@ -67,18 +92,19 @@ impl Ways {
 pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
         KernelKind::Few { wide, rows } if kernel.kind != kind => format!("{}_few{wide}{rows}", kernel.name),
+        KernelKind::Matrix { wide } if kernel.kind != kind => format!("{}_matrix{wide}", kernel.name),
         _ => kernel.name.clone(),
     };
     Kernel { name, kind, body: kernel.body.clone() }
 }
 
-/// The kernel in the way that devices take for these run-time sizes. To have another, launch that one of [`ways`], or the kernel as
-/// one of [`KernelKind::Tiles`].
+/// The kernel in the way that CUDA devices take for these run-time sizes. To have another, launch that one of [`ways`], or the kernel
+/// as one of [`KernelKind::Tiles`].
 pub fn chosen(kernel: &Kernel, sizes: &[usize]) -> Kernel {
-    way(kernel, Ways::of(kernel).choose(&kernel.extents(sizes)))
+    way(kernel, Ways::of(kernel, Target::Cuda).choose(&kernel.extents(sizes)))
 }
 
-/// The ways to compute a kernel besides the plain one, each a kernel. Devices choose among them by the sizes of a launch.
-pub fn ways(kernel: &Kernel) -> Vec<Kernel> {
-    Ways::of(kernel).others().into_iter().map(|kind| way(kernel, kind)).collect()
+/// The ways to compute a kernel on a target besides the plain one, each a kernel. Devices choose among them by the sizes of a launch.
+pub fn ways(kernel: &Kernel, target: Target) -> Vec<Kernel> {
+    Ways::of(kernel, target).others().into_iter().map(|kind| way(kernel, kind)).collect()
 }

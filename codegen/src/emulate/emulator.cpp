@@ -27,6 +27,7 @@
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
+unsigned char* emulate::block_memory = nullptr;
 
 namespace emulate {
 namespace {
@@ -306,6 +307,7 @@ void launch(const char* path, const char* result) {
     uint64_t number = in.word();
     if (number >= entry_count) fail("there is no kernel %llu", (unsigned long long)number);
     entry = entries[number];
+    emulate::block_memory = entry.shared;
     if (entry.shared) __asan_poison_memory_region(entry.shared + entry.shared_bytes, BEYOND);
     random_state = in.word();
     gridDim.x = in.word(), gridDim.y = in.word(), gridDim.z = in.word();

@@ -10,10 +10,11 @@ use super::translate::{self, Part};
 use crate::device::DeviceError;
 
 /// The headers that stand in for CUDA's, by the names under which kernels include them.
-const HEADERS: [(&str, &str); 6] = [
+const HEADERS: [(&str, &str); 7] = [
     ("emulator.h", include_str!("include/emulator.h")),
     ("cuda_runtime.h", include_str!("include/cuda_runtime.h")),
     ("latentc_narrow.h", include_str!("include/latentc_narrow.h")),
+    ("latentc_ptx.h", include_str!("include/latentc_ptx.h")),
     ("cuda_bf16.h", include_str!("include/cuda_bf16.h")),
     ("cuda_fp16.h", include_str!("include/cuda_fp16.h")),
     ("mma.h", include_str!("include/mma.h")),

@@ -249,9 +249,11 @@ impl Device for Host {
         let mut pieces = match kernel.kind {
             KernelKind::Map | KernelKind::Scatter | KernelKind::Stream => Vec::new(),
             // What stands around a product goes through memory: the cache holds it, and a launch costs nothing here.
-            KernelKind::Contract | KernelKind::Grouped | KernelKind::Tiles | KernelKind::Few { .. } => {
-                pieces(kernel)
-            }
+            KernelKind::Contract
+            | KernelKind::Grouped
+            | KernelKind::Tiles
+            | KernelKind::Few { .. }
+            | KernelKind::Matrix { .. } => pieces(kernel),
         };
         if pieces.len() < 2 {
             return plain(kernel, &views, output, &extents);
@@ -303,10 +305,12 @@ fn plain(
         KernelKind::Scatter => scatter::run(kernel, &views, output, extents),
         KernelKind::Stream => stream::run(kernel, &views, output, extents),
         // Ways of GPUs to do one of the others.
-        KernelKind::Tiles | KernelKind::Few { .. } => match KernelKind::of(&kernel.body) {
-            KernelKind::Grouped => grouped::run(kernel, &views, output, extents),
-            _ => contract::run(kernel, &views, output, extents),
-        },
+        KernelKind::Tiles | KernelKind::Few { .. } | KernelKind::Matrix { .. } => {
+            match KernelKind::of(&kernel.body) {
+                KernelKind::Grouped => grouped::run(kernel, &views, output, extents),
+                _ => contract::run(kernel, &views, output, extents),
+            }
+        }
     }
 }
 
@@ -315,7 +319,11 @@ fn plain(
 fn widened(kernel: &Kernel, inputs: &[Option<View<'_>>]) -> Vec<Option<Vec<f32>>> {
     let body = &kernel.body;
     let as_stored = |param: ValueId| match kernel.kind {
-        KernelKind::Contract | KernelKind::Grouped | KernelKind::Tiles | KernelKind::Few { .. } => true,
+        KernelKind::Contract
+        | KernelKind::Grouped
+        | KernelKind::Tiles
+        | KernelKind::Few { .. }
+        | KernelKind::Matrix { .. } => true,
         KernelKind::Map => body.body.iter().all(|inst| {
             let reads =
                 |(n, &a): (usize, &ValueId)| a != param || n == 0 && matches!(inst.op, Op::Gather { .. });

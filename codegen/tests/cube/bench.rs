@@ -121,16 +121,29 @@ pub(crate) fn agree_on(kernel: &Kernel, args: &[Tensor], sizes: &[usize], tolera
 
 /// The first half of [`agree_on`], on each device there is.
 pub(crate) fn means_the_same(kernel: &Kernel, args: &[Tensor], sizes: &[usize], tolerance: f64) {
-    fn on<D: Device>(device: &mut D, kernel: &Kernel, args: &[Tensor], sizes: &[usize], t: f64) {
-        let got = launch(device, kernel, args, sizes).unwrap_or_else(|e| panic!("{e}\n{}", kernel.body));
-        let want = meaning(kernel, args, sizes).unwrap();
-        if let Err(e) = got.close_to(&want, t, t) {
-            panic!("{}, sizes {sizes:?}: {e}\n{}", device.name(), kernel.body);
-        }
-    }
     if let Some(mut device) = device() {
         on(&mut device, kernel, args, sizes, tolerance);
     }
+    means_the_same_on_cuda(kernel, args, sizes, tolerance);
+}
+
+/// [`agree_on`] for a kernel that there is for CUDA only.
+pub(crate) fn on_cuda(kernel: &Kernel, args: &[Tensor], sizes: &[usize], tolerance: f64) {
+    means_the_same_on_cuda(kernel, args, sizes, tolerance);
+    if let Some(resources) = cuda(kernel) {
+        assert_eq!(resources.spill_bytes, 0, "{} spills: {resources:?}", kernel.name);
+    }
+}
+
+fn on<D: Device>(device: &mut D, kernel: &Kernel, args: &[Tensor], sizes: &[usize], t: f64) {
+    let got = launch(device, kernel, args, sizes).unwrap_or_else(|e| panic!("{e}\n{}", kernel.body));
+    let want = meaning(kernel, args, sizes).unwrap();
+    if let Err(e) = got.close_to(&want, t, t) {
+        panic!("{}, sizes {sizes:?}: {e}\n{}", device.name(), kernel.body);
+    }
+}
+
+fn means_the_same_on_cuda(kernel: &Kernel, args: &[Tensor], sizes: &[usize], tolerance: f64) {
     // On CUDA, what is stored is rounded.
     let rounded = tolerance
         + match kernel.output().dtype {

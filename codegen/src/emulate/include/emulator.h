@@ -32,6 +32,9 @@ struct Entry {
 extern const Entry entries[];
 extern const size_t entry_count;
 
+/// The shared memory of the kernel that runs.
+extern unsigned char* block_memory;
+
 /// Ends the program with a message that says which thread of which block was running.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -150,3 +150,5 @@ template <int E>
 bool __hisinf(emulate::Narrow<E> x) {
     return std::isinf(float(x));
 }
+
+#include "latentc_ptx.h"

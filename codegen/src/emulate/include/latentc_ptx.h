@@ -1,0 +1,101 @@
+// Instructions of PTX that generated kernels name: `ldmatrix` and `mma`, for elements of 16 bits.
+#pragma once
+
+namespace emulate {
+
+/// What a lane brings to `ldmatrix`: the row that it names, and its registers.
+struct Rows {
+    unsigned address;
+    unsigned* to[4];
+};
+
+/// Loads matrices of 8 by 8 elements. Lane `8 m + r` names row `r` of matrix `m`; each lane gets two neighbours of a row, or of a
+/// column where the matrices are transposed.
+template <int count, bool transpose>
+void load_matrices(const char* what, int line, Rows mine) {
+    meet_warp(what, line, &mine, [](void* const* lanes) {
+        for (unsigned n = 0; n < WARP; ++n)
+            if (!lanes[n]) fail("ldmatrix by a warp without lane %u", n);
+        for (int m = 0; m < count; ++m) {
+            uint16_t matrix[8][8];
+            for (int r = 0; r < 8; ++r) {
+                const unsigned char* row = block_memory + static_cast<Rows*>(lanes[m * 8 + r])->address;
+                if (reinterpret_cast<uintptr_t>(row) % 16)
+                    fail("ldmatrix of a row at byte %u of the block's memory, no multiple of 16", unsigned(row - block_memory));
+                for (int c = 0; c < 8; ++c) matrix[r][c] = reinterpret_cast<const uint16_t*>(row)[c];
+            }
+            for (unsigned n = 0; n < WARP; ++n) {
+                auto at = [&](int r, int c) { return unsigned(transpose ? matrix[c][r] : matrix[r][c]); };
+                int r = n / 4, c = n % 4 * 2;
+                *static_cast<Rows*>(lanes[n])->to[m] = at(r, c) | at(r, c + 1) << 16;
+            }
+        }
+    });
+}
+
+/// What a lane brings to `mma.m16n8k16`.
+struct Operands {
+    float* d[4];
+    unsigned a[4], b[2];
+    float c[4];
+};
+
+/// `d = a b + c`, one product after the other.
+template <class T>
+void multiply_matrices(int line, Operands mine) {
+    meet_warp("mma.sync", line, &mine, [](void* const* lanes) {
+        for (unsigned n = 0; n < WARP; ++n)
+            if (!lanes[n]) fail("mma by a warp without lane %u", n);
+        auto of = [&](int lane) -> Operands& { return *static_cast<Operands*>(lanes[lane]); };
+        auto half = [](unsigned word, int high) {
+            T x;
+            x.bits = uint16_t(word >> 16 * high);
+            return float(x);
+        };
+        float sums[16][8];
+        for (int m = 0; m < 16; ++m)
+            for (int n = 0; n < 8; ++n) {
+                float sum = of(m % 8 * 4 + n / 2).c[m / 8 * 2 + n % 2];
+                for (int k = 0; k < 16; ++k) {
+                    int lane = k % 8 / 2;
+                    float a = half(of(m % 8 * 4 + lane).a[k / 8 * 2 + m / 8], k % 2);
+                    sum += a * half(of(n * 4 + lane).b[k / 8], k % 2);
+                }
+                sums[m][n] = sum;
+            }
+        for (int m = 0; m < 16; ++m)
+            for (int n = 0; n < 8; ++n) *of(m % 8 * 4 + n / 2).d[m / 8 * 2 + n % 2] = sums[m][n];
+    });
+}
+
+}  // namespace emulate
+
+/// The place of a pointer in the block's memory.
+inline size_t __cvta_generic_to_shared(const void* pointer) {
+    return static_cast<const unsigned char*>(pointer) - emulate::block_memory;
+}
+
+#define LATENTC_LDMATRIX(suffix, transpose)                                                                          \
+    inline void ptx_ldmatrix_sync_aligned_m8n8_x2##suffix##_shared_cta_b16(unsigned& a, unsigned& b, unsigned row,   \
+                                                                           int line = __builtin_LINE()) {            \
+        emulate::load_matrices<2, transpose>("ldmatrix", line, {row, {&a, &b}});                                     \
+    }                                                                                                                \
+    inline void ptx_ldmatrix_sync_aligned_m8n8_x4##suffix##_shared_cta_b16(unsigned& a, unsigned& b, unsigned& c,    \
+                                                                           unsigned& d, unsigned row,                \
+                                                                           int line = __builtin_LINE()) {            \
+        emulate::load_matrices<4, transpose>("ldmatrix", line, {row, {&a, &b, &c, &d}});                             \
+    }
+LATENTC_LDMATRIX(, false)
+LATENTC_LDMATRIX(_trans, true)
+#undef LATENTC_LDMATRIX
+
+#define LATENTC_MMA(name, exponent)                                                                                  \
+    inline void ptx_mma_sync_aligned_m16n8k16_row_col_f32_##name##_##name##_f32(                                     \
+        float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, \
+        unsigned b1, float c0, float c1, float c2, float c3, int line = __builtin_LINE()) {                          \
+        emulate::multiply_matrices<emulate::Narrow<exponent>>(                                                       \
+            line, {{&d0, &d1, &d2, &d3}, {a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}});                             \
+    }
+LATENTC_MMA(bf16, 8)
+LATENTC_MMA(f16, 5)
+#undef LATENTC_MMA
