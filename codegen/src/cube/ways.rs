@@ -9,10 +9,9 @@ use super::target::Target;
 use crate::few::FewPlan;
 use crate::program::{Kernel, KernelKind};
 
-/// Rows that a product with few rows has at most: with as many, and eight at once, its matrix has been read four times.
+/// Rows that a product with few rows has at most: with as many, and eight at once, its matrix has been read four times. Tiles for
+/// tensor cores have 128, and take as long for fewer.
 const FEW: usize = 32;
-/// The same where there are tensor cores, which have a use for all rows.
-const FEW_BESIDE_TENSOR_CORES: usize = 16;
 /// The most rows that are multiplied with what was read once.
 const ROWS: usize = 8;
 
@@ -66,8 +65,7 @@ impl Ways {
             let sides = sides.iter().map(|s| (total(&s.columns), s.wide, total(&s.rows)));
             sides.filter(|(.., rows)| *rows <= most).max()
         };
-        let few = if self.matrix.is_empty() { FEW } else { FEW_BESIDE_TENSOR_CORES };
-        if let Some((_, wide, rows)) = widest(&self.few, few) {
+        if let Some((_, wide, rows)) = widest(&self.few, FEW) {
             let rows = rows.clamp(1, ROWS).next_power_of_two() as u8;
             return KernelKind::Few { wide, rows };
         }
