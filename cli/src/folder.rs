@@ -1,7 +1,7 @@
 //! A folder that appears under its name complete or not at all.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -47,18 +47,20 @@ impl NewFolder {
     }
 
     /// Writes a file, `/` in its name being a folder.
-    pub(crate) fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) -> anyhow::Result<()> {
         let path = self.temporary.join(name);
         let cannot = || format!("{}: cannot write {name}", self.place.display());
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).with_context(cannot)?;
         }
-        fs::write(&path, text).with_context(cannot)
+        let file = File::create(&path).with_context(cannot)?;
+        (&file).write_all(text.as_ref()).and_then(|()| file.sync_all()).with_context(cannot)
     }
 
     /// Gives the folder its name. What was there before is moved aside and then removed.
     pub(crate) fn publish(self) -> anyhow::Result<()> {
         let cannot = || format!("{}: cannot give the finished folder its name", self.place.display());
+        sync(&self.temporary);
         let aside = self.temporary.with_extension("old");
         match fs::rename(&self.place, &aside) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).with_context(cannot),
@@ -69,6 +71,9 @@ impl NewFolder {
             let _ = fs::rename(&aside, &self.place);
             return Err(e).with_context(cannot);
         }
+        if let Some(parent) = self.place.parent() {
+            sync(parent);
+        }
         match fs::remove_dir_all(&aside) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(e).with_context(|| format!("{}: cannot remove what was replaced", aside.display()))
@@ -76,6 +81,11 @@ impl NewFolder {
             _ => Ok(()),
         }
     }
+}
+
+/// Waits until the names in a folder are on disk. Not every file system can be asked for that.
+pub(crate) fn sync(folder: &Path) {
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
 
 impl Drop for NewFolder {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::slice::from_ref;
 use std::time::Instant;
 
 use latentc_codegen::device::Device;
@@ -10,8 +11,8 @@ use latentc_ir::DType;
 use latentc_passes::Graph;
 use latentc_runtime::checkpoint::{self, Checkpoint, write_tensors};
 use latentc_runtime::eval::Batch;
-use latentc_runtime::gradient::Tensor;
-use latentc_runtime::optimizer::{AdamW, Moments, Optimizer};
+use latentc_runtime::gradient::Gatherer;
+use latentc_runtime::optimizer::{AdamW, Optimizer, State};
 use serde::Serialize;
 
 use crate::model::Model;
@@ -46,43 +47,45 @@ impl Job for Gradients<'_> {
         let (writes_gradient, writes_step) = self.wants;
         let definition = self.model.trace(Graph::Gradient, self.dtype)?;
         let mut engine = self.model.load(self.folder, device, self.dtype, &[Graph::Gradient])?;
-        let checkpoint = Checkpoint::open(self.folder)?;
         let optimizer = Optimizer::new(&mut engine)?;
+        let gatherer = Gatherer::new(&definition)?;
+        let places = gatherer.places();
         let start = Instant::now();
         let spinner = progress::spinner("differentiating");
-        let gradient = self.batch.gradient(&mut engine, &definition)?;
+        let mut gradient = vec![0.0; places.len()];
+        let loss = gatherer.add(&mut engine, &self.batch.next_tokens(), 1.0, &mut gradient)?;
         let with = AdamW::default();
-        let clipping = optimizer.clipping(&mut engine, gradient.tensors.values(), with.most)?;
+        let clipping = optimizer.clipping(&mut engine, &gradient, with.most)?;
 
-        let mut out: Vec<(String, Tensor)> = vec![
-            ("loss".to_owned(), Tensor { shape: vec![], data: vec![gradient.loss] }),
-            ("grad_norm".to_owned(), Tensor { shape: vec![], data: vec![clipping.norm] }),
+        let mut out: Vec<(String, &[usize], &[f32])> = vec![
+            ("loss".to_owned(), &[], from_ref(&loss)),
+            ("grad_norm".to_owned(), &[], from_ref(&clipping.norm)),
         ];
-        let tensors = gradient.tensors.len();
-        for (name, g) in gradient.tensors {
+        let mut state = State::new(Vec::new());
+        if writes_step {
+            state = State::new(places.read(&Checkpoint::open(self.folder)?, "")?);
+            optimizer.step(&mut engine, &with, &mut state, gradient.clone(), clipping.coef)?;
+        }
+        for t in places.tensors() {
             if writes_step {
-                let p = checkpoint.require(&name)?.to_f32()?;
-                let moments = Moments::new(p.len());
-                let given = (p, g.data.clone(), moments);
-                let (p, _) = optimizer.step(&mut engine, &with, 1, clipping.coef, given)?;
-                out.push((format!("adamw1.{name}"), Tensor { shape: g.shape.clone(), data: p }));
+                out.push((format!("adamw1.{}", t.name), &t.shape, &state.p[t.range.clone()]));
             }
             if writes_gradient {
-                out.push((format!("grad.{name}"), g));
+                out.push((format!("grad.{}", t.name), &t.shape, &gradient[t.range.clone()]));
             }
         }
         drop(spinner);
         let seconds = start.elapsed().as_secs_f64();
 
         let bytes: Vec<Vec<u8>> =
-            out.iter().map(|(_, t)| t.data.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+            out.iter().map(|(_, _, data)| data.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
         let views = out
             .iter()
             .zip(&bytes)
-            .map(|((name, t), bytes)| (name.as_str(), checkpoint::DType::F32, &t.shape[..], &bytes[..]));
+            .map(|((name, shape, _), bytes)| (name.as_str(), checkpoint::DType::F32, *shape, &bytes[..]));
         write_tensors(self.out, views, &BTreeMap::new())?;
 
-        let (loss, grad_norm) = (gradient.loss, clipping.norm);
+        let (grad_norm, tensors) = (clipping.norm, places.tensors().len());
         let (target, device) = (self.target.name(), engine.device().name());
         if self.json {
             return print_json(&Report { loss, grad_norm, tensors, target, device, seconds });

@@ -22,6 +22,7 @@ mod run;
 mod share;
 mod table;
 mod target;
+mod train;
 mod verify;
 
 use std::fmt;
@@ -52,6 +53,7 @@ enum Command {
     Init(init::Args),
     Run(run::Args),
     Eval(eval::Args),
+    Train(Box<train::Args>),
     Verify(verify::Args),
     Opt(opt::Args),
 }
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Train(args) => train::train(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Opt(args) => opt::opt(&args),
     };

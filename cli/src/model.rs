@@ -13,6 +13,7 @@ use latentc_passes::{Graph, Pass, pipeline};
 use latentc_runtime::checkpoint::Checkpoint;
 use latentc_runtime::compiled::{Compiled, compile_variants};
 use latentc_runtime::engine::Engine;
+use serde::{Deserialize, Serialize};
 
 use crate::{Rendered, progress};
 
@@ -27,7 +28,8 @@ pub(crate) struct Model {
 }
 
 /// The element type of weights and activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum DTypeArg {
     F32,
     Bf16,

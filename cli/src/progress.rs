@@ -1,5 +1,6 @@
 //! Progress on standard error, for people only: nothing is drawn where it is not a terminal.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -39,4 +40,20 @@ pub(crate) fn bytes(what: &'static str, total: u64) -> Shown {
         bar.set_style(style);
     }
     Shown(bar)
+}
+
+/// For steps of a training, some of which were made before.
+pub(crate) fn steps(made: u64, total: u64) -> Shown {
+    let bar = ProgressBar::new(total);
+    if let Ok(style) = ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg}, {eta} left") {
+        bar.set_style(style);
+    }
+    bar.set_position(made);
+    bar.reset_eta();
+    Shown(bar)
+}
+
+/// Whether anything is drawn at all.
+pub(crate) fn is_drawn() -> bool {
+    std::io::stderr().is_terminal()
 }

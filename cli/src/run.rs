@@ -119,7 +119,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     with_device(args.target, Run { args, model, tokenizer, prompt })
 }
 
-fn tokenizer(folder: &Path) -> anyhow::Result<Option<Tokenizer>> {
+/// The tokenizer of a model folder, if it has one.
+pub(crate) fn tokenizer(folder: &Path) -> anyhow::Result<Option<Tokenizer>> {
     let file = folder.join("tokenizer.json");
     if !file.exists() {
         return Ok(None);

@@ -4,9 +4,11 @@ use clap::ValueEnum;
 use latentc_codegen::cube::{CudaDevice, WgpuDevice};
 use latentc_codegen::device::Device;
 use latentc_codegen::host::Host;
+use serde::{Deserialize, Serialize};
 
 /// A machine, or the language of its kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Target {
     /// The CPU.
     Host,

@@ -12,7 +12,7 @@ use latentc_codegen::device::{Data, Device, DeviceError};
 use latentc_codegen::memory::{Place, Plan, PlanError};
 use latentc_codegen::program::{Buffer, BufferId, Kernel, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
-use latentc_ir::{AxisId, DType, Factor, Function, Size, Weight};
+use latentc_ir::{AxisId, DType, Factor, Function, Layout, Size, Weight};
 use latentc_passes::{Graph, Guard};
 
 use crate::checkpoint::Checkpoint;
@@ -34,7 +34,7 @@ pub struct Engine<D: Device> {
     /// Where temporaries lie: what the plans of all graphs so far have needed, and its length.
     pages: Vec<(u64, D::Arena)>,
     /// Weights by what they hold.
-    weights: BTreeMap<String, Slot>,
+    weights: BTreeMap<String, Held>,
     /// Caches by their names below their scopes.
     caches: BTreeMap<String, Cache>,
 }
@@ -72,6 +72,15 @@ struct Instance {
     routine: usize,
     owned: Vec<(BufferId, Slot)>,
     calls: BTreeMap<usize, usize>,
+}
+
+/// A weight on the device, and of which stored tensors it is made.
+#[derive(Debug)]
+struct Held {
+    slot: Slot,
+    dtype: DType,
+    scope: String,
+    layout: Layout,
 }
 
 /// A buffer that outlives a run. Its first dimension grows with the sequence.
@@ -198,14 +207,17 @@ impl<D: Device> Engine<D> {
                     let weight = &function.weights[*index];
                     let key = weight_key(scope, function, weight);
                     match self.weights.get(&key) {
-                        Some(&slot) => slot,
+                        Some(held) => held.slot,
                         None => {
                             let checkpoint = checkpoint.ok_or_else(|| {
                                 LoadError::Layout(format!("@{name} has weights, but no checkpoint was given"))
                             })?;
                             let made = load::load(&mut self.device, checkpoint, scope, function, weight)?;
                             let slot = self.hold(made);
-                            self.weights.insert(key, slot);
+                            let ty = function.ty(weight.value);
+                            let layout = weight.stored.layout(function, ty).map_err(LoadError::Layout)?;
+                            let held = Held { slot, dtype: ty.dtype, scope: scope.to_owned(), layout };
+                            self.weights.insert(key, held);
                             slot
                         }
                     }
@@ -244,6 +256,20 @@ impl<D: Device> Engine<D> {
         }
         instances.push(Instance { routine: number, owned, calls });
         Ok(instances.len() - 1)
+    }
+
+    /// Gives all weights other values: those of stored tensors in memory, by name.
+    ///
+    /// # Errors
+    /// If a tensor is not there or of another length, or the device has no room.
+    pub fn set_weights<'t>(&mut self, tensors: impl Fn(&str) -> Option<&'t [f32]>) -> Result<(), LoadError> {
+        for held in self.weights.values() {
+            let data = load::gather(&held.scope, &held.layout, &tensors)?;
+            // What is too old is given back before there is more.
+            self.heap[held.slot] = None;
+            self.heap[held.slot] = Some(self.device.upload(held.dtype, Data::F32(data))?);
+        }
+        Ok(())
     }
 
     /// Makes room in every cache for a batch of sequences of up to `capacity` positions, and forgets what was there. Gives

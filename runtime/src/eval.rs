@@ -4,6 +4,7 @@ use latentc_codegen::device::Device;
 use latentc_passes::Graph;
 
 use crate::engine::{Engine, RunError};
+use crate::gradient::Rows;
 use crate::session::{Logits, Session, Tokens};
 
 /// A batch of texts, padded to one length.
@@ -72,12 +73,17 @@ impl Batch {
     }
 
     /// For each position of every text, up to the longest: the token, the one that follows, and 1 where there is one, else 0.
-    pub fn targets(&self) -> (Vec<i32>, Vec<i32>, Vec<f32>) {
+    pub fn next_tokens(&self) -> Rows {
         let longest = self.longest();
         let targets = self.tokens(1, longest + 1).ids;
         let ends = self.spans.iter().map(|(start, end)| end - start);
         let weights = ends.flat_map(|len| (0..longest).map(move |p| f32::from(u8::from(p + 1 < len))));
-        (self.tokens(0, longest).ids, targets, weights.collect())
+        Rows {
+            ids: self.tokens(0, longest).ids,
+            targets,
+            weights: weights.collect(),
+            shape: [self.rows, longest],
+        }
     }
 
     /// The longest text.

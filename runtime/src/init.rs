@@ -16,7 +16,7 @@ use latentc_ir::{Inventory, StoredTensor};
 use crate::checkpoint::{CheckpointError, DType, TensorSpec, write_checkpoint};
 
 /// A shard holds so many bytes at most, as in published checkpoints.
-const SHARD: usize = 5_000_000_000;
+pub(crate) const SHARD: usize = 5_000_000_000;
 
 /// Elements that one thread makes at a time, a whole number of pairs.
 const CHUNK: usize = 1 << 16;
@@ -88,7 +88,7 @@ fn random(name: &str, with: Init, bytes: &mut [u8]) {
 }
 
 /// Writes elements one after the other.
-fn encode(dtype: DType, bytes: &mut [u8], element: impl Fn(usize) -> f64) {
+pub(crate) fn encode(dtype: DType, bytes: &mut [u8], element: impl Fn(usize) -> f64) {
     match dtype {
         DType::BF16 => {
             for (i, out) in bytes.as_chunks_mut::<2>().0.iter_mut().enumerate() {

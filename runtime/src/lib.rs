@@ -9,4 +9,6 @@ pub mod gradient;
 pub mod init;
 pub mod load;
 pub mod optimizer;
+pub mod places;
 pub mod session;
+pub mod train;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use latentc_codegen::device::{Data, Device, DeviceError, Floats, SharedFloats};
 use latentc_ir::interp::scoped;
-use latentc_ir::{Function, Module, Weight};
+use latentc_ir::{Function, Layout, Module, Weight};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, DType, ReadError};
 
@@ -116,6 +116,24 @@ pub fn load<D: Device>(
         return Ok(buffer);
     }
     Ok(device.upload(ty.dtype, Data::F32(data))?)
+}
+
+/// A weight as the program wants it, from stored tensors in memory.
+///
+/// # Errors
+/// If a tensor is not there or of another length.
+pub(crate) fn gather<'t>(
+    scope: &str,
+    layout: &Layout,
+    tensors: impl Fn(&str) -> Option<&'t [f32]>,
+) -> Result<Vec<f32>, LoadError> {
+    let mut data = vec![0.0f32; layout.elements as usize];
+    for piece in &layout.pieces {
+        let name = scoped(scope, &piece.tensor);
+        let stored = tensors(&name).ok_or_else(|| LoadError::Layout(format!("`{name}` was not given")))?;
+        layout.load(piece, 1, stored, &mut data).map_err(LoadError::Layout)?;
+    }
+    Ok(data)
 }
 
 /// A tensor that stays in its mapped file.

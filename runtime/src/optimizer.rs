@@ -1,18 +1,17 @@
 //! The optimiser: clipping by the global norm, and AdamW, as programs like any other.
 //!
-//! Both are IR (`optimizer/*.ir`), compiled and run as models are. They work on stored tensors, whatever their shape: sizes are
-//! arguments of a kernel, so one kernel serves all tensors.
+//! Both are IR (`optimizer/*.ir`), compiled and run as models are. They work on all parameters at once, which lie in one array
+//! ([`Places`](crate::places::Places)): a handful of launches, however many tensors there are.
 
 use latentc_codegen::device::{Data, Device};
 use latentc_passes::{Graph, pipeline};
 
 use crate::compiled::compile;
 use crate::engine::{Engine, Plain, RunError, Value};
-use crate::gradient::Tensor;
 use crate::load::LoadError;
+use crate::places::COLUMNS;
 
-const SQUARE: &str = include_str!("optimizer/square.ir");
-const CLIP: &str = include_str!("optimizer/clip.ir");
+const NORM: &str = include_str!("optimizer/norm.ir");
 const ADAMW: &str = include_str!("optimizer/adamw.ir");
 
 /// The numbers of AdamW.
@@ -37,27 +36,31 @@ impl Default for AdamW {
     }
 }
 
-/// What AdamW remembers of a tensor's gradients.
+/// Parameters, and what AdamW remembers of their gradients: arrays of one length, in f32 whatever a model computes in.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Moments {
-    /// The mean.
+pub struct State {
+    /// The parameters.
+    pub p: Vec<f32>,
+    /// The means of their gradients.
     pub m: Vec<f32>,
-    /// The mean of squares.
+    /// The means of their squares.
     pub v: Vec<f32>,
+    /// How many steps were made.
+    pub steps: u32,
 }
 
-impl Moments {
+impl State {
     /// Before the first step.
-    pub fn new(elements: usize) -> Moments {
-        Moments { m: vec![0.0; elements], v: vec![0.0; elements] }
+    pub fn new(p: Vec<f32>) -> State {
+        let zeros = vec![0.0; p.len()];
+        State { p, m: zeros.clone(), v: zeros, steps: 0 }
     }
 }
 
 /// The programs of the optimiser, in the engine that they run in.
 #[derive(Clone, Copy, Debug)]
 pub struct Optimizer {
-    square: Plain,
-    clip: Plain,
+    norm: Plain,
     adamw: Plain,
 }
 
@@ -81,57 +84,48 @@ impl Optimizer {
             let compiled = compile(&module, Graph::Train, &pipeline());
             engine.add_plain(&compiled.unwrap_or_else(|e| panic!("{name}: {e}")))
         };
-        Ok(Optimizer {
-            square: add("optimizer/square.ir", SQUARE)?,
-            clip: add("optimizer/clip.ir", CLIP)?,
-            adamw: add("optimizer/adamw.ir", ADAMW)?,
-        })
+        Ok(Optimizer { norm: add("optimizer/norm.ir", NORM)?, adamw: add("optimizer/adamw.ir", ADAMW)? })
     }
 
-    /// The global norm of gradients, and the factor that brings it down to `most`.
+    /// The global norm of gradients, an array of whole rows of [`COLUMNS`], and the factor that brings it down to `most`.
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn clipping<'t, D: Device>(
+    /// If there are no whole rows, or the device fails.
+    pub fn clipping<D: Device>(
         &self,
         engine: &mut Engine<D>,
-        gradients: impl IntoIterator<Item = &'t Tensor>,
+        gradient: &[f32],
         most: f64,
     ) -> Result<Clipping, RunError> {
-        let mut squares = Vec::new();
-        for g in gradients.into_iter().filter(|g| !g.data.is_empty()) {
-            let rows = g.shape.first().copied().unwrap_or(1);
-            let arg = Value::f32(g.data.clone(), &[rows, g.data.len() / rows]);
-            squares.extend(floats(engine.run_plain(self.square, &[arg])?).into_iter().flatten());
-        }
-        let shape = [squares.len()];
-        let args = [Value::f32(squares, &shape), scalar(most)];
-        let results: Vec<f32> = floats(engine.run_plain(self.clip, &args)?).into_iter().flatten().collect();
-        Ok(Clipping { norm: results[0], coef: results[1] })
+        let shape = [gradient.len() / COLUMNS, COLUMNS];
+        let args = [Value::f32(gradient.to_vec(), &shape), scalar(most)];
+        let [norm, coef] = floats(engine.run_plain(self.norm, &args)?);
+        Ok(Clipping { norm: norm[0], coef: coef[0] })
     }
 
-    /// What a tensor and its moments become at a step, the first being 1.
+    /// Makes one step of all parameters along their gradients, which are multiplied by `coef`.
     ///
     /// # Errors
-    /// If the gradient is not of the tensor's size, or the device fails.
+    /// If the arrays are not of one length, or the device fails.
     pub fn step<D: Device>(
         &self,
         engine: &mut Engine<D>,
         with: &AdamW,
-        step: u32,
+        state: &mut State,
+        gradient: Vec<f32>,
         coef: f32,
-        (p, g, moments): (Vec<f32>, Vec<f32>, Moments),
-    ) -> Result<(Vec<f32>, Moments), RunError> {
-        let shape = [p.len()];
-        let mut args: Vec<_> =
-            [p, g, moments.m, moments.v].into_iter().map(|x| Value::f32(x, &shape)).collect();
-        let whole = |beta: f64| 1.0 - beta.powi(step.min(i32::MAX as u32) as i32);
+    ) -> Result<(), RunError> {
+        let shape = [state.p.len()];
+        let own = |x: &mut Vec<f32>| Value::f32(std::mem::take(x), &shape);
+        let mut args = vec![own(&mut state.p), Value::f32(gradient, &shape)];
+        args.extend([own(&mut state.m), own(&mut state.v)]);
+        state.steps += 1;
+        let whole = |beta: f64| 1.0 - beta.powi(state.steps.min(i32::MAX as u32) as i32);
         args.extend([f64::from(coef), with.rate, 1.0 - with.rate * with.decay].map(scalar));
         args.extend([with.beta1, with.beta2, 1.0 - with.beta1, 1.0 - with.beta2].map(scalar));
         args.extend([whole(with.beta1), whole(with.beta2)].map(scalar));
-        let mut results = floats(engine.run_plain(self.adamw, &args)?).into_iter();
-        let mut next = || results.next().unwrap_or_default();
-        Ok((next(), Moments { m: next(), v: next() }))
+        [state.p, state.m, state.v] = floats(engine.run_plain(self.adamw, &args)?);
+        Ok(())
     }
 }
 
@@ -139,12 +133,11 @@ fn scalar(x: f64) -> Value {
     Value::f32(vec![x as f32], &[])
 }
 
-fn floats(values: Vec<Value>) -> Vec<Vec<f32>> {
-    values
-        .into_iter()
-        .map(|v| match v.data {
-            Data::F32(data) => data,
-            Data::I32(_) => Vec::new(),
-        })
-        .collect()
+/// The results of a program that returns so many arrays of floats.
+fn floats<const N: usize>(values: Vec<Value>) -> [Vec<f32>; N] {
+    let mut floats = values.into_iter().map(|v| match v.data {
+        Data::F32(data) => data,
+        Data::I32(_) => panic!("the optimiser's programs return floats"),
+    });
+    [(); N].map(|()| floats.next().expect("the optimiser's programs return as many"))
 }

@@ -15,8 +15,9 @@ use latentc_ir::DType;
 use latentc_passes::{Graph, pipeline};
 use latentc_runtime::engine::Engine;
 use latentc_runtime::eval::Batch;
-use latentc_runtime::gradient::Gradient;
-use latentc_runtime::optimizer::{AdamW, Moments, Optimizer};
+use latentc_runtime::gradient::Gatherer;
+use latentc_runtime::optimizer::{AdamW, Optimizer, State};
+use latentc_runtime::places::{Placed, Places};
 use latentc_tests::{Case, cases, max_diff};
 
 const LOSS: f32 = 1e-5;
@@ -35,30 +36,35 @@ fn agrees<D: Device>(case: &Case, device: D) {
     let (ids, shape) = case.integers("input_ids").expect("every case has input_ids");
     let mask = case.integers("attention_mask").map(|m| m.0);
     let batch = Batch::new(&ids, mask.as_deref(), shape[0], shape[1]).expect("the case's batch is right");
-    let gradient =
-        batch.gradient(&mut engine, compiled.definition()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let gatherer = Gatherer::new(compiled.definition()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let places = gatherer.places();
+    let mut gradient = vec![0.0; places.len()];
+    let loss = gatherer
+        .add(&mut engine, &batch.next_tokens(), 1.0, &mut gradient)
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
 
-    let loss = max_diff(&[gradient.loss], &case.floats("loss").0);
+    let loss = max_diff(&[loss], &case.floats("loss").0);
     assert!(loss <= LOSS, "{name}: the loss is off by {loss:e}");
 
-    let along = along(case, &gradient);
+    let along = along(case, places, &gradient);
     println!("{name:16} {:>4} kernels, loss {loss:.1e}, {along}", compiled.program.kernels.len());
     if case.expect.tensor("grad_norm").is_some() {
-        steps(case, &mut engine, gradient);
+        steps(case, &mut engine, places, gradient);
     }
 }
 
 /// Compares slopes along a direction, where the case has them.
-fn along(case: &Case, gradient: &Gradient) -> String {
+fn along(case: &Case, places: &Places, gradient: &[f32]) -> String {
     let (mut worst, mut count) = (0.0f64, 0);
-    for (tensor, g) in &gradient.tensors {
+    for Placed { name: tensor, range, .. } in places.tensors() {
+        let g = &gradient[range.clone()];
         let field = format!("grad_along.{tensor}");
         if case.expect.tensor(&field).is_none() {
             continue;
         }
         let want = f64::from(case.floats(&field).0[0]);
         let of = |f: &dyn Fn(usize, f64) -> f64| -> f64 {
-            g.data.iter().enumerate().map(|(n, &x)| f(n, f64::from(x))).sum()
+            g.iter().enumerate().map(|(n, &x)| f(n, f64::from(x))).sum()
         };
         let (slope, norm) = (of(&|n, x| x * (n as f64).cos()), of(&|_, x| x * x).sqrt());
         let off = (slope - want).abs();
@@ -74,35 +80,34 @@ fn along(case: &Case, gradient: &Gradient) -> String {
 }
 
 /// Compares every gradient, their norm, and what a step makes of the weights.
-fn steps<D: Device>(case: &Case, engine: &mut Engine<D>, gradient: Gradient) {
+fn steps<D: Device>(case: &Case, engine: &mut Engine<D>, places: &Places, gradient: Vec<f32>) {
     let name = &case.name;
     let optimizer = Optimizer::new(engine).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut worst = 0.0f32;
-    for (tensor, g) in &gradient.tensors {
-        let (want, shape) = case.floats(&format!("grad.{tensor}"));
-        assert_eq!(shape, g.shape, "{name}: {tensor}");
+    for Placed { name: tensor, shape, range } in places.tensors() {
+        let (want, wanted) = case.floats(&format!("grad.{tensor}"));
+        assert_eq!(wanted, *shape, "{name}: {tensor}");
         let largest = max_diff(&want, &vec![0.0; want.len()]);
-        let off = max_diff(&g.data, &want);
+        let off = max_diff(&gradient[range.clone()], &want);
         assert!(off <= GRADIENT * largest, "{name}: grad.{tensor} is off by {off:e} of {largest:e}");
         worst = worst.max(if largest > 0.0 { off / largest } else { 0.0 });
     }
     let stored = case.expect.names().filter(|n| n.starts_with("grad.")).count();
-    assert_eq!(gradient.tensors.len(), stored, "{name}: tensors with a gradient");
+    assert_eq!(places.tensors().len(), stored, "{name}: tensors with a gradient");
 
     let with = AdamW::default();
-    let clipping = optimizer.clipping(engine, gradient.tensors.values(), with.most).expect("it runs");
+    let clipping = optimizer.clipping(engine, &gradient, with.most).expect("it runs");
     let norm = case.floats("grad_norm").0[0];
     let off = (clipping.norm - norm).abs() / norm;
     assert!(off <= NORM, "{name}: the norm is {}, not {norm}", clipping.norm);
 
     let mut stepped = 0.0f32;
-    for (tensor, g) in gradient.tensors {
+    let mut state = State::new(places.read(&case.checkpoint, "").expect("checked"));
+    optimizer.step(engine, &with, &mut state, gradient, clipping.coef).expect("it runs");
+    for Placed { name: tensor, range, .. } in places.tensors() {
         let (want, _) = case.floats(&format!("adamw1.{tensor}"));
         let (exact, _) = case.floats(&format!("grad.{tensor}"));
-        let p = case.checkpoint.require(&tensor).expect("checked").to_f32().expect("floats");
-        let given = (p, g.data, Moments::new(want.len()));
-        let (p, _) = optimizer.step(engine, &with, 1, clipping.coef, given).expect("it runs");
-        for ((p, want), g) in p.iter().zip(&want).zip(&exact) {
+        for ((p, want), g) in state.p[range.clone()].iter().zip(&want).zip(&exact) {
             let (off, g) = ((p - want).abs(), (g * clipping.coef).abs());
             let clear = g >= CLEAR || g == 0.0;
             assert!(off <= if clear { STEP } else { TURNED }, "{name}: adamw1.{tensor}: {p}, not {want}");

@@ -18,7 +18,7 @@ use serde_json::Value;
 pub use error::{CheckpointError, ReadError};
 pub use file::TensorFile;
 pub use tensor::{DType, TensorView};
-pub use write::{TensorSpec, write_checkpoint, write_tensors};
+pub use write::{TensorSpec, write_checkpoint, write_each, write_tensors};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

@@ -44,13 +44,24 @@ pub fn write_tensors<'a>(
             (TensorSpec { name: name.into(), dtype, shape: shape.into() }, (name, bytes))
         })
         .unzip();
-    let sizes = check_specs(path, &specs)?;
     let bytes: BTreeMap<&str, &[u8]> = bytes.into_iter().collect();
-    let all: Vec<_> = specs.iter().zip(sizes).collect();
-    let file = write_file(path, &all, metadata, &mut |spec| {
-        Ok::<_, CheckpointError>(Cow::Borrowed(bytes[spec.name.as_str()]))
-    })?;
-    file.publish()
+    write_each(path, &specs, metadata, |spec| Ok(Cow::Borrowed(bytes[spec.name.as_str()])))
+}
+
+/// As [`write_tensors`], with `bytes_of` asked for the little-endian bytes of each tensor once, so that no more than one need be in
+/// memory.
+///
+/// # Errors
+/// Those of `bytes_of`, and those of [`write_tensors`].
+pub fn write_each<'a, E: From<CheckpointError>>(
+    path: &Path,
+    tensors: &[TensorSpec],
+    metadata: &BTreeMap<String, String>,
+    mut bytes_of: impl FnMut(&TensorSpec) -> Result<Cow<'a, [u8]>, E>,
+) -> Result<(), E> {
+    let sizes = check_specs(path, tensors)?;
+    let all: Vec<_> = tensors.iter().zip(sizes).collect();
+    Ok(write_file(path, &all, metadata, &mut bytes_of)?.publish()?)
 }
 
 /// Writes a checkpoint into `folder`, which is made if need be: `model.safetensors`, or shards of at most
