@@ -182,8 +182,8 @@ impl Job for Train {
             let learned: u64 = batch.iter().map(|&n| data.targets(n) as u64).sum();
             tokens += learned;
             step += 1;
-            let due = |every: u64| every > 0 && step.is_multiple_of(every) || step == until;
-            let valid_loss = if due(settings.valid_every) && !valid.is_empty() {
+            let due = |every: u64, end: u64| every > 0 && step.is_multiple_of(every) || step == end;
+            let valid_loss = if due(settings.valid_every, schedule.steps) && !valid.is_empty() {
                 trainer.loss(&valid, stopped)?
             } else {
                 None
@@ -200,7 +200,7 @@ impl Job for Train {
             };
             shown.step(&record, tokens as f64 / begun.elapsed().as_secs_f64());
             metrics.add(record)?;
-            if due(settings.save_every) {
+            if due(settings.save_every, until) {
                 saves.write(&saved(step), &trainer)?;
                 metrics.plot()?;
                 last_saved = step;

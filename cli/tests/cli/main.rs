@@ -10,6 +10,7 @@ mod refuses_files;
 mod refuses_words;
 mod reports;
 mod runs;
+mod trains;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
