@@ -47,7 +47,7 @@ impl NewFolder {
     }
 
     /// Writes a file, `/` in its name being a folder.
-    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, name: &str, text: &(impl AsRef<[u8]> + ?Sized)) -> anyhow::Result<()> {
         let path = self.temporary.join(name);
         let cannot = || format!("{}: cannot write {name}", self.place.display());
         if let Some(parent) = path.parent() {

@@ -153,7 +153,7 @@ impl Saves {
             folder.write(name, bytes)?;
         }
         save::write(folder.path(), trainer.places(), trainer.state(), self.dtype)?;
-        folder.write(STATE, serde_json::to_string_pretty(saved)? + "\n")?;
+        folder.write(STATE, &(serde_json::to_string_pretty(saved)? + "\n"))?;
         folder.publish()?;
         self.link(&place)?;
         self.steps.push(saved.step);
