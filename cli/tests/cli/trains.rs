@@ -266,6 +266,10 @@ fn kills_lose_nothing() {
     let [once, killed] = ["once", "killed"].map(|n| folder.path().join(n));
     let (tiny, data) = (case("tiny"), lines(folder.path()));
     let line = "train {} --data {} -o {} --steps 100000 --context 4 --batch 1 --valid 0 --save-every 1";
+    let last = |out: &Path| {
+        let found = fs::read_dir(out.join("checkpoints")).into_iter().flatten();
+        found.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u64>().ok()).max()
+    };
     let mut rng = SplitMix(u64::from(std::process::id()));
     let mut most: Option<u64> = None;
     for n in 0..kills {
@@ -273,20 +277,17 @@ fn kills_lose_nothing() {
             None => start(line, &[&tiny, &data, &killed]),
             Some(_) => start("train --resume {}", &[&killed]),
         };
-        // Some are killed as they begin. Of the others, which make steps, most of the time is spent on checkpoints.
-        let (before, begun) = (steps(&killed), Instant::now());
-        while n % 4 > 0 && steps(&killed) == before && begun.elapsed() < Duration::from_secs(60) {
+        // Some are killed as they begin, the others at any moment behind a new checkpoint: then they write the next ones.
+        let begun = Instant::now();
+        while n % 4 > 0 && last(&killed) <= most && begun.elapsed() < Duration::from_secs(60) {
             sleep(Duration::from_millis(2));
         }
         sleep(Duration::from_micros(rng.below(150_000)));
         child.kill().expect("it runs");
         child.wait().expect("it ends");
-        let checkpoints = killed.join("checkpoints");
-        let found = fs::read_dir(&checkpoints).into_iter().flatten();
-        let number = |e: std::io::Result<fs::DirEntry>| e.ok()?.file_name().to_str()?.parse().ok();
-        let Some(last) = found.filter_map(number).max() else { continue };
-        assert!(Some(last) >= most, "step {most:?} was saved, now {last} is the last");
-        most = Some(last);
+        let now = last(&killed);
+        assert!(now >= most, "step {most:?} was saved, now {now:?} is the last");
+        most = now;
         // What is there is whole at any moment.
         if killed.join("model.safetensors").exists() && n % 3 == 0 {
             ok("run {} --prompt-ids 5,6 --steps 1", &[&killed]);
