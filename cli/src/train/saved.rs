@@ -205,8 +205,14 @@ impl Saves {
     /// Makes the files of OUT those of a checkpoint.
     fn link(&self, checkpoint: &Path) -> anyhow::Result<()> {
         let cannot = || format!("{}: cannot show the new checkpoint here", self.out.display());
-        for entry in fs::read_dir(checkpoint).with_context(cannot)? {
-            let file = entry.with_context(cannot)?.path();
+        let entries = fs::read_dir(checkpoint).with_context(cannot)?;
+        let mut files: Vec<PathBuf> =
+            entries.map(|e| Ok(e?.path())).collect::<io::Result<_>>().with_context(cannot)?;
+        // Weights come last: where there are weights, there is all that they need.
+        let weights =
+            |file: &Path| file.file_name().is_some_and(|n| n.to_string_lossy().starts_with("model"));
+        files.sort_by_key(|file| (weights(file), file.clone()));
+        for file in files {
             let place = self.out.join(file.file_name().unwrap_or_default());
             let new = hidden(&place, "tmp");
             // Not every file system has links.
