@@ -11,8 +11,10 @@
 //! A softmax that is left whole weighs a sum: its [`stream`] computes scores and weights piece by piece, so these have no memory.
 //!
 //! A kernel that reduces works row by row, so the reductions in it must agree on what a row is: their results have the same
-//! axes. Reductions that several kernels want are repeated only where that is cheaper than a launch.
+//! axes. Reductions that several kernels want are repeated only where that is cheaper than a launch. Reductions and selections that feed
+//! one another are one kernel where a row of them fits: see [`rows`].
 
+mod rows;
 mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +42,7 @@ pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> Vec<boo
         sizes,
         machine,
         stored: vec![false; f.values.len()],
+        fixed: vec![false; f.values.len()],
         streams: BTreeMap::new(),
         streamed: vec![false; f.values.len()],
     };
@@ -54,6 +57,7 @@ pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> Vec<boo
     while s.settle() {
         s.views();
     }
+    s.rows();
     s.stored
 }
 
@@ -65,6 +69,8 @@ struct Storage<'a> {
     sizes: &'a Sizes,
     machine: &'a Machine,
     stored: Vec<bool>,
+    /// What is stored in any case.
+    fixed: Vec<bool>,
     /// The products that a softmax weighs, by index of the body, and the axis that they walk.
     streams: BTreeMap<usize, AxisId>,
     /// What a stream computes piece by piece: from the products that scores are made of to the weights.
@@ -111,30 +117,33 @@ impl<'a> Storage<'a> {
         self.elements(ty.axes.iter().copied()) * ty.dtype.bytes() as f64
     }
 
-    /// What has memory in any case.
+    /// What has memory in any case, and what has it because an element is read at any place or compared with all others.
     fn seeds(&mut self) {
         let f = self.f;
         for v in 0..f.values.len() {
             let id = ValueId(v as u32);
-            self.stored[v] = match self.inst(id).map(|inst| &inst.op) {
+            self.fixed[v] = match self.inst(id).map(|inst| &inst.op) {
                 None | Some(Op::Call { .. } | Op::Append { .. } | Op::ScatterAdd { .. }) => true,
                 Some(Op::Const(_)) => !f.ty(id).axes.is_empty(),
                 Some(_) => false,
             };
         }
         for &r in &f.results {
-            self.store(r);
+            self.fixed[r.0 as usize] = true;
         }
         for inst in &f.body {
-            match inst.op {
-                Op::Call { .. } | Op::ScatterAdd { .. } => inst.args.iter().for_each(|&a| self.store(a)),
-                // Each element is compared with all others, or read at any place.
-                Op::TopK { .. } | Op::TopIndices { .. } | Op::Gather { .. } => self.store(inst.args[0]),
-                _ => {}
+            if matches!(inst.op, Op::Call { .. } | Op::ScatterAdd { .. }) {
+                inst.args.iter().for_each(|a| self.fixed[a.0 as usize] = true);
             }
             // A gathered operand is read where it lies, at the indices; these must be there to be sorted.
             if let Some(gather) = gathered(f, inst, &self.defs) {
-                gather.args.iter().for_each(|&a| self.store(a));
+                gather.args.iter().for_each(|a| self.fixed[a.0 as usize] = true);
+            }
+        }
+        self.stored.clone_from(&self.fixed);
+        for inst in &f.body {
+            if matches!(inst.op, Op::TopK { .. } | Op::TopIndices { .. } | Op::Gather { .. }) {
+                self.store(inst.args[0]);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! integers: sums and products of a few are exact in f32, so comparisons and selections fall out alike on both sides and
 //! what differs is rounding alone.
 
+mod rows;
 mod stream;
 #[path = "../common/streams.rs"]
 mod streams;

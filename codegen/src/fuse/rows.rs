@@ -1,0 +1,157 @@
+//! Kernels that compute rows take in what they read: a softmax, what selects of it and what is gathered by the selection.
+//!
+//! A value need not be stored if every kernel that reads it is a map which [`fits`] says can make it, and if making it there takes
+//! less time than the launch and the trip through memory. Where a product or a stream wants something that is made of it,
+//! that is stored instead, if it is the smaller: the gates of the experts that work for a token, not the scores of all.
+
+use std::collections::BTreeSet;
+
+use latentc_ir::{Def, Inst, Op, ValueId};
+
+use super::{Storage, TURN, is_view};
+use crate::map::fits;
+
+/// WebGPU promises eight buffers to a kernel; the result and the sizes are two of them.
+const INPUTS: usize = 6;
+
+/// Instructions of a kernel, at most: expressions are written out one in another.
+const LONGEST: usize = 256;
+
+impl<'a> Storage<'a> {
+    /// Takes values into the kernels that read them, from the last on, for as long as that gains time.
+    pub(super) fn rows(&mut self) {
+        let f = self.f;
+        // Each gain is one of time, so this ends.
+        while f.body.iter().rev().flat_map(|inst| inst.results.first()).any(|&v| self.take_in(v)) {}
+    }
+
+    /// Stores a value no longer, if it can be done without and that is faster. Changes nothing otherwise.
+    fn take_in(&mut self, v: ValueId) -> bool {
+        let f = self.f;
+        let is_base = |i: &Inst| !(is_view(f, i) && self.is_stored(i.args[0]));
+        if !self.is_stored(v) || !self.inst(v).is_some_and(is_base) {
+            return false;
+        }
+        // With it go the views of it.
+        let mut group = BTreeSet::from([v]);
+        for inst in f.body.iter().filter(|i| is_view(f, i)) {
+            if group.contains(&inst.args[0]) && self.is_stored(inst.result()) {
+                group.insert(inst.result());
+            }
+        }
+        if group.iter().any(|g| self.fixed[g.0 as usize]) {
+            return false;
+        }
+        let over = self.over_products();
+        if over[v.0 as usize] {
+            return false;
+        }
+        // The kernels that would make it, and what of it products would read.
+        let (mut kernels, mut instead) = (BTreeSet::new(), BTreeSet::new());
+        let mut seen = group.clone();
+        let mut work: Vec<_> = group.iter().copied().collect();
+        while let Some(x) = work.pop() {
+            for &u in &self.users[x.0 as usize] {
+                let Some(&y) = f.body[u].results.first() else { return false };
+                if over[y.0 as usize] {
+                    if group.contains(&x) {
+                        return false;
+                    }
+                    instead.insert(x);
+                } else if self.is_stored(y) && !group.contains(&y) {
+                    kernels.insert(y);
+                } else if seen.insert(y) {
+                    work.push(y);
+                }
+            }
+        }
+        let read = |s: &Storage<'_>, values: &BTreeSet<ValueId>| {
+            s.seconds(0.0, values.iter().map(|&x| s.bytes(x)).sum::<f64>())
+        };
+        let launches =
+            |s: &Storage<'_>, roots: &BTreeSet<ValueId>| roots.iter().map(|&r| s.launch(r)).sum::<f64>();
+        let mut before = launches(self, &kernels) + self.launch(v);
+        before += if instead.is_empty() { 0.0 } else { read(self, &BTreeSet::from([v])) };
+        group.iter().for_each(|g| self.stored[g.0 as usize] = false);
+        instead.iter().for_each(|&x| self.store(x));
+        kernels.extend(&instead);
+        let after = launches(self, &kernels) + read(self, &instead);
+        if after < before && kernels.iter().all(|&r| self.is_map(r)) {
+            return true;
+        }
+        group.iter().for_each(|&g| self.store(g));
+        instead.iter().for_each(|x| self.stored[x.0 as usize] = false);
+        false
+    }
+
+    /// For each value, whether a product or a stream is computed in the kernel that computes it.
+    fn over_products(&self) -> Vec<bool> {
+        let mut over = vec![false; self.f.values.len()];
+        for inst in &self.f.body {
+            let below = inst.args.iter().any(|&a| over[a.0 as usize] && !self.is_stored(a));
+            let product = matches!(inst.op, Op::Contract | Op::Softmax { .. });
+            inst.results.iter().for_each(|r| over[r.0 as usize] = product || below);
+        }
+        over
+    }
+
+    /// The instructions of the kernel that makes a value, in order, and what they read.
+    fn part(&self, root: ValueId) -> (Vec<&'a Inst>, BTreeSet<ValueId>) {
+        let (mut insts, mut leaves) = (BTreeSet::new(), BTreeSet::new());
+        let mut work = vec![root];
+        while let Some(v) = work.pop() {
+            match self.defs[v.0 as usize] {
+                Def::Inst(n, inst) if v == root || !self.is_stored(v) => {
+                    if insts.insert(n) {
+                        work.extend(&inst.args);
+                    }
+                }
+                Def::Inst(..) | Def::Param(_) | Def::Weight(_) | Def::Cache(_) => {
+                    leaves.insert(v);
+                }
+            }
+        }
+        (insts.into_iter().map(|n| &self.f.body[n]).collect(), leaves)
+    }
+
+    fn is_map(&self, root: ValueId) -> bool {
+        let (part, leaves) = self.part(root);
+        leaves.len() <= INPUTS && part.len() <= LONGEST && fits(self.f, &part).is_ok()
+    }
+
+    /// The time of the launch that makes a value.
+    fn launch(&self, root: ValueId) -> f64 {
+        let (part, leaves) = self.part(root);
+        let f = self.f;
+        let elements = |v: ValueId| self.elements(f.ty(v).axes.iter().copied());
+        let bytes = self.bytes(root) + leaves.iter().map(|&v| self.bytes(v)).sum::<f64>();
+        let flops = part.iter().map(|inst| match inst.op {
+            Op::Reduce { .. } => elements(inst.args[0]),
+            Op::TopK { axis, .. } | Op::TopIndices { axis, .. } => {
+                elements(inst.args[0]) * self.elements([axis])
+            }
+            Op::Rope { .. } => TURN * elements(inst.result()),
+            Op::Append { .. } => elements(inst.args[1]),
+            Op::Const(_)
+            | Op::Position { .. }
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Contract
+            | Op::Rename { .. }
+            | Op::Broadcast { .. }
+            | Op::Split { .. }
+            | Op::Merge { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
+            | Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::Past { .. }
+            | Op::Softmax { .. }
+            | Op::RmsNorm { .. }
+            | Op::Call { .. } => elements(inst.result()),
+        });
+        self.machine.launch + self.seconds(flops.sum(), bytes)
+    }
+}
