@@ -43,8 +43,9 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
     };
     let nvrtc = Nvrtc::load(&toolkit).expect("the toolkit that was found loads");
     let folder = tempfile::tempdir().expect("a temporary folder");
-    // ptxas saves four registers around the slow path of a division: one in a softmax, two in the gradient of a norm.
-    const SPILL_BYTES: u32 = 32;
+    // ptxas saves four registers around the slow path of a division: one in a softmax, two in the gradient of a norm,
+    // three in that of a router's softmax, whose quotients are made again for the groups, the sum and the result.
+    const SPILL_BYTES: u32 = 48;
     let mut spilled = Vec::new();
     for (name, source) in &sources {
         let ptx = nvrtc.compile(source, "sm_90a").unwrap_or_else(|e| panic!("{name}: {e}\n{source}"));
