@@ -73,7 +73,7 @@ fn check(module: &Module, graph: Graph, seed: u64) -> Result<(), TestCaseError> 
     })
     .expect("a temporary folder can be written");
     let checkpoint = Arc::new(Checkpoint::open(folder.path()).expect("just written"));
-    let mut engine = Engine::new(Host);
+    let mut engine = Engine::new(Host::new());
     engine.add(&compiled, &checkpoint).map_err(|e| TestCaseError::fail(e.to_string()))?;
 
     let bound: BTreeMap<&str, usize> =

@@ -16,7 +16,7 @@ fn close(made: f32, want: f64) {
 
 #[test]
 fn four_steps_of_adamw_under_clipping() {
-    let mut engine = Engine::new(Host);
+    let mut engine = Engine::new(Host::new());
     let optimizer = Optimizer::new(&mut engine).expect("memory");
     let with = AdamW { rate: 3e-3, beta1: 0.8, beta2: 0.9, decay: 0.2, most: 0.5 };
     let mut rng = SplitMix(7);
@@ -51,7 +51,7 @@ fn four_steps_of_adamw_under_clipping() {
 
 #[test]
 fn no_gradient_has_the_norm_0() {
-    let mut engine = Engine::new(Host);
+    let mut engine = Engine::new(Host::new());
     let optimizer = Optimizer::new(&mut engine).expect("memory");
     for len in [0, COLUMNS] {
         let zeros = vec![0.0; len];

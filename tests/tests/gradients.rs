@@ -136,6 +136,6 @@ fn on_wgpu() {
 #[test]
 fn on_the_host() {
     for case in trained() {
-        agrees(&case, Host);
+        agrees(&case, Host::new());
     }
 }

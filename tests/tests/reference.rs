@@ -105,6 +105,6 @@ fn with_narrow_dtypes_on_wgpu() {
 #[test]
 fn on_the_host() {
     for case in cases() {
-        prefixes().iter().for_each(|passes| agrees(&case, Host, DType::F32, passes));
+        prefixes().iter().for_each(|passes| agrees(&case, Host::new(), DType::F32, passes));
     }
 }

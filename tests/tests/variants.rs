@@ -12,7 +12,7 @@ use latentc_tests::{Case, cases, max_diff};
 
 /// The logits after the last token of each part of a text, which is read in parts of these lengths.
 fn read(case: &Case, compiled: &[Compiled], parts: &[usize]) -> Result<Vec<f32>, RunError> {
-    let mut engine = Engine::new(Host);
+    let mut engine = Engine::new(Host::new());
     for compiled in compiled {
         engine.add(compiled, &case.checkpoint).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     }

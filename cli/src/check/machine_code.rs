@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Instant;
 
 use anyhow::bail;
-use latentc_codegen::cube::{LaunchShape, cuda_source, cuda_split_sources};
+use latentc_codegen::cube::{LaunchShape, Target, cuda_source, cuda_split_sources, ways};
 use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode, machine_code};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
 use latentc_codegen::program::Kernel;
@@ -77,19 +77,22 @@ fn rows(args: &Args, kernels: &[Kernel]) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (n, kernel) in kernels.iter().enumerate() {
         spinner.say(format!("{} ({} of {})", kernel.name, n + 1, kernels.len()));
-        let shape = LaunchShape::of(kernel);
-        let mut sources = vec![cuda_source(kernel)?];
-        sources.extend(cuda_split_sources(kernel)?);
-        for (part, source) in sources.iter().enumerate() {
-            for arch in &archs {
-                let shared = shape.shared_bytes as u32;
-                let made = machine_code((&nvrtc, &toolkit), source, arch, shape.units, shared);
-                let (code, error) = match made {
-                    Ok(code) => (Some(code), None),
-                    Err(e) => (None, Some(e.to_string())),
-                };
-                let (kernel, kind) = (kernel.name.clone(), kernel.kind.to_string());
-                rows.push(Row { kernel, kind, part, arch: arch.name, code, error });
+        // A launch takes one of these, by its sizes.
+        for kernel in [kernel.clone()].into_iter().chain(ways(kernel, Target::Cuda)) {
+            let shape = LaunchShape::of(&kernel);
+            let mut sources = vec![cuda_source(&kernel)?];
+            sources.extend(cuda_split_sources(&kernel)?);
+            for (part, source) in sources.iter().enumerate() {
+                for arch in &archs {
+                    let shared = shape.shared_bytes as u32;
+                    let made = machine_code((&nvrtc, &toolkit), source, arch, shape.units, shared);
+                    let (code, error) = match made {
+                        Ok(code) => (Some(code), None),
+                        Err(e) => (None, Some(e.to_string())),
+                    };
+                    let (kernel, kind) = (kernel.name.clone(), kernel.kind.to_string());
+                    rows.push(Row { kernel, kind, part, arch: arch.name, code, error });
+                }
             }
         }
     }

@@ -122,7 +122,7 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
         return machine_code::check(args, &model.name, &kernels);
     }
     let mut report = match args.target {
-        Target::Host => one_by_one(args, &model, &kernels, Host),
+        Target::Host => one_by_one(args, &model, &kernels, Host::new()),
         Target::Wgpu => one_by_one(args, &model, &kernels, WgpuDevice::open()?),
         Target::Cuda => one_by_one(args, &model, &kernels, CudaDevice::open(0)?),
         Target::Emulate => {

@@ -17,6 +17,7 @@ mod vector;
 mod walk;
 
 use std::cell::UnsafeCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -24,12 +25,32 @@ use latentc_ir::{DType, Op, ValueId};
 
 use crate::device::{Data, Device, DeviceError, Floats, SharedFloats};
 use crate::memory::Layout;
-use crate::pieces::pieces;
+use crate::pieces::{Piece, pieces};
 use crate::program::{Kernel, KernelKind};
 
 /// This machine's CPU.
 #[derive(Debug, Default)]
-pub struct Host;
+pub struct Host {
+    /// What kernels with prologues and epilogues fall into, by name: cutting one up takes longer than running it on one row.
+    cut: HashMap<String, Vec<(Kernel, Arc<[Piece]>)>>,
+}
+
+impl Host {
+    /// All that is here.
+    pub fn new() -> Host {
+        Host::default()
+    }
+
+    fn pieces(&mut self, kernel: &Kernel) -> Arc<[Piece]> {
+        let known = self.cut.entry(kernel.name.clone()).or_default();
+        if let Some((_, pieces)) = known.iter().find(|(k, _)| k == kernel) {
+            return Arc::clone(pieces);
+        }
+        let pieces: Arc<[Piece]> = pieces(kernel).into();
+        known.push((kernel.clone(), Arc::clone(&pieces)));
+        pieces
+    }
+}
 
 /// Elements in this machine's memory.
 #[derive(Debug)]
@@ -122,6 +143,23 @@ pub(crate) enum ViewMut<'a> {
 }
 
 impl Buffer {
+    /// So many elements, all of them zero.
+    fn new(dtype: DType, len: usize) -> Result<Buffer, DeviceError> {
+        let memory =
+            |e: std::collections::TryReserveError| DeviceError::Memory { len, dtype, why: e.to_string() };
+        if dtype.is_float() {
+            let mut v = Vec::new();
+            v.try_reserve_exact(len).map_err(memory)?;
+            v.resize(len, 0.0);
+            Ok(Buffer::F32(v))
+        } else {
+            let mut v = Vec::new();
+            v.try_reserve_exact(len).map_err(memory)?;
+            v.resize(len, 0);
+            Ok(Buffer::I32(v))
+        }
+    }
+
     pub(crate) fn view(&self) -> View<'_> {
         match self {
             Buffer::F32(v) => View::F(v),
@@ -165,19 +203,7 @@ impl Device for Host {
     }
 
     fn alloc(&mut self, dtype: DType, len: usize) -> Result<Buffer, DeviceError> {
-        let memory =
-            |e: std::collections::TryReserveError| DeviceError::Memory { len, dtype, why: e.to_string() };
-        if dtype.is_float() {
-            let mut v = Vec::new();
-            v.try_reserve_exact(len).map_err(memory)?;
-            v.resize(len, 0.0);
-            Ok(Buffer::F32(v))
-        } else {
-            let mut v = Vec::new();
-            v.try_reserve_exact(len).map_err(memory)?;
-            v.resize(len, 0);
-            Ok(Buffer::I32(v))
-        }
+        Buffer::new(dtype, len)
     }
 
     fn upload(&mut self, dtype: DType, data: Data) -> Result<Buffer, DeviceError> {
@@ -246,25 +272,25 @@ impl Device for Host {
         let extents = kernel.extents(sizes);
         let views: Vec<_> = inputs.iter().map(|b| b.map(Buffer::view)).collect();
         check(kernel, &views, output, &extents)?;
-        let mut pieces = match kernel.kind {
-            KernelKind::Map | KernelKind::Scatter | KernelKind::Stream => Vec::new(),
+        let pieces = match kernel.kind {
+            KernelKind::Map | KernelKind::Scatter | KernelKind::Stream => Arc::from([]),
             // What stands around a product goes through memory: the cache holds it, and a launch costs nothing here.
             KernelKind::Contract
             | KernelKind::Grouped
             | KernelKind::Tiles
             | KernelKind::Few { .. }
-            | KernelKind::Matrix { .. } => pieces(kernel),
+            | KernelKind::Matrix { .. } => self.pieces(kernel),
         };
-        if pieces.len() < 2 {
+        let [first @ .., last] = &pieces[..] else { return plain(kernel, &views, output, &extents) };
+        if first.is_empty() {
             return plain(kernel, &views, output, &extents);
         }
-        let last = pieces.pop().expect("there are two or more");
         let params = kernel.body.params.iter().copied().zip(views);
         let mut made: Vec<(ValueId, Buffer)> = Vec::new();
-        for piece in &pieces {
+        for piece in first {
             let ty = kernel.body.ty(piece.value);
             let len = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
-            let mut buffer = self.alloc(ty.dtype, len)?;
+            let mut buffer = Buffer::new(ty.dtype, len)?;
             plain(&piece.kernel, &views_of(&piece.kernel, params.clone(), &made), &mut buffer, &extents)?;
             made.push((piece.value, buffer));
         }

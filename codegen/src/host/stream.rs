@@ -15,7 +15,7 @@ use super::map::{self, elementwise, fail, fault, nest, scatter, split, tail};
 use super::vector::{Lane, What};
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
 use super::{Buffer, Shared, View, ViewMut};
-use crate::device::{Device, DeviceError};
+use crate::device::DeviceError;
 use crate::map::strides;
 use crate::program::{Kernel, KernelKind};
 use crate::stream::{StreamPlan, cone, defined, is_elementwise};
@@ -459,7 +459,7 @@ fn leaf<'a>(
     let needed = cone(body, v, |_| true);
     part.body.retain(|i| needed.contains(&i.result()));
     let dtype = if body.ty(v).dtype.is_float() { DType::F32 } else { DType::I32 };
-    let mut data = super::Host.alloc(dtype, axes.iter().map(|a| extents[a.0 as usize]).product())?;
+    let mut data = Buffer::new(dtype, axes.iter().map(|a| extents[a.0 as usize]).product())?;
     let part = Kernel { name: kernel.name.clone(), kind: KernelKind::Map, body: part };
     let output = data.view_mut().ok_or_else(|| fail(kernel, "memory of its own is not its own"))?;
     map::run(&part, inputs, output, extents)?;

@@ -99,7 +99,7 @@ fn equal_elements_keep_their_order() {
 /// The host gives what the kernel means.
 fn on_the_host(kernel: &Kernel, sizes: &[usize]) {
     let args = inputs(kernel, sizes, &[]);
-    let got = launch(&mut Host, kernel, &args, sizes).unwrap();
+    let got = launch(&mut Host::new(), kernel, &args, sizes).unwrap();
     let (want, t) = (meaning(kernel, &args, sizes).unwrap(), tolerance(kernel));
     got.close_to(&want, t, t).unwrap_or_else(|e| panic!("host, sizes {sizes:?}: {e}\n{}", kernel.body));
 }

@@ -78,8 +78,8 @@ fn held(t: &Tensor, written: bool) -> Buffer {
         DType::F64 | DType::F32 | DType::I32 | DType::Bool => None,
     };
     match elsewhere {
-        Some(floats) => Host.share(Arc::new(floats)).expect("the host shares its memory"),
-        None => Host.upload(t.dtype, to_data(t)).expect("memory"),
+        Some(floats) => Host::new().share(Arc::new(floats)).expect("the host shares its memory"),
+        None => Host::new().upload(t.dtype, to_data(t)).expect("memory"),
     }
 }
 
@@ -109,7 +109,7 @@ fn check_at(kernel: &Kernel, sizes: &[usize], seed: u64) -> Result<(), TestCaseE
     let mut none = |_: &str, _: &Function, _: &Weight| -> Result<Tensor, String> { Err("no weights".into()) };
     let want = interp.run(&args[usize::from(appends)..], &mut none, &mut caches);
 
-    let mut host = Host;
+    let mut host = Host::new();
     let mut buffers: Vec<_> =
         args.iter().enumerate().map(|(n, a)| Some(held(a, appends && n == 0))).collect();
     let out = kernel.output();
