@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use latentc_codegen::cube::cuda_source;
+use latentc_codegen::cube::{cuda_source, cuda_split_sources, typical};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
 use latentc_codegen::program::Kernel;
 use latentc_ir::DType;
@@ -24,16 +24,18 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
     for name in ["deepseek-v2", "deepseek-v2-lite", "deepseek-67b"] {
         let config = ModelConfig::bundled(name).expect("bundled");
         for graph in Graph::ALL {
-            for kernel in compiled(&config, graph).program.kernels {
+            for kernel in compiled(&config, graph).program.kernels.iter().flat_map(typical) {
                 kernels.insert(format!("{}\n{:?}", kernel.body, kernel.kind), kernel);
             }
         }
     }
-    let sources: Vec<_> = kernels
-        .into_values()
-        .map(|k| (k.name.clone(), cuda_source(&k).unwrap_or_else(|e| panic!("{e}"))))
-        .collect();
-    println!("{} distinct kernels", sources.len());
+    let mut sources = Vec::new();
+    for k in kernels.into_values() {
+        let whole = cuda_source(&k).unwrap_or_else(|e| panic!("{e}"));
+        let parts = cuda_split_sources(&k).unwrap_or_else(|e| panic!("{e}"));
+        sources.extend([whole].into_iter().chain(parts).map(|source| (k.name.clone(), source)));
+    }
+    println!("{} distinct sources", sources.len());
     let toolkit = match Toolkit::find() {
         Ok(toolkit) => toolkit,
         Err(e) => {

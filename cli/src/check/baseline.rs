@@ -35,7 +35,7 @@ struct Entry {
     kind: String,
     /// The digest of its result in each case.
     results: Vec<String>,
-    /// For each architecture, what its machine code takes and is made of; empty where there are no compilers.
+    /// What its machine code takes and is made of, by way, part and architecture; empty where there are no compilers.
     code: BTreeMap<String, Value>,
     /// The CUDA text, which has a file of its own.
     #[serde(skip)]
@@ -149,8 +149,8 @@ fn changes(was: &Entry, now: &Entry, same_device: bool) -> Vec<String> {
     if was.source != now.source {
         parts.push(format!("source +{added} -{removed} lines"));
     }
-    for (arch, code) in &now.code {
-        let Some(before) = was.code.get(arch) else { continue };
+    for (which, code) in &now.code {
+        let Some(before) = was.code.get(which) else { continue };
         let mut figures = String::new();
         for path in ["/resources/registers", "/resources/spill_bytes", "/shared_bytes", "/occupancy"]
             .into_iter()
@@ -170,7 +170,7 @@ fn changes(was: &Entry, now: &Entry, same_device: bool) -> Vec<String> {
             }
         }
         if !figures.is_empty() {
-            parts.push(format!("{arch}{figures}"));
+            parts.push(format!("{which}{figures}"));
         }
     }
     if was.results.len() != now.results.len() {

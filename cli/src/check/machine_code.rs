@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Instant;
 
 use anyhow::bail;
-use latentc_codegen::cube::{LaunchShape, Target, cuda_source, cuda_split_sources, ways};
+use latentc_codegen::cube::{LaunchShape, cuda_source, cuda_split_sources, typical};
 use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode, machine_code};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
 use latentc_codegen::program::Kernel;
@@ -23,10 +23,12 @@ struct Report {
     kernels: Vec<Row>,
 }
 
-/// A source for an architecture. A kernel that is launched in parts has several sources.
+/// A source for an architecture. A kernel that can be computed in several ways, or is launched in parts, has several sources.
 #[derive(Serialize)]
 struct Row {
     kernel: String,
+    /// The kernel in one of its ways, as its source calls it.
+    way: String,
     kind: String,
     /// Of the parts of a kernel, which it is, counted from 1; 0 is the whole.
     part: usize,
@@ -38,7 +40,7 @@ struct Row {
     error: Option<String>,
 }
 
-/// For each kernel and architecture what its machine code takes and is made of; the parts of a kernel have entries of their own.
+/// For each kernel what its machine code takes and is made of, by way, part and architecture.
 pub(super) fn figures(
     args: &Args,
     kernels: &[Kernel],
@@ -78,10 +80,10 @@ fn rows(args: &Args, kernels: &[Kernel]) -> anyhow::Result<Vec<Row>> {
     for (n, kernel) in kernels.iter().enumerate() {
         spinner.say(format!("{} ({} of {})", kernel.name, n + 1, kernels.len()));
         // A launch takes one of these, by its sizes.
-        for kernel in [kernel.clone()].into_iter().chain(ways(kernel, Target::Cuda)) {
-            let shape = LaunchShape::of(&kernel);
-            let mut sources = vec![cuda_source(&kernel)?];
-            sources.extend(cuda_split_sources(&kernel)?);
+        for way in typical(kernel) {
+            let shape = LaunchShape::of(&way);
+            let mut sources = vec![cuda_source(&way)?];
+            sources.extend(cuda_split_sources(&way)?);
             for (part, source) in sources.iter().enumerate() {
                 for arch in &archs {
                     let shared = shape.shared_bytes as u32;
@@ -90,8 +92,9 @@ fn rows(args: &Args, kernels: &[Kernel]) -> anyhow::Result<Vec<Row>> {
                         Ok(code) => (Some(code), None),
                         Err(e) => (None, Some(e.to_string())),
                     };
-                    let (kernel, kind) = (kernel.name.clone(), kernel.kind.to_string());
-                    rows.push(Row { kernel, kind, part, arch: arch.name, code, error });
+                    let (kernel, kind) = (kernel.name.clone(), way.kind.to_string());
+                    let way = way.name.clone();
+                    rows.push(Row { kernel, way, kind, part, arch: arch.name, code, error });
                 }
             }
         }
@@ -156,8 +159,8 @@ fn text(report: &Report, kernels: usize, start: Instant) -> String {
 impl Row {
     fn name(&self) -> String {
         match self.part {
-            0 => self.kernel.clone(),
-            part => format!("{}, part {part}", self.kernel),
+            0 => self.way.clone(),
+            part => format!("{}, part {part}", self.way),
         }
     }
 }

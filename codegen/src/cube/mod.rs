@@ -35,7 +35,7 @@ pub use shape::{Cubes, LaunchShape};
 pub use source::wgsl_source;
 pub use source::{cuda_source, cuda_split_sources};
 pub use target::Target;
-pub use ways::{chosen, ways};
+pub use ways::{chosen, typical, ways};
 
 use crate::device::DeviceError;
 use crate::program::Kernel;

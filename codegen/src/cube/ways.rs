@@ -102,6 +102,19 @@ pub fn chosen(kernel: &Kernel, sizes: &[usize]) -> Kernel {
     way(kernel, Ways::of(kernel, Target::Cuda).choose(&kernel.extents(sizes)))
 }
 
+/// The kernel, and the ways that CUDA devices take of it where all run-time sizes are one, and where all are large: what decode and long
+/// prompts launch. None twice.
+pub fn typical(kernel: &Kernel) -> Vec<Kernel> {
+    let mut all = vec![kernel.clone()];
+    for size in [1, 1000] {
+        let way = chosen(kernel, &vec![size; kernel.size_symbols().len()]);
+        if all.iter().all(|k| k.kind != way.kind) {
+            all.push(way);
+        }
+    }
+    all
+}
+
 /// The ways to compute a kernel on a target besides the plain one, each a kernel. Devices choose among them by the sizes of a launch.
 pub fn ways(kernel: &Kernel, target: Target) -> Vec<Kernel> {
     Ways::of(kernel, target).others().into_iter().map(|kind| way(kernel, kind)).collect()
