@@ -14,6 +14,7 @@ use latentc_ir::Symbols;
 use latentc_passes::{Graph, Guard};
 use latentc_runtime::compiled::Compiled;
 
+use crate::cache::CacheArgs;
 use crate::folder::NewFolder;
 use crate::manifest::{self, KernelEntry, Manifest};
 use crate::model::{DTypeArg, GraphArg, Model};
@@ -40,6 +41,8 @@ pub(crate) struct Args {
     dtype: Option<DTypeArg>,
     #[command(flatten)]
     passes: Choice,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Run what each pass was given and what it made on small instances of the model, and fail with the smallest program
     /// that shows it if they differ.
     #[arg(long)]
@@ -74,13 +77,13 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     let mut graphs: Vec<Compiled> = Vec::new();
     for graph in args.graph.iter().map(|&g| Graph::from(g)) {
         if !graphs.iter().any(|c| c.graph == graph) {
-            graphs.extend(model.compile(graph, dtype, &passes)?);
+            graphs.extend(model.compile(args.cache.of(graph), dtype, &passes)?);
         }
     }
     let mut validation = args.validate.then(Validation::default);
     if let Some(validation) = &mut validation {
         for compiled in &graphs {
-            let cx = Guard::context(compiled.guard.as_ref(), compiled.graph);
+            let cx = Guard::context(compiled.guard.as_ref(), args.cache.of(compiled.graph));
             validation.add(&passes, &cx, &compiled.stages, &spinner)?;
         }
         spinner.say("compiling".to_owned());

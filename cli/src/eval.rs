@@ -12,6 +12,7 @@ use latentc_runtime::checkpoint::{DType, TensorFile, TensorView, write_tensors};
 use latentc_runtime::eval::{Batch, Reading};
 use serde::Serialize;
 
+use crate::cache::CacheArgs;
 use crate::gradient::Gradients;
 use crate::model::{self, DTypeArg, Model};
 use crate::target::{Job, Target, with_device};
@@ -51,6 +52,8 @@ pub(crate) struct Args {
     /// Weights and activations; the configuration's if not given. The host computes in f32 in any case.
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Print the summary as one JSON object.
     #[arg(long)]
     json: bool,
@@ -176,7 +179,8 @@ impl Job for Eval<'_> {
                 (&[Graph::Prefill, Graph::Decode], reading)
             }
         };
-        let mut engine = model.load(&args.model, device, model.dtype(args.dtype), graphs)?;
+        let graphs: Vec<_> = graphs.iter().map(|&g| args.cache.of(g)).collect();
+        let mut engine = model.load(&args.model, device, model.dtype(args.dtype), &graphs)?;
         let start = Instant::now();
         let logits = {
             let _spinner = progress::spinner("evaluating");

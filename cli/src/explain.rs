@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use latentc_ir::{Module, Origin, Poly, Symbols};
 use latentc_passes::{Candidate, Crossing, Graph, Remark, Variant, pipeline};
 
+use crate::cache::CacheArgs;
 use crate::model::{DTypeArg, GraphArg, Model};
 use crate::passes::Choice;
 use crate::{print, print_json};
@@ -30,6 +31,8 @@ pub(crate) struct Args {
     dtype: Option<DTypeArg>,
     #[command(flatten)]
     passes: Choice,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -42,7 +45,7 @@ pub(crate) fn explain(args: &Args) -> anyhow::Result<()> {
     let model = Model::find(&args.model)?;
     let graph = args.graph.into();
     let trace = model.trace(graph, model.dtype(args.dtype))?;
-    let mut variants = latentc_passes::variants(&trace, graph, &args.passes.pipeline())?;
+    let mut variants = latentc_passes::variants(&trace, args.cache.of(graph), &args.passes.pipeline())?;
     let guards: Vec<_> = variants.iter().filter_map(|v| Some(v.guard.as_ref()?.to_string())).collect();
     // What is said of the others differs in what is taken where, which the crossings say.
     let Some(Variant { stages, remarks, .. }) = variants.pop() else { return Ok(()) };

@@ -46,7 +46,7 @@ impl Job for Gradients<'_> {
     fn on<D: Device>(self, device: D) -> anyhow::Result<()> {
         let (writes_gradient, writes_step) = self.wants;
         let definition = self.model.trace(Graph::Gradient, self.dtype)?;
-        let mut engine = self.model.load(self.folder, device, self.dtype, &[Graph::Gradient])?;
+        let mut engine = self.model.load(self.folder, device, self.dtype, &[Graph::Gradient.into()])?;
         let optimizer = Optimizer::new(&mut engine)?;
         let gatherer = Gatherer::new(&definition)?;
         let places = gatherer.places();

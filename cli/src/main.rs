@@ -3,6 +3,7 @@
 //! One file per subcommand. Results go to standard output, progress and errors to standard error; what is
 //! written to disk appears complete or not at all.
 
+mod cache;
 mod check;
 mod compile;
 mod dump;

@@ -9,7 +9,7 @@ use latentc_codegen::device::Device;
 use latentc_ir::{DType, Module};
 use latentc_models::Goal;
 use latentc_models::config::{self, ModelConfig};
-use latentc_passes::{Graph, Pass, pipeline};
+use latentc_passes::{Graph, Pass, Wanted, pipeline};
 use latentc_runtime::checkpoint::Checkpoint;
 use latentc_runtime::compiled::{Compiled, compile_variants};
 use latentc_runtime::engine::Engine;
@@ -111,12 +111,14 @@ impl Model {
     /// values with `cache` than are kept, a warning says so.
     pub(crate) fn compile(
         &self,
-        graph: Graph,
+        wanted: impl Into<Wanted>,
         dtype: DType,
         passes: &[Pass],
     ) -> anyhow::Result<Vec<Compiled>> {
+        let wanted = wanted.into();
+        let graph = wanted.graph;
         let (module, marked) = self.trace_marked(graph, dtype)?;
-        let mut variants = compile_variants(&module, graph, passes)
+        let mut variants = compile_variants(&module, wanted, passes)
             .with_context(|| format!("the {} graph of {}", graph.name(), self.name))?;
         // What is kept of a token is the same in all of them.
         if let Some(compiled) = variants.last_mut() {
@@ -149,13 +151,13 @@ impl Model {
         folder: &Path,
         device: D,
         dtype: DType,
-        graphs: &[Graph],
+        graphs: &[Wanted],
     ) -> anyhow::Result<Engine<D>> {
         let _spinner = progress::spinner("loading weights");
         let checkpoint = Arc::new(Checkpoint::open(folder)?);
         let mut engine = Engine::new(device);
-        for &graph in graphs {
-            for compiled in self.compile(graph, dtype, &pipeline())? {
+        for &wanted in graphs {
+            for compiled in self.compile(wanted, dtype, &pipeline())? {
                 engine.add(&compiled, &checkpoint)?;
             }
         }

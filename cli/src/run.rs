@@ -11,6 +11,7 @@ use latentc_runtime::generate::{Sampler, generate};
 use serde::Serialize;
 use tokenizers::Tokenizer;
 
+use crate::cache::CacheArgs;
 use crate::model::{self, DTypeArg, Model};
 use crate::print_json;
 use crate::target::{Job, Target, with_device};
@@ -38,6 +39,8 @@ pub(crate) struct Args {
     /// Weights and activations; the configuration's if not given. The host computes in f32 in any case.
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Draw tokens, from a flatter distribution the higher it is; 0 takes the likeliest.
     #[arg(long, value_name = "T", default_value_t = 0.0, allow_hyphen_values = true)]
     temperature: f64,
@@ -145,7 +148,12 @@ impl Job for Run<'_> {
     fn on<D: Device>(self, device: D) -> anyhow::Result<()> {
         let Run { args, model, tokenizer, prompt } = self;
         let dtype = model.dtype(args.dtype);
-        let mut engine = model.load(&args.model, device, dtype, &[Graph::Prefill, Graph::Decode])?;
+        let mut engine = model.load(
+            &args.model,
+            device,
+            dtype,
+            &[Graph::Prefill, Graph::Decode].map(|g| args.cache.of(g)),
+        )?;
         let ends: &[u32] = if args.ignore_eos { &[] } else { &model.config.common().eos_token_ids };
         let mut sampler = Sampler::new(args.temperature, args.top_p, args.seed);
         let mut writer = Writer::new(tokenizer.as_ref(), args.json);

@@ -290,6 +290,7 @@ impl<'a> Storage<'a> {
                     e.flops += elements(inst.args[0]);
                     e.folds = true;
                 }
+                Op::Pack { .. } => e.flops += elements(inst.args[0]),
                 Op::Const(_)
                 | Op::Position { .. }
                 | Op::Unary(_)
@@ -301,7 +302,8 @@ impl<'a> Storage<'a> {
                 | Op::Split { .. }
                 | Op::Merge { .. }
                 | Op::Slice { .. }
-                | Op::Concat { .. } => e.flops += elements(v),
+                | Op::Concat { .. }
+                | Op::Unpack { .. } => e.flops += elements(v),
                 Op::Rope { .. } => e.flops += TURN * elements(v),
                 Op::Contract
                 | Op::Gather { .. }
@@ -449,6 +451,8 @@ fn moves(op: &Op, operand: usize) -> bool {
         | Op::Cast
         | Op::Contract
         | Op::Reduce { .. }
+        | Op::Pack { .. }
+        | Op::Unpack { .. }
         | Op::Broadcast { .. }
         | Op::ScatterAdd { .. }
         | Op::Past { .. }

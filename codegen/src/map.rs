@@ -85,6 +85,8 @@ pub fn fits(f: &Function, part: &[&Inst]) -> Result<MapPlan, String> {
             | Op::Select
             | Op::Cast
             | Op::Reduce { .. }
+            | Op::Pack { .. }
+            | Op::Unpack { .. }
             | Op::Rename { .. }
             | Op::Broadcast { .. }
             | Op::Split { .. }
@@ -174,6 +176,8 @@ fn shared(f: &Function, part: &[&Inst], root: ValueId) -> Vec<ValueId> {
             | Op::Merge { .. }
             | Op::Slice { .. }
             | Op::Concat { .. }
+            | Op::Pack { .. }
+            | Op::Unpack { .. }
             | Op::ScatterAdd { .. }
             | Op::Past { .. }
             | Op::Append { .. }
@@ -195,7 +199,11 @@ pub fn moved_axes(f: &Function, inst: &Inst) -> Vec<AxisId> {
         Op::Split { axis, into } => [&[*axis], &into[..]].concat(),
         Op::Merge { axes, into } | Op::Concat { axes, into } => [&[*into], &axes[..]].concat(),
         Op::Slice { axis, into, .. } | Op::TopIndices { axis, into } => vec![*axis, *into],
-        Op::Gather { axis } | Op::TopK { axis, .. } | Op::Reduce { axis, .. } => vec![*axis],
+        Op::Gather { axis }
+        | Op::TopK { axis, .. }
+        | Op::Reduce { axis, .. }
+        | Op::Pack { axis }
+        | Op::Unpack { axis } => vec![*axis],
         // The frequencies are read at the pair's number.
         Op::Rope { axis, .. } => [&[*axis], &f.ty(inst.args[2]).axes[..]].concat(),
         Op::Contract => f.summed(&inst.args, f.ty(inst.result())),

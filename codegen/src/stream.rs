@@ -140,6 +140,8 @@ pub fn is_elementwise(op: &Op) -> bool {
         }
         Op::Contract
         | Op::Reduce { .. }
+        | Op::Pack { .. }
+        | Op::Unpack { .. }
         | Op::Rename { .. }
         | Op::Split { .. }
         | Op::Merge { .. }
@@ -192,10 +194,12 @@ pub fn is_leaf(op: &Op) -> bool {
         | Op::Merge { .. }
         | Op::Slice { .. }
         | Op::Concat { .. }
+        | Op::Unpack { .. }
         | Op::Gather { .. }
         | Op::Rope { .. } => true,
         Op::Contract
         | Op::Reduce { .. }
+        | Op::Pack { .. }
         | Op::TopK { .. }
         | Op::TopIndices { .. }
         | Op::ScatterAdd { .. }

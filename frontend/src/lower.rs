@@ -309,6 +309,8 @@ fn rounds(op: &Op) -> bool {
         | Op::Merge { .. }
         | Op::Slice { .. }
         | Op::Concat { .. }
+        | Op::Pack { .. }
+        | Op::Unpack { .. }
         | Op::Gather { .. }
         | Op::TopK { .. }
         | Op::TopIndices { .. }

@@ -130,6 +130,8 @@ pub(crate) fn inst_cost(f: &Function, op: &Op, inst: &Inst) -> Cost {
         | Op::Slice { .. }
         | Op::Broadcast { .. } => Cost::default(),
         Op::Concat { .. } => plain(Poly::default()),
+        Op::Pack { .. } => plain(operand()),
+        Op::Unpack { .. } => plain(points()),
         Op::Gather { .. } => {
             let selected = bytes(f, inst.result());
             let bytes_read = &selected + &bytes(f, inst.args[1]);

@@ -43,6 +43,8 @@ pub fn expand_in(f: &Function, wanted: impl Fn(&Inst) -> bool) -> Function {
             | Op::Cast
             | Op::Contract
             | Op::Reduce { .. }
+            | Op::Pack { .. }
+            | Op::Unpack { .. }
             | Op::Rename { .. }
             | Op::Broadcast { .. }
             | Op::Split { .. }

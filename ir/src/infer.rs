@@ -4,7 +4,7 @@
 //! [`infer`] therefore takes what is wanted and answers with a type or says which rule it breaks;
 //! the verifier wants what is written and expects it back.
 
-use crate::ops::{Binary, Op, Unary};
+use crate::ops::{Binary, Fields, Op, Unary};
 use crate::print::Name;
 use crate::types::{Axis, AxisId, DType, Size, Type};
 
@@ -352,6 +352,26 @@ fn rule(cx: &Cx<'_>, op: &Op, args: &[&Type], want: Want<'_>) -> Result<(Elem, A
                 }
             }
             (Elem::Is(args[0].dtype), Axes::Set(first))
+        }
+
+        Op::Pack { axis } | Op::Unpack { axis } => {
+            cx.dtype(args[0], DType::I32)?;
+            let fields = cx.fixed(*axis)?;
+            if fields == 0 || fields > Fields::MOST {
+                return Err(format!(
+                    "axis `{}` has size {fields}; a word has from 1 to {} fields",
+                    cx.name(*axis),
+                    Fields::MOST
+                ));
+            }
+            let axes = if matches!(op, Op::Pack { .. }) {
+                cx.has(args[0], *axis)?;
+                without(args[0], *axis)
+            } else {
+                cx.lacks(args[0], *axis)?;
+                args[0].axes.iter().chain([axis]).copied().collect()
+            };
+            (Elem::Is(DType::I32), Axes::Set(axes))
         }
 
         Op::Gather { axis } => {

@@ -49,7 +49,7 @@ pub use graph::{Def, Factor, Function, Inst, Module, Origin, Stored, Value, Valu
 pub use infer::{Want, infer};
 pub use interp::{Caches, InterpError, Interpreter, Precision, WeightSource, scoped};
 pub use inventory::{Inventory, StoredTensor, Use};
-pub use ops::{Binary, Op, Pairs, Real, Reduce, Unary};
+pub use ops::{Binary, Fields, Op, Pairs, Real, Reduce, Unary};
 pub use parse::{check, parse};
 pub use poly::Poly;
 pub use shrink::Scale;

@@ -56,6 +56,10 @@ pub enum Op {
     Slice { axis: AxisId, into: AxisId, start: u64 },
     /// Operands one behind the other: operand `n` has the axis `axes[n]` where the result has `into`.
     Concat { axes: Vec<AxisId>, into: AxisId },
+    /// Fields as words: as many fields of equal width as the axis is long share the 32 bits of an integer.
+    Pack { axis: AxisId },
+    /// Words as fields: what `pack` made, along a new axis.
+    Unpack { axis: AxisId },
 
     // --- 5. indexing -------------------------------------------------------------------------------
     /// Reads an axis of the first operand at the indices in the second. Axes that both have run together.
@@ -288,6 +292,35 @@ impl Pairs {
     }
 }
 
+/// The bits of a 32-bit word that each of so many fields has: see [`Op::Pack`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fields(pub u32);
+
+impl Fields {
+    /// The most fields in a word.
+    pub const MOST: u64 = 32;
+
+    /// Bits of a field. What is over at the top of the word is 0.
+    pub fn width(self) -> u32 {
+        32 / self.0.clamp(1, 32)
+    }
+
+    /// What a field can hold, as a number.
+    pub fn mask(self) -> u32 {
+        u32::MAX >> (32 - self.width())
+    }
+
+    /// The lowest bits of a number in the place of field `p`.
+    pub fn pack(self, p: u32, x: i32) -> i32 {
+        ((x as u32 & self.mask()) << (self.width() * p)) as i32
+    }
+
+    /// Field `p` of a word.
+    pub fn unpack(self, p: u32, word: i32) -> i32 {
+        ((word as u32 >> (self.width() * p)) & self.mask()) as i32
+    }
+}
+
 /// A real attribute. Equal if the bits are, so that ops compare and hash; infinities survive JSON.
 #[derive(Clone, Copy, Debug)]
 pub struct Real(pub f64);
@@ -490,6 +523,8 @@ pub static OPS: &[OpRow] = &[
     row("merge",     &["x"],                 &[("axes", Axes), ("into", Axis)],                  "y[g*|j| + j] = x[g,j]"),
     row("slice",     &["x"],                 &[("axis", Axis), ("into", Axis), ("start", Int)],  "y[j] = x[start + j]"),
     row("concat",    &["a", "…"],            &[("axes", Axes), ("into", Axis)],                  "y = a, then b, … along `into`"),
+    row("pack",      &["x"],                 &[("over", Axis)],                                  "y = sum over p of (x[p] mod 2^w) 2^(w p), mod 2^32, with w = 32 / |p|; so many fields share a word"),
+    row("unpack",    &["x"],                 &[("over", Axis)],                                  "y[p] = bits w p to w p + w - 1 of x, with w = 32 / |p|"),
     // 5. indexing
     row("gather",    &["x", "index"],        &[("along", Axis)],                                 "y[i] = x[index[i]]"),
     row("top_k",     &["x"],                 &[("over", Axis), ("k", Int)],                      "y[e] = x[e] is among the k largest over e; of equals, the first"),
@@ -550,6 +585,8 @@ impl Op {
             Op::Merge { .. } => "merge",
             Op::Slice { .. } => "slice",
             Op::Concat { .. } => "concat",
+            Op::Pack { .. } => "pack",
+            Op::Unpack { .. } => "unpack",
             Op::Gather { .. } => "gather",
             Op::TopK { .. } => "top_k",
             Op::TopIndices { .. } => "top_indices",
@@ -576,6 +613,8 @@ impl Op {
             Op::Const(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast | Op::Contract => vec![],
             Op::Position { axis }
             | Op::Reduce { axis, .. }
+            | Op::Pack { axis }
+            | Op::Unpack { axis }
             | Op::Gather { axis }
             | Op::ScatterAdd { axis }
             | Op::Softmax { axis } => vec![Attr::Axis(*axis)],
@@ -625,6 +664,8 @@ impl Op {
                 let axes = all(axes);
                 Op::Concat { axes, into: to(*into) }
             }
+            Op::Pack { axis } => Op::Pack { axis: to(*axis) },
+            Op::Unpack { axis } => Op::Unpack { axis: to(*axis) },
             Op::Gather { axis } => Op::Gather { axis: to(*axis) },
             Op::ScatterAdd { axis } => Op::ScatterAdd { axis: to(*axis) },
             Op::TopK { axis, k } => Op::TopK { axis: to(*axis), k: *k },
@@ -666,6 +707,8 @@ impl Op {
             ("concat", [Attr::Axes(axes), Attr::Axis(into)]) => {
                 Op::Concat { axes: axes.clone(), into: *into }
             }
+            ("pack", [Attr::Axis(axis)]) => Op::Pack { axis: *axis },
+            ("unpack", [Attr::Axis(axis)]) => Op::Unpack { axis: *axis },
             ("gather", [Attr::Axis(axis)]) => Op::Gather { axis: *axis },
             ("scatter_add", [Attr::Axis(axis)]) => Op::ScatterAdd { axis: *axis },
             ("top_k", [Attr::Axis(axis), Attr::Int(k)]) => Op::TopK { axis: *axis, k: *k },

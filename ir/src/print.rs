@@ -142,6 +142,8 @@ fn operation(f: &Function, inst: &Inst) -> String {
         | Op::Select
         | Op::Cast
         | Op::Reduce { .. }
+        | Op::Pack { .. }
+        | Op::Unpack { .. }
         | Op::Rename { .. }
         | Op::Broadcast { .. }
         | Op::Split { .. }

@@ -125,6 +125,8 @@ impl Scale {
             | Op::Cast
             | Op::Contract
             | Op::Reduce { .. }
+            | Op::Pack { .. }
+            | Op::Unpack { .. }
             | Op::Rename { .. }
             | Op::Broadcast { .. }
             | Op::Split { .. }
@@ -188,6 +190,8 @@ fn demand(f: &Function, inst: &Inst, rules: &mut BTreeSet<Rule>) {
         | Op::Cast
         | Op::Contract
         | Op::Reduce { .. }
+        | Op::Pack { .. }
+        | Op::Unpack { .. }
         | Op::Rename { .. }
         | Op::Broadcast { .. }
         | Op::Gather { .. }

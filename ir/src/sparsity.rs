@@ -242,7 +242,8 @@ fn forward(f: &Function, inst: &Inst, result: ValueId, known: &[Support]) -> Sup
         Op::Rename { from, to } | Op::Past { from, to } => of(0).map(renamed(*from, *to)),
         Op::Split { axis, into } => of(0).map(split(*axis, into)),
         Op::Merge { axes, into } => of(0).map(merged(f, axes, *into)),
-        Op::Slice { axis, .. } => of(0).map(without(*axis)),
+        Op::Slice { axis, .. } | Op::Pack { axis } => of(0).map(without(*axis)),
+        Op::Unpack { .. } => of(0).clone(),
         Op::Concat { axes, .. } => {
             let part = |n: usize| of(n).map(without(axes[n]));
             (1..axes.len()).fold(part(0), |all, n| all.or(&part(n)))
@@ -303,7 +304,7 @@ fn operand(f: &Function, inst: &Inst, n: usize, wanted: &Need, support: &[Suppor
         Op::Select if n == 1 => others(wanted, &mut std::iter::once(0)),
         Op::Select => mixed(),
         Op::Contract => others(wanted, &mut (0..inst.args.len()).filter(|&o| o != n)),
-        Op::Reduce { .. } | Op::Broadcast { .. } => mixed(),
+        Op::Reduce { .. } | Op::Broadcast { .. } | Op::Pack { .. } | Op::Unpack { .. } => mixed(),
         Op::Split { axis, into } => mixed().map(merged(f, into, *axis)),
         Op::Merge { axes, into } => mixed().map(split(*into, axes)),
         Op::Slice { into, .. } | Op::Concat { into, .. } => mixed().map(without(*into)),

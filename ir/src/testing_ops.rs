@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::graph::{Function, ValueId};
-use crate::ops::{Binary, OPS, Op, Pairs, Real, Reduce, Unary};
+use crate::ops::{Binary, Fields, OPS, Op, Pairs, Real, Reduce, Unary};
 use crate::testing::Build;
 use crate::types::{AxisId, DType, Size, Type};
 use crate::verify::Stage;
@@ -95,6 +95,24 @@ pub(crate) fn add_step(b: &mut Build<'_, '_>, stage: Stage) {
             let (x, axis) = b.pick_with(DType::is_float, |_, _| true, fixed);
             let ty = Type::new(b.float_dtype(), replace(b.f.ty(x), &[axis], &[]).axes);
             b.add(Op::Reduce { by, axis }, &[x], ty);
+        }
+        "pack" => {
+            let fits = |f: &Function, a: &AxisId| {
+                f.axis(*a).size.fixed().is_some_and(|n| n > 0 && n <= Fields::MOST)
+            };
+            let x = b.pick(|f, v| f.ty(v).dtype == DType::I32 && f.ty(v).axes.iter().any(|a| fits(f, a)));
+            let x = x.unwrap_or_else(|| b.filled(Type::new(DType::I32, [fixed])));
+            let axis = b.f.ty(x).axes.iter().copied().find(|a| fits(&b.f, a)).unwrap_or(fixed);
+            let ty = replace(b.f.ty(x), &[axis], &[]);
+            b.add(Op::Pack { axis }, &[x], ty);
+        }
+        "unpack" => {
+            let x = b.pick(|f, v| f.ty(v).dtype == DType::I32 && f.ty(v).axes.len() < 3);
+            let x = x.unwrap_or_else(|| b.number(DType::I32));
+            let mut axes = b.f.ty(x).axes.clone();
+            let size = Size::Fixed(1 + b.tape.below(5) as u64);
+            axes.push(b.axis_of_size("w", &size, &axes));
+            b.add(Op::Unpack { axis: axes[axes.len() - 1] }, &[x], Type::new(DType::I32, axes));
         }
         "rename" => {
             let (x, from) = b.pick_with(|_| true, |_, _| true, fixed);

@@ -187,6 +187,35 @@ fn axes() {
 }
 
 #[test]
+fn words() {
+    let pack = |axis| Op::Pack { axis: a(axis) };
+    let unpack = |axis| Op::Unpack { axis: a(axis) };
+    // Four fields of 8 bits: the sign of a word is the highest bit of the last.
+    case(&[("i32 r", &[1.0, 2.0, 3.0, 255.0])], pack("r"), "i32", &[f64::from(0xff03_0201_u32 as i32)]);
+    case(&[("i32", &[f64::from(0xff03_0201_u32 as i32)])], unpack("r"), "i32 r", &[1.0, 2.0, 3.0, 255.0]);
+    // Of a field that is too large its lowest bits count, of a negative one its two's complement.
+    case(&[("i32 r", &[256.0, 257.0, 0.0, -128.0])], pack("r"), "i32", &[f64::from(0x8000_0100_u32 as i32)]);
+    // Three fields have 10 bits each, and two are left over.
+    case(&[("i32 i j", &[1.0, 0.0, 1023.0, 0.0, 1.0, 0.0])], pack("j"), "i32 i", &[1_072_693_249.0, 1024.0]);
+    case(&[("i32 i", &[-1.0, 1024.0])], unpack("j"), "i32 j i", &[1023.0, 0.0, 1023.0, 1.0, 1023.0, 0.0]);
+    // One field is the word itself.
+    case(&[("i32 c i", &[-7.0, 7.0])], pack("c"), "i32 i", &[-7.0, 7.0]);
+    case(&[("i32 i", &[-7.0, 7.0])], unpack("c"), "i32 c i", &[-7.0, 7.0]);
+    let types = [&ty("i32 i")];
+    let none = infer(&unpack("z"), &types, Want::default(), &axes_of_cases()).expect_err("no fields");
+    assert_eq!(none, "axis `z` has size 0; a word has from 1 to 32 fields");
+    let float = infer(&pack("i"), &[&ty("f32 i")], Want::default(), &axes_of_cases()).expect_err("a float");
+    assert_eq!(float, "the operand f32[i=2] must be i32");
+}
+
+/// The table of all cases.
+fn axes_of_cases() -> Vec<Axis> {
+    let axis =
+        |(name, size): &(&str, u64)| Axis { name: (*name).to_owned(), size: Size::Fixed(*size), like: None };
+    AXES.iter().map(axis).collect()
+}
+
+#[test]
 fn indexing() {
     let m: (&str, &[f64]) = ("f32 j i", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let gather = Op::Gather { axis: a("j") };

@@ -8,6 +8,7 @@ pub mod differentiate;
 pub mod inline;
 pub mod machine;
 pub mod place_cache;
+pub mod quantise;
 pub mod reassociate;
 pub mod remark;
 pub mod rewrite;
@@ -22,6 +23,7 @@ use latentc_ir::expand::expand_in;
 use latentc_ir::{Function, Module, Op};
 
 pub use machine::Machine;
+pub use quantise::{CacheForm, Codes};
 pub use remark::{Candidate, Crossing, Kind, Remark, Unit};
 pub use sizes::Sizes;
 pub use variants::{Guard, Variant, variants};
@@ -69,6 +71,8 @@ pub struct Context {
     pub graph: Graph,
     /// What costs are weighed for.
     pub machine: Machine,
+    /// What caches are held in, if not in the dtype of what they keep.
+    pub cache: Option<CacheForm>,
     /// New tokens of a sequence that costs are weighed for, if not as many as is usual for the graph.
     pub tokens: Option<u64>,
     /// What the passes did so far, and why.
@@ -76,9 +80,25 @@ pub struct Context {
 }
 
 impl Context {
-    /// For a graph, on the default machine.
-    pub fn new(graph: Graph) -> Context {
-        Context { graph, machine: Machine::default(), tokens: None, remarks: Vec::new() }
+    /// For what is wanted, on the default machine.
+    pub fn new(wanted: impl Into<Wanted>) -> Context {
+        let Wanted { graph, cache } = wanted.into();
+        Context { graph, cache, machine: Machine::default(), tokens: None, remarks: Vec::new() }
+    }
+}
+
+/// What to make of a definition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which graph.
+    pub graph: Graph,
+    /// What its caches are held in, if not in the dtype of what they keep. Graphs that share caches want the same.
+    pub cache: Option<CacheForm>,
+}
+
+impl From<Graph> for Wanted {
+    fn from(graph: Graph) -> Wanted {
+        Wanted { graph, cache: None }
     }
 }
 
@@ -93,6 +113,8 @@ pub struct Pass {
     pub without: Without,
     /// What it does; [`Pass::apply`] calls it.
     pub run: fn(&Module, &mut Context) -> Result<Module, PassError>,
+    /// If it rounds values: the program that computes the rounded ones, from which it must not differ.
+    pub rounds: Option<fn(&Module, &Context) -> Module>,
 }
 
 /// What it takes to leave a pass out.
@@ -117,60 +139,77 @@ pub fn pipeline() -> Vec<Pass> {
                 Graph::Gradient => differentiate::differentiate(m),
                 Graph::Train | Graph::Prefill | Graph::Decode => Ok(m.clone()),
             },
+            rounds: None,
         },
         Pass {
             name: "place_cache",
             law: "past (f x) = f (past x) where f works on each position alone: the fewest bytes a token are kept",
             without: Without::Nothing,
             run: |m, cx| Ok(place_cache::place_cache(m, cx)),
+            rounds: None,
+        },
+        Pass {
+            name: "quantise",
+            law: "past x = decode (past (encode x)) to within half a step: what is kept has few bits, and scales",
+            without: Without::Nothing,
+            run: |m, cx| Ok(quantise::quantise(m, cx)),
+            rounds: Some(quantise::rounded),
         },
         Pass {
             name: "derive",
             law: "past x = rename x (train), append cache, x (prefill, decode)",
             without: Without::Impossible,
             run: |m, cx| derive::derive(m, cx.graph),
+            rounds: None,
         },
         Pass {
             name: "simplify",
             law: "equal things are computed once, and what does nothing is not computed",
             without: Without::Nothing,
             run: |m, _| Ok(simplify::simplify(m)),
+            rounds: None,
         },
         Pass {
             name: "route",
             law: "a top-k gate is zero almost everywhere: a sum over all is a sum over the few it lets through",
             without: Without::Nothing,
             run: |m, cx| Ok(route::route(m, cx)),
+            rounds: None,
         },
         Pass {
             name: "expand",
             law: "a norm is its definition",
             without: Without::Impossible,
             run: |m, _| Ok(expand(m)),
+            rounds: None,
         },
         Pass {
             name: "reassociate",
             law: "contraction is associative and commutative: products of two, in the cheapest order",
             without: Without::Least(pair),
             run: |m, cx| Ok(reassociate::reassociate(m, cx)),
+            rounds: None,
         },
         Pass {
             name: "inline",
             law: "a call is what it calls: a function called once in a caller becomes a part of it",
             without: Without::Nothing,
             run: |m, _| Ok(inline::inline(m)),
+            rounds: None,
         },
         Pass {
             name: "stream_softmax",
             law: "softmax is a streaming monoid: where it weighs a sum it has no memory, elsewhere it is its definition",
             without: Without::Least(define),
             run: |m, cx| Ok(stream_softmax::stream_softmax(m, cx)),
+            rounds: None,
         },
         Pass {
             name: "tidy",
             law: "as simplify, on what the passes left behind",
             without: Without::Nothing,
             run: |m, _| Ok(simplify::simplify(m)),
+            rounds: None,
         },
     ]
 }
@@ -189,6 +228,7 @@ fn pair() -> Pass {
         law: "a product of many is one of two after the other, as written",
         without: Without::Impossible,
         run: |m, _| Ok(reassociate::pair(m)),
+        rounds: None,
     }
 }
 
@@ -199,6 +239,7 @@ fn define() -> Pass {
         law: "a softmax is its definition",
         without: Without::Impossible,
         run: |m, _| Ok(stream_softmax::define(m)),
+        rounds: None,
     }
 }
 

@@ -466,6 +466,8 @@ fn position_wise(f: &Function, inst: &Inst, family: &Family) -> bool {
         | Op::Cast
         | Op::Contract
         | Op::Reduce { .. }
+        | Op::Pack { .. }
+        | Op::Unpack { .. }
         | Op::Rename { .. }
         | Op::Split { .. }
         | Op::Merge { .. }
@@ -504,6 +506,8 @@ fn carries(op: &Op, at: usize) -> bool {
         | Op::Unary(_)
         | Op::Binary(_)
         | Op::Reduce { .. }
+        | Op::Pack { .. }
+        | Op::Unpack { .. }
         | Op::Gather { .. }
         | Op::TopK { .. }
         | Op::TopIndices { .. }

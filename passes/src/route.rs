@@ -195,6 +195,8 @@ fn index_wise(op: &Op, axis: AxisId) -> bool {
         | Op::Cast
         | Op::Contract
         | Op::Reduce { .. }
+        | Op::Pack { .. }
+        | Op::Unpack { .. }
         | Op::Rename { .. }
         | Op::Broadcast { .. }
         | Op::Split { .. }

@@ -2,7 +2,8 @@
 //!
 //! Both modules are shrunk ([`latentc_ir::shrink`]), run by the float64 interpreter on equal arguments, weights and steps, and
 //! compared. A program with caches reads a prompt and then token after token; before `derive` there are none, and each step
-//! is the end of a longer sequence. Where they differ, the program is cut down to the smallest that the pass
+//! is the end of a longer sequence. A pass that rounds values is compared with the program that has them rounded where they
+//! are made: that what it rounds to is close is for its own tests. Where they differ, the program is cut down to the smallest that the pass
 //! still spoils.
 
 mod instance;
@@ -144,8 +145,9 @@ pub fn validate(
     after: &Module,
 ) -> Result<Option<String>, Box<Failure>> {
     let mut unknown = Vec::new();
+    let rounded = pass.rounds.map(|rounded| rounded(before, cx));
     for seed in 0..INSTANCES {
-        match compare(before, after, seed, Numbers::Reals) {
+        match compare(rounded.as_ref().unwrap_or(before), after, seed, Numbers::Reals) {
             Verdict::Same => {}
             Verdict::Unknown(why) => unknown.push(why),
             Verdict::Differs(difference) => {
@@ -170,7 +172,8 @@ fn spoils(pass: &Pass, cx: &Context, module: &Module, seed: u64) -> Option<Diffe
     latentc_ir::verify(module).ok()?;
     let mut cx = Context { remarks: Vec::new(), ..cx.clone() };
     let after = pass.apply(module, &mut cx).ok()?;
-    match compare(module, &after, seed, Numbers::Reals) {
+    let rounded = pass.rounds.map(|rounded| rounded(module, &cx));
+    match compare(rounded.as_ref().unwrap_or(module), &after, seed, Numbers::Reals) {
         Verdict::Differs(difference) => Some(difference),
         Verdict::Same | Verdict::Unknown(_) => None,
     }

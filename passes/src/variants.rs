@@ -10,7 +10,7 @@ use std::fmt;
 use latentc_ir::Module;
 use serde::Serialize;
 
-use crate::{Context, Graph, Pass, PassError, Remark, run};
+use crate::{Context, Graph, Pass, PassError, Remark, Wanted, run};
 
 /// Crossings at sizes that differ by less than this factor share a guard.
 const CLOSE: f64 = 1.5;
@@ -29,8 +29,8 @@ pub struct Guard {
 
 impl Guard {
     /// What passes are told that make the program: its largest size stands for all of them.
-    pub fn context(guard: Option<&Guard>, graph: Graph) -> Context {
-        Context { tokens: guard.and_then(|g| g.up_to), ..Context::new(graph) }
+    pub fn context(guard: Option<&Guard>, wanted: impl Into<Wanted>) -> Context {
+        Context { tokens: guard.and_then(|g| g.up_to), ..Context::new(wanted) }
     }
 
     /// Whether the program is for this size.
@@ -66,14 +66,19 @@ pub struct Variant {
 ///
 /// # Errors
 /// See [`Pass::apply`].
-pub fn variants(definition: &Module, graph: Graph, passes: &[Pass]) -> Result<Vec<Variant>, PassError> {
+pub fn variants(
+    definition: &Module,
+    wanted: impl Into<Wanted>,
+    passes: &[Pass],
+) -> Result<Vec<Variant>, PassError> {
+    let wanted = wanted.into();
     let made = |guard: Option<Guard>| -> Result<Variant, PassError> {
-        let mut cx = Guard::context(guard.as_ref(), graph);
+        let mut cx = Guard::context(guard.as_ref(), wanted);
         let stages = run(definition, &mut cx, passes)?;
         Ok(Variant { guard, stages, remarks: cx.remarks })
     };
     let mut largest = made(None)?;
-    let Some((size, ends)) = ends(&largest.remarks).filter(|_| graph == Graph::Prefill) else {
+    let Some((size, ends)) = ends(&largest.remarks).filter(|_| wanted.graph == Graph::Prefill) else {
         return Ok(vec![largest]);
     };
     let mut variants: Vec<Variant> = Vec::new();

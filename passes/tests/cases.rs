@@ -1,6 +1,6 @@
 //! Every case beside a pass: IR before, IR after, as whole texts; and both compute the same.
 //!
-//! A file `src/PASS.ir` holds cases. Each begins with `---- NAME (GRAPH)`, goes on with a module, and ends with `---- after` and the
+//! A file `src/PASS.ir` holds cases. Each begins with `---- NAME (GRAPH)`, or `---- NAME (GRAPH, CODES by GROUP)`, goes on with a module, and ends with `---- after` and the
 //! module that the pass makes of it, or with `---- error: MESSAGE`. `LATENTC_BLESS=1 cargo test -p latentc-passes` writes what
 //! follows from what stands before; read the difference before you commit it.
 
@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 
 use latentc_ir::Module;
 use latentc_passes::validate::{Numbers, Verdict, compare};
-use latentc_passes::{Context, Graph, Pass, pipeline};
+use latentc_passes::{CacheForm, Codes, Context, Graph, Pass, Wanted, pipeline};
 use proptest::prelude::*;
 
 struct Case {
     name: String,
-    graph: Graph,
+    wanted: Wanted,
+    /// The same as a text.
+    told: String,
     before: String,
     after: String,
 }
@@ -28,12 +30,12 @@ fn cases(file: &Path) -> Vec<Case> {
             if title == "after" || title.starts_with("error: ") {
                 in_after = true;
             } else {
-                let (name, graph) =
+                let (name, told) =
                     title.strip_suffix(')').and_then(|t| t.rsplit_once(" (")).expect("---- NAME (GRAPH)");
-                let graph = Graph::ALL.into_iter().find(|g| g.name() == graph).expect("a graph's name");
                 cases.push(Case {
                     name: name.to_owned(),
-                    graph,
+                    wanted: wanted(told).expect("GRAPH, or GRAPH, CODES by GROUP"),
+                    told: told.to_owned(),
                     before: String::new(),
                     after: String::new(),
                 });
@@ -47,6 +49,16 @@ fn cases(file: &Path) -> Vec<Case> {
         part.push('\n');
     }
     cases
+}
+
+/// What the passes are told.
+fn wanted(told: &str) -> Option<Wanted> {
+    let (graph, cache) = told.split_once(", ").map_or((told, None), |(graph, cache)| (graph, Some(cache)));
+    let graph = Graph::ALL.into_iter().find(|g| g.name() == graph)?;
+    let Some(cache) = cache else { return Some(graph.into()) };
+    let (codes, group) = cache.split_once(" by ")?;
+    let codes = Codes::ALL.into_iter().find(|c| c.name() == codes)?;
+    Some(Wanted { graph, cache: Some(CacheForm { group: group.parse().ok()?, ..CacheForm::new(codes) }) })
 }
 
 #[test]
@@ -67,15 +79,15 @@ fn every_pass_does_what_its_cases_show() {
         for case in cases(&file) {
             let before = latentc_ir::check(&stem, &case.before)
                 .unwrap_or_else(|e| panic!("{}: {}", case.name, e.render()));
-            let after = match pass.apply(&before, &mut Context::new(case.graph)) {
+            let after = match pass.apply(&before, &mut Context::new(case.wanted)) {
                 Ok(after) => {
-                    same_meaning(&before, &after, &pass, case.graph, 1)
+                    same_meaning(&before, &after, &pass, case.wanted, 1)
                         .unwrap_or_else(|e| panic!("{}: {e}", case.name));
                     format!("---- after\n\n{after}\n")
                 }
                 Err(e) => format!("---- error: {e}\n\n"),
             };
-            let _ = write!(text, "---- {} ({})\n{}{after}", case.name, case.graph.name(), case.before);
+            let _ = write!(text, "---- {} ({})\n{}{after}", case.name, case.told, case.before);
             if !bless {
                 assert_eq!(
                     case.after.trim(),
@@ -92,7 +104,16 @@ fn every_pass_does_what_its_cases_show() {
 }
 
 /// Compares both modules on the numbers that this seed chooses.
-fn same_meaning(before: &Module, after: &Module, pass: &Pass, graph: Graph, seed: u64) -> Result<(), String> {
+fn same_meaning(
+    before: &Module,
+    after: &Module,
+    pass: &Pass,
+    wanted: impl Into<Wanted>,
+    seed: u64,
+) -> Result<(), String> {
+    let wanted = wanted.into();
+    let rounded = pass.rounds.map(|rounded| rounded(before, &Context::new(wanted)));
+    let before = rounded.as_ref().unwrap_or(before);
     // Orders of products are equal for reals only; all other laws hold for infinities too.
     let numbers = if pass.name == "reassociate" { Numbers::Reals } else { Numbers::Grid };
     match compare(before, after, seed, numbers) {
@@ -100,7 +121,7 @@ fn same_meaning(before: &Module, after: &Module, pass: &Pass, graph: Graph, seed
         Verdict::Differs(difference) => Err(format!(
             "`{}` ({}): {}\nbefore:\n{before}\nafter:\n{after}",
             pass.name,
-            graph.name(),
+            wanted.graph.name(),
             difference.what
         )),
     }
@@ -114,14 +135,18 @@ proptest! {
     fn passes_keep_the_meaning_of_random_definitions(
         module in latentc_ir::testing::arb_module(latentc_ir::verify::Stage::Traced),
         graph in prop::sample::select(Graph::ALL.to_vec()),
+        codes in prop::option::of(prop::sample::select(Codes::ALL.to_vec())),
+        group in 1..40_u64,
         seed: u64,
     ) {
+        let cache = codes.map(|codes| CacheForm { group, ..CacheForm::new(codes) });
+        let wanted = Wanted { graph, cache };
         // What is differentiated has one result.
         let mut m = if graph == Graph::Gradient { latentc_ir::testing::objective(&module) } else { module };
         for pass in pipeline() {
             // A random definition may mix sequences that no position can serve; the pass says so.
-            let Ok(next) = pass.apply(&m, &mut Context::new(graph)) else { return Ok(()) };
-            same_meaning(&m, &next, &pass, graph, seed).map_err(TestCaseError::fail)?;
+            let Ok(next) = pass.apply(&m, &mut Context::new(wanted)) else { return Ok(()) };
+            same_meaning(&m, &next, &pass, wanted, seed).map_err(TestCaseError::fail)?;
             m = next;
         }
     }

@@ -31,7 +31,7 @@ fn every_pass_is_right_on_the_bundled_models() {
 
 /// A pass that rewrites single instructions.
 fn wrong(run: fn(&Module, &mut Context) -> Result<Module, latentc_passes::PassError>) -> Pass {
-    Pass { name: "wrong", law: "none", without: Without::Nothing, run }
+    Pass { name: "wrong", law: "none", without: Without::Nothing, run, rounds: None }
 }
 
 fn each_op(module: &Module, rewrite: impl Fn(&latentc_ir::Function, &mut latentc_ir::Inst)) -> Module {

@@ -3,13 +3,17 @@
 use latentc_codegen::program::Program;
 use latentc_codegen::schedule::{ScheduleError, schedule};
 use latentc_ir::Module;
-use latentc_passes::{Context, Graph, Guard, Pass, PassError, Remark, Variant, place_cache};
+use latentc_passes::{
+    CacheForm, Context, Graph, Guard, Pass, PassError, Remark, Variant, Wanted, place_cache,
+};
 
 /// A graph after every pass, and its schedule.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     /// Which graph it is.
     pub graph: Graph,
+    /// What its caches are held in, if not in the dtype of what they keep.
+    pub cache: Option<CacheForm>,
     /// For which sizes it is, unless for all.
     pub guard: Option<Guard>,
     /// The module after each pass, by the pass's name; the definition is the first.
@@ -35,10 +39,15 @@ pub enum CompileError {
 ///
 /// # Errors
 /// See [`CompileError`].
-pub fn compile(definition: &Module, graph: Graph, passes: &[Pass]) -> Result<Compiled, CompileError> {
-    let mut cx = Context::new(graph);
+pub fn compile(
+    definition: &Module,
+    wanted: impl Into<Wanted>,
+    passes: &[Pass],
+) -> Result<Compiled, CompileError> {
+    let wanted = wanted.into();
+    let mut cx = Context::new(wanted);
     let stages = latentc_passes::run(definition, &mut cx, passes)?;
-    scheduled(graph, Variant { guard: None, stages, remarks: cx.remarks })
+    scheduled(wanted, Variant { guard: None, stages, remarks: cx.remarks })
 }
 
 /// Compiles one graph of a definition for all sizes, once for each range of them that wants it otherwise. An
@@ -48,18 +57,19 @@ pub fn compile(definition: &Module, graph: Graph, passes: &[Pass]) -> Result<Com
 /// See [`CompileError`].
 pub fn compile_variants(
     definition: &Module,
-    graph: Graph,
+    wanted: impl Into<Wanted>,
     passes: &[Pass],
 ) -> Result<Vec<Compiled>, CompileError> {
-    let variants = latentc_passes::variants(definition, graph, passes)?;
-    variants.into_iter().map(|variant| scheduled(graph, variant)).collect()
+    let wanted = wanted.into();
+    let variants = latentc_passes::variants(definition, wanted, passes)?;
+    variants.into_iter().map(|variant| scheduled(wanted, variant)).collect()
 }
 
-fn scheduled(graph: Graph, variant: Variant) -> Result<Compiled, CompileError> {
+fn scheduled(wanted: Wanted, variant: Variant) -> Result<Compiled, CompileError> {
     let Variant { guard, stages, remarks } = variant;
-    let cx = Guard::context(guard.as_ref(), graph);
+    let cx = Guard::context(guard.as_ref(), wanted);
     let program = schedule(&stages[stages.len() - 1].1, &cx)?;
-    Ok(Compiled { graph, guard, stages, program, remarks })
+    Ok(Compiled { graph: wanted.graph, cache: wanted.cache, guard, stages, program, remarks })
 }
 
 impl Compiled {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use latentc_ir::DType;
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
-use latentc_passes::{Graph, Pass};
+use latentc_passes::{Pass, Wanted};
 use latentc_runtime::checkpoint::{Checkpoint, TensorFile};
 use latentc_runtime::compiled::{Compiled, compile};
 
@@ -57,10 +57,11 @@ pub fn cases() -> Vec<Case> {
 
 impl Case {
     /// The compiled graph, of logits or of the loss, with weights and activations of that dtype.
-    pub fn compile(&self, graph: Graph, dtype: DType, passes: &[Pass]) -> Compiled {
-        let goal = if graph.serves() { Goal::Logits } else { Goal::Loss };
+    pub fn compile(&self, wanted: impl Into<Wanted>, dtype: DType, passes: &[Pass]) -> Compiled {
+        let wanted = wanted.into();
+        let goal = if wanted.graph.serves() { Goal::Logits } else { Goal::Loss };
         let traced = trace(&self.config, goal, dtype).unwrap_or_else(|e| panic!("{}: {e}", self.name));
-        compile(&traced.module, graph, passes).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        compile(&traced.module, wanted, passes).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
     /// An expected tensor of floats and its shape.

@@ -25,6 +25,7 @@ use latentc_passes::Graph;
 use latentc_runtime::compiled::Compiled;
 use serde::Serialize;
 
+use crate::cache::CacheArgs;
 use crate::model::{DTypeArg, GraphArg, Model};
 use crate::passes::Choice;
 use crate::share::share;
@@ -71,6 +72,8 @@ pub(crate) struct Args {
     json: bool,
     #[command(flatten)]
     passes: Choice,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 /// Where kernels are checked.
@@ -170,7 +173,7 @@ fn chosen(args: &Args, model: &Model) -> anyhow::Result<Vec<Kernel>> {
     let mut graphs: Vec<Compiled> = Vec::new();
     for graph in args.graph.iter().map(|&g| Graph::from(g)) {
         if !graphs.iter().any(|c| c.graph == graph) {
-            graphs.extend(model.compile(graph, dtype, &args.passes.pipeline())?);
+            graphs.extend(model.compile(args.cache.of(graph), dtype, &args.passes.pipeline())?);
         }
     }
     let all = share(graphs.iter_mut().map(|c| &mut c.program));

@@ -144,7 +144,7 @@ impl Job for Train {
         let stopped = || stop.load(Ordering::Relaxed);
         let dtype = model.dtype(settings.dtype);
         let definition = model.trace(Graph::Gradient, dtype)?;
-        let engine = model.load(&from, device, dtype, &[Graph::Gradient, Graph::Train])?;
+        let engine = model.load(&from, device, dtype, &[Graph::Gradient.into(), Graph::Train.into()])?;
         let places = Gatherer::new(&definition)?.places().clone();
         let state = match made {
             0 if !saves.any() => State::new(places.read(&Checkpoint::open(&from)?, "")?),

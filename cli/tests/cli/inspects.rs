@@ -65,7 +65,10 @@ fn passes_can_be_left_out() {
         &["there is nothing after `simplify`, since that pass is left out"],
     );
     let refused = crate::latentc(["dump", "deepseek-v2", "--skip", "derive"]);
-    says(&String::from_utf8_lossy(&refused.stderr), &["invalid value 'derive'", "place_cache, simplify"]);
+    says(
+        &String::from_utf8_lossy(&refused.stderr),
+        &["invalid value 'derive'", "place_cache, quantise, simplify"],
+    );
 
     let folder = scratch();
     let out = folder.path().join("out");

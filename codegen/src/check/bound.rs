@@ -120,10 +120,14 @@ impl Run<'_> {
                 })
             }
             Op::Cast => {
-                let e = self.spread_error(args[0], ty)?;
+                let (x, e) = (self.spread(args[0], ty)?, self.spread_error(args[0], ty)?);
                 // Of what is truncated, an error may tip it over.
+                let tipped = |n: usize| {
+                    let at = |off: f64| (ty.dtype.round(x[n] + off) - y[n]).abs();
+                    at(SLACK * e[n]).max(at(-SLACK * e[n]))
+                };
                 let whole = matches!(ty.dtype, DType::I32 | DType::Bool);
-                each(y, |n| if whole && e[n] > 0.0 { e[n].ceil() } else { e[n] })
+                each(y, |n| if whole && e[n] > 0.0 { tipped(n) } else { e[n] })
             }
             Op::Contract => self.contract(inst, ty)?,
             Op::Reduce { by: Reduce::Max, .. } => {
@@ -140,6 +144,16 @@ impl Run<'_> {
             | Op::Split { .. }
             | Op::Merge { .. }
             | Op::Slice { .. } => moved(&inst.op)?,
+            // Where a field may be another, so may all of its word.
+            Op::Pack { axis } => {
+                let fold = Op::Reduce { by: Reduce::Max, axis: *axis };
+                let worst = self.eval(&fold, &[self.error_of(args[0])], ty)?;
+                each(y, |n| if worst[n] > 0.0 { f64::INFINITY } else { 0.0 })
+            }
+            Op::Unpack { .. } => {
+                let e = self.spread_error(args[0], ty)?;
+                each(y, |n| if e[n] > 0.0 { f64::INFINITY } else { 0.0 })
+            }
             Op::Concat { .. } => {
                 let errors: Vec<_> = args.iter().map(|&a| self.error_of(a)).collect();
                 self.eval(&inst.op, &errors, ty)?
@@ -230,6 +244,8 @@ impl Run<'_> {
             | Op::Merge { .. }
             | Op::Slice { .. }
             | Op::Concat { .. }
+            | Op::Pack { .. }
+            | Op::Unpack { .. }
             | Op::Gather { .. }
             | Op::TopK { .. }
             | Op::TopIndices { .. }

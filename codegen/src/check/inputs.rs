@@ -9,6 +9,8 @@ use crate::program::Kernel;
 enum Use {
     /// They are compared, or added up.
     Number,
+    /// Any bits may be set.
+    Word,
     /// They index an axis.
     Index(AxisId),
     /// They say where rows along the first axis go along the second.
@@ -35,6 +37,7 @@ pub fn random_inputs(kernel: &Kernel, sizes: &[usize], seed: u64) -> Vec<Tensor>
                 let most = extents.iter().copied().max().unwrap_or(0).clamp(8, 100) as u64;
                 t.data.iter_mut().for_each(|x| *x = rng.below(most) as f64);
             }
+            Use::Word => t.data.iter_mut().for_each(|x| *x = f64::from(rng.below(1 << 32) as u32 as i32)),
             Use::Index(axis) => {
                 t.data.iter_mut().for_each(|x| *x = rng.below(extent(axis) as u64) as f64);
             }
@@ -67,13 +70,14 @@ fn uses(body: &Function) -> Vec<Use> {
                 mark(inst.args[1], Use::Index(*axis));
                 mark(inst.args[0], here);
             }
+            Op::Unpack { .. } => mark(inst.args[0], Use::Word),
             Op::ScatterAdd { axis } => mark(inst.args[1], Use::Index(*axis)),
             Op::Append { from, to } => mark(inst.args[2], Use::Place(*from, *to)),
             // The same numbers at other places. The rows of what is renamed have another name before.
             Op::Rename { from, to } => {
                 let before = match here {
                     Use::Place(rows, along) if rows == *to => Use::Place(*from, along),
-                    Use::Number | Use::Index(_) | Use::Place(..) => here,
+                    Use::Number | Use::Word | Use::Index(_) | Use::Place(..) => here,
                 };
                 pass_on(inst, before, &mut uses);
             }
@@ -91,6 +95,7 @@ fn uses(body: &Function) -> Vec<Use> {
             | Op::Cast
             | Op::Contract
             | Op::Reduce { .. }
+            | Op::Pack { .. }
             | Op::TopK { .. }
             | Op::TopIndices { .. }
             | Op::Rope { .. }

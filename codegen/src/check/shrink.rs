@@ -149,6 +149,8 @@ impl System {
                 | Op::Cast
                 | Op::Contract
                 | Op::Reduce { .. }
+                | Op::Pack { .. }
+                | Op::Unpack { .. }
                 | Op::Broadcast { .. }
                 | Op::Gather { .. }
                 | Op::ScatterAdd { .. }

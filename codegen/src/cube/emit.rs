@@ -7,8 +7,8 @@
 
 use cubecl_core::KernelSettings;
 use cubecl_core::ir::{
-    AddressType, Arithmetic, BinaryOperator, Branch, Builtin, Comparison, ConstantValue, CoopMma, ElemType,
-    FloatKind, FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction, IntKind, Matrix,
+    AddressType, Arithmetic, BinaryOperator, Bitwise, Branch, Builtin, Comparison, ConstantValue, CoopMma,
+    ElemType, FloatKind, FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction, IntKind, Matrix,
     MatrixIdent, MatrixLayout, Operation, Operator, Plane, RangeLoop, Scope, Select, StorageType,
     Synchronization, Type, UIntKind, UnaryOperator, Variable, VariableKind,
 };
@@ -135,6 +135,17 @@ pub(crate) enum Bin {
     Rem,
     Max,
     Min,
+}
+
+/// An operation on the bits of unsigned numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bits {
+    And,
+    Or,
+    /// Shifted up.
+    Left,
+    /// Shifted down.
+    Right,
 }
 
 /// A comparison of two values of one type.
@@ -328,6 +339,24 @@ impl Emit {
     /// `a % b`
     pub(crate) fn rem(&mut self, a: Val, b: Val) -> Val {
         self.binary(Bin::Rem, a, b)
+    }
+
+    /// An operation on bits. A shift is by less than 32.
+    pub(crate) fn bits(&mut self, op: Bits, a: Val, b: Val) -> Val {
+        debug_assert_eq!(a.0.ty, b.0.ty, "{op:?} of two types");
+        match (op, a.known(), b.known()) {
+            (Bits::Left | Bits::Right | Bits::Or, _, Some(0)) => return a,
+            (Bits::Or, Some(0), _) => return b,
+            _ => {}
+        }
+        let ops = BinaryOperator { lhs: a.0, rhs: b.0 };
+        let op = match op {
+            Bits::And => Bitwise::BitwiseAnd(ops),
+            Bits::Or => Bitwise::BitwiseOr(ops),
+            Bits::Left => Bitwise::ShiftLeft(ops),
+            Bits::Right => Bitwise::ShiftRight(ops),
+        };
+        self.push_as(op, a.0.ty)
     }
 
     /// `a · b + c`, fused where the target can.

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 
-use latentc_ir::{AxisId, Binary, DType, Function, Inst, Op, Pairs, Reduce, Unary, ValueId};
+use latentc_ir::{AxisId, Binary, DType, Fields, Function, Inst, Op, Pairs, Reduce, Unary, ValueId};
 
-use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Un, Val, Var};
+use super::emit::{Bin, Bits, Buf, Cmp, Elem, Emit, Shared, Un, Val, Var};
 use super::target::{Target, register};
 
 /// Where a value comes from.
@@ -259,6 +259,28 @@ impl<'a> Exprs<'a> {
                 let whole = e.add(along(*into), start);
                 self.operand(e, here, 0, &[(*axis, whole)])
             }
+            Op::Pack { axis } => {
+                let count = self.fields(*axis);
+                let mut word = e.u32(0);
+                for p in 0..count.0 {
+                    let at = e.u32(p);
+                    let x = self.operand(e, here, 0, &[(*axis, at)]);
+                    let (x, mask, by) = (e.cast(x, Elem::U32), e.u32(count.mask()), e.u32(p * count.width()));
+                    let x = e.bits(Bits::And, x, mask);
+                    let x = e.bits(Bits::Left, x, by);
+                    word = e.bits(Bits::Or, word, x);
+                }
+                e.cast(word, Elem::I32)
+            }
+            Op::Unpack { axis } => {
+                let count = self.fields(*axis);
+                let x = self.operand(e, here, 0, &[]);
+                let (x, mask, width) = (e.cast(x, Elem::U32), e.u32(count.mask()), e.u32(count.width()));
+                let by = e.mul(along(*axis), width);
+                let x = e.bits(Bits::Right, x, by);
+                let x = e.bits(Bits::And, x, mask);
+                e.cast(x, Elem::I32)
+            }
             Op::Concat { axes, into } => self.concat(e, here, axes, along(*into)),
             Op::Gather { axis } => {
                 let i = self.operand(e, here, 1, &[]);
@@ -298,6 +320,11 @@ impl<'a> Exprs<'a> {
             | Op::RmsNorm { .. }
             | Op::Call { .. } => unreachable!("a checked kernel has none of these inside of a map"),
         }
+    }
+
+    /// The fields of a word along an axis, whose size is fixed.
+    fn fields(&self, axis: AxisId) -> Fields {
+        Fields(self.body.axis(axis).size.fixed().map_or(1, |n| n as u32))
     }
 
     /// Folds every `step`-th term, from `from` on, into a register.
@@ -465,6 +492,8 @@ impl Fold {
             | Op::Merge { .. }
             | Op::Slice { .. }
             | Op::Concat { .. }
+            | Op::Pack { .. }
+            | Op::Unpack { .. }
             | Op::Gather { .. }
             | Op::TopK { .. }
             | Op::TopIndices { .. }

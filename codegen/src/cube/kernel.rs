@@ -352,6 +352,8 @@ fn check_map(body: &Function) -> Result<(), String> {
             | Op::Cast
             | Op::Contract
             | Op::Reduce { .. }
+            | Op::Pack { .. }
+            | Op::Unpack { .. }
             | Op::Rename { .. }
             | Op::Broadcast { .. }
             | Op::Split { .. }

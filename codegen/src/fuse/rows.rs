@@ -126,7 +126,7 @@ impl<'a> Storage<'a> {
         let elements = |v: ValueId| self.elements(f.ty(v).axes.iter().copied());
         let bytes = self.bytes(root) + leaves.iter().map(|&v| self.bytes(v)).sum::<f64>();
         let flops = part.iter().map(|inst| match inst.op {
-            Op::Reduce { .. } => elements(inst.args[0]),
+            Op::Reduce { .. } | Op::Pack { .. } => elements(inst.args[0]),
             Op::TopK { axis, .. } | Op::TopIndices { axis, .. } => {
                 elements(inst.args[0]) * self.elements([axis])
             }
@@ -145,6 +145,7 @@ impl<'a> Storage<'a> {
             | Op::Merge { .. }
             | Op::Slice { .. }
             | Op::Concat { .. }
+            | Op::Unpack { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
             | Op::Past { .. }

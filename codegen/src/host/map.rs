@@ -4,7 +4,7 @@
 //! points side by side. What remains of a value when the outer axes are fixed is its *row*: a dense
 //! vector in a lane of the thread. An instruction makes one row from others by walking strided loops.
 
-use latentc_ir::{AxisId, DType, Function, Inst, Op, ValueId};
+use latentc_ir::{AxisId, DType, Fields, Function, Inst, Op, ValueId};
 use rayon::prelude::*;
 
 use super::vector::{Fault, Lane, What};
@@ -361,6 +361,16 @@ impl Compiler<'_> {
                     .product::<usize>();
                 let operand = self.row(inst.args[0]);
                 What::Reduce(*by, self.nest(&operand, [result, tensor(0)]))
+            }
+            Op::Pack { axis } => {
+                let operand = self.row(inst.args[0]);
+                self.work += operand.iter().map(|&a| self.extent(a)).product::<usize>();
+                let fields = Fields(self.extent(*axis) as u32);
+                What::Pack(fields, self.nest(&operand, [result, tensor(0), (&[*axis], &[1])]))
+            }
+            Op::Unpack { axis } => {
+                let fields = Fields(self.extent(*axis) as u32);
+                What::Unpack(fields, self.nest(&row, [result, tensor(0), (&[*axis], &[1])]))
             }
             Op::Rename { from, to } => {
                 let axes: Vec<_> = sources[0].1.iter().map(|a| if a == from { *to } else { *a }).collect();

@@ -1,7 +1,7 @@
 //! The instructions of the vector machine: each makes a row from rows.
 
 use half::{bf16, f16};
-use latentc_ir::{Binary, Pairs, Reduce, Unary};
+use latentc_ir::{Binary, Fields, Pairs, Reduce, Unary};
 
 use super::View;
 use super::walk::Nest;
@@ -46,6 +46,10 @@ pub(super) enum What {
     },
     /// The loops are the operand's; the result stands still along the axis that is folded.
     Reduce(Reduce, Nest<2>),
+    /// The loops are the operand's; the third tensor is the number of the field, and the result its word.
+    Pack(Fields, Nest<3>),
+    /// The loops are the result's; the third tensor is the number of the field, and the operand its word.
+    Unpack(Fields, Nest<3>),
     /// For each index (result, index, data), all that is read there (result, data).
     Gather {
         indices: Nest<3>,
@@ -171,6 +175,23 @@ impl What {
             What::Reduce(by, nest) => {
                 let (Lane::F(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
                 reduce(*by, nest, y, x);
+            }
+            What::Pack(fields, nest) => {
+                let (Lane::I(y), View::I(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
+                y.fill(0);
+                nest.each(|[to, from, p], n, s| {
+                    for i in 0..n {
+                        y[to + i * s[0]] |= fields.pack((p + i * s[2]) as u32, x[from + i * s[1]]);
+                    }
+                });
+            }
+            What::Unpack(fields, nest) => {
+                let (Lane::I(y), View::I(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
+                nest.each(|[to, from, p], n, s| {
+                    for i in 0..n {
+                        y[to + i * s[0]] = fields.unpack((p + i * s[2]) as u32, x[from + i * s[1]]);
+                    }
+                });
             }
             What::Gather { indices, rest, step, size } => {
                 let View::I(index) = arg(1) else { return Err(Fault::Kind) };

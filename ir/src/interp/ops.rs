@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 
 use super::contract::{Array, contract};
 use crate::graph::Function;
-use crate::ops::Op;
+use crate::ops::{Fields, Op};
 use crate::tensor::Tensor;
 use crate::types::{AxisId, Type};
 
@@ -178,6 +178,24 @@ pub(crate) fn eval(
                 });
                 start += x.extent(*axis);
             }
+        }
+
+        Op::Pack { axis } => {
+            let x = args[0];
+            let fields = Fields(x.extent(*axis) as u32);
+            let index: Vec<_> = x.ty.axes.iter().map(|a| usize::from(a == axis)).collect();
+            walk(&x.tensor.shape, [&x.along(&x.ty.axes), &there(&x.ty.axes), &index], |[i, o, p]| {
+                let word = data[o] as i32 | fields.pack(p as u32, x.tensor.data[i] as i32);
+                data[o] = f64::from(word);
+            });
+        }
+        Op::Unpack { axis } => {
+            let x = args[0];
+            let fields = Fields(extent(out, shape, *axis) as u32);
+            let index: Vec<_> = out.axes.iter().map(|a| usize::from(a == axis)).collect();
+            walk(shape, [&here, &x.along(&out.axes), &index], |[o, i, p]| {
+                data[o] = f64::from(fields.unpack(p as u32, x.tensor.data[i] as i32));
+            });
         }
 
         Op::Gather { axis } => {

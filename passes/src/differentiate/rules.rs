@@ -18,7 +18,12 @@ impl Joint<'_> {
         let x = |n: usize| inst.args[n];
         match &inst.op {
             // Nothing here depends on a weight, or what does is a choice.
-            Op::Const(_) | Op::Position { .. } | Op::TopK { .. } | Op::TopIndices { .. } => {}
+            Op::Const(_)
+            | Op::Position { .. }
+            | Op::TopK { .. }
+            | Op::TopIndices { .. }
+            | Op::Pack { .. }
+            | Op::Unpack { .. } => {}
             Op::Unary(u) => self.unary(*u, x(0), y, dy),
             Op::Binary(b) => self.binary(*b, x(0), x(1), y, dy),
             Op::Select => {
