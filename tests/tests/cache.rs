@@ -81,7 +81,7 @@ fn logits_are_off_by_what_the_table_says() {
     for case in cases() {
         let (want, shape) = case.floats("prefill_logits");
         for ((name, codes, wide), (all_got, all_want)) in FORMS.into_iter().zip(&mut pooled) {
-            let got = logits(&case, Host, form(codes, wide));
+            let got = logits(&case, Host::new(), form(codes, wide));
             let (relative, largest) = (relative(&got, &want), max_diff(&got, &want));
             let (other, of) = others(&got, &want, shape[2]);
             let _ = writeln!(
@@ -121,7 +121,7 @@ fn devices_agree_on_what_is_kept() {
                 Err(e) => return eprintln!("SKIPPED: devices_agree_on_what_is_kept: {e}"),
             };
             let form = form(Some(codes), false);
-            let off = max_diff(&logits(case, device, form), &logits(case, Host, form));
+            let off = max_diff(&logits(case, device, form), &logits(case, Host::new(), form));
             println!("{} {codes}: {off:.1e}", case.name);
             assert!(off <= DEVICES, "{} {codes}: the devices differ by {off:e}", case.name);
         }
