@@ -168,6 +168,6 @@ fn on_wgpu() {
 #[test]
 fn on_the_host() {
     for case in chosen() {
-        agrees(&case, Host);
+        agrees(&case, Host::new());
     }
 }
