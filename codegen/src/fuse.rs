@@ -23,6 +23,7 @@ use latentc_ir::{AxisId, Def, Function, Inst, Op, Type, ValueId};
 use latentc_passes::{Machine, Sizes};
 
 use crate::grouped::GroupedPlan;
+use crate::scatter::is_product;
 
 /// Rows or columns of a product that one tile has, about: how often what a prologue computes is computed again.
 const TILE: f64 = 128.0;
@@ -132,8 +133,20 @@ impl<'a> Storage<'a> {
             self.fixed[r.0 as usize] = true;
         }
         for inst in &f.body {
-            if matches!(inst.op, Op::Call { .. } | Op::ScatterAdd { .. }) {
-                inst.args.iter().for_each(|a| self.fixed[a.0 as usize] = true);
+            let mut fix = |args: &[ValueId]| args.iter().for_each(|a| self.fixed[a.0 as usize] = true);
+            match inst.op {
+                Op::Call { .. } => fix(&inst.args),
+                // A product that is only added up is made row by row.
+                Op::ScatterAdd { .. } => match self.defs[inst.args[0].0 as usize] {
+                    Def::Inst(_, product)
+                        if is_product(f, product) && self.users[inst.args[0].0 as usize].len() == 1 =>
+                    {
+                        fix(&product.args);
+                        fix(&inst.args[1..]);
+                    }
+                    _ => fix(&inst.args),
+                },
+                _ => {}
             }
             // A gathered operand is read where it lies, at the indices; these must be there to be sorted.
             if let Some(gather) = gathered(f, inst, &self.defs) {

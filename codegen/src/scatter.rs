@@ -1,16 +1,17 @@
 //! Kernels that add the elements of a tensor up where an index says: what a gather reads from, its transpose writes to.
 //!
-//! The body is one `scatter_add` of two parameters. The axes fall into the *rows* (those of the index), the *columns* (the
+//! The body is one `scatter_add` of two parameters, or of the product of two and a third: gradients of weights that indices chose are
+//! sums of outer products, which are never stored. The axes fall into the *rows* (those of the index), the *columns* (the
 //! operand's others, which the result has too) and the one that is indexed. A row that the result lacks is summed. Each element
 //! of the result is added up in the order of the rows, so that two runs agree to the last bit.
 
-use latentc_ir::{AxisId, Function, Op, ValueId};
+use latentc_ir::{AxisId, Binary, DType, Function, Inst, Op, ValueId};
 
 /// The parts of a scatter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScatterPlan {
-    /// What is added up; a parameter.
-    pub x: ValueId,
+    /// What is added up: a parameter, or the product of two.
+    pub factors: Vec<ValueId>,
     /// Where it goes; a parameter.
     pub index: ValueId,
     /// The axis of the result that is indexed.
@@ -22,18 +23,30 @@ pub struct ScatterPlan {
 }
 
 impl ScatterPlan {
-    /// The plan of a kernel's body, if it is one `scatter_add` of two parameters.
+    /// The plan of a kernel's body, if it is one `scatter_add` of parameters.
     pub fn of(body: &Function) -> Option<ScatterPlan> {
-        let [inst] = &body.body[..] else { return None };
+        let (inst, before) = body.body.split_last()?;
         let (Op::ScatterAdd { axis }, &[x, index]) = (&inst.op, &inst.args[..]) else { return None };
-        let params = [x, index].iter().all(|v| body.params.contains(v));
+        let factors = match before {
+            [] => vec![x],
+            [product] if product.result() == x && is_product(body, product) => product.args.clone(),
+            _ => return None,
+        };
+        let params = factors.iter().chain([&index]).all(|v| body.params.contains(v));
         let (result, of) = (body.ty(inst.result()), body.ty(x));
         (params && body.results == inst.results).then(|| ScatterPlan {
-            x,
+            factors,
             index,
             along: *axis,
             rows: body.ty(index).axes.clone(),
             columns: result.axes.iter().copied().filter(|&a| of.has(a) && !body.ty(index).has(a)).collect(),
         })
     }
+}
+
+/// Whether a kernel can multiply while it adds up: both factors are floats, and the product is not rounded to less than f32.
+pub(crate) fn is_product(f: &Function, inst: &Inst) -> bool {
+    inst.op == Op::Binary(Binary::Mul)
+        && f.ty(inst.result()).dtype == DType::F32
+        && inst.args.iter().all(|&a| f.ty(a).dtype.is_float())
 }

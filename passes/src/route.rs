@@ -1,7 +1,10 @@
 //! A top-k gate is zero almost everywhere: a sum over all of an axis is a sum over the few that the gate lets through.
 //!
 //! What   sum over e of g[e] x[e], g zero but for k  =>  sum over j < k of g[i[j]] x[i[j]],  i = top_indices
+//!        sum over t of g[t,e] x[t,e]                =>  scatter_add of g[t,i[t,j]] x[t,i[t,j]] at i[t,j]
+//!        x[e] where it is of the k, else 0          =>  scatter_add of x[i[j]] at i[j], if x is made by a product
 //!        and x[i[j]] moves up: through all that works on each index alone, to a gather of what that starts from
+//!        The second and third are what gradients are: of the weights of what is gated, and of the gate.
 //! Why    six of 160 experts work for a token (DeepSeek-V2, section 2.2); no token is dropped, no expert padded
 //! Needs  a graph before contractions are split into pairs.  Leaves  the dense sum's operands for `simplify`
 //! Cost   k of |e| of the multiply-adds; the remark has both
@@ -34,71 +37,188 @@ fn function(f: &Function, cx: &mut Context) -> Function {
     f
 }
 
-/// Rewrites the outermost sums under a gate, if there are any: the inner ones are sums of less then.
+/// What becomes of an instruction under a gate.
+#[derive(Clone, Copy, PartialEq)]
+enum Root {
+    /// The gated axis is summed: a sum over the few.
+    Sum,
+    /// The gated axis stays, and what the gate is given is summed: the few are added up where they belong.
+    Spread,
+    /// What is zero where the gate is closed, of products that nothing else wants: the few, put where they belong.
+    Masked,
+}
+
+/// Rewrites the outermost instructions under gates, if there are any: the inner ones are of less then.
 fn round(f: &Function, cx: &mut Context) -> Option<Function> {
     let facts = sparsity(f);
     let defs = f.defs();
     let users = users(f);
     let live = live(f);
-    let mut sums = BTreeMap::new();
-    let mut inner = BTreeSet::new();
+    let mut roots: BTreeMap<usize, (Gate, Root)> = BTreeMap::new();
     for (n, inst) in f.body.iter().enumerate().filter(|(n, _)| live[*n]) {
-        if let Some(gate) = gate(f, inst, &facts.support, &defs) {
-            let tree = tree(f, n, gate.axes[0], &users);
-            inner.extend(tree.iter().copied().filter(|&i| i != n));
-            sums.insert(n, (gate, tree));
+        if let Some(root) = gate(f, inst, &facts.support, &defs) {
+            roots.insert(n, root);
         }
     }
-    sums.retain(|n, _| !inner.contains(n));
-    if sums.is_empty() {
+    let mut groups = grouped(f, &roots, &users);
+    loop {
+        let before = roots.len();
+        roots.retain(|n, (gate, root)| {
+            let tree = &groups[&(gate.mask, gate.axes[0])].tree;
+            *root != Root::Masked || multiplies(f, &f.body[*n], tree, &defs)
+        });
+        if roots.len() == before {
+            break;
+        }
+        groups = grouped(f, &roots, &users);
+    }
+    let inner = |n: usize| groups.values().any(|g| !g.roots.contains(&n) && g.tree.contains(&n));
+    let chosen: BTreeSet<usize> = roots.keys().copied().filter(|n| !inner(*n)).collect();
+    if chosen.is_empty() {
         return None;
     }
     let mut r = Rebuild::new(f, NAME);
     r.header();
     for (n, inst) in f.body.iter().enumerate() {
-        let Some((gate, tree)) = sums.get(&n) else {
+        let Some((gate, root)) = roots.get(&n).filter(|_| chosen.contains(&n)) else {
             r.copy(inst);
             continue;
         };
         let e = gate.axes[0];
-        cx.remarks.push(remark(f, inst, gate, e));
-        // The gate's own operand says where it is open.
-        let Def::Inst(_, mask) = defs[gate.mask.0 as usize] else { unreachable!("a gate is made by top_k") };
-        let slot = r.new.add_axis(&format!("{}.open", f.axis(e).name), Size::Fixed(gate.k), None);
-        let swapped = |ty: &Type| ty.axes.iter().map(|&a| if a == e { slot } else { a }).collect::<Vec<_>>();
-        let ty = Type::new(DType::I32, swapped(f.ty(gate.mask)));
-        let scores = r.get(mask.args[0]);
-        let name = format!("{}.at", f.value(gate.mask).name);
-        let at = r.emit(inst, Op::TopIndices { axis: e, into: slot }, &[scores], &name, ty);
-        let mut open = Open { r: &mut r, defs: &defs, tree, gate, e, slot, at, made: BTreeMap::new() };
-        let args: Vec<_> = inst.args.iter().map(|&a| open.value(a, inst)).collect();
+        let group = groups.get_mut(&(gate.mask, e)).expect("every root is in a group");
+        let (slot, at) = *group.at.get_or_insert_with(|| indices(&mut r, inst, gate, e, &defs));
+        let mut open =
+            Open { r: &mut r, defs: &defs, tree: &group.tree, gate, e, slot, at, made: &mut group.made };
         let result = f.value(inst.result());
-        let id = r.emit(inst, Op::Contract, &args, &result.name, result.ty.clone());
+        let id = match root {
+            Root::Sum => {
+                let args: Vec<_> = inst.args.iter().map(|&a| open.value(a, inst)).collect();
+                r.emit(inst, Op::Contract, &args, &result.name, result.ty.clone())
+            }
+            Root::Spread => {
+                let args: Vec<_> = inst.args.iter().map(|&a| open.value(a, inst)).collect();
+                let index = r.new.ty(at).axes.clone();
+                let others = result.ty.axes.iter().filter(|a| **a != e && !index.contains(a));
+                let axes: Vec<_> = index.iter().chain(others).copied().collect();
+                let name = format!("{}.open", result.name);
+                let x = r.emit(inst, Op::Contract, &args, &name, Type::new(result.ty.dtype, axes));
+                r.emit(inst, Op::ScatterAdd { axis: e }, &[x, at], &result.name, result.ty.clone())
+            }
+            Root::Masked => {
+                let x = open.value(inst.args[1], inst);
+                r.emit(inst, Op::ScatterAdd { axis: e }, &[x, at], &result.name, result.ty.clone())
+            }
+        };
+        cx.remarks.push(remark(f, inst, gate, *root));
         r.replace(inst.result(), id);
     }
     Some(r.finish())
 }
 
-/// The narrowest gate along one summed axis of a contraction.
-fn gate(f: &Function, inst: &Inst, support: &[Support], defs: &[Def<'_>]) -> Option<Gate> {
-    if inst.op != Op::Contract {
+/// The roots of each gate, which share what only they use.
+fn grouped(
+    f: &Function,
+    roots: &BTreeMap<usize, (Gate, Root)>,
+    users: &[Vec<usize>],
+) -> BTreeMap<(ValueId, AxisId), Group> {
+    let mut groups: BTreeMap<(ValueId, AxisId), Group> = BTreeMap::new();
+    for (n, (gate, _)) in roots {
+        groups.entry((gate.mask, gate.axes[0])).or_default().roots.insert(*n);
+    }
+    for ((_, e), group) in &mut groups {
+        group.tree = tree(f, &group.roots, *e, users);
+    }
+    groups
+}
+
+/// The instructions that are rewritten under one gate.
+#[derive(Default)]
+struct Group {
+    roots: BTreeSet<usize>,
+    /// What only they use.
+    tree: BTreeSet<usize>,
+    /// The short axis, and the indices that the gate lets through.
+    at: Option<(AxisId, ValueId)>,
+    /// What was computed along the short axis.
+    made: BTreeMap<ValueId, ValueId>,
+}
+
+/// Where a gate is open: its own operand says so.
+fn indices(r: &mut Rebuild<'_>, inst: &Inst, gate: &Gate, e: AxisId, defs: &[Def<'_>]) -> (AxisId, ValueId) {
+    let f = r.old;
+    let Def::Inst(_, mask) = defs[gate.mask.0 as usize] else { unreachable!("a gate is made by top_k") };
+    let slot = r.new.add_axis(&format!("{}.open", f.axis(e).name), Size::Fixed(gate.k), None);
+    let axes: Vec<_> = f.ty(gate.mask).axes.iter().map(|&a| if a == e { slot } else { a }).collect();
+    let scores = r.get(mask.args[0]);
+    let name = format!("{}.at", f.value(gate.mask).name);
+    let op = Op::TopIndices { axis: e, into: slot };
+    (slot, r.emit(inst, op, &[scores], &name, Type::new(DType::I32, axes)))
+}
+
+/// The narrowest gate that an instruction is under, and what that makes of it.
+fn gate(f: &Function, inst: &Inst, support: &[Support], defs: &[Def<'_>]) -> Option<(Gate, Root)> {
+    if !matches!(inst.op, Op::Contract | Op::Select) {
         return None;
     }
-    let summed = f.summed(&inst.args, f.ty(inst.result()));
-    let mut best: Option<Gate> = None;
-    for a in &inst.args {
+    let ty = f.ty(inst.result());
+    let summed = f.summed(&inst.args, ty);
+    // Sums are made in f32 or wider, and rounded by whoever asked for less.
+    let adds = matches!(ty.dtype, DType::F32 | DType::F64);
+    let mut best: Option<(Gate, Root)> = None;
+    for (n, a) in inst.args.iter().enumerate() {
         let Support::Within(gates) = &support[a.0 as usize] else { continue };
         for g in gates {
             let Def::Inst(_, mask) = defs[g.mask.0 as usize] else { continue };
-            let along =
-                matches!(mask.op, Op::TopK { axis, .. } if g.axes == [axis] && summed.contains(&axis));
-            let narrow = along && f.axis(g.axes[0]).size.fixed().is_some_and(|n| g.k < n);
-            if narrow && best.as_ref().is_none_or(|b| g.k < b.k) {
-                best = Some(g.clone());
+            let &[e] = &g.axes[..] else { continue };
+            let one = matches!(mask.op, Op::TopK { axis, .. } if axis == e);
+            let has_all = |v: &ValueId| f.ty(*v).has(e) && g.given.iter().all(|&x| f.ty(*v).has(x));
+            let product = inst.op == Op::Contract;
+            let root = if product && summed.contains(&e) {
+                Root::Sum
+            } else if product
+                && adds
+                && inst.args.len() > 1
+                && has_all(a)
+                && g.given.iter().any(|x| summed.contains(x))
+                // Without other axes there is less to multiply than to look up.
+                && ty.axes.iter().any(|x| *x != e && !g.given.contains(x))
+            {
+                Root::Spread
+            } else if !product
+                && adds
+                && n == 0
+                && *a == g.mask
+                && support[inst.args[2].0 as usize] == Support::Nowhere
+                && has_all(&inst.args[1])
+                && f.ty(inst.args[1]).dtype == ty.dtype
+            {
+                Root::Masked
+            } else {
+                continue;
+            };
+            let narrow = one && f.axis(e).size.fixed().is_some_and(|n| g.k < n);
+            if narrow && best.as_ref().is_none_or(|(b, _)| g.k < b.k) {
+                best = Some((g.clone(), root));
             }
         }
     }
     best
+}
+
+/// Whether there is a product in what only these roots use of a masked value: else there is nothing to spare.
+fn multiplies(f: &Function, inst: &Inst, tree: &BTreeSet<usize>, defs: &[Def<'_>]) -> bool {
+    let mut work = vec![inst.args[1]];
+    while let Some(v) = work.pop() {
+        if let Def::Inst(n, inst) = defs[v.0 as usize]
+            && tree.contains(&n)
+        {
+            if inst.op == Op::Contract && !f.summed(&inst.args, f.ty(v)).is_empty() {
+                return true;
+            }
+            work.extend(&inst.args);
+        }
+    }
+    false
 }
 
 /// The instructions that use each value, by index of the body; `usize::MAX` for the function's results.
@@ -115,13 +235,14 @@ fn users(f: &Function) -> Vec<Vec<usize>> {
     users
 }
 
-/// What only the sum at `root` uses, by index of the body: computing them where the gate is open spares them elsewhere.
-fn tree(f: &Function, root: usize, e: AxisId, users: &[Vec<usize>]) -> BTreeSet<usize> {
-    let mut tree = BTreeSet::from([root]);
-    for (n, inst) in f.body[..root].iter().enumerate().rev() {
+/// What only these roots use, by index of the body: computing it where the gate is open spares it elsewhere.
+fn tree(f: &Function, roots: &BTreeSet<usize>, e: AxisId, users: &[Vec<usize>]) -> BTreeSet<usize> {
+    let mut tree = roots.clone();
+    for (n, inst) in f.body.iter().enumerate().rev() {
         let [result] = inst.results[..] else { continue };
         let uses = &users[result.0 as usize];
-        if f.ty(result).has(e) && !uses.is_empty() && uses.iter().all(|u| tree.contains(u)) {
+        let only = !uses.is_empty() && uses.iter().all(|u| tree.contains(u));
+        if f.ty(result).has(e) && only && index_wise(&inst.op, e) {
             tree.insert(n);
         }
     }
@@ -137,7 +258,7 @@ struct Open<'r, 'f> {
     e: AxisId,
     slot: AxisId,
     at: ValueId,
-    made: BTreeMap<ValueId, ValueId>,
+    made: &'r mut BTreeMap<ValueId, ValueId>,
 }
 
 impl Open<'_, '_> {
@@ -156,11 +277,7 @@ impl Open<'_, '_> {
             Def::Inst(_, inst) if inst.op == Op::Select && inst.args[0] == self.gate.mask => {
                 self.value(inst.args[1], root)
             }
-            Def::Inst(n, inst)
-                if given
-                    && (inst.op.is_elementwise()
-                        || (self.tree.contains(&n) && index_wise(&inst.op, self.e))) =>
-            {
+            Def::Inst(n, inst) if given && (inst.op.is_elementwise() || self.tree.contains(&n)) => {
                 let args: Vec<_> = inst.args.iter().map(|&a| self.value(a, root)).collect();
                 let axes = f.ty(v).axes.iter().map(|&a| if a == self.e { self.slot } else { a });
                 let ty = Type::new(f.ty(v).dtype, axes.collect::<Vec<_>>());
@@ -219,7 +336,8 @@ fn index_wise(op: &Op, axis: AxisId) -> bool {
     }
 }
 
-fn remark(f: &Function, inst: &Inst, gate: &Gate, e: AxisId) -> Remark {
+fn remark(f: &Function, inst: &Inst, gate: &Gate, root: Root) -> Remark {
+    let e = gate.axes[0];
     let axis = f.axis(e);
     let size = axis.size.fixed().unwrap_or(1);
     let all: BTreeSet<AxisId> = inst.args.iter().flat_map(|&a| f.ty(a).axes.iter().copied()).collect();
@@ -233,8 +351,13 @@ fn remark(f: &Function, inst: &Inst, gate: &Gate, e: AxisId) -> Remark {
         (format!("{n} of {size}"), Cost { flops, ..Cost::default() }, weight)
     };
     let (few, dense) = (candidate(gate.k), candidate(size));
+    let what = match root {
+        Root::Sum => "summed",
+        Root::Spread => "multiplied, and added up at their indices",
+        Root::Masked => "computed, and put at their indices",
+    };
     let message = format!(
-        "the gate `{}` lets {} of {size} indices of `{}` through, so only these are summed",
+        "the gate `{}` lets {} of {size} indices of `{}` through, so only these are {what}",
         f.value(gate.mask).name,
         gate.k,
         axis.name

@@ -154,7 +154,8 @@ impl CubeKernel for CubeIr {
                 (_, chunk) => stream::emit(&mut e, exprs, &plan, chunk, output),
             },
             Form::Scatter(plan) => {
-                scatter::emit(&mut e, &exprs, &plan, [input(plan.x), input(plan.index)], output);
+                let factors: Vec<_> = plan.factors.iter().map(|&x| input(x)).collect();
+                scatter::emit(&mut e, &exprs, &plan, &factors, input(plan.index), output);
             }
             Form::Few(plan, rows) => {
                 let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
@@ -418,7 +419,7 @@ fn check_contract(body: &Function) -> Result<(), String> {
 
 fn check_scatter(body: &Function) -> Result<(), String> {
     if ScatterPlan::of(body).is_none() {
-        return Err("a scatter is one `scatter_add` of two parameters".to_owned());
+        return Err("a scatter is one `scatter_add` of parameters, or of the product of two".to_owned());
     }
     let result = body.value(body.results[0]);
     // Sums are kept where they are written, and would be rounded each time.

@@ -18,8 +18,8 @@ pub(crate) fn units(body: &Function, plan: &ScatterPlan) -> Vec<AxisId> {
     body.ty(body.results[0]).axes.iter().copied().filter(|&a| a != plan.along).collect()
 }
 
-/// The kernel's instructions, over the buffers of operand and index, and the output.
-pub(crate) fn emit(e: &mut Emit, x: &Exprs<'_>, plan: &ScatterPlan, [values, index]: [Buf; 2], output: Buf) {
+/// The kernel's instructions, over the buffers of factors and index, and the output.
+pub(crate) fn emit(e: &mut Emit, x: &Exprs<'_>, plan: &ScatterPlan, values: &[Buf], index: Buf, output: Buf) {
     let body = x.body();
     let result = &body.ty(body.results[0]).axes;
     let units = units(body, plan);
@@ -56,9 +56,17 @@ pub(crate) fn emit(e: &mut Emit, x: &Exprs<'_>, plan: &ScatterPlan, [values, ind
             let at = e.cast(at, Elem::U32);
             let inside = e.lt(at, size);
             e.if_(inside, |e| {
-                let address = of(e, plan.x);
-                let term = e.load(values, address);
-                let term = e.cast(term, Elem::F32);
+                let factors: Vec<_> = plan
+                    .factors
+                    .iter()
+                    .zip(values)
+                    .map(|(&x, &buffer)| {
+                        let address = of(e, x);
+                        let factor = e.load(buffer, address);
+                        e.cast(factor, Elem::F32)
+                    })
+                    .collect();
+                let term = factors[1..].iter().fold(factors[0], |product, &x| e.mul(product, x));
                 let place = here(result, &[(&units, &unit), (&[plan.along], &[at])]);
                 let address = x.join(e, &place, result);
                 let sum = e.load(output, address);

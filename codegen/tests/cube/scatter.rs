@@ -63,3 +63,17 @@ fn sums_are_f32() {
     assert!(matches!(refused, DeviceError::Kernel { .. }), "{refused}");
     assert!(refused.to_string().contains("`y` is bf16, but sums are f32"), "{refused}");
 }
+
+/// The gradient of matrices of which each row chose some: outer products, which are never stored.
+#[test]
+fn products_are_added_up() {
+    let k = scatter(
+        "matrices",
+        "axes a0=n0, a1=n1, a2=n2, a3=n3, a4=2\nparam p0: bf16[a1, a2]\nparam p1: f32[a1, a4, a3]\nparam p2: i32[a1, a4]\n\
+         x: f32[a1, a4, a2, a3] = mul p0, p1\ny: f32[a0, a2, a3] = scatter_add x, p2 along a0\nreturn y",
+    );
+    for sizes in [[4, 6, 3, 5], [1, 1, 1, 1], [9, 33, 17, 20], [3, 0, 2, 2]] {
+        let index = indices(2 * sizes[1], sizes[0]);
+        agree_on(&k, &inputs(&k, &sizes, &[(2, &index)]), &sizes, tolerance(&k));
+    }
+}
