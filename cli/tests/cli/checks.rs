@@ -68,8 +68,15 @@ fn what_a_kernel_takes_of_a_gpu_is_told_without_one() {
     assert!(out.status.success(), "{said}");
     let report: Value = serde_json::from_slice(&out.stdout).expect("JSON");
     let rows = report["kernels"].as_array().expect("a list");
-    let archs: Vec<_> = rows.iter().map(|r| r["arch"].as_str().unwrap_or_default()).collect();
-    assert_eq!(archs, ["sm_80", "sm_90a", "sm_100"]);
+    let of = |way: &str| -> Vec<_> {
+        let same = rows.iter().filter(|r| r["way"] == way);
+        same.map(|r| r["arch"].as_str().unwrap_or_default()).collect()
+    };
+    assert_eq!(of("moe_layer_y"), ["sm_80", "sm_90a", "sm_100"]);
+    assert!(
+        rows.iter().any(|r| r["kind"] == "few rows"),
+        "decode takes another way than the plain one: {rows:?}"
+    );
     for row in rows {
         let code = &row["code"];
         let number = |v: &Value| v.as_f64().expect("a number");

@@ -93,7 +93,7 @@ fn the_manifest_describes_the_folder() {
         let ir: Vec<_> = written.iter().filter(|f| f.ends_with(".ir")).collect();
         assert!(
             ir.contains(&&"prefill/00_trace.ir".to_owned())
-                && ir.contains(&&"decode/03_derive.ir".to_owned())
+                && ir.iter().any(|f| f.starts_with("decode/") && f.ends_with("_derive.ir"))
         );
         for file in ir {
             ok("verify {}", &[&out.join(file)]);
