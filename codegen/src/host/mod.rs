@@ -32,8 +32,11 @@ use crate::program::{Kernel, KernelKind};
 #[derive(Debug, Default)]
 pub struct Host {
     /// What kernels with prologues and epilogues fall into, by name: cutting one up takes longer than running it on one row.
-    cut: HashMap<String, Vec<(Kernel, Arc<[Piece]>)>>,
+    cut: HashMap<String, Vec<Cut>>,
 }
+
+/// A kernel, and the pieces that it falls into.
+type Cut = (Kernel, Arc<[Piece]>);
 
 impl Host {
     /// All that is here.
