@@ -400,18 +400,24 @@ fn a_function_and_its_gradient_are_shared_by_its_calls() {
 
 #[test]
 fn what_has_no_gradient_is_refused() {
-    let refused = |lines: &str| {
+    let parsed = |lines: &str| {
         let text = format!(
             "module no entry @f\n\nfunc @f {{\n  axes t=4, j=2\n  weight u: f64[t] = \"u\"[t]\n  weight w: f64[j] = \"w\"[j]\n  {lines}\n}}\n"
         );
-        let module = latentc_ir::check("no", &text).unwrap_or_else(|e| panic!("{}", e.render()));
-        differentiate(&module).expect_err("refused").to_string()
+        latentc_ir::check("no", &text).unwrap_or_else(|e| panic!("{}", e.render()))
     };
+    let refused = |lines: &str| differentiate(&parsed(lines)).expect_err("refused").to_string();
     assert_eq!(
         refused("return u"),
         "differentiate: in @f: the entry returns f64[t=4], which is no loss; a loss is one float without axes"
     );
-    assert_eq!(refused("return"), "differentiate: in @f: the entry returns nothing, so no loss");
+    // No text says so, but a module may.
+    let mut nothing = parsed("return u");
+    nothing.functions[0].results.clear();
+    assert_eq!(
+        differentiate(&nothing).expect_err("refused").to_string(),
+        "differentiate: in @f: the entry returns nothing, so no loss"
+    );
     assert_eq!(
         refused(
             "at: i32 = const 1\n  x: f64[t] = rope u, at, w over t pairs halves\n  l: f64 = contract x over t\n  return l"

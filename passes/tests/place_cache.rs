@@ -282,8 +282,8 @@ fn variants_stream() {
     all(&|g| streamed(value_latent(WIDE), g), "streams `s` into `P.c.s`", "streams `s` into `o`");
     all(&|g| streamed(two_latents(WIDE), g), "streams `s` into `P.c.s`", "streams `s` into `o`");
     all(&|g| streamed(expert_keys(WIDE), g), "streams `s` into `P.c.s`", "streams `s` into `o`");
-    all(&|g| streamed(read_twice(WIDE), g), "streams `s` into `P.c.s`", "streams `s` into `o`");
-    all(&|g| streamed(shared(WIDE), g), "streams `s` into `w`", "streams `s` into `w`");
+    all(&|g| streamed(read_twice(WIDE), g), "streams `s` into `o`", "streams `s` into `o`");
+    all(&|g| streamed(shared(WIDE), g), "streams `s` into `P.m.s`", "streams `s` into `o`");
     all(&|g| streamed(multi_query(WIDE), g), "streams `s` into `o`", "streams `s` into `o`");
     all(&|g| streamed(multi_head(WIDE), g), "streams `s` into `o`", "streams `s` into `o`");
     all(&|g| streamed(passed(WIDE), g), "streams `s` into `P.c.s`", "streams `s` into `o`");
