@@ -223,12 +223,7 @@ fn multiplies(f: &Function, inst: &Inst, tree: &BTreeSet<usize>, defs: &[Def<'_>
 
 /// The instructions that use each value, by index of the body; `usize::MAX` for the function's results.
 fn users(f: &Function) -> Vec<Vec<usize>> {
-    let mut users = vec![Vec::new(); f.values.len()];
-    for (n, inst) in f.body.iter().enumerate() {
-        for a in &inst.args {
-            users[a.0 as usize].push(n);
-        }
-    }
+    let mut users = f.users();
     for r in &f.results {
         users[r.0 as usize].push(usize::MAX);
     }

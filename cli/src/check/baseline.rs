@@ -145,8 +145,8 @@ fn changes(was: &Entry, now: &Entry, same_device: bool) -> Vec<String> {
     if was.kind != now.kind {
         parts.push(format!("{} -> {}", was.kind, now.kind));
     }
-    let (added, removed) = (only_in(&now.source, &was.source), only_in(&was.source, &now.source));
     if was.source != now.source {
+        let (added, removed) = (only_in(&now.source, &was.source), only_in(&was.source, &now.source));
         parts.push(format!("source +{added} -{removed} lines"));
     }
     for (which, code) in &now.code {
