@@ -6,12 +6,13 @@ use std::path::Path;
 use std::slice::from_ref;
 use std::time::Instant;
 
+use anyhow::Context;
 use latentc_codegen::device::Device;
 use latentc_ir::DType;
 use latentc_passes::Graph;
 use latentc_runtime::checkpoint::{self, Checkpoint, write_tensors};
 use latentc_runtime::eval::Batch;
-use latentc_runtime::gradient::Gatherer;
+use latentc_runtime::gradient::{Found, Gatherer};
 use latentc_runtime::optimizer::{AdamW, Optimizer, State};
 use serde::Serialize;
 
@@ -53,7 +54,9 @@ impl Job for Gradients<'_> {
         let start = Instant::now();
         let spinner = progress::spinner("differentiating");
         let mut gradient = vec![0.0; places.len()];
-        let loss = gatherer.add(&mut engine, &self.batch.next_tokens(), 1.0, &mut gradient)?;
+        let rows = self.batch.next_tokens();
+        let found = gatherer.add(&mut engine, &rows, 1.0, 1.0, &mut gradient)?;
+        let loss = found.first().and_then(Found::number).context("the program has no results")?;
         let with = AdamW::default();
         let clipping = optimizer.clipping(&mut engine, &gradient, with.most)?;
 

@@ -104,7 +104,12 @@ impl Model {
 
     /// The verified definition that a graph is made of.
     pub(crate) fn trace(&self, graph: Graph, dtype: DType) -> anyhow::Result<Module> {
-        Ok(self.trace_marked(graph, dtype)?.0)
+        self.trace_to(goal(graph), dtype)
+    }
+
+    /// The verified definition that computes this.
+    pub(crate) fn trace_to(&self, goal: Goal, dtype: DType) -> anyhow::Result<Module> {
+        Ok(self.trace_marked(goal, dtype)?.0)
     }
 
     /// A graph after these passes, once for each range of sizes that wants it otherwise. Where its author marked other
@@ -116,8 +121,19 @@ impl Model {
         passes: &[Pass],
     ) -> anyhow::Result<Vec<Compiled>> {
         let wanted = wanted.into();
+        self.compile_to(goal(wanted.graph), wanted, dtype, passes)
+    }
+
+    /// A graph of the definition that computes this.
+    pub(crate) fn compile_to(
+        &self,
+        goal: Goal,
+        wanted: Wanted,
+        dtype: DType,
+        passes: &[Pass],
+    ) -> anyhow::Result<Vec<Compiled>> {
         let graph = wanted.graph;
-        let (module, marked) = self.trace_marked(graph, dtype)?;
+        let (module, marked) = self.trace_marked(goal, dtype)?;
         let mut variants = compile_variants(&module, wanted, passes)
             .with_context(|| format!("the {} graph of {}", graph.name(), self.name))?;
         // What is kept of a token is the same in all of them.
@@ -131,11 +147,7 @@ impl Model {
     }
 
     /// The definition, and what its author marked with `cache`, by function.
-    fn trace_marked(&self, graph: Graph, dtype: DType) -> anyhow::Result<(Module, Vec<Marked>)> {
-        let goal = match graph {
-            Graph::Train | Graph::Gradient => Goal::Loss,
-            Graph::Prefill | Graph::Decode => Goal::Logits,
-        };
+    fn trace_marked(&self, goal: Goal, dtype: DType) -> anyhow::Result<(Module, Vec<Marked>)> {
         let traced = latentc_models::trace(&self.config, goal, dtype).map_err(|e| Rendered(e.render()))?;
         if let Err(broken) = latentc_ir::verify(&traced.module) {
             let lines: Vec<_> = broken.iter().map(ToString::to_string).collect();
@@ -145,7 +157,7 @@ impl Model {
         Ok((traced.module, marked))
     }
 
-    /// These graphs with the weights of the folder, on a device.
+    /// These graphs with the weights of the folder, on a device; each computes what graphs of its kind do.
     pub(crate) fn load<D: Device>(
         &self,
         folder: &Path,
@@ -153,15 +165,35 @@ impl Model {
         dtype: DType,
         graphs: &[Wanted],
     ) -> anyhow::Result<Engine<D>> {
+        let graphs: Vec<_> = graphs.iter().map(|&wanted| (goal(wanted.graph), wanted)).collect();
+        self.load_to(folder, device, dtype, &graphs)
+    }
+
+    /// Graphs that compute these, with the weights of the folder, on a device.
+    pub(crate) fn load_to<D: Device>(
+        &self,
+        folder: &Path,
+        device: D,
+        dtype: DType,
+        graphs: &[(Goal, Wanted)],
+    ) -> anyhow::Result<Engine<D>> {
         let _spinner = progress::spinner("loading weights");
         let checkpoint = Arc::new(Checkpoint::open(folder)?);
         let mut engine = Engine::new(device);
-        for &wanted in graphs {
-            for compiled in self.compile(wanted, dtype, &pipeline())? {
+        for &(goal, wanted) in graphs {
+            for compiled in self.compile_to(goal, wanted, dtype, &pipeline())? {
                 engine.add(&compiled, &checkpoint)?;
             }
         }
         Ok(engine)
+    }
+}
+
+/// What graphs of a kind compute, where nothing else is asked for.
+fn goal(graph: Graph) -> Goal {
+    match graph {
+        Graph::Train | Graph::Gradient => Goal::Loss,
+        Graph::Prefill | Graph::Decode => Goal::Logits,
     }
 }
 

@@ -77,11 +77,16 @@ impl Batch {
         let longest = self.longest();
         let targets = self.tokens(1, longest + 1).ids;
         let ends = self.spans.iter().map(|(start, end)| end - start);
-        let weights = ends.flat_map(|len| (0..longest).map(move |p| f32::from(u8::from(p + 1 < len))));
+        let before = |off: usize| {
+            let row = move |len: usize| (0..longest).map(move |p| f32::from(u8::from(p + off < len)));
+            ends.clone().flat_map(row).collect()
+        };
         Rows {
             ids: self.tokens(0, longest).ids,
             targets,
-            weights: weights.collect(),
+            weights: before(1),
+            // A token without a successor is a token all the same.
+            here: before(0),
             shape: [self.rows, longest],
         }
     }

@@ -17,6 +17,8 @@ pub struct Rows {
     pub targets: Vec<i32>,
     /// 0 where nothing is to be learned: prompts, padding.
     pub weights: Vec<f32>,
+    /// 1 on tokens, 0 on padding.
+    pub here: Vec<f32>,
     /// Rows and columns.
     pub shape: [usize; 2],
 }
@@ -27,17 +29,32 @@ impl Rows {
         self.weights.iter().map(|&w| f64::from(w)).sum()
     }
 
-    fn run<D: Device>(&self, engine: &mut Engine<D>, graph: Graph) -> Result<Vec<Vec<f32>>, RunError> {
+    /// The number of rows that have tokens.
+    pub fn sequences(&self) -> usize {
+        self.here.chunks(self.shape[1].max(1)).filter(|row| row.iter().any(|&x| x > 0.0)).count()
+    }
+
+    /// Runs a graph on these texts. A program takes the first so many of what there is to say of them.
+    fn run<D: Device>(
+        &self,
+        engine: &mut Engine<D>,
+        graph: Graph,
+        takes: usize,
+        part: f32,
+    ) -> Result<Vec<Found>, RunError> {
         if self.weights.iter().all(|&w| w == 0.0) {
             return Err(RunError::Argument("no text has two tokens, so there is no loss".to_owned()));
         }
-        let args = [
+        let mut args = vec![
             Value::i32(self.ids.clone(), &self.shape),
             Value::i32(self.targets.clone(), &self.shape),
             Value::f32(self.weights.clone(), &self.shape),
+            Value::f32(self.here.clone(), &self.shape),
+            Value::f32(vec![part], &[]),
         ];
+        args.truncate(takes);
         let floats = |value: Value| match value.data {
-            Data::F32(data) => Ok(data),
+            Data::F32(data) => Ok(Found { data, shape: value.shape }),
             Data::I32(_) => Err(RunError::Argument("the program of a loss returns integers".to_owned())),
         };
         engine.run(graph, &args, self.shape[1])?.into_iter().map(floats).collect()
@@ -48,8 +65,27 @@ impl Rows {
     /// # Errors
     /// If nothing is to be learned, a token is outside of the vocabulary, or the device fails.
     pub fn loss<D: Device>(&self, engine: &mut Engine<D>) -> Result<f32, RunError> {
-        let results = self.run(engine, Graph::Train)?;
-        results.first().and_then(|loss| loss.first().copied()).ok_or_else(|| wrong("it returns nothing"))
+        let results = self.run(engine, Graph::Train, LOSS, 1.0)?;
+        results.first().and_then(Found::number).ok_or_else(|| wrong("it returns nothing"))
+    }
+}
+
+/// What the plain loss takes: tokens, targets, weights.
+const LOSS: usize = 3;
+
+/// What a program found of texts beside gradients.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// The elements.
+    pub data: Vec<f32>,
+    /// The extents; none of a single number.
+    pub shape: Vec<usize>,
+}
+
+impl Found {
+    /// The first element.
+    pub fn number(&self) -> Option<f32> {
+        self.data.first().copied()
     }
 }
 
@@ -57,6 +93,8 @@ impl Rows {
 #[derive(Debug)]
 pub struct Gatherer {
     places: Places,
+    /// The number of the definition's parameters, and that of its results.
+    signature: (usize, usize),
     /// For each weight in the order of the program's results: its layout, and where the tensor of each of its pieces begins.
     weights: Vec<(Layout, Vec<usize>)>,
 }
@@ -68,6 +106,7 @@ impl Gatherer {
     /// [`LoadError::Layout`] if weights and stored tensors contradict each other.
     pub fn new(definition: &Module) -> Result<Gatherer, LoadError> {
         let places = Places::of(definition)?;
+        let entry = definition.function(&definition.entry);
         let weight = |(scope, f, n): (String, &latentc_ir::Function, usize)| {
             let weight = &f.weights[n];
             let layout = weight.stored.layout(f, f.ty(weight.value)).map_err(LoadError::Layout)?;
@@ -81,7 +120,8 @@ impl Gatherer {
         };
         let weights =
             differentiate::weights(definition).into_iter().map(weight).collect::<Result<_, LoadError>>()?;
-        Ok(Gatherer { places, weights })
+        let signature = entry.map_or((LOSS, 1), |f| (f.params.len(), f.results.len()));
+        Ok(Gatherer { places, signature, weights })
     }
 
     /// Where gradients are brought to.
@@ -89,8 +129,9 @@ impl Gatherer {
         &self.places
     }
 
-    /// Adds `share` times the gradient of the loss of these texts to `sum`, an array of [`Gatherer::places`]. Returns the loss: the
-    /// mean cross entropy of the targets, in nats.
+    /// Adds `share` times the gradient of the definition's first result at these texts to `sum`, an array of [`Gatherer::places`].
+    /// Returns all results of the definition. `part` is passed to definitions that take it, behind [`Rows::here`]: the texts' share of
+    /// a step's sequences over `share`, their share of its targets.
     ///
     /// # Errors
     /// If nothing is to be learned, a token is outside of the vocabulary, the program is not this definition's gradient, or the
@@ -100,13 +141,17 @@ impl Gatherer {
         engine: &mut Engine<D>,
         rows: &Rows,
         share: f32,
+        part: f32,
         sum: &mut [f32],
-    ) -> Result<f32, RunError> {
-        let mut results = rows.run(engine, Graph::Gradient)?.into_iter();
-        let loss = results.next().and_then(|loss| loss.first().copied());
-        let loss = loss.ok_or_else(|| wrong("it returns nothing"))?;
-        for (layout, starts) in &self.weights {
-            let part = results.next().ok_or_else(|| wrong("it returns too little"))?;
+    ) -> Result<Vec<Found>, RunError> {
+        let (takes, gives) = self.signature;
+        let mut results = rows.run(engine, Graph::Gradient, takes, part)?;
+        if results.len() != gives + self.weights.len() {
+            return Err(wrong("it returns another number of results"));
+        }
+        let parts = results.split_off(gives);
+        for ((layout, starts), part) in self.weights.iter().zip(&parts) {
+            let part = &part.data;
             for (piece, start) in layout.pieces.iter().zip(starts) {
                 // Weights may share elements of a tensor, as the two ends of a model do that are tied.
                 for span in layout.spans(piece) {
@@ -117,7 +162,7 @@ impl Gatherer {
                 }
             }
         }
-        Ok(loss)
+        Ok(results)
     }
 }
 

@@ -21,6 +21,8 @@ use latentc_tests::{Case, cases};
 const RESULT: f64 = 1e-5;
 const SLOPE: f64 = 1e-4;
 const STEP: f64 = 1e-6;
+/// As of a batch that is run in parts.
+const PART: f32 = 1.25;
 
 /// A case whose configuration asks for all balance losses, loudly.
 fn balanced(case: &Case) -> Option<ModelConfig> {
@@ -48,22 +50,15 @@ fn agrees<D: Device>(case: &Case, device: D) {
     let mask = case.integers("attention_mask").map(|m| m.0);
     let batch = Batch::new(&ids, mask.as_deref(), shape[0], shape[1]).expect("the case's batch is right");
     let rows = batch.next_tokens();
-    let (tok, target, weight) = (rows.ids, rows.targets, rows.weights);
+    let (tok, target, weight, here) = (rows.ids, rows.targets, rows.weights, rows.here);
     let longest = batch.longest();
-    // A token without a successor is a token all the same: padding is what stands behind it.
-    let here: Vec<f32> = weight
-        .chunks(longest)
-        .flat_map(|row| {
-            let tokens = row.iter().filter(|w| **w > 0.0).count() + 1;
-            (0..longest).map(move |p| f32::from(u8::from(p < tokens)))
-        })
-        .collect();
     let shape = [batch.rows(), longest];
     let args = [
         Value::i32(tok.clone(), &shape),
         Value::i32(target.clone(), &shape),
         Value::f32(weight.clone(), &shape),
         Value::f32(here.clone(), &shape),
+        Value::f32(vec![PART], &[]),
     ];
     let floats = |value: Value| match value.data {
         Data::F32(data) => data,
@@ -78,6 +73,7 @@ fn agrees<D: Device>(case: &Case, device: D) {
         wide(DType::I32, target.iter().map(|&x| f64::from(x)).collect()),
         wide(DType::F32, weight.iter().map(|&x| f64::from(x)).collect()),
         wide(DType::F32, here.iter().map(|&x| f64::from(x)).collect()),
+        Tensor::scalar(DType::F32, f64::from(PART)),
     ];
     let stored: Tensors = case
         .checkpoint

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::balance::Balance;
 use super::plot;
 use super::saved::hidden;
 
@@ -18,8 +19,13 @@ const PLOT: &str = "loss.svg";
 pub(super) struct Record {
     /// Its number, the first being 1.
     pub(super) step: u64,
+    /// What it made smaller: the loss, and each balance loss times its weight.
+    pub(super) objective: f64,
     /// The mean cross entropy of its targets before it, in nats.
     pub(super) loss: f64,
+    /// Of models with experts.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(super) balance: Option<Balance>,
     /// The norm of the gradient before clipping.
     pub(super) grad_norm: f32,
     /// The learning rate.

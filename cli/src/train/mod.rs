@@ -1,5 +1,6 @@
 //! `latentc train`: a model learns from texts.
 
+mod balance;
 mod metrics;
 mod plot;
 mod read;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use latentc_codegen::device::Device;
+use latentc_models::Goal;
 use latentc_passes::Graph;
 use latentc_runtime::checkpoint::Checkpoint;
 use latentc_runtime::gradient::{Gatherer, Rows};
@@ -23,6 +25,7 @@ use latentc_runtime::train::{Trainer, save};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use self::balance::Balance;
 use self::metrics::{Metrics, Record};
 use self::saved::{Saved, Saves};
 use self::settings::Settings;
@@ -36,6 +39,9 @@ use crate::{print, print_json, progress};
 /// which only the completion is learned; or an array of token ids, a document. `.safetensors` with `input_ids` of i64 or i32, each row
 /// a document. `.bin`, token ids in little endian, of 2 bytes where the vocabulary has at most 65,536 tokens, else of 4. All
 /// else is text in UTF-8, each file a document. Texts need a tokenizer.json in the model's folder.
+///
+/// Of models with experts it minimises the balance losses of the paper as well, where config.json or a flag gives them a weight, and
+/// tells in any case how evenly experts are used.
 ///
 /// Documents end with the configuration's eos_token_id if it has one, and are packed: one behind the other, cut into sequences.
 /// A prompt and its completion are a sequence of their own.
@@ -74,6 +80,9 @@ struct Report {
     loss: Option<f64>,
     /// The last validation loss.
     valid_loss: Option<f64>,
+    /// How evenly experts were used in the last step.
+    #[serde(flatten)]
+    balance: Option<Balance>,
     /// Targets learned by this run.
     tokens: u64,
     seconds: f64,
@@ -103,11 +112,13 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<()> {
         (Some(out), _, _) => {
             let mut saves = Saves::open(out)?;
             let (from, saved) = saves.last()?;
+            // What it is to minimise stands in its configuration.
             (model::open(&from)?, from, saved, saves)
         }
         (None, Some(folder), Some(out)) => {
-            let model = model::open(folder)?;
+            let mut model = model::open(folder)?;
             let settings = args.settings.checked(&model)?;
+            balance::configure(&mut model, &settings)?;
             let saves = Saves::begin(out)?;
             (model, folder.clone(), Saved { settings, step: 0, fingerprint: String::new() }, saves)
         }
@@ -143,8 +154,10 @@ impl Job for Train {
         let stop = interrupts()?;
         let stopped = || stop.load(Ordering::Relaxed);
         let dtype = model.dtype(settings.dtype);
-        let definition = model.trace(Graph::Gradient, dtype)?;
-        let engine = model.load(&from, device, dtype, &[Graph::Gradient.into(), Graph::Train.into()])?;
+        let definition = model.trace_to(Goal::Objective, dtype)?;
+        // What is validated is how well texts are told, whatever else is minimised.
+        let graphs = [(Goal::Objective, Graph::Gradient.into()), (Goal::Loss, Graph::Train.into())];
+        let engine = model.load_to(&from, device, dtype, &graphs)?;
         let places = Gatherer::new(&definition)?.places().clone();
         let state = match made {
             0 if !saves.any() => State::new(places.read(&Checkpoint::open(&from)?, "")?),
@@ -190,7 +203,9 @@ impl Job for Train {
             };
             let record = Record {
                 step,
-                loss: done.loss,
+                objective: balance::number(&done.results, 0)?,
+                loss: balance::number(&done.results, 1)?,
+                balance: Balance::of(&model.config, &done.results)?,
                 grad_norm: done.clipping.norm,
                 rate: with.rate,
                 sequences: batch.len(),
@@ -219,6 +234,7 @@ impl Job for Train {
             steps: schedule.steps,
             loss: (step > made).then(|| metrics.last(|r| Some(r.loss))).flatten(),
             valid_loss: metrics.last(|r| r.valid_loss),
+            balance: metrics.last(|r| Some(r.balance.clone())).flatten(),
             tokens,
             seconds,
             tokens_per_s: tokens as f64 / seconds,
@@ -233,10 +249,11 @@ impl Job for Train {
 fn summary(r: &Report) -> String {
     let loss = r.loss.map_or(String::new(), |x| format!(", loss {x:.4}"));
     let valid = r.valid_loss.map_or(String::new(), |x| format!(", validation {x:.4}"));
+    let load = r.balance.as_ref().map_or(String::new(), |b| format!(", busiest expert {}", b.busiest()));
     let how = if r.interrupted { "interrupted, " } else { "" };
     let out = r.out.display();
     let mut text = format!(
-        "{out}: {how}step {} of {}{loss}{valid}, {} tokens, {:.1} s on {}\n",
+        "{out}: {how}step {} of {}{loss}{valid}{load}, {} tokens, {:.1} s on {}\n",
         r.step, r.steps, r.tokens, r.seconds, r.device
     );
     if r.step < r.steps {
@@ -272,7 +289,11 @@ impl Shown {
     }
 
     fn step(&mut self, r: &Record, tokens_per_s: f64) {
-        let text = format!("loss {:.4}, rate {:.2e}, {tokens_per_s:.0} tokens/s", r.loss, r.rate);
+        let added = r.objective - r.loss;
+        let added = if added > 0.0 { format!(", balance {added:.4}") } else { String::new() };
+        let load = r.balance.as_ref().map_or(String::new(), |b| format!(", busiest expert {}", b.busiest()));
+        let text =
+            format!("loss {:.4}{added}{load}, rate {:.2e}, {tokens_per_s:.0} tokens/s", r.loss, r.rate);
         if let Some(bar) = &self.bar {
             bar.say(text.clone());
             bar.advance(1);

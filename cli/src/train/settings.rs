@@ -61,6 +61,22 @@ pub(crate) struct Settings {
     /// The largest norm of a gradient; a longer one is made shorter.
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     pub(crate) clip: f64,
+    /// Weight of the expert-level balance loss (equation 23 of the paper), 0 for none; `aux_loss_alpha` of config.json if not given.
+    #[arg(long, value_name = "WEIGHT")]
+    #[serde(default)]
+    pub(crate) expert_balance: Option<f64>,
+    /// Weight of the device-level balance loss (equation 26); `device_loss_alpha` if not given.
+    #[arg(long, value_name = "WEIGHT")]
+    #[serde(default)]
+    pub(crate) device_balance: Option<f64>,
+    /// Weight of the communication balance loss (equation 29); `communication_loss_alpha` if not given.
+    #[arg(long, value_name = "WEIGHT")]
+    #[serde(default)]
+    pub(crate) communication_balance: Option<f64>,
+    /// The devices that the experts lie on, as balance sees them; `n_devices` if not given, or else the groups of experts.
+    #[arg(long, value_name = "N")]
+    #[serde(default)]
+    pub(crate) devices: Option<usize>,
     /// The same seed gives the same order of sequences.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,

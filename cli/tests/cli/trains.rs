@@ -54,7 +54,8 @@ fn start(line: &str, paths: &[&Path]) -> Child {
 }
 
 const NUMBERS: &str = "--steps 6 --context 12 --batch 5 --first-batch 2 --batch-ramp 3 --micro-batch 2 --rate 3e-3 \
-                       --warmup 2 --seed 9 --valid 0.2 --valid-every 2 --save-every 2";
+                       --warmup 2 --seed 9 --valid 0.2 --valid-every 2 --save-every 2 \
+                       --expert-balance 0.03 --device-balance 0.5 --communication-balance 0.2";
 
 #[test]
 fn a_resumed_run_is_the_uninterrupted_one() {
@@ -81,6 +82,18 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     let rates = [0.5, 1.0, 1.0, 1.0, 1.0, 0.316].map(|x| x * 3e-3);
     assert!(numbers("rate").iter().zip(rates).all(|(a, b)| (a - b).abs() < 1e-9), "{:?}", numbers("rate"));
     assert_eq!(numbers("valid_loss").len(), 3);
+    for r in &metrics {
+        let number = |key: &str| r[key].as_f64().unwrap_or_else(|| panic!("{key} is a number: {r}"));
+        let [e, d, c] = ["expert", "device", "communication"].map(|n| number(&format!("{n}_balance")));
+        let (objective, balance) = (number("objective"), 0.03 * e + 0.5 * d + 0.2 * c);
+        assert!(balance > 1.4 && (objective - number("loss") - balance).abs() < 1e-5, "{r}");
+        // Of the two layers with experts.
+        let layers: Vec<f64> =
+            r["violations"].as_array().expect("a list").iter().flat_map(Value::as_f64).collect();
+        assert_eq!(layers.len(), 2);
+        assert_eq!(number("max_violation"), layers[0].max(layers[1]));
+        assert_eq!(number("mean_violation"), (layers[0] + layers[1]) / 2.0);
+    }
 
     // OUT is a model folder, and shows the last checkpoint.
     assert_eq!(names(&once.join("checkpoints")), ["00000004", "00000006"]);
@@ -101,7 +114,11 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     }
     let kinds: Vec<_> = crate::tensors(&once.join("model.safetensors")).into_values().map(|t| t.0).collect();
     assert!(kinds.iter().all(|&dtype| dtype == DType::BF16));
-    assert!(fs::read_to_string(once.join("loss.svg")).unwrap().contains("validation"));
+    let drawn = fs::read_to_string(once.join("loss.svg")).unwrap();
+    assert!(["validation", "busiest expert"].iter().all(|name| drawn.contains(name)), "{drawn}");
+    // What was asked for is part of the model from now on.
+    let config: Value = serde_json::from_slice(&fs::read(once.join("config.json")).unwrap()).unwrap();
+    assert_eq!([&config["aux_loss_alpha"], &config["device_loss_alpha"]], [&json!(0.03), &json!(0.5)]);
     ok("run {} --prompt-ids 5,6 --steps 2", &[&once]);
 }
 
@@ -124,7 +141,8 @@ fn parts_of_a_batch_add_up() {
     let folder = scratch();
     let [whole, parts] = ["whole", "parts"].map(|n| folder.path().join(n));
     let data = lines(folder.path());
-    let line = "train {} --data {} -o {} --steps 1 --batch 4 --context 12 --valid 0 --clip 1e9";
+    let line =
+        "train {} --data {} -o {} --steps 1 --batch 4 --context 12 --valid 0 --clip 1e9 --expert-balance 0.5";
     ok(line, &[&case("tiny"), &data, &whole]);
     ok(&format!("{line} --micro-batch 1"), &[&case("tiny"), &data, &parts]);
     let file = |out: &Path| out.join("optimizer.safetensors");
@@ -134,6 +152,34 @@ fn parts_of_a_batch_add_up() {
         let off = a.iter().zip(&b).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
         assert!(off <= 1e-4 * largest, "{name}: {off:e} of {largest:e}");
     }
+    // Means over sequences do, too, and tokens are counted over all of them.
+    let [(_, whole), (_, parts)] = [&whole, &parts].map(|out| left(out));
+    for key in ["objective", "loss", "expert_balance", "device_balance", "communication_balance"] {
+        let [a, b] = [&whole, &parts].map(|records| records[0][key].as_f64().expect("a number"));
+        assert!((a - b).abs() < 1e-5 * a, "{key}: {a} and {b}");
+    }
+    assert_eq!(whole[0]["violations"], parts[0]["violations"]);
+}
+
+/// As trained with and without the loss, from the same weights on the same texts: means of the last ten steps.
+#[test]
+fn the_balance_loss_balances() {
+    let folder = scratch();
+    let (data, model) = (lines(folder.path()), folder.path().join("model"));
+    ok("init {} -o {} --seed 5", &[&case("tiny"), &model]);
+    let trained = |weight: &str| {
+        let out = folder.path().join(weight);
+        let line =
+            "train {} --data {} -o {} --steps 30 --context 16 --batch 4 --rate 1e-2 --valid 0 --save-every 0";
+        ok(&format!("{line} --expert-balance {weight}"), &[&model, &data, &out]);
+        let last = left(&out).1.split_off(20);
+        let mean = |key: &str| last.iter().flat_map(|r| r[key].as_f64()).sum::<f64>() / 10.0;
+        // With equal work for all experts, the loss of each of two layers is 1.
+        (mean("expert_balance") - 2.0, mean("mean_violation"))
+    };
+    let (off, on) = (trained("0"), trained("0.1"));
+    println!("without the loss {off:?}, with it {on:?}");
+    assert!(on.0 < 0.5 * off.0 && on.1 < 0.9 * off.1, "{on:?} is not much less than {off:?}");
 }
 
 #[test]
@@ -330,6 +376,13 @@ fn what_cannot_be_learned_is_said() {
     says(&wrong("--rate nan"), &["--rate is NaN"]);
     says(&wrong("--batch 0"), &["--batch is 0"]);
     says(&wrong("--valid 0.6"), &["--valid is 0.6", "at most 0.5"]);
+    says(&wrong("--expert-balance inf"), &["--expert-balance is inf", "finite"]);
+    says(&wrong("--devices 4"), &["--devices is 4", "15 experts"]);
+    says(&wrong("--devices 1 --device-balance 0.1"), &["--device-balance", "one device", "--devices"]);
+    let dense = |more: &str| error(&format!("{line} {more}"), &[&case("tiny-llama"), &data, &at("out")]);
+    says(&dense("--communication-balance 0.1"), &["--communication-balance", "no layers with experts"]);
+    says(&dense("--devices 2"), &["--devices", "no layers with experts"]);
+    assert!(!at("out").exists(), "nothing is made of an error");
     says(&error("train --resume {}", &[&at("out")]), &["no checkpoint here"]);
     let line = "train {} --data {} -o {} --steps 9 --rate 1e30 --warmup 0";
     let diverged = error(line, &[&tiny, &data, &at("out")]);

@@ -83,6 +83,17 @@ pub enum TopkMethod {
     },
 }
 
+impl TopkMethod {
+    /// Of so many devices, how many a token's experts lie on at most: where a group is a device, as many as of those; elsewhere
+    /// nothing limits it.
+    pub fn devices_of_a_token(self, n_devices: usize) -> usize {
+        match self {
+            TopkMethod::GroupLimitedGreedy { n_group, topk_group } if n_group == n_devices => topk_group,
+            TopkMethod::GroupLimitedGreedy { .. } | TopkMethod::Greedy => n_devices,
+        }
+    }
+}
+
 impl DeepseekV2Config {
     /// Whether layer `layer` (from 0) is routed rather than dense.
     pub fn is_moe(&self, layer: usize) -> bool {
@@ -198,13 +209,12 @@ impl MoeConfig {
                 TopkMethod::Greedy
             }
         };
-        // Where a group is a device, a token has as many of these as of those; elsewhere nothing limits it.
-        let (groups, open) = match topk_method {
-            TopkMethod::Greedy => (1, 1),
-            TopkMethod::GroupLimitedGreedy { n_group, topk_group } => (n_group, topk_group),
+        let groups = match topk_method {
+            TopkMethod::Greedy => 1,
+            TopkMethod::GroupLimitedGreedy { n_group, .. } => n_group,
         };
         let n_devices = fields.size_or("n_devices", groups);
-        let topk_device = fields.size_or("topk_device", if n_devices == groups { open } else { n_devices });
+        let topk_device = fields.size_or("topk_device", topk_method.devices_of_a_token(n_devices));
         fields.check(&["n_devices", "n_routed_experts"], experts.is_multiple_of(n_devices), || {
             format!(
                 "is {n_devices}, which does not divide n_routed_experts, {experts}; devices hold equally many"

@@ -1,8 +1,10 @@
 //! Balance losses: arXiv 2405.04434, section 2.2.3. What training minimises beside the cross entropy, lest few experts, or few
 //! devices, do all the work.
 //!
-//! [`objective`] takes `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t], here: f32[b, t])`; the first three as the plain
-//! loss does, `here` 1 on tokens and 0 on padding. A row is a sequence: its tokens are the T of the equations. It returns
+//! [`objective`] takes `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t], here: f32[b, t], part: f32)`; the first three as
+//! the plain loss does, `here` 1 on tokens and 0 on padding. A row is a sequence: its tokens are the T of the equations. `part` is
+//! what balance losses are multiplied by: 1, or, where a batch is run in parts that count by their targets, a part's share of all
+//! sequences over its share of all targets, so that the parts add up to the batch. It returns
 //!
 //! | result | |
 //! |---|---|
@@ -18,7 +20,7 @@
 //! these. Gradients flow through the scores; counts are constants.
 //!
 //! The factors are `aux_loss_alpha`, `device_loss_alpha` and `communication_loss_alpha` of the configuration. Without
-//! `seq_aux` the whole batch counts as one sequence.
+//! `seq_aux` all that runs at once counts as one sequence.
 
 use latentc_frontend::spec;
 
@@ -129,14 +131,17 @@ spec! {
 
     /// What training minimises, and what it shows.
     pub fn objective(cfg: &DeepseekV2Config, experts: &MoeConfig)
-        (tok[b,t]: i32, target[b,t]: i32, weight[b,t]: f32, here[b,t]: f32)
+        (tok[b,t]: i32, target[b,t]: i32, weight[b,t]: f32, here[b,t]: f32, part: f32)
         -> (objective: f32, loss: f32, expert: f32, device: f32, communication: f32, load[l,e]: f32)
     {
         let layers = (0..cfg.common.num_hidden_layers).filter(|l| experts.covers(*l)).count();
         axes { b; t; d = cfg.common.hidden_size; e = experts.n_routed_experts; l = layers }
         (x[b,t,d], expert, device, communication, load[l,e]) = call counted_trunk(cfg, experts)(tok[b,t], here[b,t]);
         state cross_entropy(&cfg.common);
-        objective: f32 = loss;
+        expert: f32        = part * expert;
+        device: f32        = part * device;
+        communication: f32 = part * communication;
+        objective: f32     = loss;
         if experts.aux_loss_alpha > 0.0 {
             objective: f32 = objective + {experts.aux_loss_alpha} * expert               @23;
         }

@@ -101,17 +101,19 @@ impl Data {
     pub fn rows(&self, sequences: &[usize]) -> Rows {
         let of = |&n: &usize| self.sequences[n];
         let columns = sequences.iter().map(|n| of(n).1).max().unwrap_or(0);
-        let mut rows =
-            Rows { ids: vec![], targets: vec![], weights: vec![], shape: [sequences.len(), columns] };
+        let shape = [sequences.len(), columns];
+        let mut rows = Rows { ids: vec![], targets: vec![], weights: vec![], here: vec![], shape };
         for (n, (start, len)) in sequences.iter().map(of).enumerate() {
             rows.ids.extend(&self.tokens[start..start + len]);
             rows.targets.extend(&self.tokens[start + 1..start + len + 1]);
             let learned = &self.learned[start + 1..start + len + 1];
             rows.weights.extend(learned.iter().map(|&learned| f32::from(u8::from(learned))));
+            rows.here.resize(rows.ids.len(), 1.0);
             let end = (n + 1) * columns;
             rows.ids.resize(end, 0);
             rows.targets.resize(end, 0);
             rows.weights.resize(end, 0.0);
+            rows.here.resize(end, 0.0);
         }
         rows
     }
@@ -184,6 +186,8 @@ mod tests {
         assert_eq!(rows.ids, [1, 2, 3, 4, 5, 6, 0, 0]);
         assert_eq!(rows.targets, [2, 3, 4, 5, 6, 7, 0, 0]);
         assert_eq!(rows.weights, [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(rows.here, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(rows.sequences(), 2);
         assert_eq!([data.targets(0), data.targets(1)], [3, 2]);
     }
 

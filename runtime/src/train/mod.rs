@@ -1,5 +1,7 @@
 //! Training: one step after another, with all that changes kept in memory.
 //!
+//! What is minimised is the first result of a definition; the others are watched: see [`Step`].
+//!
 //! Parameters are f32 whatever the model computes in, and lie in one array with what the optimiser remembers ([`State`]). A step adds up
 //! the gradients of its texts, clips the sum, and lets the optimiser's programs move all parameters at once. Nothing depends on
 //! time, addresses or the order of threads: the same texts in the same order give the same bits.
@@ -26,10 +28,11 @@ pub struct Trainer<D: Device> {
 }
 
 /// What a step was like.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// The mean cross entropy of the step's targets before the step, in nats.
-    pub loss: f64,
+    /// The results of the definition before the step, at all of the step's texts: of what is a number, the mean over targets; of what
+    /// is an array of counts, the sum. The first is what the step made smaller.
+    pub results: Vec<Vec<f64>>,
     /// The norm of the gradient, and what it was multiplied by.
     pub clipping: Clipping,
 }
@@ -91,8 +94,8 @@ impl<D: Device> Trainer<D> {
         self.engine.device()
     }
 
-    /// Makes one step along the gradient of the mean loss of all targets of `parts`, which are run one after the other. `None` if
-    /// `stop` said so between two of them: then nothing has changed.
+    /// Makes one step along the gradient of what the definition minimises, at all targets of `parts`, which are run one after the
+    /// other. `None` if `stop` said so between two of them: then nothing has changed.
     ///
     /// # Errors
     /// See [`TrainError`]. The state is that before the step, but after an error of the device while the step itself was made.
@@ -103,16 +106,25 @@ impl<D: Device> Trainer<D> {
         stop: impl Fn() -> bool,
     ) -> Result<Option<Step>, TrainError> {
         let all: f64 = parts.iter().map(Rows::weight).sum();
+        let sequences: usize = parts.iter().map(Rows::sequences).sum();
         let mut gradient = vec![0.0; self.places().len()];
-        let mut loss = 0.0;
-        for part in parts {
+        let mut results: Vec<Vec<f64>> = Vec::new();
+        for rows in parts {
             if stop() {
                 return Ok(None);
             }
-            let share = part.weight() / all;
-            loss +=
-                share * f64::from(self.gatherer.add(&mut self.engine, part, share as f32, &mut gradient)?);
+            let share = rows.weight() / all;
+            let part = rows.sequences() as f64 / sequences as f64 / share;
+            let engine = &mut self.engine;
+            let found = self.gatherer.add(engine, rows, share as f32, part as f32, &mut gradient)?;
+            results.resize(found.len(), Vec::new());
+            for (sum, found) in results.iter_mut().zip(&found) {
+                let counts = if found.shape.is_empty() { share } else { 1.0 };
+                sum.resize(found.data.len(), 0.0);
+                sum.iter_mut().zip(&found.data).for_each(|(sum, &x)| *sum += counts * f64::from(x));
+            }
         }
+        let loss = results.first().and_then(|r| r.first().copied()).unwrap_or(f64::NAN);
         let clipping = self.optimizer.clipping(&mut self.engine, &gradient, with.most)?;
         if !(loss.is_finite() && clipping.norm.is_finite()) {
             let step = self.state.steps + 1;
@@ -120,7 +132,7 @@ impl<D: Device> Trainer<D> {
         }
         self.optimizer.step(&mut self.engine, with, &mut self.state, gradient, clipping.coef)?;
         self.show_weights()?;
-        Ok(Some(Step { loss, clipping }))
+        Ok(Some(Step { results, clipping }))
     }
 
     /// The mean loss of all targets of `parts`, in nats. `None` if `stop` said so between two of them.
