@@ -94,3 +94,16 @@ impl Drop for NewFolder {
         let _ = fs::remove_dir_all(&self.temporary);
     }
 }
+
+/// Writes the file beside its place first, so that it appears complete or not at all.
+pub(crate) fn write_file(out: &Path, text: &str) -> anyhow::Result<()> {
+    let shown = out.display();
+    let Some(name) = out.file_name() else { bail!("{shown}: not a path of a file") };
+    let temporary = out.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    let done = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, out));
+    if done.is_err() {
+        // It may not even have been made.
+        let _ = fs::remove_file(&temporary);
+    }
+    done.with_context(|| format!("{shown}: cannot write"))
+}

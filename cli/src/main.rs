@@ -3,6 +3,7 @@
 //! One file per subcommand. Results go to standard output, progress and errors to standard error; what is
 //! written to disk appears complete or not at all.
 
+mod bench;
 mod cache;
 mod check;
 mod compile;
@@ -51,6 +52,7 @@ enum Command {
     Report(report::Args),
     Compile(compile::Args),
     Check(check::Args),
+    Bench(bench::Args),
     Init(init::Args),
     Run(run::Args),
     Eval(eval::Args),
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Report(args) => report::report(&args),
         Command::Compile(args) => compile::compile(&args),
         Command::Check(args) => check::check(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),
         Command::Eval(args) => eval::eval(&args),

@@ -4,11 +4,12 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use latentc_ir::{Module, ParseError};
 use latentc_passes::{Context, Pass};
 
 use crate::cache::CacheArgs;
+use crate::folder::write_file;
 use crate::model::GraphArg;
 use crate::passes::{Validation, named};
 use crate::{Rendered, colours, print, progress};
@@ -51,7 +52,7 @@ pub(crate) fn opt(args: &Args) -> anyhow::Result<()> {
     }
     let text = stages.last().map_or_else(String::new, |(_, module)| module.to_string());
     match &args.out {
-        Some(out) => write(out, &text),
+        Some(out) => write_file(out, &text),
         None => print(&text),
     }
 }
@@ -71,17 +72,4 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
 fn check(name: &str, text: &str) -> anyhow::Result<Module> {
     let render = |e: ParseError| Rendered(if colours() { e.render_in_colour() } else { e.render() });
     Ok(latentc_ir::check(name, text).map_err(render)?)
-}
-
-/// Writes the file beside its place first, so that it appears complete or not at all.
-fn write(out: &Path, text: &str) -> anyhow::Result<()> {
-    let shown = out.display();
-    let Some(name) = out.file_name() else { bail!("{shown}: not a path of a file") };
-    let temporary = out.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    let done = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, out));
-    if done.is_err() {
-        // It may not even have been made.
-        let _ = fs::remove_file(&temporary);
-    }
-    done.with_context(|| format!("{shown}: cannot write"))
 }

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use latentc_ir::DType;
 
 use crate::memory::Layout;
-use crate::program::Kernel;
+use crate::program::{Kernel, KernelKind};
 
 /// Elements on their way to or from a device. Floats of any width travel as f32, truth values as 0 and 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,6 +85,20 @@ pub trait Device {
     /// # Errors
     /// If the device failed in an earlier launch.
     fn read(&mut self, buffer: &Self::Buffer, len: usize) -> Result<Data, DeviceError>;
+
+    /// Waits until all launches so far are done. A device that runs each at once has nothing to wait for.
+    ///
+    /// # Errors
+    /// If the device failed in one of them.
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// How a kernel is computed for these run-time sizes, where the device has several ways.
+    fn way(&self, kernel: &Kernel, sizes: &[usize]) -> KernelKind {
+        let _ = sizes;
+        kernel.kind
+    }
 
     /// What a plan of its memory must heed.
     fn layout(&self) -> Layout;

@@ -48,7 +48,7 @@ pub struct Place {
 
 impl Place {
     /// Whether the two share a byte.
-    fn meets(self, other: Place) -> bool {
+    pub fn meets(self, other: Place) -> bool {
         let before = |a: Place, b: Place| a.offset < b.offset + b.bytes;
         self.page == other.page && before(self, other) && before(other, self)
     }

@@ -14,7 +14,7 @@ use std::iter::Sum;
 use std::ops::AddAssign;
 
 use latentc_ir::cost::{bytes, cost};
-use latentc_ir::{Op, Size};
+use latentc_ir::{Function, Op, Poly, Size, ValueId};
 use serde::Serialize;
 
 use crate::map::append;
@@ -45,26 +45,25 @@ impl Traffic {
         let body = &kernel.body;
         let symbols = kernel.size_symbols().into_iter().map(str::to_owned);
         let sizes: BTreeMap<String, u64> = symbols.zip(sizes.iter().copied()).collect();
-        let number = |p: latentc_ir::Poly| p.eval(&sizes).map(|n| n as f64);
+        let number = |p: Poly| p.eval(&sizes).map(|n| n as f64);
         let flops = number(cost(&kernel.module(), &body.name)?.total.flops)?;
         let mut traffic = Traffic { flops, read: 0.0, written: 0.0 };
         for &param in &body.params {
-            let whole = number(bytes(body, param))?;
-            let mut read: f64 = 0.0;
-            for inst in &body.body {
-                for (n, _) in inst.args.iter().enumerate().filter(|(_, a)| **a == param) {
-                    read += match inst.op {
-                        Op::Gather { .. } if n == 0 => number(bytes(body, inst.result()))?,
-                        Op::Append { .. } if n == 0 => 0.0,
-                        _ => whole,
-                    };
-                }
-            }
-            traffic.read += read.min(whole);
+            traffic.read += read_of(body, param, &sizes)?;
         }
         let result = append(body).map_or(body.results[0], |append| append.args[1]);
         traffic.written = number(bytes(body, result))?;
         Ok(traffic)
+    }
+
+    /// The bytes that one launch of a kernel reads of each of its parameters.
+    ///
+    /// # Errors
+    /// A size that is missing, by name.
+    pub fn read_by_launch(kernel: &Kernel, sizes: &[u64]) -> Result<Vec<f64>, String> {
+        let symbols = kernel.size_symbols().into_iter().map(str::to_owned);
+        let sizes: BTreeMap<String, u64> = symbols.zip(sizes.iter().copied()).collect();
+        kernel.body.params.iter().map(|&p| read_of(&kernel.body, p, &sizes)).collect()
     }
 
     /// A run of a program at these sizes, calls and all.
@@ -93,6 +92,23 @@ impl Traffic {
         }
         known.remove(program.entry.as_str()).ok_or_else(|| format!("there is no routine @{}", program.entry))
     }
+}
+
+/// The bytes that a body reads of a parameter.
+fn read_of(body: &Function, param: ValueId, sizes: &BTreeMap<String, u64>) -> Result<f64, String> {
+    let number = |p: Poly| p.eval(sizes).map(|n| n as f64);
+    let whole = number(bytes(body, param))?;
+    let mut read: f64 = 0.0;
+    for inst in &body.body {
+        for (n, _) in inst.args.iter().enumerate().filter(|(_, a)| **a == param) {
+            read += match inst.op {
+                Op::Gather { .. } if n == 0 => number(bytes(body, inst.result()))?,
+                Op::Append { .. } if n == 0 => 0.0,
+                _ => whole,
+            };
+        }
+    }
+    Ok(read.min(whole))
 }
 
 impl AddAssign for Traffic {

@@ -22,6 +22,44 @@ use crate::load::{self, LoadError};
 /// A place in [`Engine::heap`].
 type Slot = usize;
 
+/// What makes a weight on a device, given the scope of a call, its function and the weight.
+pub type Make<'m, D> =
+    &'m mut dyn FnMut(&mut D, &str, &Function, &Weight) -> Result<<D as Device>::Buffer, LoadError>;
+
+/// What launches a kernel of a run.
+pub type Launcher<'l, D> =
+    &'l mut dyn FnMut(&mut D, Launch<'_, <D as Device>::Buffer>) -> Result<(), DeviceError>;
+
+/// A launch of a run.
+#[derive(Debug)]
+pub struct Launch<'a, B> {
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// Its place in [`Program::kernels`].
+    pub number: usize,
+    /// As [`Device::launch`] takes them.
+    pub inputs: &'a [Option<&'a B>],
+    /// Where each of them comes from.
+    pub sources: &'a [Source],
+    /// Where the result goes.
+    pub output: &'a mut B,
+    /// Whether the result takes the place of an input.
+    pub in_place: bool,
+    /// The run-time sizes.
+    pub sizes: &'a [usize],
+}
+
+/// Where an input of a launch comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The checkpoint.
+    Weight,
+    /// Runs before this one.
+    Cache,
+    /// This run: what it was given or has made, or the program's text.
+    Run,
+}
+
 /// Plans count with a past that is longer by less than so many positions, so that decode does not make one for every token.
 const PAST: u64 = 256;
 
@@ -31,6 +69,8 @@ pub struct Engine<D: Device> {
     device: D,
     graphs: Vec<Loaded>,
     heap: Vec<Option<D::Buffer>>,
+    /// Where what is in each place of the heap comes from.
+    sources: Vec<Source>,
     /// Where temporaries lie: what the plans of all graphs so far have needed, and its length.
     pages: Vec<(u64, D::Arena)>,
     /// Weights by what they hold.
@@ -64,6 +104,21 @@ enum Where {
     Held(Slot),
     /// A temporary of so many elements.
     Planned(Place, DType, usize),
+}
+
+impl Where {
+    /// Whether the two share memory that a plan has shared out.
+    fn meets(self, other: Where) -> bool {
+        match (self, other) {
+            (Where::Planned(a, ..), Where::Planned(b, ..)) => a.meets(b),
+            (Where::Held(_) | Where::Planned(..), _) => false,
+        }
+    }
+}
+
+/// Launches a kernel.
+pub fn at_once<D: Device>(device: &mut D, launch: Launch<'_, D::Buffer>) -> Result<(), DeviceError> {
+    device.launch(launch.kernel, launch.inputs, launch.output, launch.sizes)
 }
 
 /// A call of a routine: where its own buffers are, and the instances that it calls, by step.
@@ -133,6 +188,7 @@ impl<D: Device> Engine<D> {
             device,
             graphs: Vec::new(),
             heap: Vec::new(),
+            sources: Vec::new(),
             pages: Vec::new(),
             weights: BTreeMap::new(),
             caches: BTreeMap::new(),
@@ -145,7 +201,18 @@ impl<D: Device> Engine<D> {
     /// If the checkpoint does not fit, or the device has no room.
     pub fn add(&mut self, compiled: &Compiled, checkpoint: &Arc<Checkpoint>) -> Result<(), LoadError> {
         load::check(compiled.definition(), checkpoint)?;
-        self.push(compiled, Some(checkpoint), Some(compiled.graph))?;
+        self.add_made(compiled, &mut |device, scope, function, weight| {
+            load::load(device, checkpoint, scope, function, weight)
+        })
+    }
+
+    /// Loads a compiled graph with weights that are made as they are needed: `make` is given the scope of a call, the function and
+    /// its weight, and returns as many elements as the weight's type has, or more.
+    ///
+    /// # Errors
+    /// Those of `make`, or the device has no room.
+    pub fn add_made(&mut self, compiled: &Compiled, make: Make<'_, D>) -> Result<(), LoadError> {
+        self.push(compiled, make, Some(compiled.graph))?;
         Ok(())
     }
 
@@ -154,17 +221,20 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// If it has weights, or the device has no room.
     pub fn add_plain(&mut self, compiled: &Compiled) -> Result<Plain, LoadError> {
-        self.push(compiled, None, None).map(Plain)
+        let none = &mut |_: &mut D, _: &str, f: &Function, _: &Weight| {
+            Err(LoadError::Layout(format!("@{} has weights, but no checkpoint was given", f.name)))
+        };
+        self.push(compiled, none, None).map(Plain)
     }
 
     fn push(
         &mut self,
         compiled: &Compiled,
-        checkpoint: Option<&Arc<Checkpoint>>,
+        make: Make<'_, D>,
         graph: Option<Graph>,
     ) -> Result<usize, LoadError> {
         let mut instances = Vec::new();
-        self.instantiate(compiled, checkpoint, &compiled.program.entry, "", &mut instances)?;
+        self.instantiate(compiled, make, &compiled.program.entry, "", &mut instances)?;
         self.graphs.push(Loaded {
             graph,
             guard: compiled.guard.clone(),
@@ -189,7 +259,7 @@ impl<D: Device> Engine<D> {
     fn instantiate(
         &mut self,
         compiled: &Compiled,
-        checkpoint: Option<&Arc<Checkpoint>>,
+        make: Make<'_, D>,
         name: &str,
         scope: &str,
         instances: &mut Vec<Instance>,
@@ -209,11 +279,8 @@ impl<D: Device> Engine<D> {
                     match self.weights.get(&key) {
                         Some(held) => held.slot,
                         None => {
-                            let checkpoint = checkpoint.ok_or_else(|| {
-                                LoadError::Layout(format!("@{name} has weights, but no checkpoint was given"))
-                            })?;
-                            let made = load::load(&mut self.device, checkpoint, scope, function, weight)?;
-                            let slot = self.hold(made);
+                            let made = make(&mut self.device, scope, function, weight)?;
+                            let slot = self.hold(made, Source::Weight);
                             let ty = function.ty(weight.value);
                             let layout = weight.stored.layout(function, ty).map_err(LoadError::Layout)?;
                             let held = Held { slot, dtype: ty.dtype, scope: scope.to_owned(), layout };
@@ -229,7 +296,7 @@ impl<D: Device> Engine<D> {
                         Data::I32(values.iter().map(|x| x.0 as i32).collect())
                     };
                     let made = self.device.upload(buffer.dtype, data)?;
-                    self.hold(made)
+                    self.hold(made, Source::Run)
                 }
                 Role::Cache => {
                     let key = scoped(scope, &buffer.name);
@@ -237,7 +304,7 @@ impl<D: Device> Engine<D> {
                         Some(cache) => cache.slot,
                         None => {
                             let empty = self.device.alloc(buffer.dtype, 0)?;
-                            let slot = self.hold(empty);
+                            let slot = self.hold(empty, Source::Cache);
                             self.caches
                                 .insert(key, Cache { slot, dtype: buffer.dtype, dims: buffer.dims.clone() });
                             slot
@@ -251,7 +318,7 @@ impl<D: Device> Engine<D> {
         for (n, step) in routine.steps.iter().enumerate() {
             if let Step::Call { routine: callee, scope: below, .. } = step {
                 let scope = scoped(scope, below);
-                calls.insert(n, self.instantiate(compiled, checkpoint, callee, &scope, instances)?);
+                calls.insert(n, self.instantiate(compiled, make, callee, &scope, instances)?);
             }
         }
         instances.push(Instance { routine: number, owned, calls });
@@ -278,6 +345,19 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// If the device has no room.
     pub fn reset(&mut self, batch: usize, capacity: usize) -> Result<(), DeviceError> {
+        self.reset_to(batch, capacity, |device, dtype, len| device.alloc(dtype, len))
+    }
+
+    /// Makes room as [`reset`](Engine::reset) does, with the memory that `make` gives for a dtype and a number of elements.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn reset_to(
+        &mut self,
+        batch: usize,
+        capacity: usize,
+        mut make: impl FnMut(&mut D, DType, usize) -> Result<D::Buffer, DeviceError>,
+    ) -> Result<(), DeviceError> {
         self.pages.clear();
         for cache in self.caches.values() {
             let mut len = capacity;
@@ -285,7 +365,7 @@ impl<D: Device> Engine<D> {
                 len *= size.fixed().map_or(batch, |n| n as usize);
             }
             self.heap[cache.slot] = None;
-            let buffer = self.device.alloc(cache.dtype, len)?;
+            let buffer = make(&mut self.device, cache.dtype, len)?;
             self.heap[cache.slot] = Some(buffer);
         }
         Ok(())
@@ -298,7 +378,31 @@ impl<D: Device> Engine<D> {
     /// If the graph was not added, arguments do not fit it or each other, or the device fails.
     pub fn run(&mut self, graph: Graph, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
         let number = self.choose(graph, args)?;
-        self.run_loaded(number, args, past)
+        self.run_loaded(number, args, past, &mut at_once)
+    }
+
+    /// Runs a graph as [`run`](Engine::run) does, but leaves its results on the device, and each launch to `launcher`. It may be done
+    /// when the launches are not: see [`wait`](Engine::wait).
+    ///
+    /// # Errors
+    /// As for [`run`](Engine::run).
+    pub fn run_by(
+        &mut self,
+        graph: Graph,
+        args: &[Value],
+        past: usize,
+        launcher: Launcher<'_, D>,
+    ) -> Result<(), RunError> {
+        let number = self.choose(graph, args)?;
+        self.run_planned(number, args, past, launcher, |_, _, _| Ok(()))
+    }
+
+    /// Waits until all launches so far are done.
+    ///
+    /// # Errors
+    /// If the device failed in one of them.
+    pub fn wait(&mut self) -> Result<(), DeviceError> {
+        self.device.wait()
     }
 
     /// Runs a program that is no graph of the model.
@@ -306,10 +410,27 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// If arguments do not fit it or each other, or the device fails.
     pub fn run_plain(&mut self, program: Plain, args: &[Value]) -> Result<Vec<Value>, RunError> {
-        self.run_loaded(program.0, args, 0)
+        self.run_loaded(program.0, args, 0, &mut at_once)
     }
 
-    fn run_loaded(&mut self, number: usize, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
+    fn run_loaded(
+        &mut self,
+        number: usize,
+        args: &[Value],
+        past: usize,
+        launcher: Launcher<'_, D>,
+    ) -> Result<Vec<Value>, RunError> {
+        self.run_planned(number, args, past, launcher, Engine::results)
+    }
+
+    fn run_planned<T>(
+        &mut self,
+        number: usize,
+        args: &[Value],
+        past: usize,
+        launcher: Launcher<'_, D>,
+        then: impl FnOnce(&mut Self, &Run<'_>, &Routine) -> Result<T, RunError>,
+    ) -> Result<T, RunError> {
         let loaded = &self.graphs[number];
         let program = Rc::clone(&loaded.program);
         let top = loaded.instances.len() - 1;
@@ -331,10 +452,11 @@ impl<D: Device> Engine<D> {
         let plan = self.plan(number, planned)?;
         let held = self.heap.len();
         let mut run = Run { graph: number, program: &program, plan: &plan, sizes: &sizes, calls: 0 };
-        let values = self.run_planned(&mut run, top, args);
+        let done = self.run_on(&mut run, top, args, launcher).and_then(|()| then(self, &run, routine));
         // What was uploaded for this run alone lies behind all else.
         self.heap.truncate(held);
-        values
+        self.sources.truncate(held);
+        done
     }
 
     /// The plan of a graph for these sizes, and the memory that it needs.
@@ -360,24 +482,34 @@ impl<D: Device> Engine<D> {
         Ok(plan)
     }
 
-    fn run_planned(&mut self, run: &mut Run<'_>, top: usize, args: &[Value]) -> Result<Vec<Value>, RunError> {
+    fn run_on(
+        &mut self,
+        run: &mut Run<'_>,
+        top: usize,
+        args: &[Value],
+        launcher: Launcher<'_, D>,
+    ) -> Result<(), RunError> {
         let routine = &run.program.routines[self.graphs[run.graph].instances[top].routine];
         let mut params = Vec::new();
         for (&id, value) in routine.params.iter().zip(args) {
             let made = self.device.upload(routine.buffer(id).dtype, value.data.clone())?;
-            params.push(Where::Held(self.hold(made)));
+            params.push(Where::Held(self.hold(made, Source::Run)));
         }
-        self.instance(run, top, &params)?;
+        self.instance(run, top, &params, launcher)
+    }
+
+    /// What the entry has made.
+    fn results(&mut self, run: &Run<'_>, entry: &Routine) -> Result<Vec<Value>, RunError> {
         let mut values = Vec::new();
-        for &id in &routine.results {
-            let shape: Vec<_> = routine.buffer(id).dims.iter().map(|d| run.sizes.get(d)).collect();
-            let data = match run.place(0, routine, id) {
+        for &id in &entry.results {
+            let shape: Vec<_> = entry.buffer(id).dims.iter().map(|d| run.sizes.get(d)).collect();
+            let data = match run.place(0, entry, id) {
                 Some(Where::Planned(place, dtype, len)) => {
                     let part = self.part(place, dtype, len)?;
                     self.device.read(&part, len)?
                 }
                 Some(Where::Held(_)) | None => {
-                    let name = &routine.buffer(id).name;
+                    let name = &entry.buffer(id).name;
                     return Err(RunError::Argument(format!("nothing writes the result `{name}`")));
                 }
             };
@@ -409,7 +541,13 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    fn instance(&mut self, run: &mut Run<'_>, n: usize, params: &[Where]) -> Result<(), RunError> {
+    fn instance(
+        &mut self,
+        run: &mut Run<'_>,
+        n: usize,
+        params: &[Where],
+        launcher: Launcher<'_, D>,
+    ) -> Result<(), RunError> {
         let call = run.calls;
         run.calls += 1;
         let instance = &self.graphs[run.graph].instances[n];
@@ -433,9 +571,9 @@ impl<D: Device> Engine<D> {
             match step {
                 Step::Launch { kernel, sizes, .. } => {
                     let sizes: Vec<_> = sizes.iter().map(|s| run.sizes.get(s)).collect();
-                    self.launch(&run.program.kernels[*kernel], &inputs, outputs[0], &sizes)?;
+                    self.launch(run, *kernel, &inputs, outputs[0], &sizes, launcher)?;
                 }
-                Step::Call { .. } => self.instance(run, calls[&at], &inputs)?,
+                Step::Call { .. } => self.instance(run, calls[&at], &inputs, launcher)?,
             }
         }
         Ok(())
@@ -443,11 +581,14 @@ impl<D: Device> Engine<D> {
 
     fn launch(
         &mut self,
-        kernel: &Kernel,
+        run: &Run<'_>,
+        number: usize,
         inputs: &[Where],
         output: Where,
         sizes: &[usize],
+        launcher: Launcher<'_, D>,
     ) -> Result<(), DeviceError> {
+        let kernel = &run.program.kernels[number];
         // Of a kernel that appends, the first input is the output.
         let inputs =
             inputs.iter().enumerate().map(|(n, at)| (n > 0 || kernel.cache().is_none()).then_some(at));
@@ -468,15 +609,24 @@ impl<D: Device> Engine<D> {
             Some(Where::Planned(..)) | None => part.as_ref(),
         });
         let buffers: Vec<_> = buffers.collect();
-        let done = self.device.launch(kernel, &buffers, &mut out, sizes);
+        let source = |at: &Option<&Where>| match at {
+            Some(Where::Held(slot)) => self.sources[*slot],
+            Some(Where::Planned(..)) | None => Source::Run,
+        };
+        let sources: Vec<_> = inputs.iter().map(source).collect();
+        let in_place = inputs.iter().flatten().any(|at| at.meets(output));
+        let launch =
+            Launch { kernel, number, inputs: &buffers, sources: &sources, output: &mut out, in_place, sizes };
+        let done = launcher(&mut self.device, launch);
         if let Some(slot) = slot {
             self.heap[slot] = Some(out);
         }
         done
     }
 
-    fn hold(&mut self, buffer: D::Buffer) -> Slot {
+    fn hold(&mut self, buffer: D::Buffer, source: Source) -> Slot {
         self.heap.push(Some(buffer));
+        self.sources.push(source);
         self.heap.len() - 1
     }
 

@@ -1,5 +1,6 @@
 //! A compiled program with its memory: what it runs on, what it reads, what it remembers.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod compiled;
 pub mod engine;

@@ -1,5 +1,6 @@
 //! The command as its users meet it: the built binary, its output, its files, its errors.
 
+mod benches;
 mod checks;
 mod compiles;
 mod counts_and_dumps;

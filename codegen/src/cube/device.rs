@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cubecl_core::InfoBuilder;
 use cubecl_core::client::ComputeClient;
+use cubecl_core::future::block_on;
 use cubecl_core::ir::AddressType;
 use cubecl_core::prelude::{CubeCount, KernelTask, Runtime};
 use cubecl_core::server::{Handle, KernelArguments, MetadataBindingInfo};
@@ -310,6 +311,22 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         let beyond = handle.size_in_used().saturating_sub(bytes);
         let bytes = self.client.read_one(handle.offset_end(beyond)).map_err(|e| fail(e.to_string()))?;
         Ok(decode(elem, &bytes, len))
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        // Waiting does not tell of kernels that did not compile.
+        self.flush()?;
+        // As in `flush`.
+        let why = match catch_unwind(AssertUnwindSafe(|| block_on(self.client.sync()))) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the driver's thread panicked".to_owned(),
+        };
+        Err(DeviceError::Kernel { kernel: "launched before".to_owned(), why })
+    }
+
+    fn way(&self, kernel: &Kernel, sizes: &[usize]) -> KernelKind {
+        Ways::of(kernel, R::TARGET).choose(&kernel.extents(sizes))
     }
 
     fn layout(&self) -> Layout {

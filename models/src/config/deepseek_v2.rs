@@ -130,6 +130,23 @@ impl DeepseekV2Config {
             + (layers - routed) * dense_mlp
     }
 
+    /// Leaves as few layers as have so many of each kind, dense and routed, or all that there are.
+    pub(super) fn cut(&mut self, each: usize) {
+        let total = self.common.num_hidden_layers;
+        let Some(moe) = &mut self.moe else {
+            self.common.num_hidden_layers = total.min(each);
+            return;
+        };
+        let routed = (0..total).filter(|&l| moe.covers(l)).count();
+        let (routed, dense) = (routed.min(each), (total - routed).min(each));
+        moe.first_k_dense_replace = moe.first_k_dense_replace.min(dense);
+        let enough = |n: &usize| {
+            let covered = (0..*n).filter(|&l| moe.covers(l)).count();
+            covered >= routed && n - covered >= dense
+        };
+        self.common.num_hidden_layers = (0..=total).find(enough).unwrap_or(total);
+    }
+
     pub(super) fn read(map: &Map<String, Value>) -> Result<Self, Vec<Problem>> {
         let mut fields = Fields::new(map);
         let common = Common::read(&mut fields);

@@ -172,6 +172,17 @@ impl ModelConfig {
         }
     }
 
+    /// The same model with as few layers as have so many of each kind, or all that there are: enough to measure one with.
+    #[must_use]
+    pub fn with_layers(&self, each: usize) -> ModelConfig {
+        let mut cut = self.clone();
+        match &mut cut {
+            Self::DeepseekV2(c) => c.cut(each),
+            Self::Llama(c) => c.common.num_hidden_layers = c.common.num_hidden_layers.min(each),
+        }
+        cut
+    }
+
     /// The configuration in the form of the published checkpoints, whichever form it was read in.
     ///
     /// Keys that this compiler does not look at are as they were read.

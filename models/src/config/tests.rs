@@ -397,3 +397,21 @@ proptest! {
         let _ = ModelConfig::from_str("c.json", &text);
     }
 }
+
+#[test]
+fn a_cut_model_keeps_every_kind_of_layer() {
+    let kinds = |config: &ModelConfig| {
+        let ModelConfig::DeepseekV2(c) = config else { return (config.common().num_hidden_layers, 0) };
+        let routed = (0..c.common.num_hidden_layers).filter(|&l| c.is_moe(l)).count();
+        (c.common.num_hidden_layers - routed, routed)
+    };
+    let published = ModelConfig::DeepseekV2(deepseek(&lite()));
+    assert_eq!([1, 3, 99].map(|n| kinds(&published.with_layers(n))), [(1, 1), (1, 3), (1, 26)]);
+    let dense = with(lite(), json!({"first_k_dense_replace": 5, "moe_layer_freq": 2}));
+    let sparse = ModelConfig::DeepseekV2(deepseek(&dense));
+    // Those that alternate come with what lies between them.
+    assert_eq!(kinds(&sparse.with_layers(2)), (3, 2));
+    let llama = ModelConfig::bundled("deepseek-67b").unwrap();
+    assert_eq!(kinds(&llama.with_layers(2)), (2, 0));
+    assert_eq!(llama.with_layers(999), llama);
+}

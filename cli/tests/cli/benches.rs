@@ -1,0 +1,121 @@
+//! `latentc bench`. What is measured here is small, and no test asks how fast anything is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use latentc_codegen::traffic::Traffic;
+use latentc_ir::{DType, Symbols};
+use latentc_models::Goal;
+use latentc_models::config::ModelConfig;
+use latentc_passes::{Graph, pipeline};
+use latentc_runtime::compiled::{Compiled, compile};
+use serde_json::Value;
+
+use crate::{case, error, json, latentc, ok, says, scratch, words};
+
+/// The decode graph of the case `tiny`.
+fn decode() -> Compiled {
+    let config = ModelConfig::from_path(case("tiny")).unwrap();
+    let traced = latentc_models::trace(&config, Goal::Logits, DType::F32).unwrap();
+    compile(&traced.module, Graph::Decode, &pipeline()).unwrap()
+}
+
+fn number(v: &Value) -> f64 {
+    v.as_f64().unwrap_or_else(|| panic!("{v} is no number"))
+}
+
+/// All kernels of a program are there with positive times, and totals are what the formulas say.
+fn is_whole(report: &Value, compiled: &Compiled, sizes: &BTreeMap<String, u64>) {
+    let rows = report["kernels"].as_array().expect("a list");
+    let names: BTreeSet<_> = rows.iter().filter_map(|r| r["name"].as_str()).collect();
+    assert_eq!(names, compiled.program.kernels.iter().map(|k| k.name.as_str()).collect());
+    for row in rows {
+        let seconds = &row["time"]["seconds"];
+        let [low, median, high] = ["low", "median", "high"].map(|at| number(&seconds[at]));
+        assert!(0.0 < low && low <= median && median <= high, "{row}");
+        assert!(number(&row["time"]["of_bound"]) > 0.0 && number(&row["bound_seconds"]) > 0.0, "{row}");
+        latentc_ir::parse("a kernel", row["ir"].as_str().expect("a text")).unwrap();
+    }
+    let shares: f64 = rows.iter().map(|r| number(&r["time"]["of_launches"])).sum();
+    assert!((shares - 1.0).abs() < 1e-9, "{shares}");
+
+    let (step, traffic) = (&report["step"], Traffic::of_run(&compiled.program, sizes).unwrap());
+    for (key, want) in [("flops", traffic.flops), ("read", traffic.read), ("written", traffic.written)] {
+        let got = number(&step["traffic"][key]);
+        assert!((got - want).abs() <= 1e-9 * want, "{key}: {got}, by formula {want}");
+    }
+    let launches: u64 = rows.iter().filter_map(|r| r["launches"].as_u64()).sum();
+    assert_eq!(step["launches"].as_u64(), Some(launches));
+    let bound: f64 = rows.iter().map(|r| number(&r["bound_seconds"]) * number(&r["launches"])).sum();
+    assert!((number(&step["bound_seconds"]) - bound).abs() <= 1e-9 * bound);
+    for key in ["copy", "read", "product"] {
+        assert!(number(&report["ceilings"][key]["rate"]) > 0.0, "{key}");
+    }
+    assert!(number(&step["tokens_per_second"]) > 0.0 && number(&step["launches_seconds"]) > 0.0);
+}
+
+#[test]
+fn every_kernel_of_a_model_is_measured() {
+    let compiled = decode();
+    let sizes = Symbols::of(compiled.module()).bind(2, 1, 40);
+    let line = "bench {} --quick --repeat 3 --batch 2 --context 40 --json --target";
+    for target in ["host", "wgpu"] {
+        let out = latentc(words(&format!("{line} {target}"), &[&case("tiny")]));
+        let said = String::from_utf8_lossy(&out.stderr);
+        if said.contains("no wgpu device") {
+            eprintln!("SKIPPED: every_kernel_of_a_model_is_measured on wgpu: {said}");
+            continue;
+        }
+        assert!(out.status.success(), "{said}");
+        let report: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+        assert_eq!((&report["target"], &report["graph"]), (&target.into(), &"decode".into()));
+        assert_eq!((&report["batch"], &report["step"]["tokens"]), (&2.into(), &2.into()));
+        is_whole(&report, &compiled, &sizes);
+    }
+}
+
+#[test]
+fn every_graph_is_measured() {
+    for graph in ["prefill", "train", "gradient"] {
+        let report = json(
+            &format!("bench {{}} --graph {graph} --tokens 7 --quick --repeat 1 --json"),
+            &[&case("tiny-llama")],
+        );
+        assert!(number(&report["step"]["seconds"]["median"]) > 0.0);
+        assert_eq!(report["step"]["tokens"], 7);
+    }
+}
+
+#[test]
+fn a_stack_is_cut_and_a_file_is_written() {
+    let folder = scratch();
+    let file = folder.path().join("step.json");
+    let text = ok(
+        "bench deepseek-v2-lite --layers 1 --whole --dtype f32 --context 16 --quick --repeat 1 -o {}",
+        &[&file],
+    );
+    let head = text.lines().next().unwrap_or_default();
+    assert!(head.starts_with("deepseek-v2-lite, decode on host") && head.ends_with("2 layers"), "{text}");
+    assert!(text.contains("\nstep ") && !text.contains("\nkernel "), "{text}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).expect("JSON");
+    assert_eq!((&report["layers"], &report["layers_of_each_kind"]), (&2.into(), &1.into()));
+    // What was not measured is not there.
+    assert!(report["kernels"].as_array().expect("a list").iter().all(|r| r.get("time").is_none()));
+    assert!(report["step"].get("launches_seconds").is_none());
+}
+
+#[test]
+fn sizes_that_do_not_fit_each_other() {
+    let tiny = case("tiny");
+    let of = |rest: &str| error(&format!("bench {{}} {rest}"), &[&tiny]);
+    says(&of("--tokens 4"), &["--tokens 4: decode has one new token", "--graph prefill"]);
+    says(&of("--graph prefill --tokens 4 --context 3"), &["--context 3 is less than 4 tokens"]);
+    says(
+        &of("--graph train --tokens 4 --context 5"),
+        &["--context 5: the train graph reads whole sequences"],
+    );
+    says(&of("--whole --quick -o /no/such/folder/x.json"), &["/no/such/folder/x.json: cannot write"]);
+    for usage in ["--context 0", "--repeat 0", "--kernels --whole", "--layers 0", "--target abacus"] {
+        let out = latentc(words(&format!("bench {{}} {usage}"), &[&tiny]));
+        assert_eq!(out.status.code(), Some(2), "{usage}");
+    }
+}

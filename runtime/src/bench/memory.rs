@@ -1,0 +1,268 @@
+//! Memory with random content, made where it lies: what a model of any size is measured with.
+//!
+//! One block of random numbers is sent to the device, and kernels repeat it. It is as long as no power of two, so that rows of a matrix
+//! are different parts of it, and tokens go to different experts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use latentc_codegen::device::{Data, Device, DeviceError, Floats, SharedFloats};
+use latentc_ir::{DType, SplitMix};
+
+use super::texts;
+
+/// Elements of the block: a prime, times what is aligned on any device.
+const BLOCK: usize = 256 * 4093;
+
+/// Makes memory with random content.
+pub(super) struct Maker<D: Device> {
+    floats: Vec<f32>,
+    words: Vec<i32>,
+    /// The block on the device.
+    blocks: BTreeMap<&'static str, D::Buffer>,
+    /// Whether the device uses memory of the host as it lies.
+    shares: bool,
+}
+
+impl<D: Device> fmt::Debug for Maker<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Maker").field("shares", &self.shares).finish_non_exhaustive()
+    }
+}
+
+impl<D: Device> Maker<D> {
+    /// Floats will be normal with this standard deviation, integers any words.
+    pub(super) fn new(device: &mut D, seed: u64, std: f64) -> Maker<D> {
+        let mut rng = SplitMix(seed);
+        let words: Vec<i32> = (0..BLOCK).map(|_| rng.below(1 << 32) as u32 as i32).collect();
+        // The sum of twelve uniform numbers is as good as normal here.
+        let mut normal =
+            || (0..12).map(|_| rng.below(1 << 20) as f64 / f64::from(1 << 20)).sum::<f64>() - 6.0;
+        let floats = (0..BLOCK).map(|_| (std * normal()) as f32).collect();
+        let shares = device.share(Arc::new(Own::F32(vec![0.0]))).is_some();
+        Maker { floats, words, blocks: BTreeMap::new(), shares }
+    }
+
+    /// Whether the device uses memory of the host as it lies.
+    pub(super) fn shares(&self) -> bool {
+        self.shares
+    }
+
+    /// A weight: as it would lie in a file, where the device can use that.
+    pub(super) fn weight(
+        &mut self,
+        device: &mut D,
+        dtype: DType,
+        len: usize,
+    ) -> Result<D::Buffer, DeviceError> {
+        if self.shares
+            && let Some(own) = Own::repeated(dtype, &self.floats, len)
+            && let Some(buffer) = device.share(Arc::new(own))
+        {
+            return Ok(buffer);
+        }
+        self.filled(device, dtype, len)
+    }
+
+    /// The scales of a norm.
+    pub(super) fn ones(&self, device: &mut D, dtype: DType, len: usize) -> Result<D::Buffer, DeviceError> {
+        device.upload(dtype, Data::F32(vec![1.0; len]))
+    }
+
+    /// Memory that can be written to.
+    pub(super) fn filled(
+        &mut self,
+        device: &mut D,
+        dtype: DType,
+        len: usize,
+    ) -> Result<D::Buffer, DeviceError> {
+        if self.shares || len <= BLOCK {
+            return device.upload(dtype, self.data(dtype, len));
+        }
+        let arena = device.reserve(len as u64 * (device.layout().bytes)(dtype))?;
+        self.fill(device, &arena, dtype, len)?;
+        // SAFETY: nothing else lies in this arena.
+        unsafe { device.part(&arena, 0, dtype, len) }
+    }
+
+    fn data(&self, dtype: DType, len: usize) -> Data {
+        if dtype.is_float() {
+            Data::F32(self.floats.iter().copied().cycle().take(len).collect())
+        } else if dtype == DType::Bool {
+            Data::I32(self.words.iter().map(|w| w & 1).cycle().take(len).collect())
+        } else {
+            Data::I32(self.words.iter().copied().cycle().take(len).collect())
+        }
+    }
+
+    /// Writes the block over and over.
+    fn fill(
+        &mut self,
+        device: &mut D,
+        arena: &D::Arena,
+        dtype: DType,
+        len: usize,
+    ) -> Result<(), DeviceError> {
+        if !self.blocks.contains_key(dtype.name()) {
+            let made = device.upload(dtype, self.data(dtype, BLOCK))?;
+            self.blocks.insert(dtype.name(), made);
+        }
+        let block = [self.blocks.get(dtype.name())];
+        let (rows, rest) = (len / BLOCK, len % BLOCK);
+        let offset = (rows * BLOCK) as u64 * (device.layout().bytes)(dtype);
+        if rows > 0 {
+            // SAFETY: the kernel reads the block only, which lies elsewhere.
+            let mut whole = unsafe { device.part(arena, 0, dtype, rows * BLOCK)? };
+            device.launch(&texts::fill(dtype, BLOCK), &block, &mut whole, &[rows])?;
+        }
+        if rest > 0 {
+            // SAFETY: as above.
+            let mut end = unsafe { device.part(arena, offset, dtype, rest)? };
+            device.launch(&texts::copy(dtype), &block, &mut end, &[rest])?;
+        }
+        Ok(())
+    }
+}
+
+/// Floats of the host's.
+#[derive(Debug)]
+enum Own {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+impl Own {
+    /// A block over and over; `None` for what is no float of the host's.
+    fn repeated(dtype: DType, block: &[f32], len: usize) -> Option<Own> {
+        fn repeat<T: Copy>(block: &[T], len: usize) -> Vec<T> {
+            let mut all = Vec::with_capacity(len);
+            while all.len() < len {
+                all.extend_from_slice(&block[..block.len().min(len - all.len())]);
+            }
+            all
+        }
+        Some(match dtype {
+            DType::F32 => Own::F32(repeat(block, len)),
+            DType::Bf16 => {
+                Own::Bf16(repeat(&block.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), len))
+            }
+            DType::F16 => Own::F16(repeat(&block.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>(), len)),
+            DType::F64 | DType::I32 | DType::Bool => return None,
+        })
+    }
+}
+
+impl SharedFloats for Own {
+    fn floats(&self) -> Floats<'_> {
+        match self {
+            Own::F32(x) => Floats::F32(x),
+            Own::Bf16(x) => Floats::Bf16(x),
+            Own::F16(x) => Floats::F16(x),
+        }
+    }
+}
+
+/// A part of those.
+#[derive(Debug)]
+struct Slice {
+    all: Arc<Own>,
+    start: usize,
+    len: usize,
+}
+
+impl SharedFloats for Slice {
+    fn floats(&self) -> Floats<'_> {
+        let part = self.start..self.start + self.len;
+        match &*self.all {
+            Own::F32(x) => Floats::F32(&x[part]),
+            Own::Bf16(x) => Floats::Bf16(&x[part]),
+            Own::F16(x) => Floats::F16(&x[part]),
+        }
+    }
+}
+
+/// Memory beyond the device's cache, of which the launches that are measured read one part after the other: by the time that a part
+/// comes again, no cache has it.
+pub(super) struct Pool<D: Device> {
+    place: Place<D>,
+    /// Its length.
+    bytes: u64,
+    align: u64,
+    of: fn(DType) -> u64,
+    cursor: u64,
+}
+
+enum Place<D: Device> {
+    /// One for each dtype that was wanted.
+    Host(BTreeMap<&'static str, Arc<Own>>),
+    Arena(D::Arena),
+}
+
+impl<D: Device> Pool<D> {
+    /// So many bytes, or as many as one allocation has.
+    pub(super) fn new(
+        device: &mut D,
+        maker: &mut Maker<D>,
+        dtype: DType,
+        bytes: u64,
+    ) -> Result<Pool<D>, DeviceError> {
+        let layout = device.layout();
+        let (align, of) = (layout.align.max(64), layout.bytes);
+        if maker.shares() {
+            return Ok(Pool {
+                place: Place::Host(BTreeMap::new()),
+                bytes,
+                align,
+                of: DType::bytes,
+                cursor: 0,
+            });
+        }
+        let bytes = bytes.min(layout.page / align * align);
+        let arena = device.reserve(bytes)?;
+        maker.fill(device, &arena, dtype, (bytes / of(dtype)) as usize)?;
+        Ok(Pool { place: Place::Arena(arena), bytes, align, of, cursor: 0 })
+    }
+
+    /// The next part with so many elements, of which `touched` bytes will be read; `None` if it is too large, or no float. What is
+    /// kept between runs is wide on hosts.
+    pub(super) fn take(
+        &mut self,
+        device: &mut D,
+        maker: &Maker<D>,
+        (dtype, wide): (DType, bool),
+        len: usize,
+        touched: u64,
+    ) -> Result<Option<D::Buffer>, DeviceError> {
+        let host = matches!(self.place, Place::Host(_));
+        if dtype == DType::Bool || host && !dtype.is_float() {
+            return Ok(None);
+        }
+        let dtype = if host && wide { DType::F32 } else { dtype };
+        let each = (self.of)(dtype);
+        let need = (len as u64 * each).next_multiple_of(self.align);
+        if need == 0 || need > self.bytes {
+            return Ok(None);
+        }
+        if self.cursor + need > self.bytes {
+            self.cursor = 0;
+        }
+        let start = self.cursor;
+        self.cursor += touched.clamp(1, need).next_multiple_of(self.align);
+        match &mut self.place {
+            Place::Host(all) => {
+                let elements = (self.bytes / each) as usize;
+                if !all.contains_key(dtype.name()) {
+                    let Some(own) = Own::repeated(dtype, &maker.floats, elements) else { return Ok(None) };
+                    all.insert(dtype.name(), Arc::new(own));
+                }
+                let all = Arc::clone(&all[dtype.name()]);
+                Ok(device.share(Arc::new(Slice { all, start: (start / each) as usize, len })))
+            }
+            // SAFETY: no launch writes to the pool once it is filled.
+            Place::Arena(arena) => unsafe { device.part(arena, start, dtype, len).map(Some) },
+        }
+    }
+}

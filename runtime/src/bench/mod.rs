@@ -1,0 +1,468 @@
+//! How fast a program is, launch by launch and as a whole, beside what its device can do.
+//!
+//! Weights, caches and tokens are random and made where they lie, so a model needs no checkpoint to be measured. The whole step is timed
+//! as it runs: from arguments in the host's memory to results in the device's, with no waiting in between. Kernels are timed
+//! within a pass over the program, each where it stands, with what the launches before it have made: its launch is
+//! repeated there, into a result that nothing reads. What it reads of weights and caches comes from another place each time
+//! (see [`memory::Pool`]), as it does in a run of many layers; what a launch before it has just written does not. How launches
+//! are timed apart from the host that enqueues them is told at [`clock::Clock`].
+
+mod ceilings;
+mod clock;
+mod memory;
+mod texts;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use latentc_codegen::contract::ContractPlan;
+use latentc_codegen::device::{Device, DeviceError};
+use latentc_codegen::program::{Kernel, KernelKind, Program};
+use latentc_codegen::traffic::Traffic;
+use latentc_ir::{AxisId, DType, SplitMix};
+use latentc_passes::Graph;
+use serde::Serialize;
+
+pub use ceilings::{Ceiling, Ceilings, Probe};
+
+use self::clock::Clock;
+use self::memory::{Maker, Pool};
+use crate::compiled::Compiled;
+use crate::engine::{Engine, Launch, RunError, Source, Value, at_once};
+use crate::load::LoadError;
+
+/// A kernel is measured at so many of its launches at most.
+const PLACES: usize = 3;
+
+/// What is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Shape {
+    /// Sequences.
+    pub batch: usize,
+    /// New tokens of each.
+    pub tokens: usize,
+    /// Positions of each, the new ones included.
+    pub context: usize,
+}
+
+/// How it is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Samples of each figure.
+    pub repeat: usize,
+    /// What weights and tokens follow from.
+    pub seed: u64,
+    /// The standard deviation of weights.
+    pub std: f64,
+    /// The dtype of weights.
+    pub dtype: DType,
+    /// Tokens are below this.
+    pub vocab: usize,
+    /// The sizes of ceilings.
+    pub probe: Probe,
+    /// Whether each kernel is measured.
+    pub kernels: bool,
+    /// Whether the whole step is measured.
+    pub whole: bool,
+}
+
+/// The middle of some measurements, and the half of them around it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Seconds {
+    /// In the middle.
+    pub median: f64,
+    /// A quarter is below.
+    pub low: f64,
+    /// A quarter is above.
+    pub high: f64,
+    /// How many there are.
+    pub samples: usize,
+}
+
+impl Seconds {
+    fn of(mut all: Vec<f64>) -> Seconds {
+        all.sort_by(f64::total_cmp);
+        let at = |part: f64| {
+            let place = part * all.len().saturating_sub(1) as f64;
+            let (below, above) = (place.floor() as usize, place.ceil() as usize);
+            let value = |n: usize| all.get(n).copied().unwrap_or(f64::NAN);
+            value(below) + (value(above) - value(below)) * place.fract()
+        };
+        Seconds { median: at(0.5), low: at(0.25), high: at(0.75), samples: all.len() }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// The device, as it calls itself.
+    pub device: String,
+    /// What it can do.
+    pub ceilings: Ceilings,
+    /// Distinct kernels at their sizes, those that take most of the time first.
+    pub kernels: Vec<Row>,
+    /// All of it.
+    pub step: Step,
+}
+
+/// A kernel at the sizes of some launches.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub name: String,
+    /// What kind it is of.
+    pub kind: KernelKind,
+    /// How the device computes it at these sizes.
+    pub way: KernelKind,
+    /// The run-time sizes by name.
+    pub sizes: BTreeMap<String, u64>,
+    /// Of a product: rows and columns of the result, how many terms a sum has, how many products there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub product: Option<ProductSizes>,
+    /// What it computes, as IR.
+    pub ir: String,
+    /// Launches in a step.
+    pub launches: u64,
+    /// What one launch computes, reads and writes.
+    pub traffic: Traffic,
+    /// The least that a launch can take: bytes by the bandwidth or operations by the rate of products.
+    pub bound_seconds: f64,
+    /// What one launch takes, if it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+}
+
+/// How long a launch takes, and what follows from that.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Time {
+    /// Of one launch.
+    pub seconds: Seconds,
+    /// Read and written.
+    pub bytes_per_second: f64,
+    /// Computed.
+    pub flops_per_second: f64,
+    /// The bound over the median.
+    pub of_bound: f64,
+    /// What all its launches take of the time of all launches.
+    pub of_launches: f64,
+}
+
+/// The sizes of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the groups of axes of a contraction, see ContractPlan")]
+pub struct ProductSizes {
+    pub batch: u64,
+    pub m: u64,
+    pub n: u64,
+    pub k: u64,
+}
+
+/// A whole step.
+#[derive(Clone, Debug, Serialize)]
+pub struct Step {
+    /// Launches.
+    pub launches: u64,
+    /// New tokens.
+    pub tokens: u64,
+    /// What all launches compute, read and write.
+    pub traffic: Traffic,
+    /// The sum of the launches' bounds.
+    pub bound_seconds: f64,
+    /// The sum of the launches' medians, if they were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub launches_seconds: Option<f64>,
+    /// From arguments on the host to results on the device, if that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<Seconds>,
+    /// New tokens by the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<f64>,
+    /// The bound over the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_bound: Option<f64>,
+}
+
+/// Why nothing was measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The device failed, or has no room.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The program could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// It could not be run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// It wants arguments that no model has.
+    #[error(
+        "the program takes `{0}`, which bench has no values for; it knows tok, pos, at, target and weight"
+    )]
+    Argument(String),
+    /// A formula lacks a size.
+    #[error("the traffic of kernel {kernel}: {why}")]
+    Traffic {
+        /// The kernel.
+        kernel: String,
+        /// What is missing.
+        why: String,
+    },
+}
+
+/// Measures one graph on a device. `tell` is told what is being measured.
+///
+/// # Errors
+/// See [`BenchError`].
+pub fn measure<D: Device>(
+    mut device: D,
+    compiled: &Compiled,
+    shape: Shape,
+    with: &Settings,
+    mut tell: impl FnMut(String),
+) -> Result<Measured, BenchError> {
+    let name = device.name();
+    let mut maker = Maker::new(&mut device, with.seed, with.std);
+    tell("measuring the device".to_owned());
+    let (ceilings, mut clock) =
+        ceilings::measure(&mut device, &mut maker, with.dtype, with.probe, with.repeat)?;
+    tell("making weights".to_owned());
+    let mut pool = match with.kernels {
+        true => Some(Pool::new(&mut device, &mut maker, with.dtype, with.probe.bytes)?),
+        false => None,
+    };
+    let mut engine = Engine::new(device);
+    engine.add_made(compiled, &mut |device, _, function, weight| {
+        let ty = function.ty(weight.value);
+        let sizes = ty.axes.iter().map(|a| function.axis(*a).size.fixed().unwrap_or(1) as usize);
+        let len = sizes.product();
+        // Vectors are scales.
+        Ok(if ty.axes.len() == 1 {
+            maker.ones(device, ty.dtype, len)?
+        } else {
+            maker.weight(device, ty.dtype, len)?
+        })
+    })?;
+    engine.reset_to(shape.batch, shape.context, |device, dtype, len| maker.filled(device, dtype, len))?;
+    let args = arguments(&compiled.program, shape, with)?;
+
+    tell("compiling kernels".to_owned());
+    let mut groups: Vec<Group> = Vec::new();
+    engine.run_by(compiled.graph, &args, shape.context, &mut |device, launch| {
+        let known = groups.iter_mut().find(|g| g.number == launch.number && g.sizes == launch.sizes);
+        match known {
+            Some(group) => group.launches += 1,
+            None => groups.push(Group::new(device, &launch)),
+        }
+        at_once(device, launch)
+    })?;
+    engine.wait()?;
+
+    let mut whole = Vec::new();
+    if with.whole {
+        tell("running whole steps".to_owned());
+        // One more, so that all that is made once is there.
+        for n in 0..=with.repeat {
+            let start = Instant::now();
+            engine.run_by(compiled.graph, &args, shape.context, &mut at_once)?;
+            engine.wait()?;
+            if n > 0 {
+                whole.push(start.elapsed().as_secs_f64());
+            }
+        }
+    }
+
+    if let Some(pool) = &mut pool {
+        let samples = |launches: u64| with.repeat.div_ceil(PLACES.min(launches as usize));
+        engine.run_by(compiled.graph, &args, shape.context, &mut |device, mut launch| {
+            let group = groups.iter_mut().find(|g| g.number == launch.number && g.sizes == launch.sizes);
+            if let Some(group) = group {
+                let seen = group.seen;
+                group.seen += 1;
+                // The first, one in the middle and the last.
+                if [0, group.launches / 2, group.launches - 1].contains(&seen) {
+                    tell(format!("measuring {}", launch.kernel.name));
+                    let many = samples(group.launches);
+                    let more = dwell(device, &maker, pool, &mut clock, &mut launch, many)?;
+                    group.samples.extend(more);
+                }
+            }
+            at_once(device, launch)
+        })?;
+        engine.wait()?;
+    }
+
+    let kernels = rows(&compiled.program, groups, &ceilings)?;
+    let step = step(&kernels, shape, whole);
+    Ok(Measured { device: name, ceilings, kernels, step })
+}
+
+/// The launches of a kernel at the same sizes.
+struct Group {
+    number: usize,
+    way: KernelKind,
+    sizes: Vec<usize>,
+    launches: u64,
+    /// Launches that were passed in the pass that measures.
+    seen: u64,
+    samples: Vec<f64>,
+}
+
+impl Group {
+    fn new<D: Device>(device: &D, launch: &Launch<'_, D::Buffer>) -> Group {
+        Group {
+            number: launch.number,
+            way: device.way(launch.kernel, launch.sizes),
+            sizes: launch.sizes.to_vec(),
+            launches: 1,
+            seen: 0,
+            samples: Vec::new(),
+        }
+    }
+}
+
+/// Random tokens at the end of each sequence.
+fn arguments(program: &Program, shape: Shape, with: &Settings) -> Result<Vec<Value>, BenchError> {
+    let mut rng = SplitMix(with.seed);
+    let all = [shape.batch, shape.tokens];
+    let count = shape.batch * shape.tokens;
+    let mut tokens = || (0..count).map(|_| rng.below(with.vocab as u64) as i32).collect::<Vec<_>>();
+    let first = shape.context - shape.tokens;
+    let entry = program.routine(&program.entry);
+    let names = entry.iter().flat_map(|e| e.params.iter().map(|&p| e.buffer(p).name.clone()));
+    let value = |name: String| {
+        Ok(match name.as_str() {
+            "tok" | "target" => Value::i32(tokens(), &all),
+            "pos" => {
+                let row = (first..shape.context).map(|p| p as i32);
+                Value::i32((0..shape.batch).flat_map(|_| row.clone()).collect(), &all)
+            }
+            // The logits of the last one are wanted.
+            "at" => Value::i32(vec![shape.tokens as i32 - 1; shape.batch], &[shape.batch, 1]),
+            "weight" => Value::f32(vec![1.0; count], &all),
+            _ => return Err(BenchError::Argument(name)),
+        })
+    };
+    names.map(value).collect()
+}
+
+/// Repeats a launch where it stands.
+fn dwell<D: Device>(
+    device: &mut D,
+    maker: &Maker<D>,
+    pool: &mut Pool<D>,
+    clock: &mut Clock<D>,
+    launch: &mut Launch<'_, D::Buffer>,
+    samples: usize,
+) -> Result<Vec<f64>, DeviceError> {
+    let (kernel, sizes) = (launch.kernel, launch.sizes);
+    let extents = kernel.extents(sizes);
+    let elements = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
+    let numbers: Vec<u64> = sizes.iter().map(|&n| n as u64).collect();
+    let touched = Traffic::read_by_launch(kernel, &numbers)
+        .map_err(|why| DeviceError::Kernel { kernel: kernel.name.clone(), why })?;
+    // What would read what it wrote is given another place to write to. What appends writes the same again.
+    let mut other = match launch.in_place {
+        true => Some(device.alloc(kernel.output().dtype, elements(&kernel.output().axes))?),
+        false => None,
+    };
+    clock.samples(device, samples, |device, _| {
+        let mut moved: Vec<Option<D::Buffer>> = Vec::with_capacity(launch.inputs.len());
+        for (n, &param) in kernel.body.params.iter().enumerate() {
+            let ty = kernel.body.ty(param);
+            let kept = launch.inputs[n].is_some() && launch.sources[n] != Source::Run;
+            moved.push(match kept {
+                true => {
+                    let form = (ty.dtype, launch.sources[n] == Source::Cache);
+                    pool.take(device, maker, form, elements(&ty.axes), touched[n] as u64)?
+                }
+                false => None,
+            });
+        }
+        let inputs: Vec<_> = moved.iter().zip(launch.inputs).map(|(m, &i)| m.as_ref().or(i)).collect();
+        let output = other.as_mut().unwrap_or(launch.output);
+        device.launch(kernel, &inputs, output, sizes)
+    })
+}
+
+fn rows(program: &Program, groups: Vec<Group>, ceilings: &Ceilings) -> Result<Vec<Row>, BenchError> {
+    let total: f64 = groups.iter().map(|g| g.launches as f64 * Seconds::of(g.samples.clone()).median).sum();
+    let row = |group: Group| {
+        let kernel = &program.kernels[group.number];
+        let numbers: Vec<u64> = group.sizes.iter().map(|&n| n as u64).collect();
+        let traffic = Traffic::of_launch(kernel, &numbers)
+            .map_err(|why| BenchError::Traffic { kernel: kernel.name.clone(), why })?;
+        let bound_seconds = ceilings.bound(traffic.bytes(), traffic.flops);
+        let time = (!group.samples.is_empty()).then(|| {
+            let seconds = Seconds::of(group.samples);
+            Time {
+                seconds,
+                bytes_per_second: traffic.bytes() / seconds.median,
+                flops_per_second: traffic.flops / seconds.median,
+                of_bound: bound_seconds / seconds.median,
+                of_launches: group.launches as f64 * seconds.median / total,
+            }
+        });
+        let symbols = kernel.size_symbols().into_iter().map(str::to_owned);
+        Ok(Row {
+            name: kernel.name.clone(),
+            kind: kernel.kind,
+            way: group.way,
+            sizes: symbols.zip(numbers).collect(),
+            product: product_sizes(kernel, &group.sizes),
+            ir: kernel.module().to_string(),
+            launches: group.launches,
+            traffic,
+            bound_seconds,
+            time,
+        })
+    };
+    let mut rows = groups.into_iter().map(row).collect::<Result<Vec<_>, BenchError>>()?;
+    let spent = |r: &Row| r.launches as f64 * r.time.map_or(r.bound_seconds, |t| t.seconds.median);
+    rows.sort_by(|a, b| spent(b).total_cmp(&spent(a)));
+    Ok(rows)
+}
+
+/// The sizes of a kernel's product, if it has one.
+fn product_sizes(kernel: &Kernel, sizes: &[usize]) -> Option<ProductSizes> {
+    match kernel.kind {
+        KernelKind::Contract
+        | KernelKind::Grouped
+        | KernelKind::Tiles
+        | KernelKind::Few { .. }
+        | KernelKind::Matrix { .. } => {}
+        KernelKind::Map | KernelKind::Scatter | KernelKind::Stream => return None,
+    }
+    let (plan, extents) = (ContractPlan::of(&kernel.body), kernel.extents(sizes));
+    let of = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize] as u64).product();
+    Some(ProductSizes { batch: of(&plan.batch), m: of(&plan.m), n: of(&plan.n), k: of(&plan.k) })
+}
+
+fn step(kernels: &[Row], shape: Shape, whole: Vec<f64>) -> Step {
+    let times = |r: &Row| r.launches as f64;
+    let scaled = |r: &Row| Traffic {
+        flops: r.traffic.flops * times(r),
+        read: r.traffic.read * times(r),
+        written: r.traffic.written * times(r),
+    };
+    let bound_seconds = kernels.iter().map(|r| r.bound_seconds * times(r)).sum();
+    let tokens = (shape.batch * shape.tokens) as u64;
+    let seconds = (!whole.is_empty()).then(|| Seconds::of(whole));
+    Step {
+        launches: kernels.iter().map(|r| r.launches).sum(),
+        tokens,
+        traffic: kernels.iter().map(scaled).sum(),
+        bound_seconds,
+        launches_seconds: kernels.iter().map(|r| Some(r.time?.seconds.median * times(r))).sum(),
+        seconds,
+        tokens_per_second: seconds.map(|s| tokens as f64 / s.median),
+        of_bound: seconds.map(|s| bound_seconds / s.median),
+    }
+}
+
+/// Whether a graph reads whole sequences, without a history.
+pub fn is_whole(graph: Graph) -> bool {
+    match graph {
+        Graph::Train | Graph::Gradient => true,
+        Graph::Prefill | Graph::Decode => false,
+    }
+}
