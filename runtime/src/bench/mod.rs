@@ -11,19 +11,20 @@ mod ceilings;
 mod clock;
 mod memory;
 mod texts;
+mod work;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use latentc_codegen::contract::ContractPlan;
 use latentc_codegen::device::{Device, DeviceError};
-use latentc_codegen::program::{Kernel, KernelKind, Program};
+use latentc_codegen::program::{KernelKind, Program};
 use latentc_codegen::traffic::Traffic;
 use latentc_ir::{AxisId, DType, SplitMix};
 use latentc_passes::Graph;
 use serde::Serialize;
 
 pub use ceilings::{Ceiling, Ceilings, Probe};
+pub use work::Work;
 
 use self::clock::Clock;
 use self::memory::{Maker, Pool};
@@ -116,9 +117,9 @@ pub struct Row {
     pub way: KernelKind,
     /// The run-time sizes by name.
     pub sizes: BTreeMap<String, u64>,
-    /// Of a product: rows and columns of the result, how many terms a sum has, how many products there are.
+    /// The sizes of its products, if it has any.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub product: Option<ProductSizes>,
+    pub work: Option<Work>,
     /// What it computes, as IR.
     pub ir: String,
     /// Launches in a step.
@@ -145,16 +146,6 @@ pub struct Time {
     pub of_bound: f64,
     /// What all its launches take of the time of all launches.
     pub of_launches: f64,
-}
-
-/// The sizes of a product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[expect(missing_docs, reason = "the groups of axes of a contraction, see ContractPlan")]
-pub struct ProductSizes {
-    pub batch: u64,
-    pub m: u64,
-    pub n: u64,
-    pub k: u64,
 }
 
 /// A whole step.
@@ -408,7 +399,7 @@ fn rows(program: &Program, groups: Vec<Group>, ceilings: &Ceilings) -> Result<Ve
             kind: kernel.kind,
             way: group.way,
             sizes: symbols.zip(numbers).collect(),
-            product: product_sizes(kernel, &group.sizes),
+            work: Work::of(kernel, &group.sizes),
             ir: kernel.module().to_string(),
             launches: group.launches,
             traffic,
@@ -420,21 +411,6 @@ fn rows(program: &Program, groups: Vec<Group>, ceilings: &Ceilings) -> Result<Ve
     let spent = |r: &Row| r.launches as f64 * r.time.map_or(r.bound_seconds, |t| t.seconds.median);
     rows.sort_by(|a, b| spent(b).total_cmp(&spent(a)));
     Ok(rows)
-}
-
-/// The sizes of a kernel's product, if it has one.
-fn product_sizes(kernel: &Kernel, sizes: &[usize]) -> Option<ProductSizes> {
-    match kernel.kind {
-        KernelKind::Contract
-        | KernelKind::Grouped
-        | KernelKind::Tiles
-        | KernelKind::Few { .. }
-        | KernelKind::Matrix { .. } => {}
-        KernelKind::Map | KernelKind::Scatter | KernelKind::Stream => return None,
-    }
-    let (plan, extents) = (ContractPlan::of(&kernel.body), kernel.extents(sizes));
-    let of = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize] as u64).product();
-    Some(ProductSizes { batch: of(&plan.batch), m: of(&plan.m), n: of(&plan.n), k: of(&plan.k) })
 }
 
 fn step(kernels: &[Row], shape: Shape, whole: Vec<f64>) -> Step {
