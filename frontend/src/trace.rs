@@ -60,7 +60,8 @@ pub fn trace<F: FnOnce(&mut Tracer)>(name: &str, dtype: DType, spec: SpecFn<F>) 
     }
     let functions = tracer.done.into_iter().map(|d| d.function).collect();
     let module = Module { name: name.to_owned(), functions, entry: entry.unwrap_or_default() };
-    Ok(Traced { module, cached: tracer.cached })
+    // Weights may be declared anywhere; text has them in front.
+    Ok(Traced { module: module.canonical(), cached: tracer.cached })
 }
 
 /// A finished function and the name it was written under.

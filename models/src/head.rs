@@ -30,9 +30,10 @@ spec! {
     }
 
     /// The same as what training minimises, for models that add nothing to it, whatever
-    /// [`crate::deepseek_v2::balance`] would do with `here` and `part`.
+    /// [`crate::deepseek_v2::balance`] would do with `here`, `part` and `bound`.
     pub fn objective(cfg: &Common, trunk: SpecFn<impl FnOnce(&mut Tracer)>)
-        (tok[b,t]: i32, target[b,t]: i32, weight[b,t]: f32, here[b,t]: f32, part: f32) -> (objective: f32, loss: f32)
+        (tok[b,t]: i32, target[b,t]: i32, weight[b,t]: f32, here[b,t]: f32, part: f32, bound[b]: f32)
+        -> (objective: f32, loss: f32)
     {
         state loss(cfg, trunk);
         objective: f32 = loss;

@@ -21,8 +21,8 @@ pub enum Goal {
     Logits,
     /// `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t])` to `f32`: the weighted mean cross entropy.
     Loss,
-    /// `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t], here: f32[b, t], part: f32)` to what training minimises, first of all,
-    /// the mean cross entropy, and for models with experts what [`deepseek_v2::balance`] says of them.
+    /// `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t], here: f32[b, t], part: f32, bound: f32[b])` to what training
+    /// minimises, first of all, the mean cross entropy, and for models with experts what [`deepseek_v2::balance`] says of them.
     Objective,
 }
 

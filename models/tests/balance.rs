@@ -1,4 +1,5 @@
-//! Balance losses against sums written straight from section 2.2.3 of arXiv 2405.04434, sequence by sequence, in f64.
+//! Balance losses and token dropping against loops written straight from sections 2.2.3 and 2.2.4 of arXiv 2405.04434, sequence by
+//! sequence, in f64.
 
 use std::path::Path;
 
@@ -96,17 +97,30 @@ fn call(module: &Module, entry: &str, args: &[Tensor], weights: &mut Tensors) ->
     Interpreter::new(&module, Precision::Exact).run(args, weights, &mut Caches::new()).unwrap()
 }
 
-fn check(what: &str, cfg: &DeepseekV2Config, lens: &[usize]) {
-    let moe = cfg.moe.as_ref().unwrap();
+/// A batch of sequences of these lengths with random weights, and what the mixture of experts and its counts are of it.
+struct Counted {
+    module: Module,
+    u: Tensor,
+    weights: Tensors,
+    /// `y`, `count`, `score`, `sent`, `kept`.
+    parts: Vec<Tensor>,
+}
+
+fn counted(cfg: &DeepseekV2Config, lens: &[usize], bound: &[bool]) -> Counted {
     let module = module(cfg);
-    let (b, t, n) = (lens.len(), lens.iter().copied().max().unwrap(), moe.n_routed_experts);
+    let (b, t) = (lens.len(), lens.iter().copied().max().unwrap());
     let mut rng = SplitMix(7);
     let u = Tensor::random(DType::F32, [b, t, cfg.common.hidden_size], &mut rng);
     let here: Vec<f64> = lens.iter().flat_map(|&l| (0..t).map(move |p| f64::from(u8::from(p < l)))).collect();
     let here = Tensor::new(DType::F32, [b, t], here).unwrap();
+    let bound: Vec<f64> = bound.iter().map(|&bound| f64::from(u8::from(bound))).collect();
+    let bound = Tensor::new(DType::F32, [b], bound).unwrap();
     let mut weights = Tensors::new();
     let counted = module.function("counted_moe").unwrap();
     let calls = counted.body.iter().filter_map(|inst| match &inst.op {
+        Op::Call { callee, scope } if scope.is_empty() => {
+            Some((module.function(callee).unwrap(), String::new()))
+        }
         Op::Call { callee, scope } => Some((module.function(callee).unwrap(), format!("{scope}."))),
         _ => None,
     });
@@ -120,7 +134,14 @@ fn check(what: &str, cfg: &DeepseekV2Config, lens: &[usize]) {
             }
         }
     }
-    let parts = call(&module, "counted_moe", &[u.clone(), here], &mut weights);
+    let parts = call(&module, "counted_moe", &[u.clone(), here, bound], &mut weights);
+    Counted { module, u, weights, parts }
+}
+
+fn check(what: &str, cfg: &DeepseekV2Config, lens: &[usize]) {
+    let moe = cfg.moe.as_ref().unwrap();
+    let (b, n) = (lens.len(), moe.n_routed_experts);
+    let Counted { module, u, weights, parts } = counted(cfg, lens, &vec![true; b]);
 
     let routed = routed(moe, &u, &weights["gate.weight"], lens);
     let sequences: Vec<_> = routed.scores.into_iter().zip(routed.chosen).collect();
@@ -149,6 +170,7 @@ fn check(what: &str, cfg: &DeepseekV2Config, lens: &[usize]) {
     args.push(f32s(&[layers], at));
     args.extend(before.map(|x| Tensor::scalar(DType::F32, x)));
     args.push(f32s(&[layers, n], vec![5.0; layers * n]));
+    args.push(f32s(&[layers], vec![9.0; layers]));
     let got = call(&module, "balance", &args, &mut Tensors::new());
     for n in 0..3 {
         let (got, want) = (got[n].data[0] - before[n], want[n]);
@@ -157,6 +179,8 @@ fn check(what: &str, cfg: &DeepseekV2Config, lens: &[usize]) {
     let (others, last) = got[3].data.split_at((layers - 1) * n);
     assert!(others.iter().all(|&x| x == 5.0), "{what}: {others:?}");
     assert_eq!(last.iter().map(|x| x - 5.0).collect::<Vec<_>>(), load, "{what}: load");
+    let all = 9.0 + load.iter().sum::<f64>();
+    assert_eq!((got[4].data[0], *got[4].data.last().unwrap()), (9.0, all), "{what}: nothing is dropped");
     assert!(want.iter().all(|x| *x > 0.0), "{what}: {want:?}");
 }
 
@@ -180,6 +204,99 @@ fn losses_are_those_of_the_equations() {
     check("devices across groups", &config(other), &[9, 3]);
     let whole = |moe: &mut MoeConfig| moe.seq_aux = false;
     check("the batch as one sequence", &config(whole), &[7, 0, 2]);
+}
+
+/// `W_2 (silu(W_1 u) * W_3 u)`, of the tensors below a scope.
+fn swiglu(weights: &Tensors, scope: &str, u: &[f64]) -> Vec<f64> {
+    let of = |name: &str, x: &[f64]| -> Vec<f64> {
+        let w = &weights[&format!("{scope}.{name}.weight")];
+        w.data.chunks(w.shape[1]).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+    };
+    let (y_1, y_3) = (of("gate_proj", u), of("up_proj", u));
+    let z: Vec<f64> = y_1.iter().zip(y_3).map(|(y, y_3)| y / (1.0 + (-y).exp()) * y_3).collect();
+    of("down_proj", &z)
+}
+
+/// Checks the mixture of experts where devices have this capacity, and returns how many choices were dropped, and of how many.
+fn check_dropping(what: &str, cfg: &DeepseekV2Config, lens: &[usize], bound: &[bool]) -> (usize, usize) {
+    let moe = cfg.moe.as_ref().unwrap();
+    let (n, k, devices) = (moe.n_routed_experts, moe.num_experts_per_tok, moe.n_devices);
+    let Counted { u, weights, parts, .. } = counted(cfg, lens, bound);
+    let routed = routed(moe, &u, &weights["gate.weight"], lens);
+
+    // Of each device, the choices that it is sent, the best first.
+    let tokens: usize = lens.iter().sum();
+    let room = moe.device_capacity_factor.unwrap() * (tokens * k) as f64 / devices as f64;
+    let mut kept = vec![];
+    let mut all = 0;
+    for device in 0..devices {
+        let mut sent: Vec<(bool, f64, [usize; 3])> = vec![];
+        for (b, &len) in lens.iter().enumerate() {
+            for t in 0..len {
+                let on = device * (n / devices)..(device + 1) * (n / devices);
+                let chosen = on.filter(|&e| routed.chosen[b][t][e]);
+                sent.extend(chosen.map(|e| (!bound[b], routed.scores[b][t][e], [b, t, e])));
+            }
+        }
+        sent.sort_by(|x, y| (y.0, y.1).partial_cmp(&(x.0, x.1)).unwrap());
+        all += sent.len();
+        let fits =
+            sent.iter().enumerate().filter(|(at, (exempt, ..))| *exempt || (*at as f64) < room.floor());
+        kept.extend(fits.map(|(_, (.., at))| *at));
+    }
+
+    let [_, t, d] = u.shape[..] else { panic!("b, t and d") };
+    for (b, &len) in lens.iter().enumerate() {
+        for p in 0..len {
+            let row = (b * t + p) * d;
+            let u = &u.data[row..row + d];
+            let mut want = swiglu(&weights, "shared_experts", u);
+            let (scores, chosen) = (&routed.scores[b][p], &routed.chosen[b][p]);
+            let sum: f64 = (0..n).filter(|&e| chosen[e]).map(|e| scores[e]).sum();
+            let scale = moe.routed_scaling_factor / if moe.norm_topk_prob { sum } else { 1.0 };
+            for e in (0..n).filter(|&e| kept.contains(&[b, p, e])) {
+                let y = swiglu(&weights, &format!("experts.{e}"), u);
+                want.iter_mut().zip(y).for_each(|(sum, y)| *sum += scale * scores[e] * y);
+            }
+            for (got, want) in parts[0].data[row..row + d].iter().zip(want) {
+                let off = (got - want).abs();
+                assert!(off < 1e-9 * (1.0 + want.abs()), "{what}: token {p} of {b} is {got}, not {want}");
+            }
+        }
+    }
+    assert_eq!(parts[4].data.iter().sum::<f64>(), kept.len() as f64, "{what}: kept");
+    (all - kept.len(), all)
+}
+
+/// What is dropped is what has the lowest affinity on a device that is sent more than it can do.
+#[test]
+fn devices_drop_what_exceeds_their_capacity() {
+    let with = |factor: f64, change: fn(&mut MoeConfig)| {
+        config(|moe| {
+            moe.device_capacity_factor = Some(factor);
+            change(moe);
+        })
+    };
+    let plain = |_: &mut MoeConfig| {};
+    let all = [true; 3];
+    let (dropped, _) = check_dropping("a device for each group", &with(1.0, plain), &[7, 1, 4], &all);
+    assert!(dropped > 0);
+    // 36 choices, and room for 4 on each of 4 devices.
+    assert_eq!(check_dropping("less room", &with(0.45, plain), &[7, 1, 4], &all), (20, 36));
+    assert_eq!(check_dropping("room for all", &with(4.0, plain), &[7, 1, 4], &all).0, 0);
+    let some = [true, false, true];
+    let (dropped, _) = check_dropping("an exempt sequence", &with(0.45, plain), &[7, 5, 4], &some);
+    assert!(dropped > 0);
+    let none = [false; 3];
+    assert_eq!(check_dropping("all exempt", &with(0.1, plain), &[7, 5, 4], &none).0, 0);
+    assert!(check_dropping("a sequence without tokens", &with(0.7, plain), &[3, 0, 6], &all).0 > 0);
+    let across = |moe: &mut MoeConfig| (moe.n_devices, moe.topk_device) = (3, 3);
+    assert!(check_dropping("devices across groups", &with(0.6, across), &[9, 3], &[true; 2]).0 > 0);
+    let normed = |moe: &mut MoeConfig| {
+        moe.norm_topk_prob = true;
+        moe.topk_method = TopkMethod::Greedy;
+    };
+    assert!(check_dropping("gates that sum to one", &with(0.6, normed), &[5, 6], &[true; 2]).0 > 0);
 }
 
 /// Which factors there are is the configuration's choice.

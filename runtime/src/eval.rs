@@ -87,6 +87,7 @@ impl Batch {
             weights: before(1),
             // A token without a successor is a token all the same.
             here: before(0),
+            bound: vec![1.0; self.rows],
             shape: [self.rows, longest],
         }
     }

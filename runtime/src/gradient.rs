@@ -19,6 +19,8 @@ pub struct Rows {
     pub weights: Vec<f32>,
     /// 1 on tokens, 0 on padding.
     pub here: Vec<f32>,
+    /// Of each row, 1 where its tokens may be dropped, 0 where none may be.
+    pub bound: Vec<f32>,
     /// Rows and columns.
     pub shape: [usize; 2],
 }
@@ -51,6 +53,7 @@ impl Rows {
             Value::f32(self.weights.clone(), &self.shape),
             Value::f32(self.here.clone(), &self.shape),
             Value::f32(vec![part], &[]),
+            Value::f32(self.bound.clone(), &self.shape[..1]),
         ];
         args.truncate(takes);
         let floats = |value: Value| match value.data {

@@ -1,4 +1,4 @@
-//! What training minimises, with all balance losses on: the compiled gradient against the definition in f64, on every device.
+//! What training minimises, with all balance losses on and tokens dropped: the compiled gradient against the definition in f64, on every device.
 //!
 //! Each result must be the interpreter's to 1e-5. The slope along a direction through all router weights, and through all weights,
 //! must be the central difference to 1e-4 of the gradient's norm, as for the reference cases. Choices of experts are constants
@@ -33,6 +33,7 @@ fn balanced(case: &Case) -> Option<ModelConfig> {
     if moe.n_devices == 1 && moe.n_routed_experts.is_multiple_of(2) {
         (moe.n_devices, moe.topk_device) = (2, 2);
     }
+    moe.device_capacity_factor = Some(0.6);
     Some(config)
 }
 
@@ -51,6 +52,9 @@ fn agrees<D: Device>(case: &Case, device: D) {
     let batch = Batch::new(&ids, mask.as_deref(), shape[0], shape[1]).expect("the case's batch is right");
     let rows = batch.next_tokens();
     let (tok, target, weight, here) = (rows.ids, rows.targets, rows.weights, rows.here);
+    // The last sequence is exempt.
+    let mut bound = rows.bound;
+    bound.iter_mut().last().into_iter().for_each(|x| *x = 0.0);
     let longest = batch.longest();
     let shape = [batch.rows(), longest];
     let args = [
@@ -59,6 +63,7 @@ fn agrees<D: Device>(case: &Case, device: D) {
         Value::f32(weight.clone(), &shape),
         Value::f32(here.clone(), &shape),
         Value::f32(vec![PART], &[]),
+        Value::f32(bound.clone(), &[batch.rows()]),
     ];
     let floats = |value: Value| match value.data {
         Data::F32(data) => data,
@@ -74,6 +79,8 @@ fn agrees<D: Device>(case: &Case, device: D) {
         wide(DType::F32, weight.iter().map(|&x| f64::from(x)).collect()),
         wide(DType::F32, here.iter().map(|&x| f64::from(x)).collect()),
         Tensor::scalar(DType::F32, f64::from(PART)),
+        Tensor::new(DType::F32, [batch.rows()], bound.iter().map(|&x| f64::from(x)).collect())
+            .expect("a row"),
     ];
     let stored: Tensors = case
         .checkpoint
@@ -103,6 +110,9 @@ fn agrees<D: Device>(case: &Case, device: D) {
     for layer in want[5].data.chunks(moe.n_routed_experts) {
         assert_eq!(layer.iter().sum::<f64>(), chosen, "{name}: each token chooses as many experts as it may");
     }
+
+    let kept = want[6].data.iter().sum::<f64>();
+    assert!(kept < want[5].data.iter().sum(), "{name}: some are dropped, {kept} are kept");
 
     // The gradient of each stored tensor, and the direction that the step goes.
     let mut gradients: BTreeMap<String, Vec<f64>> = BTreeMap::new();

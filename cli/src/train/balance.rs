@@ -1,4 +1,4 @@
-//! Balance of experts: which losses a training minimises for it, and what it tells of it.
+//! Balance of experts: which losses a training minimises for it, whether it drops tokens, and what it tells of both.
 
 use anyhow::{Context, bail};
 use latentc_models::config::{ModelConfig, MoeConfig};
@@ -17,15 +17,24 @@ pub(super) fn configure(model: &mut Model, settings: &Settings) -> anyhow::Resul
         ("--device-balance", settings.device_balance),
         ("--communication-balance", settings.communication_balance),
     ];
-    for (flag, weight) in weights.iter().filter_map(|(flag, weight)| Some((flag, (*weight)?))) {
+    let drops = ("--drop-tokens", settings.drop_tokens);
+    for (flag, weight) in weights.iter().chain([&drops]).filter_map(|(flag, weight)| Some((flag, (*weight)?)))
+    {
         if !(weight.is_finite() && weight >= 0.0) {
             bail!("{flag} is {weight}, but must be a finite number, at least 0");
         }
     }
     let Some(moe) = experts_of(&mut model.config) else {
-        let loud = weights.iter().find(|(_, weight)| weight.is_some_and(|w| w > 0.0)).map(|(flag, _)| *flag);
+        let loud = weights
+            .iter()
+            .chain([&drops])
+            .find(|(_, weight)| weight.is_some_and(|w| w > 0.0))
+            .map(|(flag, _)| *flag);
         if let Some(flag) = loud.or(settings.devices.map(|_| "--devices")) {
-            bail!("{flag}: {} has no layers with experts, so there is nothing to balance", model.name);
+            bail!(
+                "{flag}: {} has no layers with experts, so there is nothing to balance or drop",
+                model.name
+            );
         }
         return Ok(());
     };
@@ -44,15 +53,19 @@ pub(super) fn configure(model: &mut Model, settings: &Settings) -> anyhow::Resul
     for (factor, (_, weight)) in factors.into_iter().zip(weights) {
         *factor = weight.unwrap_or(*factor);
     }
+    if let Some(factor) = settings.drop_tokens {
+        moe.device_capacity_factor = (factor > 0.0).then_some(factor);
+    }
     let among_devices = [
         ("--device-balance", "device_loss_alpha", moe.device_loss_alpha),
         ("--communication-balance", "communication_loss_alpha", moe.communication_loss_alpha),
+        (drops.0, "device_capacity_factor", moe.device_capacity_factor.unwrap_or(0.0)),
     ];
     let loud = among_devices.iter().find(|(.., weight)| *weight > 0.0);
     if let (1, Some((flag, key, weight))) = (moe.n_devices, loud) {
         bail!(
-            "{flag} ({key} of config.json) is {weight}, but all experts lie on one device, which is always in balance; \
-             say with --devices (n_devices) on how many they lie, or give {flag} 0"
+            "{flag} ({key} of config.json) is {weight}, but all experts lie on one device, which does its share at any time; \
+             say with --devices (n_devices) on how many they lie, or give {flag}=0"
         );
     }
     Ok(())
@@ -80,6 +93,8 @@ pub(super) struct Balance {
     pub(super) mean_violation: f64,
     /// Of each layer with experts: the tokens of its busiest expert over the mean of its experts, less 1. 0 is equal work.
     violations: Vec<f64>,
+    /// The part of all choices of experts that were dropped.
+    dropped: f64,
 }
 
 impl Balance {
@@ -90,7 +105,9 @@ impl Balance {
             ModelConfig::Llama(_) => None,
         };
         let Some(experts) = experts else { return Ok(None) };
-        let load = results.get(5).context("the objective returns no load of experts")?;
+        let (Some(load), Some(kept)) = (results.get(5), results.get(6)) else {
+            bail!("the objective returns no load of experts");
+        };
         let violation = |layer: &[f64]| {
             let mean = layer.iter().sum::<f64>() / experts as f64;
             layer.iter().fold(0.0, |most: f64, &x| most.max(x)) / mean - 1.0
@@ -99,6 +116,7 @@ impl Balance {
             expert_balance: number(results, 2)?,
             device_balance: number(results, 3)?,
             communication_balance: number(results, 4)?,
+            dropped: 1.0 - kept.iter().sum::<f64>() / load.iter().sum::<f64>(),
             ..Balance::of_violations(load.chunks(experts).map(violation).collect())
         }))
     }
@@ -112,12 +130,17 @@ impl Balance {
             max_violation: violations.iter().fold(0.0, |most: f64, &x| most.max(x)),
             mean_violation: violations.iter().sum::<f64>() / violations.len() as f64,
             violations,
+            dropped: 0.0,
         }
     }
 
-    /// How many times the mean the busiest expert of any layer has to do.
-    pub(super) fn busiest(&self) -> String {
-        format!("{:.2} x mean", 1.0 + self.max_violation)
+    /// How many times the mean the busiest expert of any layer has to do, and what was dropped.
+    pub(super) fn text(&self) -> String {
+        let dropped = match self.dropped {
+            0.0 => String::new(),
+            part => format!(", {:.1}% dropped", 100.0 * part),
+        };
+        format!(", busiest expert {:.2} x mean{dropped}", 1.0 + self.max_violation)
     }
 }
 

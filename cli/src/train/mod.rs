@@ -40,8 +40,8 @@ use crate::{print, print_json, progress};
 /// a document. `.bin`, token ids in little endian, of 2 bytes where the vocabulary has at most 65,536 tokens, else of 4. All
 /// else is text in UTF-8, each file a document. Texts need a tokenizer.json in the model's folder.
 ///
-/// Of models with experts it minimises the balance losses of the paper as well, where config.json or a flag gives them a weight, and
-/// tells in any case how evenly experts are used.
+/// Of models with experts it minimises the balance losses of the paper as well, where config.json or a flag gives them a weight, drops
+/// tokens where that is asked for, and tells in any case how evenly experts are used.
 ///
 /// Documents end with the configuration's eos_token_id if it has one, and are packed: one behind the other, cut into sequences.
 /// A prompt and its completion are a sequence of their own.
@@ -127,7 +127,7 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<()> {
     let Saved { settings, step: made, fingerprint } = saved;
     let schedule = settings.schedule();
     let until = args.until.unwrap_or(schedule.steps).min(schedule.steps);
-    let data = read::read(&from, &model, &settings)?;
+    let data = read::read(&from, &model, &settings)?.exempt(settings.exempt, settings.seed);
     let now = format!("{:016x}", data.fingerprint());
     if args.resume.is_some() && now != fingerprint {
         bail!(
@@ -249,7 +249,7 @@ impl Job for Train {
 fn summary(r: &Report) -> String {
     let loss = r.loss.map_or(String::new(), |x| format!(", loss {x:.4}"));
     let valid = r.valid_loss.map_or(String::new(), |x| format!(", validation {x:.4}"));
-    let load = r.balance.as_ref().map_or(String::new(), |b| format!(", busiest expert {}", b.busiest()));
+    let load = r.balance.as_ref().map_or(String::new(), Balance::text);
     let how = if r.interrupted { "interrupted, " } else { "" };
     let out = r.out.display();
     let mut text = format!(
@@ -291,7 +291,7 @@ impl Shown {
     fn step(&mut self, r: &Record, tokens_per_s: f64) {
         let added = r.objective - r.loss;
         let added = if added > 0.0 { format!(", balance {added:.4}") } else { String::new() };
-        let load = r.balance.as_ref().map_or(String::new(), |b| format!(", busiest expert {}", b.busiest()));
+        let load = r.balance.as_ref().map_or(String::new(), Balance::text);
         let text =
             format!("loss {:.4}{added}{load}, rate {:.2e}, {tokens_per_s:.0} tokens/s", r.loss, r.rate);
         if let Some(bar) = &self.bar {

@@ -73,7 +73,16 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "WEIGHT")]
     #[serde(default)]
     pub(crate) communication_balance: Option<f64>,
-    /// The devices that the experts lie on, as balance sees them; `n_devices` if not given, or else the groups of experts.
+    /// Drop tokens where a device would have more than FACTOR times its share of the work, those of the lowest affinity first
+    /// (section 2.2.4), never in validation; 1 if no FACTOR is given, 0 is never, and `device_capacity_factor` if the flag is not given.
+    #[arg(long, value_name = "FACTOR", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
+    #[serde(default)]
+    pub(crate) drop_tokens: Option<f64>,
+    /// The part of sequences of which no token is dropped.
+    #[arg(long, value_name = "PART", default_value_t = 0.1)]
+    #[serde(default)]
+    pub(crate) exempt: f64,
+    /// The devices that the experts lie on, for balance and dropping; `n_devices` if not given, or else the groups of experts.
     #[arg(long, value_name = "N")]
     #[serde(default)]
     pub(crate) devices: Option<usize>,
@@ -133,6 +142,7 @@ impl Settings {
             ("--weight-decay", self.weight_decay, f64::MAX),
             ("--clip", self.clip, f64::MAX),
             ("--valid", self.valid, 0.5),
+            ("--exempt", self.exempt, 1.0),
         ];
         for (name, x, most) in numbers.into_iter().chain(parts) {
             if !(x.is_finite() && x >= 0.0 && x <= most) {

@@ -55,7 +55,7 @@ fn start(line: &str, paths: &[&Path]) -> Child {
 
 const NUMBERS: &str = "--steps 6 --context 12 --batch 5 --first-batch 2 --batch-ramp 3 --micro-batch 2 --rate 3e-3 \
                        --warmup 2 --seed 9 --valid 0.2 --valid-every 2 --save-every 2 \
-                       --expert-balance 0.03 --device-balance 0.5 --communication-balance 0.2";
+                       --expert-balance 0.03 --device-balance 0.5 --communication-balance 0.2 --drop-tokens --exempt 0.3";
 
 #[test]
 fn a_resumed_run_is_the_uninterrupted_one() {
@@ -87,6 +87,8 @@ fn a_resumed_run_is_the_uninterrupted_one() {
         let [e, d, c] = ["expert", "device", "communication"].map(|n| number(&format!("{n}_balance")));
         let (objective, balance) = (number("objective"), 0.03 * e + 0.5 * d + 0.2 * c);
         assert!(balance > 1.4 && (objective - number("loss") - balance).abs() < 1e-5, "{r}");
+        let dropped = number("dropped");
+        assert!((0.0..0.5).contains(&dropped), "{r}");
         // Of the two layers with experts.
         let layers: Vec<f64> =
             r["violations"].as_array().expect("a list").iter().flat_map(Value::as_f64).collect();
@@ -114,11 +116,14 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     }
     let kinds: Vec<_> = crate::tensors(&once.join("model.safetensors")).into_values().map(|t| t.0).collect();
     assert!(kinds.iter().all(|&dtype| dtype == DType::BF16));
+    assert!(numbers("dropped").iter().any(|&part| part > 0.0), "{:?}", numbers("dropped"));
     let drawn = fs::read_to_string(once.join("loss.svg")).unwrap();
     assert!(["validation", "busiest expert"].iter().all(|name| drawn.contains(name)), "{drawn}");
     // What was asked for is part of the model from now on.
     let config: Value = serde_json::from_slice(&fs::read(once.join("config.json")).unwrap()).unwrap();
-    assert_eq!([&config["aux_loss_alpha"], &config["device_loss_alpha"]], [&json!(0.03), &json!(0.5)]);
+    let said =
+        ["aux_loss_alpha", "device_loss_alpha", "device_capacity_factor"].map(|key| config[key].clone());
+    assert_eq!(said, [0.03, 0.5, 1.0].map(Value::from));
     ok("run {} --prompt-ids 5,6 --steps 2", &[&once]);
 }
 
@@ -381,6 +386,10 @@ fn what_cannot_be_learned_is_said() {
     says(&wrong("--devices 1 --device-balance 0.1"), &["--device-balance", "one device", "--devices"]);
     let dense = |more: &str| error(&format!("{line} {more}"), &[&case("tiny-llama"), &data, &at("out")]);
     says(&dense("--communication-balance 0.1"), &["--communication-balance", "no layers with experts"]);
+    says(&wrong("--devices 1 --drop-tokens"), &["--drop-tokens", "one device", "--drop-tokens=0"]);
+    says(&wrong("--drop-tokens=-1"), &["--drop-tokens is -1", "at least 0"]);
+    says(&wrong("--exempt 2"), &["--exempt is 2", "at most 1"]);
+    says(&dense("--drop-tokens"), &["--drop-tokens", "no layers with experts"]);
     says(&dense("--devices 2"), &["--devices", "no layers with experts"]);
     assert!(!at("out").exists(), "nothing is made of an error");
     says(&error("train --resume {}", &[&at("out")]), &["no checkpoint here"]);

@@ -67,6 +67,9 @@ pub struct MoeConfig {
     pub device_loss_alpha: f64,
     /// Weight of the communication balance loss in training; 0, and if missing, is none.
     pub communication_loss_alpha: f64,
+    /// What a device may do in training, in shares of what all tokens ask for (section 2.2.4); tokens that ask for more are dropped.
+    /// If missing, none is.
+    pub device_capacity_factor: Option<f64>,
 }
 
 /// How the router chooses experts from the scores of a token.
@@ -256,6 +259,7 @@ impl MoeConfig {
             topk_device,
             device_loss_alpha: fields.factor("device_loss_alpha").unwrap_or(0.0),
             communication_loss_alpha: fields.factor("communication_loss_alpha").unwrap_or(0.0),
+            device_capacity_factor: fields.number("device_capacity_factor", 0.0),
         })
     }
 
@@ -275,6 +279,7 @@ impl MoeConfig {
         put("topk_device", json!(self.topk_device));
         put("device_loss_alpha", json!(self.device_loss_alpha));
         put("communication_loss_alpha", json!(self.communication_loss_alpha));
+        put("device_capacity_factor", json!(self.device_capacity_factor));
         match self.topk_method {
             TopkMethod::Greedy => _ = put("topk_method", json!("greedy")),
             TopkMethod::GroupLimitedGreedy { n_group, topk_group } => {

@@ -1,10 +1,12 @@
 //! Balance losses: arXiv 2405.04434, section 2.2.3. What training minimises beside the cross entropy, lest few experts, or few
 //! devices, do all the work.
 //!
-//! [`objective`] takes `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t], here: f32[b, t], part: f32)`; the first three as
-//! the plain loss does, `here` 1 on tokens and 0 on padding. A row is a sequence: its tokens are the T of the equations. `part` is
+//! [`objective`] takes `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t], here: f32[b, t], part: f32,
+//! bound: f32[b])`; the first three as the plain loss does, `here` 1 on tokens and 0 on padding. A row is a sequence: its tokens are the T of the equations. `part` is
 //! what balance losses are multiplied by: 1, or, where a batch is run in parts that count by their targets, a part's share of all
-//! sequences over its share of all targets, so that the parts add up to the batch. It returns
+//! sequences over its share of all targets, so that the parts add up to the batch. `bound` is 1 on sequences
+//! whose tokens may be dropped (see [`dropping`](super::dropping)), where the configuration has a `device_capacity_factor`, and 0 on
+//! those that are exempt. It returns
 //!
 //! | result | |
 //! |---|---|
@@ -14,6 +16,7 @@
 //! | `device: f32` | equation 26, likewise |
 //! | `communication: f32` | equation 29, likewise |
 //! | `load: f32[l, e]` | tokens of all sequences that chose expert `e` in the `l`-th layer that has experts |
+//! | `kept: f32[l]` | of all of these choices of a layer, those that are not dropped |
 //!
 //! so that balance can be watched where no loss asks for it, too: with equal work everywhere `expert` and `device` are the number of
 //! layers, and `communication` is not more than it times the devices of a token. The gradient graph returns the gradients behind
@@ -24,42 +27,54 @@
 
 use latentc_frontend::spec;
 
+use super::dropping::least_affinity;
 use super::model::{attended, dense_layer};
-use super::moe::moe;
+use super::moe::{experts, gates};
 use crate::config::{DeepseekV2Config, MoeConfig};
 use crate::head::cross_entropy;
 
 spec! {
     /// The mixture of experts, and what the balance losses count: of each sequence, the tokens of each expert, the sum of its
-    /// scores, and the tokens sent to each device.
-    pub fn counted_moe(cfg: &DeepseekV2Config, experts: &MoeConfig)(u[t,d], here[t]: f32)
-        -> (y[t,d], count[e]: f32, score[e]: f32, sent[i]: f32)
+    /// scores, the tokens sent to each device, and the choices that are not dropped.
+    pub fn counted_moe(cfg: &DeepseekV2Config, moe: &MoeConfig)(u[t,d], here[t]: f32, bound: f32)
+        -> (y[t,d], count[e]: f32, score[e]: f32, sent[i]: f32, kept: f32)
     {
-        axes { i = experts.n_devices; k = experts.n_routed_experts / experts.n_devices }
-        state moe(cfg, experts);
-        chosen[t,e]   = in_top[e; experts.num_experts_per_tok](a[t,e]);
+        axes { each b; t; i = moe.n_devices; k = moe.n_routed_experts / moe.n_devices }
+        state gates(cfg, moe);
+        chosen[t,e]   = in_top[e; moe.num_experts_per_tok](a[t,e]);
         one[t,e]: f32 = select(chosen[t,e], 1, 0);
         count[e]: f32 = here[t] * one[t,e];
         score[e]: f32 = here[t] * s[t,e];
         there[t,i]: f32 = max[k](one[t,(i,k)]);
         sent[i]: f32  = here[t] * there[t,i];
+
+        kept: f32     = sum[e](count[e]);
+        if let Some(factor) = moe.device_capacity_factor {
+            worth[t,e]: f32    = select(0 < bound, s[t,e], 2);
+            v[t,e]: f32        = here[t] * one[t,e] * worth[t,e];
+            least[e]: f32      = call least_affinity(moe, factor)(v[t,e], here[t]);
+            fits[t,e]          = least[e] < worth[t,e];
+            gate[t,e]: f32     = select(fits[t,e], gate[t,e], 0);
+            kept: f32          = sum[t,e](select(least[e] < v[t,e], 1, 0));
+        }
+        state experts(cfg, moe);
     }
 
     /// A layer with experts, and what is counted of them.
-    pub fn counted_layer(cfg: &DeepseekV2Config, experts: &MoeConfig)(x[t,d], here[t]: f32)
-        -> (y[t,d], count[e]: f32, score[e]: f32, sent[i]: f32)
+    pub fn counted_layer(cfg: &DeepseekV2Config, experts: &MoeConfig)(x[t,d], here[t]: f32, bound: f32)
+        -> (y[t,d], count[e]: f32, score[e]: f32, sent[i]: f32, kept: f32)
     {
-        axes { e = experts.n_routed_experts; i = experts.n_devices }
+        axes { each b; t; e = experts.n_routed_experts; i = experts.n_devices }
         state attended(cfg);
-        (m[t,d], count[e], score[e], sent[i]) = call counted_moe(cfg, experts)(u[t,d], here[t]) in "mlp";
+        (m[t,d], count[e], score[e], sent[i], kept) = call counted_moe(cfg, experts)(u[t,d], here[t], bound) in "mlp";
         y[t,d] = xa[t,d] + m[t,d]                                                        @20;
     }
 
     /// The losses and loads of the layers so far, and those of one more, which is where `layer` is 1.
     pub fn balance(experts: &MoeConfig, layers: usize)
-        (tokens[b]: f32, count[b,e]: f32, score[b,e]: f32, sent[b,i]: f32, layer[l]: f32,
-         expert: f32, device: f32, communication: f32, load[l,e]: f32)
-        -> (expert: f32, device: f32, communication: f32, load[l,e]: f32)
+        (tokens[b]: f32, count[b,e]: f32, score[b,e]: f32, sent[b,i]: f32, done[b]: f32, layer[l]: f32,
+         expert: f32, device: f32, communication: f32, load[l,e]: f32, kept[l]: f32)
+        -> (expert: f32, device: f32, communication: f32, load[l,e]: f32, kept[l]: f32)
     {
         axes {
             b;
@@ -69,6 +84,7 @@ spec! {
             l = layers;
         }
         load[l,e]: f32 = load[l,e] + layer[l] * sum[b](count[b,e]);
+        kept[l]: f32   = kept[l] + layer[l] * sum[b](done[b]);
 
         // A sequence without tokens has no loss, and no share in the mean.
         some[b]: f32 = select(0 < tokens[b], 1, 0);
@@ -95,8 +111,8 @@ spec! {
     }
 
     /// All layers, as the trunk, with what the balance losses see of them.
-    pub fn counted_trunk(cfg: &DeepseekV2Config, experts: &MoeConfig)(tok[b,t]: i32, here[b,t]: f32)
-        -> (x[b,t,d], expert: f32, device: f32, communication: f32, load[l,e]: f32)
+    pub fn counted_trunk(cfg: &DeepseekV2Config, experts: &MoeConfig)(tok[b,t]: i32, here[b,t]: f32, bound[b]: f32)
+        -> (x[b,t,d], expert: f32, device: f32, communication: f32, load[l,e]: f32, kept[l]: f32)
     {
         let routed: Vec<usize> = (0..cfg.common.num_hidden_layers).filter(|l| experts.covers(*l)).collect();
         axes {
@@ -114,15 +130,17 @@ spec! {
         device: f32 = 0;
         communication: f32 = 0;
         load[l,e]: f32 = table[l; vec![0.0; routed.len()]]() * table[e; vec![0.0; experts.n_routed_experts]]();
+        kept[l]: f32 = table[l; vec![0.0; routed.len()]]();
         for layer in 0..cfg.common.num_hidden_layers {
             let scope = format!("model.layers.{layer}");
             if routed.contains(&layer) {
                 let at: Vec<f64> = routed.iter().map(|r| f64::from(u8::from(*r == layer))).collect();
                 at[l]: f32 = table[l; at]();
-                (x[b,t,d], count[b,e], score[b,e], sent[b,i]) =
-                    call counted_layer(cfg, experts)(x[b,t,d], here[b,t]) in scope;
-                (expert, device, communication, load[l,e]) = call balance(experts, routed.len())
-                    (tokens[b], count[b,e], score[b,e], sent[b,i], at[l], expert, device, communication, load[l,e]);
+                (x[b,t,d], count[b,e], score[b,e], sent[b,i], done[b]) =
+                    call counted_layer(cfg, experts)(x[b,t,d], here[b,t], bound[b]) in scope;
+                (expert, device, communication, load[l,e], kept[l]) = call balance(experts, routed.len())
+                    (tokens[b], count[b,e], score[b,e], sent[b,i], done[b], at[l],
+                     expert, device, communication, load[l,e], kept[l]);
             } else {
                 x[b,t,d] = call dense_layer(cfg)(x[b,t,d]) in scope;
             }
@@ -131,12 +149,13 @@ spec! {
 
     /// What training minimises, and what it shows.
     pub fn objective(cfg: &DeepseekV2Config, experts: &MoeConfig)
-        (tok[b,t]: i32, target[b,t]: i32, weight[b,t]: f32, here[b,t]: f32, part: f32)
-        -> (objective: f32, loss: f32, expert: f32, device: f32, communication: f32, load[l,e]: f32)
+        (tok[b,t]: i32, target[b,t]: i32, weight[b,t]: f32, here[b,t]: f32, part: f32, bound[b]: f32)
+        -> (objective: f32, loss: f32, expert: f32, device: f32, communication: f32, load[l,e]: f32, kept[l]: f32)
     {
         let layers = (0..cfg.common.num_hidden_layers).filter(|l| experts.covers(*l)).count();
         axes { b; t; d = cfg.common.hidden_size; e = experts.n_routed_experts; l = layers }
-        (x[b,t,d], expert, device, communication, load[l,e]) = call counted_trunk(cfg, experts)(tok[b,t], here[b,t]);
+        (x[b,t,d], expert, device, communication, load[l,e], kept[l]) =
+            call counted_trunk(cfg, experts)(tok[b,t], here[b,t], bound[b]);
         state cross_entropy(&cfg.common);
         expert: f32        = part * expert;
         device: f32        = part * device;

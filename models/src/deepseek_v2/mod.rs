@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod balance;
+pub mod dropping;
 pub mod model;
 pub mod moe;
 

@@ -9,12 +9,14 @@ spec! {
     /// Shared experts, and routed ones under their gates.
     pub fn moe(cfg: &DeepseekV2Config, moe: &MoeConfig)(u[t,d]) -> y[t,d] {
         axes { each b; t; d = cfg.common.hidden_size; e = moe.n_routed_experts; f = moe.moe_intermediate_size }
-        weights {
-            E[e,d]     = "gate.weight"[e, d];
-            W_1[e,f,d] = "experts.{e}.gate_proj.weight"[f, d];
-            W_3[e,f,d] = "experts.{e}.up_proj.weight"[f, d];
-            W_2[e,d,f] = "experts.{e}.down_proj.weight"[d, f];
-        }
+        state gates(cfg, moe);
+        state experts(cfg, moe);
+    }
+
+    /// The router: the affinity `s` of each token to each expert, and the gates of those that it chooses.
+    pub fn gates(cfg: &DeepseekV2Config, moe: &MoeConfig)(u[t,d]) -> gate[t,e]: f32 {
+        axes { each b; t; d = cfg.common.hidden_size; e = moe.n_routed_experts }
+        weights { E[e,d] = "gate.weight"[e, d]; }
         s[t,e]: f32 = softmax[e](E[e,d] * u[t,d])                                        @22;
         a[t,e]: f32 = s[t,e];
 
@@ -30,7 +32,16 @@ spec! {
             gate[t,e]: f32 = gate[t,e] / (sum[e](gate[t,e]) + 1e-20);
         }
         gate[t,e]: f32 = {moe.routed_scaling_factor} * gate[t,e];
+    }
 
+    /// Shared experts, and routed ones under given gates.
+    pub fn experts(cfg: &DeepseekV2Config, moe: &MoeConfig)(u[t,d], gate[t,e]: f32) -> y[t,d] {
+        axes { each b; t; d = cfg.common.hidden_size; e = moe.n_routed_experts; f = moe.moe_intermediate_size }
+        weights {
+            W_1[e,f,d] = "experts.{e}.gate_proj.weight"[f, d];
+            W_3[e,f,d] = "experts.{e}.up_proj.weight"[f, d];
+            W_2[e,d,f] = "experts.{e}.down_proj.weight"[d, f];
+        }
         y_1[t,e,f] = W_1[e,f,d] * u[t,d];
         y_3[t,e,f] = W_3[e,f,d] * u[t,d];
         z[t,e,f]   = silu(y_1[t,e,f]) * y_3[t,e,f];

@@ -20,12 +20,27 @@ pub struct Data {
     sequences: Vec<(usize, usize)>,
     /// Where documents begin that are not cut yet.
     packed: usize,
+    /// The part of sequences of which no token is dropped, and what decides which.
+    exempt: (f64, u64),
 }
 
 impl Data {
     /// No sequences yet, later ones of up to so many inputs.
     pub fn new(context: usize) -> Data {
         Data { context: context.max(1), ..Data::default() }
+    }
+
+    /// Lets no token of this part of the sequences be dropped: each is chosen by the seed and its number alone.
+    pub fn exempt(self, part: f64, seed: u64) -> Data {
+        Data { exempt: (part, seed), ..self }
+    }
+
+    /// Whether no token of a sequence may be dropped.
+    fn is_exempt(&self, sequence: usize) -> bool {
+        let (part, seed) = self.exempt;
+        // 53 random bits, as a number below 1.
+        let random = SplitMix(SplitMix::mix(seed ^ 0x64726f70)).nth(sequence as u64) >> 11;
+        (random as f64) * 2f64.powi(-53) < part
     }
 
     /// Appends a document.
@@ -100,9 +115,10 @@ impl Data {
     /// These sequences as a batch, padded to the longest of them.
     pub fn rows(&self, sequences: &[usize]) -> Rows {
         let of = |&n: &usize| self.sequences[n];
+        let bound = sequences.iter().map(|&n| f32::from(u8::from(!self.is_exempt(n)))).collect();
         let columns = sequences.iter().map(|n| of(n).1).max().unwrap_or(0);
         let shape = [sequences.len(), columns];
-        let mut rows = Rows { ids: vec![], targets: vec![], weights: vec![], here: vec![], shape };
+        let mut rows = Rows { ids: vec![], targets: vec![], weights: vec![], here: vec![], bound, shape };
         for (n, (start, len)) in sequences.iter().map(of).enumerate() {
             rows.ids.extend(&self.tokens[start..start + len]);
             rows.targets.extend(&self.tokens[start + 1..start + len + 1]);
@@ -189,6 +205,21 @@ mod tests {
         assert_eq!(rows.here, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]);
         assert_eq!(rows.sequences(), 2);
         assert_eq!([data.targets(0), data.targets(1)], [3, 2]);
+    }
+
+    #[test]
+    fn a_tenth_of_the_sequences_is_exempt_and_always_the_same() {
+        let mut data = Data::new(1);
+        data.document(0..2001);
+        data.cut();
+        let data = data.exempt(0.1, 7);
+        let all: Vec<usize> = (0..2000).collect();
+        let bound = data.rows(&all).bound;
+        let exempt = bound.iter().filter(|&&x| x == 0.0).count();
+        assert!((150..250).contains(&exempt), "{exempt} of 2000");
+        assert_eq!(data.rows(&[1234, 5]).bound, [bound[1234], bound[5]]);
+        assert!(data.clone().exempt(0.1, 8).rows(&all).bound != bound, "another seed, others");
+        assert!(data.exempt(0.0, 7).rows(&all).bound.iter().all(|&x| x == 1.0));
     }
 
     #[test]
