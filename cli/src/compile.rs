@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{anyhow, bail};
-use latentc_codegen::cube::{self, cuda_source, wgsl_source};
+use latentc_codegen::cube::{cuda_source, wgsl_source};
 use latentc_codegen::device::DeviceError;
-use latentc_codegen::host;
 use latentc_codegen::memory::{Plan, Summary};
 use latentc_codegen::program::{Kernel, Program, Step};
 use latentc_ir::Symbols;
@@ -174,12 +173,7 @@ fn memory(args: &Args, compiled: &Compiled) -> anyhow::Result<Summary> {
         Some(_) | None => new,
     };
     let sizes = symbols.bind(args.batch, new, args.context.max(new));
-    let layout = match args.target {
-        Target::Host => host::LAYOUT,
-        Target::Cuda => cube::Target::Cuda.layout(),
-        Target::Wgpu => cube::Target::Wgsl.layout(),
-    };
-    let plan = Plan::new(&compiled.program, &sizes, &layout)?;
+    let plan = Plan::new(&compiled.program, &sizes, &args.target.layout())?;
     Ok(Summary { bytes: plan.bytes(), bound: plan.bound, sizes })
 }
 

@@ -1,9 +1,10 @@
 //! What a model runs on.
 
 use clap::ValueEnum;
-use latentc_codegen::cube::{CudaDevice, WgpuDevice};
+use latentc_codegen::cube::{self, CudaDevice, WgpuDevice};
 use latentc_codegen::device::Device;
-use latentc_codegen::host::Host;
+use latentc_codegen::host::{self, Host};
+use latentc_codegen::memory::Layout;
 use serde::{Deserialize, Serialize};
 
 /// A machine, or the language of its kernels.
@@ -19,6 +20,15 @@ pub(crate) enum Target {
 }
 
 impl Target {
+    /// How its memory is laid out.
+    pub(crate) fn layout(self) -> Layout {
+        match self {
+            Target::Host => host::LAYOUT,
+            Target::Cuda => cube::Target::Cuda.layout(),
+            Target::Wgpu => cube::Target::Wgsl.layout(),
+        }
+    }
+
     /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {

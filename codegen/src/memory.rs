@@ -7,13 +7,18 @@
 //! A result may take the place of an operand that dies with it, if the kernel reads of it, for each element that it makes, the very
 //! element at the same index and nothing else: see [`in_place`].
 
+mod account;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use latentc_ir::{DType, Op, Size};
 use serde::Serialize;
 
 use crate::program::{Buffer, BufferId, Kernel, KernelKind, Program, Role, Step};
+
+pub use account::Account;
 
 /// What a plan must know of a device's memory.
 #[derive(Clone, Copy, Debug)]
@@ -114,26 +119,8 @@ impl Plan {
     /// # Errors
     /// See [`PlanError`].
     pub fn new(program: &Program, sizes: &BTreeMap<String, u64>, layout: &Layout) -> Result<Plan, PlanError> {
-        let mut walk = Walk {
-            program,
-            sizes,
-            layout,
-            replaceable: program.kernels.iter().map(in_place).collect(),
-            clock: 0,
-            lives: Vec::new(),
-            frames: Vec::new(),
-            moves: Vec::new(),
-        };
-        walk.routine(&program.entry, BTreeMap::new())?;
-        let Walk { mut lives, frames, moves, clock, .. } = walk;
-        // The caller reads what the entry returns.
-        if let (Some(entry), Some(frame)) = (program.routine(&program.entry), frames.first()) {
-            for v in entry.results.iter().filter_map(|r| frame[r.0 as usize]) {
-                lives[v].end = clock + 1;
-            }
-        }
-        let lives = in_places(lives, &moves);
-        let bound = bound(&lives, clock + 1);
+        let Lives { lives, frames, end, .. } = Lives::of(program, sizes, layout)?;
+        let bound = alive(&lives, end).into_iter().max().unwrap_or(0);
         let (places, pages) = place(&lives, bound, layout);
         let at = |v: &Option<usize>| v.map(|v| Place { bytes: lives[v].bytes, ..places[lives[v].root] });
         let frames = frames.iter().map(|frame| frame.iter().map(at).collect()).collect();
@@ -206,6 +193,50 @@ struct Life {
     root: usize,
     /// Until when its place is taken, by itself or by what comes there after it.
     taken: usize,
+}
+
+impl Life {
+    /// The moments at which it takes memory that nothing else takes. Where a value takes the place of another, both are alive, but it
+    /// is there once. `n` is its number.
+    fn present(&self, n: usize) -> RangeInclusive<usize> {
+        let from = if self.root == n { self.start } else { self.start.saturating_add(1) };
+        from..=self.end
+    }
+}
+
+/// All temporaries of a run.
+struct Lives {
+    lives: Vec<Life>,
+    /// The numbers of those that the entry returns.
+    results: Vec<usize>,
+    /// For each call, the numbers of its buffers.
+    frames: Vec<Vec<Option<usize>>>,
+    /// The last moment.
+    end: usize,
+}
+
+impl Lives {
+    fn of(program: &Program, sizes: &BTreeMap<String, u64>, layout: &Layout) -> Result<Lives, PlanError> {
+        let mut walk = Walk {
+            program,
+            sizes,
+            layout,
+            replaceable: program.kernels.iter().map(in_place).collect(),
+            clock: 0,
+            lives: Vec::new(),
+            frames: Vec::new(),
+            moves: Vec::new(),
+        };
+        walk.routine(&program.entry, BTreeMap::new())?;
+        let Walk { mut lives, frames, moves, clock, .. } = walk;
+        // The caller reads what the entry returns.
+        let mut results = Vec::new();
+        if let (Some(entry), Some(frame)) = (program.routine(&program.entry), frames.first()) {
+            results.extend(entry.results.iter().filter_map(|r| frame[r.0 as usize]));
+        }
+        results.iter().for_each(|&v| lives[v].end = clock + 1);
+        Ok(Lives { lives: in_places(lives, &moves), results, frames, end: clock + 1 })
+    }
 }
 
 /// Follows the steps of a run.
@@ -314,15 +345,13 @@ fn in_places(mut lives: Vec<Life>, moves: &[(usize, Vec<usize>)]) -> Vec<Life> {
     lives
 }
 
-/// The most bytes that are alive at one moment.
-fn bound(lives: &[Life], last: usize) -> u64 {
-    let mut at: Vec<u64> = vec![0; last + 1];
+/// The bytes that are alive at each moment.
+fn alive(lives: &[Life], end: usize) -> Vec<u64> {
+    let mut at: Vec<u64> = vec![0; end + 1];
     for (n, life) in lives.iter().enumerate().filter(|(_, l)| l.start <= l.end) {
-        // Where a value takes the place of another, both are alive, but it is there once.
-        let from = if life.root == n { life.start } else { life.start + 1 };
-        (from..=life.end).for_each(|t| at[t] += life.bytes);
+        life.present(n).for_each(|t| at[t] += life.bytes);
     }
-    at.into_iter().max().unwrap_or(0)
+    at
 }
 
 /// A place for each value that has one of its own, and the bytes of each allocation. No order of placing is the best for all programs,

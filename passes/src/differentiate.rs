@@ -23,12 +23,15 @@
 //! first operand, `reduce_max` to all in equal parts; `abs` at 0 has the slope 1.
 
 mod rules;
+mod single;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_ir::{AxisId, DType, Function, Inst, Module, Op, Origin, Type, ValueId, scoped};
 
 use crate::PassError;
+
+pub use single::single;
 
 const NAME: &str = "differentiate";
 

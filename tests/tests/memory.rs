@@ -2,7 +2,7 @@
 
 use latentc_codegen::cube::Target;
 use latentc_codegen::host;
-use latentc_codegen::memory::Plan;
+use latentc_codegen::memory::{Account, Plan};
 use latentc_ir::{DType, Symbols};
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
@@ -32,6 +32,10 @@ fn temporaries_take_little_more_than_what_lives_at_one_moment() {
                     let plan = Plan::new(&compiled.program, &sizes, &layout)
                         .unwrap_or_else(|e| panic!("{what}: {e}"));
                     plan.replay(&compiled.program, &layout).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    let account = Account::of(&compiled.program, &sizes, &layout)
+                        .unwrap_or_else(|e| panic!("{what}: {e}"));
+                    let sum = account.results + account.kept + account.passing;
+                    assert_eq!(sum, plan.bound, "{what}: {account:?}");
                     let (bytes, bound) = (plan.bytes(), plan.bound);
                     println!("{what}: {bytes} bytes, {bound} of them at one moment");
                     assert!(bytes * 10 <= bound * 11, "{what}: {bytes} bytes for {bound}");

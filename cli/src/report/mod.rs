@@ -1,6 +1,7 @@
 //! `latentc report`: what the compiled graphs of a model say of its size, cache, training and serving, beside another's.
 
 mod figures;
+mod step;
 mod text;
 
 use anyhow::anyhow;
@@ -12,6 +13,7 @@ use latentc_passes::{Graph, Machine, pipeline};
 use serde::Serialize;
 
 use crate::model::Model;
+use crate::target::Target;
 use crate::{print, print_json};
 use figures::{Figures, Program};
 
@@ -19,6 +21,10 @@ use figures::{Figures, Program};
 ///
 /// Times are rooflines: the larger of what the arithmetic and what the memory traffic of a run takes, on devices among which
 /// both divide evenly. No schedule is faster.
+///
+/// With `--graph train` it tells what a step of training has in memory, from the plan of the compiled program, for so many sequences
+/// (`--batch`, 1 if not given) of so many tokens (`--train-length`) at once. `--function` is for one layer:
+/// `latentc report deepseek-v2 --graph train --function counted_layer`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A folder, a config.json, or a bundled name.
@@ -32,8 +38,17 @@ pub(crate) struct Args {
     /// How many of them.
     #[arg(long, default_value_t = 8, value_parser = size())]
     devices: u64,
-    /// Sequences at once.
-    #[arg(long, value_delimiter = ',', value_name = "N,…", default_values_t = [1, 32, 256], value_parser = size())]
+    /// Memory of a step of training instead.
+    #[arg(long, value_enum, conflicts_with_all = ["machine", "devices", "context"])]
+    graph: Option<step::GraphArg>,
+    /// Of this function alone, as if it were the model.
+    #[arg(long, value_name = "NAME", requires = "graph")]
+    function: Option<String>,
+    /// Where the step runs.
+    #[arg(long, value_enum, default_value = "cuda", requires = "graph")]
+    target: Target,
+    /// Sequences at once; 1, 32 and 256 if not given.
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = size())]
     batch: Vec<u64>,
     /// Tokens of each sequence: of the prompt in prefill, in the cache in decode.
     #[arg(long, value_delimiter = ',', value_name = "N,…", default_values_t = [1024, 4096, 32_768, 131_072], value_parser = size())]
@@ -60,6 +75,9 @@ struct Report {
 }
 
 pub(crate) fn report(args: &Args) -> anyhow::Result<()> {
+    if args.graph.is_some() {
+        return step::report(args);
+    }
     let machine =
         Machine::named(&args.machine).ok_or_else(|| anyhow!("unknown machine `{}`", args.machine))?;
     let models = [Some(&args.model), args.vs.as_ref()].into_iter().flatten().map(|name| Model::find(name));
@@ -93,6 +111,7 @@ fn figures(model: &Model, args: &Args, machine: Machine) -> anyhow::Result<Figur
         prefill: compile(Graph::Prefill)?,
         decode: compile(Graph::Decode)?,
     };
+    let batch = if args.batch.is_empty() { &[1, 32, 256][..] } else { &args.batch };
     let node = figures::Node { machine, devices: args.devices };
     Ok(Figures {
         model: model.name.clone(),
@@ -100,8 +119,8 @@ fn figures(model: &Model, args: &Args, machine: Machine) -> anyhow::Result<Figur
         parameters: programs.count,
         cache: programs.cache(),
         training: programs.training(args.train_length)?,
-        prefill: programs.points(Graph::Prefill, &node, &args.batch, &args.context)?,
-        decode: programs.points(Graph::Decode, &node, &args.batch, &args.context)?,
+        prefill: programs.points(Graph::Prefill, &node, batch, &args.context)?,
+        decode: programs.points(Graph::Decode, &node, batch, &args.context)?,
         throughput: programs.throughput(&node, &args.context)?,
     })
 }

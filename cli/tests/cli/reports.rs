@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{case, json, latentc, ok, says, words};
+use crate::{case, error, json, latentc, ok, says, words};
 
 fn number(value: &Value, path: &str) -> f64 {
     value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} is a number in {value}"))
@@ -89,4 +89,38 @@ fn a_model_alone_and_other_machines() {
         assert_eq!(out.status.code(), Some(2), "{line}");
         says(&String::from_utf8_lossy(&out.stderr), &["error: invalid value"]);
     }
+}
+
+#[test]
+fn a_step_of_training_has_its_memory_told() {
+    let report =
+        json("report deepseek-v2 --graph train --function counted_layer --json --train-length 4096", &[]);
+    let at = |key: &str| number(&report, &format!("/models/0/steps/0/{key}"));
+    // As `params` counts a layer: norms, attention, experts, shared ones; and the scale before it. In bf16, and in f32.
+    let layer = 10_240.0 + 149_227_520.0 + 3_775_692_800.0 + 47_185_920.0 + 5120.0;
+    assert_eq!(at("parameters"), layer);
+    assert_eq!([at("weights"), at("masters"), at("moments")], [2.0 * layer, 4.0 * layer, 8.0 * layer]);
+    // Gradients in f32, of which the last are made when some temporaries are gone.
+    let (results, kept) = (at("account/results"), at("account/kept"));
+    assert!(results <= 4.0 * layer + 4.0 && results > 2.0 * layer, "{results}");
+    let alive = results + kept + at("account/passing");
+    assert!(alive <= at("temporaries") && at("temporaries") < 1.1 * alive, "{alive}");
+    assert_eq!(at("peak"), 18.0 * layer + at("temporaries"));
+
+    // What is kept grows with the sequences, and with the layers.
+    let text = ok("report deepseek-v2-lite --graph train --batch 1,4 --train-length 1024", &[]);
+    says(
+        &text,
+        &["deepseek-v2-lite", "kept for the way back", "moments of AdamW", "sequences of 1024 tokens"],
+    );
+    let report = json("report deepseek-v2-lite --graph train --batch 1,4 --train-length 1024 --json", &[]);
+    let at = |n: usize, key: &str| number(&report, &format!("/models/0/steps/{n}/{key}"));
+    assert_eq!(at(0, "parameters"), 15_706_484_224.0);
+    let [one, four] = [0, 1].map(|n| at(n, "account/kept_at_turn"));
+    assert!(four > 3.9 * one && four < 4.1 * one, "{one} and {four}");
+    // At the least, each of 27 layers keeps what it was given.
+    assert!(one > 27.0 * 1024.0 * 2048.0 * 2.0, "{one}");
+    let none = error("report deepseek-v2 --graph train --function layer", &[]);
+    says(&none, &["no function `layer`", "counted_layer"]);
+    says(&error("report deepseek-v2 --graph train --function balance", &[]), &["`balance` is no layer"]);
 }

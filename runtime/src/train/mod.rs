@@ -7,6 +7,7 @@
 //! time, addresses or the order of threads: the same texts in the same order give the same bits.
 
 pub mod data;
+pub mod memory;
 pub mod save;
 pub mod schedule;
 
