@@ -8,6 +8,7 @@
 #   OUT      a folder for all results; target/gpu-check if not given
 #   PYTHON   python3 if not given; for the peers, one that has torch
 #   ITEM     seconds that one measurement may take; 60 if not given
+#   LIMIT    seconds for all of it: what would begin later is left out, and said to be; 470 if not given
 #   ONLY     steps to do, of: check eval sanitize bench peers table; all if not given
 #
 # No step's failure stops the others. Ends with a line for each; exits with 1 if one failed, with 2 if one could not be run.
@@ -20,6 +21,7 @@ latentc=${LATENTC:-target/release/latentc}
 out=${OUT:-target/gpu-check}
 python=${PYTHON:-python3}
 item=${ITEM:-60}
+limit=${LIMIT:-470}
 only=${ONLY:-check eval sanitize bench peers table}
 case_=tests/cases/tiny
 
@@ -29,13 +31,19 @@ case_=tests/cases/tiny
 mkdir -p "$out/check" "$out/eval" "$out/bench" || exit 1
 rm -f "$out"/check/*.json "$out"/bench/*.json "$out"/peers.json "$out"/summary.txt
 
-start=$SECONDS
+start=$SECONDS until=$limit
 failed=0 missing=0
 note() { printf '%-8s %4ds  %s\n' "$1" $((SECONDS - start)) "$2" | tee -a "$out/summary.txt"; }
 # Runs a command with a time limit, its output in a log, and notes what came of it.
 try() {
-  local name=$1 seconds=$2 log
+  local name=$1 seconds=$2 log left=$((until - (SECONDS - start)))
   shift 2
+  if ((left < 5)); then
+    missing=1
+    note LEFT "$name: no time was left"
+    return 1
+  fi
+  seconds=$((seconds < left ? seconds : left))
   log=$out/log.${name//[^A-Za-z0-9_.-]/_}.txt
   timeout "$seconds" "$@" >"$log" 2>&1
   local code=$?
@@ -95,7 +103,9 @@ if wants sanitize && [[ $target == cuda ]]; then
   fi
 fi
 
-# 3. Measurements, each with a time limit of its own. A name says what the peers do: MODEL.LAYERS.GRAPH.…
+# 3. Measurements, each with a time limit of its own: layers and models first, then single operations. The last third of
+# the time is kept for the peers.
+until=$((limit * 2 / 3))
 measure() {
   local name=$1
   shift
@@ -105,6 +115,7 @@ if wants bench; then
   if [[ $sizes == small ]]; then
     measure tiny.whole.decode.b1.s64 "$case_" --context 64 --quick --repeat 2
     measure tiny.whole.prefill.t40 "$case_" --graph prefill --tokens 40 --quick --repeat 1
+    measure op.latent-attention.b1.s64 scripts/ops/latent-attention.ir --size b=1 --size s=64 --quick --repeat 1 --kernels
   else
     lite=(deepseek-v2-lite --dtype bf16) v2=(deepseek-v2 --dtype bf16)
     measure lite.layer.decode.b1.s4096 "${lite[@]}" --layers 1 --context 4096
@@ -117,8 +128,21 @@ if wants bench; then
     measure v2.layer.decode.b1.s65536 "${v2[@]}" --layers 1 --context 65536
     measure v2.layer.decode.b16.s16384 "${v2[@]}" --layers 1 --batch 16 --context 16384 --repeat 9
     measure v2.layer.prefill.t4096 "${v2[@]}" --layers 1 --graph prefill --tokens 4096 --repeat 3
+    operation() { measure "op.$1.$2" "scripts/ops/$1.ir" --kernels --repeat "$3" "${@:4}"; }
+    for s in 1024 16384 65536; do operation latent-attention "b1.s$s" 15 --size b=1 --size "s=$s"; done
+    operation latent-attention b16.s16384 9 --size b=16 --size s=16384
+    operation latent-attention b128.s4096 9 --size b=128 --size s=4096
+    for t in 1 16 128 1024 4096 16384; do operation product "t$t" 9 --size "t=$t"; done
+    for t in 1 16 128 1024 4096; do
+      operation experts-v2 "t$t" 5 --size "t=$t"
+      operation experts-lite "t$t" 5 --size "t=$t"
+    done
+    operation experts-v2 t128.skewed 5 --size t=128 --skew 1
+    operation experts-v2 t1024.skewed 5 --size t=1024 --skew 1
+    for t in 512 2048 4096 16384; do operation prefill-attention "t$t" 3 --size "t=$t" --size "s=$t"; done
   fi
 fi
+until=$limit
 
 # 4. The same in PyTorch, and all of it in one table.
 if wants peers; then

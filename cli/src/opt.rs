@@ -58,7 +58,7 @@ pub(crate) fn opt(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The text, and what to call it in errors.
-fn read(file: &Path) -> anyhow::Result<(String, String)> {
+pub(crate) fn read(file: &Path) -> anyhow::Result<(String, String)> {
     if file == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
@@ -69,7 +69,8 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
     Ok((name, text))
 }
 
-fn check(name: &str, text: &str) -> anyhow::Result<Module> {
+/// The module of a text, verified.
+pub(crate) fn check(name: &str, text: &str) -> anyhow::Result<Module> {
     let render = |e: ParseError| Rendered(if colours() { e.render_in_colour() } else { e.render() });
     Ok(latentc_ir::check(name, text).map_err(render)?)
 }

@@ -56,7 +56,9 @@ pub enum Source {
     Weight,
     /// Runs before this one.
     Cache,
-    /// This run: what it was given or has made, or the program's text.
+    /// Whoever asked for this run.
+    Argument,
+    /// This run, which has made it, or the program's text.
     Run,
 }
 
@@ -493,7 +495,7 @@ impl<D: Device> Engine<D> {
         let mut params = Vec::new();
         for (&id, value) in routine.params.iter().zip(args) {
             let made = self.device.upload(routine.buffer(id).dtype, value.data.clone())?;
-            params.push(Where::Held(self.hold(made, Source::Run)));
+            params.push(Where::Held(self.hold(made, Source::Argument)));
         }
         self.instance(run, top, &params, launcher)
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use latentc_codegen::program::KernelKind;
-use latentc_runtime::bench::{Ceiling, Row, Seconds};
+use latentc_runtime::bench::{Ceiling, Row, Seconds, Shape};
 
 use super::Report;
 use crate::table::table;
@@ -11,18 +11,15 @@ use crate::table::table;
 /// All of it.
 pub(super) fn text(report: &Report) -> String {
     let measured = &report.measured;
-    let shape = report.shape;
-    let mut text = format!(
-        "{}, {} on {}, {}: batch {}, {} new, context {}, {} layers\n\n",
-        report.model,
-        report.graph,
-        measured.device,
-        report.dtype,
-        shape.batch,
-        shape.tokens,
-        shape.context,
-        report.layers
-    );
+    let mut at = Vec::new();
+    if let Some(shape) = report.shape {
+        let Shape { batch, tokens, context } = shape;
+        at.push(format!("batch {batch}, {tokens} new, context {context}"));
+    }
+    at.extend(report.sizes.iter().flatten().map(|(name, n)| format!("{name}={n}")));
+    at.extend(report.layers.map(|n| format!("{n} layers")));
+    let (model, graph, device, dtype) = (&report.model, report.graph, &measured.device, report.dtype);
+    let mut text = format!("{model}, {graph} on {device}, {dtype}: {}\n\n", at.join(", "));
     let ceiling = |what: &str, c: &Ceiling, unit: &str| {
         let spread = format!("± {:.1}%", 50.0 * (c.seconds.high - c.seconds.low) / c.seconds.median);
         vec![what.to_owned(), si(c.rate, unit), spread, format!("  {}", c.by)]
@@ -56,9 +53,10 @@ pub(super) fn text(report: &Report) -> String {
         let share = 100.0 * step.bound_seconds / sum;
         line("kernels, summed", format!("{}, {share:.0}% of the bound", seconds(sum)));
     }
-    if let (Some(whole), Some(rate), Some(share)) = (step.seconds, step.tokens_per_second, step.of_bound) {
+    if let (Some(whole), Some(share)) = (step.seconds, step.of_bound) {
         let time = format!("{} {}", seconds(whole.median), spread(whole));
-        line("step", format!("{time}, {rate:.1} tokens/s, {:.0}% of the bound", 100.0 * share));
+        let rate = step.tokens_per_second.map_or_else(String::new, |r| format!(", {r:.1} tokens/s"));
+        line("step", format!("{time}{rate}, {:.0}% of the bound", 100.0 * share));
     }
     text
 }

@@ -119,3 +119,68 @@ fn sizes_that_do_not_fit_each_other() {
         assert_eq!(out.status.code(), Some(2), "{usage}");
     }
 }
+
+#[test]
+fn a_text_is_measured_as_it_stands() {
+    let folder = scratch();
+    let text = folder.path().join("rows.ir");
+    let module = "module rows entry @rows
+
+func @rows {
+  axes t, e=4, f=3, d=5
+  param x: f32[t, d=5]
+  param which: i32[t]
+  weight w: f32[e=4, f=3, d=5] = \"w\"[e, f, d]
+
+  chosen: f32[t, f=3, d=5] = gather w, which along e
+  y: f32[t, f=3] = contract chosen, x over d
+  return y
+}
+";
+    std::fs::write(&text, module).unwrap();
+    let report = json("bench {} --size t=7 --skew 1.5 --quick --repeat 1 --json", &[&text]);
+    assert_eq!((&report["model"], &report["text_sizes"]["t"]), (&"rows".into(), &7.into()));
+    let rows = report["kernels"].as_array().expect("a list");
+    let work = serde_json::json!({"is": "grouped", "count": 1, "groups": 4, "rows": 7, "n": 3, "k": 5});
+    assert_eq!((rows.len(), &rows[0]["kind"], &rows[0]["work"]), (1, &"grouped".into(), &work));
+    assert!(report.get("layers").is_none() && report["step"].get("tokens_per_second").is_none());
+
+    says(&error("bench {} --quick", &[&text]), &["the size `t` is not given; --size t=N gives it"]);
+    says(&error("bench {} --size s=4 --size t=7", &[&text]), &["rows.ir: no axis has the size `s`"]);
+    says(&error("bench {} --size t=7 --tokens 4", &[&text]), &["--tokens is for models"]);
+    says(&error("bench {} --size t=7 --skew -1", &[&text]), &["--skew -1: give a number from 0 on"]);
+    says(&error("bench {} --size t=7 --kernel z", &[&text]), &["rows has no kernel `z`", "it has rows_y"]);
+    says(&error("bench {} --size t=7", &[&case("tiny")]), &["--size t=7 is for texts"]);
+    let out = latentc(words("bench {} --size t", &[&text]));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("`t` is not like t=512"));
+    std::fs::write(&text, "module rows").unwrap();
+    says(&error("bench {} --size t=7", &[&text]), &["rows.ir"]);
+}
+
+#[test]
+fn texts_that_are_shipped_are_measured() {
+    let ops = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/ops");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(ops).unwrap() {
+        let file = entry.unwrap().path();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let module = latentc_ir::check("an operation", &text).unwrap();
+        let sizes: BTreeSet<_> = module.functions[0].axes.iter().map(|a| a.size.to_string()).collect();
+        let sizes = sizes.into_iter().filter(|s| s.parse::<u64>().is_err());
+        let given: Vec<_> = sizes.map(|s| format!("--size {s}=2")).collect();
+        // Weights of experts are large, so nothing is run: a name that is not there is told when all else is right.
+        let line = format!("bench {{}} {} --quick --repeat 1 --kernel none", given.join(" "));
+        says(&error(&line, &[&file]), &["has no kernel `none` in this graph"]);
+        seen += 1;
+    }
+    assert_eq!(seen, 5);
+}
+
+#[test]
+fn one_kernel_is_measured() {
+    let report = json("bench {} --context 9 --quick --repeat 1 --kernel logits_y --json", &[&case("tiny")]);
+    let rows = report["kernels"].as_array().expect("a list");
+    let timed: Vec<_> = rows.iter().filter(|r| r.get("time").is_some()).map(|r| &r["name"]).collect();
+    assert_eq!(timed, ["logits_y"]);
+    assert!(report["step"].get("seconds").is_none());
+}

@@ -24,6 +24,8 @@ pub(super) struct Maker<D: Device> {
     blocks: BTreeMap<&'static str, D::Buffer>,
     /// Whether the device uses memory of the host as it lies.
     shares: bool,
+    /// Elements of the block.
+    block: usize,
 }
 
 impl<D: Device> fmt::Debug for Maker<D> {
@@ -35,14 +37,18 @@ impl<D: Device> fmt::Debug for Maker<D> {
 impl<D: Device> Maker<D> {
     /// Floats will be normal with this standard deviation, integers any words.
     pub(super) fn new(device: &mut D, seed: u64, std: f64) -> Maker<D> {
+        Maker::repeating(device, seed, std, BLOCK)
+    }
+
+    fn repeating(device: &mut D, seed: u64, std: f64, block: usize) -> Maker<D> {
         let mut rng = SplitMix(seed);
-        let words: Vec<i32> = (0..BLOCK).map(|_| rng.below(1 << 32) as u32 as i32).collect();
+        let words: Vec<i32> = (0..block).map(|_| rng.below(1 << 32) as u32 as i32).collect();
         // The sum of twelve uniform numbers is as good as normal here.
         let mut normal =
             || (0..12).map(|_| rng.below(1 << 20) as f64 / f64::from(1 << 20)).sum::<f64>() - 6.0;
-        let floats = (0..BLOCK).map(|_| (std * normal()) as f32).collect();
+        let floats = (0..block).map(|_| (std * normal()) as f32).collect();
         let shares = device.share(Arc::new(Own::F32(vec![0.0]))).is_some();
-        Maker { floats, words, blocks: BTreeMap::new(), shares }
+        Maker { floats, words, blocks: BTreeMap::new(), shares, block }
     }
 
     /// Whether the device uses memory of the host as it lies.
@@ -78,7 +84,7 @@ impl<D: Device> Maker<D> {
         dtype: DType,
         len: usize,
     ) -> Result<D::Buffer, DeviceError> {
-        if self.shares || len <= BLOCK {
+        if self.shares || len <= self.block {
             return device.upload(dtype, self.data(dtype, len));
         }
         let arena = device.reserve(len as u64 * (device.layout().bytes)(dtype))?;
@@ -106,16 +112,16 @@ impl<D: Device> Maker<D> {
         len: usize,
     ) -> Result<(), DeviceError> {
         if !self.blocks.contains_key(dtype.name()) {
-            let made = device.upload(dtype, self.data(dtype, BLOCK))?;
+            let made = device.upload(dtype, self.data(dtype, self.block))?;
             self.blocks.insert(dtype.name(), made);
         }
         let block = [self.blocks.get(dtype.name())];
-        let (rows, rest) = (len / BLOCK, len % BLOCK);
-        let offset = (rows * BLOCK) as u64 * (device.layout().bytes)(dtype);
+        let (rows, rest) = (len / self.block, len % self.block);
+        let offset = (rows * self.block) as u64 * (device.layout().bytes)(dtype);
         if rows > 0 {
             // SAFETY: the kernel reads the block only, which lies elsewhere.
-            let mut whole = unsafe { device.part(arena, 0, dtype, rows * BLOCK)? };
-            device.launch(&texts::fill(dtype, BLOCK), &block, &mut whole, &[rows])?;
+            let mut whole = unsafe { device.part(arena, 0, dtype, rows * self.block)? };
+            device.launch(&texts::fill(dtype, self.block), &block, &mut whole, &[rows])?;
         }
         if rest > 0 {
             // SAFETY: as above.
@@ -264,5 +270,87 @@ impl<D: Device> Pool<D> {
             // SAFETY: no launch writes to the pool once it is filled.
             Place::Arena(arena) => unsafe { device.part(arena, start, dtype, len).map(Some) },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use latentc_codegen::cube::WgpuDevice;
+    use latentc_codegen::device::DeviceError;
+    use latentc_codegen::emulate::Emulator;
+    use latentc_codegen::host::Host;
+
+    use super::*;
+
+    /// What is made repeats a block, at any length and dtype, whole and in parts of a pool.
+    fn repeats<D: Device>(opened: Result<D, DeviceError>) {
+        let mut device = match opened {
+            Ok(device) => device,
+            Err(DeviceError::Absent(what, why)) => return eprintln!("SKIPPED: {what}: {why}"),
+            Err(e) => panic!("{e}"),
+        };
+        let block = 256 * 3;
+        let mut maker = Maker::repeating(&mut device, 3, 0.5, block);
+        let rounded = |dtype: DType, x: f32| match dtype {
+            DType::Bf16 => bf16::from_f32(x).to_f32(),
+            DType::F16 => f16::from_f32(x).to_f32(),
+            DType::F64 | DType::F32 | DType::I32 | DType::Bool => x,
+        };
+        // Not every device rounds.
+        let near = |a: &[f32], b: &mut dyn Iterator<Item = f32>| {
+            assert!(
+                a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-2),
+                "other numbers than those of the block"
+            );
+        };
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            for len in [5, block, 2 * block, 4 * block + 17] {
+                let made = [maker.weight(&mut device, dtype, len), maker.filled(&mut device, dtype, len)];
+                for buffer in made.map(Result::unwrap) {
+                    let Data::F32(got) = device.read(&buffer, len).unwrap() else { panic!("floats") };
+                    assert_eq!(got.len(), len);
+                    let want = maker.floats.clone();
+                    near(&got, &mut want.iter().cycle().map(|&x| rounded(dtype, x)));
+                }
+            }
+            let bytes = 8192;
+            let mut pool = Pool::new(&mut device, &mut maker, dtype, bytes).unwrap();
+            let first =
+                pool.take(&mut device, &maker, (dtype, false), 100, 64).unwrap().expect("there is room");
+            let second =
+                pool.take(&mut device, &maker, (dtype, false), 100, 64).unwrap().expect("there is room");
+            let read = |device: &mut D, buffer| match device.read(&buffer, 100).unwrap() {
+                Data::F32(x) => x,
+                Data::I32(_) => panic!("floats"),
+            };
+            let (first, second) = (read(&mut device, first), read(&mut device, second));
+            assert_ne!(first, second);
+            near(&first, &mut maker.floats.iter().map(|&x| rounded(dtype, x)));
+            assert!(pool.take(&mut device, &maker, (dtype, false), 8193, 64).unwrap().is_none());
+            // All of it is given out, over and over.
+            for _ in 0..500 {
+                assert!(pool.take(&mut device, &maker, (dtype, false), 700, 700).unwrap().is_some());
+            }
+        }
+        let Data::I32(words) = maker
+            .filled(&mut device, DType::I32, 2 * block)
+            .and_then(|b| device.read(&b, 2 * block))
+            .unwrap()
+        else {
+            panic!("integers")
+        };
+        assert_eq!(words[..block], words[block..]);
+        device.wait().unwrap();
+    }
+
+    #[test]
+    fn what_is_made_repeats_a_block() {
+        repeats(Ok(Host::new()));
+        repeats(WgpuDevice::open());
+    }
+
+    #[test]
+    fn what_is_made_repeats_a_block_in_cuda_text() {
+        repeats(Emulator::open(1));
     }
 }

@@ -7,6 +7,7 @@
 //! (see [`memory::Pool`]), as it does in a run of many layers; what a launch before it has just written does not. How launches
 //! are timed apart from the host that enqueues them is told at [`clock::Clock`].
 
+mod arguments;
 mod ceilings;
 mod clock;
 mod memory;
@@ -19,17 +20,18 @@ use std::time::Instant;
 use latentc_codegen::device::{Device, DeviceError};
 use latentc_codegen::program::{KernelKind, Program};
 use latentc_codegen::traffic::Traffic;
-use latentc_ir::{AxisId, DType, SplitMix};
+use latentc_ir::{AxisId, DType};
 use latentc_passes::Graph;
 use serde::Serialize;
 
+pub use arguments::Arguments;
 pub use ceilings::{Ceiling, Ceilings, Probe};
 pub use work::Work;
 
 use self::clock::Clock;
 use self::memory::{Maker, Pool};
 use crate::compiled::Compiled;
-use crate::engine::{Engine, Launch, RunError, Source, Value, at_once};
+use crate::engine::{Engine, Launch, RunError, Source, at_once};
 use crate::load::LoadError;
 
 /// A kernel is measured at so many of its launches at most.
@@ -47,7 +49,7 @@ pub struct Shape {
 }
 
 /// How it is measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Samples of each figure.
     pub repeat: usize,
@@ -57,12 +59,12 @@ pub struct Settings {
     pub std: f64,
     /// The dtype of weights.
     pub dtype: DType,
-    /// Tokens are below this.
-    pub vocab: usize,
     /// The sizes of ceilings.
     pub probe: Probe,
-    /// Whether each kernel is measured.
+    /// Whether kernels are measured.
     pub kernels: bool,
+    /// Only these, unless there are none.
+    pub only: Vec<String>,
     /// Whether the whole step is measured.
     pub whole: bool,
 }
@@ -153,8 +155,9 @@ pub struct Time {
 pub struct Step {
     /// Launches.
     pub launches: u64,
-    /// New tokens.
-    pub tokens: u64,
+    /// New tokens, if the program reads any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
     /// What all launches compute, read and write.
     pub traffic: Traffic,
     /// The sum of the launches' bounds.
@@ -190,6 +193,12 @@ pub enum BenchError {
         "the program takes `{0}`, which bench has no values for; it knows tok, pos, at, target and weight"
     )]
     Argument(String),
+    /// A module that remembers.
+    #[error("`{0}` is a cache, and of texts bench runs those without: make it a parameter")]
+    Cache(String),
+    /// A size that was not given.
+    #[error("the size `{0}` is not given; --size {0}=N gives it")]
+    Size(String),
     /// A formula lacks a size.
     #[error("the traffic of kernel {kernel}: {why}")]
     Traffic {
@@ -207,7 +216,7 @@ pub enum BenchError {
 pub fn measure<D: Device>(
     mut device: D,
     compiled: &Compiled,
-    shape: Shape,
+    given: &Arguments,
     with: &Settings,
     mut tell: impl FnMut(String),
 ) -> Result<Measured, BenchError> {
@@ -233,12 +242,11 @@ pub fn measure<D: Device>(
             maker.weight(device, ty.dtype, len)?
         })
     })?;
-    engine.reset_to(shape.batch, shape.context, |device, dtype, len| maker.filled(device, dtype, len))?;
-    let args = arguments(&compiled.program, shape, with)?;
+    engine.reset_to(given.batch, given.past, |device, dtype, len| maker.filled(device, dtype, len))?;
 
     tell("compiling kernels".to_owned());
     let mut groups: Vec<Group> = Vec::new();
-    engine.run_by(compiled.graph, &args, shape.context, &mut |device, launch| {
+    engine.run_by(compiled.graph, &given.values, given.past, &mut |device, launch| {
         let known = groups.iter_mut().find(|g| g.number == launch.number && g.sizes == launch.sizes);
         match known {
             Some(group) => group.launches += 1,
@@ -254,7 +262,7 @@ pub fn measure<D: Device>(
         // One more, so that all that is made once is there.
         for n in 0..=with.repeat {
             let start = Instant::now();
-            engine.run_by(compiled.graph, &args, shape.context, &mut at_once)?;
+            engine.run_by(compiled.graph, &given.values, given.past, &mut at_once)?;
             engine.wait()?;
             if n > 0 {
                 whole.push(start.elapsed().as_secs_f64());
@@ -264,16 +272,18 @@ pub fn measure<D: Device>(
 
     if let Some(pool) = &mut pool {
         let samples = |launches: u64| with.repeat.div_ceil(PLACES.min(launches as usize));
-        engine.run_by(compiled.graph, &args, shape.context, &mut |device, mut launch| {
+        engine.run_by(compiled.graph, &given.values, given.past, &mut |device, mut launch| {
             let group = groups.iter_mut().find(|g| g.number == launch.number && g.sizes == launch.sizes);
-            if let Some(group) = group {
+            let wanted = with.only.is_empty() || with.only.contains(&launch.kernel.name);
+            if let Some(group) = group.filter(|_| wanted) {
                 let seen = group.seen;
                 group.seen += 1;
                 // The first, one in the middle and the last.
                 if [0, group.launches / 2, group.launches - 1].contains(&seen) {
                     tell(format!("measuring {}", launch.kernel.name));
                     let many = samples(group.launches);
-                    let more = dwell(device, &maker, pool, &mut clock, &mut launch, many)?;
+                    let mut place = Places { maker: &maker, pool, cold: given.cold };
+                    let more = dwell(device, &mut place, &mut clock, &mut launch, many)?;
                     group.samples.extend(more);
                 }
             }
@@ -283,7 +293,7 @@ pub fn measure<D: Device>(
     }
 
     let kernels = rows(&compiled.program, groups, &ceilings)?;
-    let step = step(&kernels, shape, whole);
+    let step = step(&kernels, given.tokens, whole);
     Ok(Measured { device: name, ceilings, kernels, step })
 }
 
@@ -311,36 +321,44 @@ impl Group {
     }
 }
 
-/// Random tokens at the end of each sequence.
-fn arguments(program: &Program, shape: Shape, with: &Settings) -> Result<Vec<Value>, BenchError> {
-    let mut rng = SplitMix(with.seed);
-    let all = [shape.batch, shape.tokens];
-    let count = shape.batch * shape.tokens;
-    let mut tokens = || (0..count).map(|_| rng.below(with.vocab as u64) as i32).collect::<Vec<_>>();
-    let first = shape.context - shape.tokens;
-    let entry = program.routine(&program.entry);
-    let names = entry.iter().flat_map(|e| e.params.iter().map(|&p| e.buffer(p).name.clone()));
-    let value = |name: String| {
-        Ok(match name.as_str() {
-            "tok" | "target" => Value::i32(tokens(), &all),
-            "pos" => {
-                let row = (first..shape.context).map(|p| p as i32);
-                Value::i32((0..shape.batch).flat_map(|_| row.clone()).collect(), &all)
-            }
-            // The logits of the last one are wanted.
-            "at" => Value::i32(vec![shape.tokens as i32 - 1; shape.batch], &[shape.batch, 1]),
-            "weight" => Value::f32(vec![1.0; count], &all),
-            _ => return Err(BenchError::Argument(name)),
-        })
-    };
-    names.map(value).collect()
+/// Where launches read from.
+struct Places<'p, D: Device> {
+    maker: &'p Maker<D>,
+    pool: &'p mut Pool<D>,
+    /// Whether arguments are read from memory.
+    cold: bool,
+}
+
+impl<D: Device> Places<'_, D> {
+    /// Another place for an input, unless it was just written.
+    fn other(
+        &mut self,
+        device: &mut D,
+        launch: &Launch<'_, D::Buffer>,
+        n: usize,
+        touched: u64,
+    ) -> Result<Option<D::Buffer>, DeviceError> {
+        let ty = launch.kernel.body.ty(launch.kernel.body.params[n]);
+        // Of integers, only words of codes may be any.
+        let wide = match launch.sources[n] {
+            Source::Weight if ty.dtype.is_float() => false,
+            Source::Cache => true,
+            Source::Argument if self.cold && ty.dtype.is_float() => true,
+            Source::Weight | Source::Argument | Source::Run => return Ok(None),
+        };
+        if launch.inputs[n].is_none() {
+            return Ok(None);
+        }
+        let extents = launch.kernel.extents(launch.sizes);
+        let len = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
+        self.pool.take(device, self.maker, (ty.dtype, wide), len, touched)
+    }
 }
 
 /// Repeats a launch where it stands.
 fn dwell<D: Device>(
     device: &mut D,
-    maker: &Maker<D>,
-    pool: &mut Pool<D>,
+    places: &mut Places<'_, D>,
     clock: &mut Clock<D>,
     launch: &mut Launch<'_, D::Buffer>,
     samples: usize,
@@ -358,25 +376,21 @@ fn dwell<D: Device>(
     };
     clock.samples(device, samples, |device, _| {
         let mut moved: Vec<Option<D::Buffer>> = Vec::with_capacity(launch.inputs.len());
-        for (n, &param) in kernel.body.params.iter().enumerate() {
-            let ty = kernel.body.ty(param);
-            let kept = launch.inputs[n].is_some() && launch.sources[n] != Source::Run;
-            moved.push(match kept {
-                true => {
-                    let form = (ty.dtype, launch.sources[n] == Source::Cache);
-                    pool.take(device, maker, form, elements(&ty.axes), touched[n] as u64)?
-                }
-                false => None,
-            });
+        for (n, &bytes) in touched.iter().enumerate() {
+            moved.push(places.other(device, launch, n, bytes as u64)?);
         }
         let inputs: Vec<_> = moved.iter().zip(launch.inputs).map(|(m, &i)| m.as_ref().or(i)).collect();
-        let output = other.as_mut().unwrap_or(launch.output);
+        let output = other.as_mut().unwrap_or(&mut *launch.output);
         device.launch(kernel, &inputs, output, sizes)
     })
 }
 
 fn rows(program: &Program, groups: Vec<Group>, ceilings: &Ceilings) -> Result<Vec<Row>, BenchError> {
-    let total: f64 = groups.iter().map(|g| g.launches as f64 * Seconds::of(g.samples.clone()).median).sum();
+    let total: f64 = groups
+        .iter()
+        .filter(|g| !g.samples.is_empty())
+        .map(|g| g.launches as f64 * Seconds::of(g.samples.clone()).median)
+        .sum();
     let row = |group: Group| {
         let kernel = &program.kernels[group.number];
         let numbers: Vec<u64> = group.sizes.iter().map(|&n| n as u64).collect();
@@ -413,7 +427,7 @@ fn rows(program: &Program, groups: Vec<Group>, ceilings: &Ceilings) -> Result<Ve
     Ok(rows)
 }
 
-fn step(kernels: &[Row], shape: Shape, whole: Vec<f64>) -> Step {
+fn step(kernels: &[Row], tokens: Option<u64>, whole: Vec<f64>) -> Step {
     let times = |r: &Row| r.launches as f64;
     let scaled = |r: &Row| Traffic {
         flops: r.traffic.flops * times(r),
@@ -421,7 +435,6 @@ fn step(kernels: &[Row], shape: Shape, whole: Vec<f64>) -> Step {
         written: r.traffic.written * times(r),
     };
     let bound_seconds = kernels.iter().map(|r| r.bound_seconds * times(r)).sum();
-    let tokens = (shape.batch * shape.tokens) as u64;
     let seconds = (!whole.is_empty()).then(|| Seconds::of(whole));
     Step {
         launches: kernels.iter().map(|r| r.launches).sum(),
@@ -430,7 +443,7 @@ fn step(kernels: &[Row], shape: Shape, whole: Vec<f64>) -> Step {
         bound_seconds,
         launches_seconds: kernels.iter().map(|r| Some(r.time?.seconds.median * times(r))).sum(),
         seconds,
-        tokens_per_second: seconds.map(|s| tokens as f64 / s.median),
+        tokens_per_second: seconds.zip(tokens).map(|(s, n)| n as f64 / s.median),
         of_bound: seconds.map(|s| bound_seconds / s.median),
     }
 }

@@ -44,6 +44,8 @@ pub(super) fn product(name: &str, dtype: DType, n: u64, k: u64) -> Kernel {
 
 #[cfg(test)]
 mod tests {
+    use latentc_codegen::cube::chosen;
+
     use super::*;
 
     #[test]
@@ -56,5 +58,12 @@ mod tests {
         let product = product("p", DType::Bf16, 3, 5);
         latentc_ir::verify(&product.module()).unwrap();
         assert_eq!(product.kind, KernelKind::Contract);
+    }
+
+    #[test]
+    fn ceilings_are_of_the_best_ways() {
+        let way = |n, k, rows| chosen(&product("p", DType::Bf16, n, k), &[rows]).kind;
+        assert!(matches!(way(8192, 8192, 8192), KernelKind::Matrix { .. }));
+        assert!(matches!(way(131_072, 4096, 1), KernelKind::Few { rows: 1, .. }));
     }
 }
