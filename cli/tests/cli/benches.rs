@@ -177,6 +177,21 @@ fn texts_that_are_shipped_are_measured() {
 }
 
 #[test]
+fn narrow_weights_are_measured_on_a_gpu() {
+    let line = "bench {} --target wgpu --dtype bf16 --cache int6 --context 9 --quick --repeat 1 --json";
+    let out = latentc(words(line, &[&case("tiny")]));
+    let said = String::from_utf8_lossy(&out.stderr);
+    if said.contains("no wgpu device") {
+        return eprintln!("SKIPPED: narrow_weights_are_measured_on_a_gpu: {said}");
+    }
+    assert!(out.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert!(
+        report["kernels"].as_array().expect("a list").iter().all(|r| number(&r["time"]["of_bound"]) > 0.0)
+    );
+}
+
+#[test]
 fn one_kernel_is_measured() {
     let report = json("bench {} --context 9 --quick --repeat 1 --kernel logits_y --json", &[&case("tiny")]);
     let rows = report["kernels"].as_array().expect("a list");

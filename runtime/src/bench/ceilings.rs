@@ -122,6 +122,6 @@ fn multiply<D: Device>(
     let dtype = kernel.body.ty(kernel.body.params[0]).dtype;
     let x = maker.filled(device, dtype, m * k)?;
     let weight = maker.weight(device, dtype, n * k)?;
-    let mut y = device.alloc(DType::F32, m * n)?;
+    let mut y = device.alloc(kernel.output().dtype, m * n)?;
     clock.samples(device, repeat, |device, _| device.launch(kernel, &[Some(&x), Some(&weight)], &mut y, &[m]))
 }

@@ -31,7 +31,7 @@ pub(super) fn copy(dtype: DType) -> Kernel {
     )
 }
 
-/// Multiplies `n0` rows with a matrix of `n` rows of `k`. The result is in f32.
+/// Multiplies `n0` rows with a matrix of `n` rows of `k`.
 pub(super) fn product(name: &str, dtype: DType, n: u64, k: u64) -> Kernel {
     kernel(
         name,
