@@ -119,7 +119,28 @@ impl Plan {
     /// # Errors
     /// See [`PlanError`].
     pub fn new(program: &Program, sizes: &BTreeMap<String, u64>, layout: &Layout) -> Result<Plan, PlanError> {
-        let Lives { lives, frames, end, .. } = Lives::of(program, sizes, layout)?;
+        Plan::make(program, sizes, layout, false)
+    }
+
+    /// The same for a caller that has memory for what the entry returns: those places have no bytes.
+    ///
+    /// # Errors
+    /// See [`PlanError`].
+    pub fn without_results(
+        program: &Program,
+        sizes: &BTreeMap<String, u64>,
+        layout: &Layout,
+    ) -> Result<Plan, PlanError> {
+        Plan::make(program, sizes, layout, true)
+    }
+
+    fn make(
+        program: &Program,
+        sizes: &BTreeMap<String, u64>,
+        layout: &Layout,
+        elsewhere: bool,
+    ) -> Result<Plan, PlanError> {
+        let Lives { lives, frames, end, .. } = Lives::of(program, sizes, layout, elsewhere)?;
         let bound = alive(&lives, end).into_iter().max().unwrap_or(0);
         let (places, pages) = place(&lives, bound, layout);
         let at = |v: &Option<usize>| v.map(|v| Place { bytes: lives[v].bytes, ..places[lives[v].root] });
@@ -216,7 +237,13 @@ struct Lives {
 }
 
 impl Lives {
-    fn of(program: &Program, sizes: &BTreeMap<String, u64>, layout: &Layout) -> Result<Lives, PlanError> {
+    /// `elsewhere` says that the caller has memory for what the entry returns, which then takes none.
+    fn of(
+        program: &Program,
+        sizes: &BTreeMap<String, u64>,
+        layout: &Layout,
+        elsewhere: bool,
+    ) -> Result<Lives, PlanError> {
         let mut walk = Walk {
             program,
             sizes,
@@ -227,7 +254,11 @@ impl Lives {
             frames: Vec::new(),
             moves: Vec::new(),
         };
-        walk.routine(&program.entry, BTreeMap::new())?;
+        let mut given = BTreeMap::new();
+        if let Some(entry) = program.routine(&program.entry).filter(|_| elsewhere) {
+            given.extend(entry.results.iter().map(|&id| (id, walk.life(0))));
+        }
+        walk.routine(&program.entry, given)?;
         let Walk { mut lives, frames, moves, clock, .. } = walk;
         // The caller reads what the entry returns.
         let mut results = Vec::new();
@@ -320,9 +351,13 @@ impl Walk<'_> {
             let (routine, buffer) = (routine.to_owned(), buffer.name.clone());
             return Err(PlanError::Large { routine, buffer, bytes, most });
         }
+        Ok(self.life(bytes))
+    }
+
+    fn life(&mut self, bytes: u64) -> usize {
         let root = self.lives.len();
         self.lives.push(Life { bytes, start: usize::MAX, end: 0, root, taken: 0 });
-        Ok(root)
+        root
     }
 }
 

@@ -54,7 +54,7 @@ pub use parse::{check, parse};
 pub use poly::Poly;
 pub use shrink::Scale;
 pub use sizes::Symbols;
-pub use stored::{Layout, Piece, Span, Tensors};
+pub use stored::{Layout, Part, Piece, Span, Tensors};
 pub use tensor::{Mismatch, SplitMix, Tensor};
 pub use types::{Axis, AxisId, DType, Size, Type};
 pub use verify::{Stage, VerifyError, verify, verify_at};

@@ -54,12 +54,15 @@ pub struct Part {
     pub end: u64,
 }
 
-/// A nest of loops in which weight and tensor advance together.
+/// A loop in which weight and tensor advance together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Step {
-    extent: u64,
-    weight: u64,
-    stored: u64,
+pub struct Step {
+    /// How often.
+    pub extent: u64,
+    /// By how many elements of the weight.
+    pub weight: u64,
+    /// By how many of the stored tensor.
+    pub stored: u64,
 }
 
 /// A span that is contiguous in the weight as well as in the stored tensor; all in elements.
@@ -218,6 +221,12 @@ impl Layout {
             _ => false,
         };
         self.pieces.len() == 1 && contiguous && self.elements == self.stored_elements()
+    }
+
+    /// The nest of loops that walks a piece, slowest in the stored tensor first. None has an extent of 1, and two that are one on both
+    /// sides are one here.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
     }
 
     /// The spans of a piece, ascending in the stored tensor. As long as the two orders allow; single elements where

@@ -4,8 +4,10 @@
 //! each with its own weights and caches. The graphs of one definition share both, so a sequence that one has read another
 //! goes on with. Temporaries have places that a [`Plan`] gives them, in memory that is kept from run to run.
 
+mod given;
+mod sizes;
+
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use latentc_codegen::device::{Data, Device, DeviceError};
@@ -18,6 +20,10 @@ use latentc_passes::{Graph, Guard};
 use crate::checkpoint::Checkpoint;
 use crate::compiled::Compiled;
 use crate::load::{self, LoadError};
+
+use sizes::{Extent, Sizes, past_symbols, unbound};
+
+pub use given::{Given, Resident, Wanted};
 
 /// A place in [`Engine::heap`].
 type Slot = usize;
@@ -92,11 +98,13 @@ struct Loaded {
     graph: Option<Graph>,
     /// For which sizes it is, unless for all.
     guard: Option<Guard>,
-    program: Rc<Program>,
+    program: Arc<Program>,
     /// The entry's is the last.
     instances: Vec<Instance>,
     /// Where temporaries lay in the last run, and the sizes that this is right for.
-    plan: Option<(BTreeMap<String, u64>, Rc<Plan>)>,
+    plan: Option<(BTreeMap<String, u64>, Arc<Plan>)>,
+    /// Whether the caller has memory for its results, so that they need no place in the plan.
+    elsewhere: bool,
 }
 
 /// A buffer of a run.
@@ -181,6 +189,10 @@ impl Value {
     pub fn f32(data: Vec<f32>, shape: &[usize]) -> Value {
         Value { data: Data::F32(data), shape: shape.to_vec() }
     }
+
+    fn extent(&self) -> Extent<'_> {
+        Extent { shape: &self.shape, len: self.data.len() }
+    }
 }
 
 impl<D: Device> Engine<D> {
@@ -240,9 +252,10 @@ impl<D: Device> Engine<D> {
         self.graphs.push(Loaded {
             graph,
             guard: compiled.guard.clone(),
-            program: Rc::new(compiled.program.clone()),
+            program: Arc::new(compiled.program.clone()),
             instances,
             plan: None,
+            elsewhere: false,
         });
         Ok(self.graphs.len() - 1)
     }
@@ -433,12 +446,27 @@ impl<D: Device> Engine<D> {
         launcher: Launcher<'_, D>,
         then: impl FnOnce(&mut Self, &Run<'_>, &Routine) -> Result<T, RunError>,
     ) -> Result<T, RunError> {
+        let ready = self.ready(number, args.iter().map(Value::extent), past)?;
+        let held = self.heap.len();
+        let mut run = ready.run(number);
         let loaded = &self.graphs[number];
-        let program = Rc::clone(&loaded.program);
-        let top = loaded.instances.len() - 1;
-        let routine = &program.routines[loaded.instances[top].routine];
-        let described: Vec<_> = routine.params.iter().map(|&p| routine.buffer(p)).collect();
-        let mut sizes = Sizes::of(&described, args)?;
+        let (top, entry) = (loaded.top(), &run.program.routines[loaded.instances[loaded.top()].routine]);
+        let done = self.run_on(&mut run, top, args, launcher).and_then(|()| then(self, &run, entry));
+        // What was uploaded for this run alone lies behind all else.
+        self.forget(held);
+        done
+    }
+
+    /// What a run of a program needs to know beforehand, and memory for its temporaries.
+    fn ready<'v>(
+        &mut self,
+        number: usize,
+        args: impl ExactSizeIterator<Item = Extent<'v>>,
+        past: usize,
+    ) -> Result<Ready, RunError> {
+        let loaded = &self.graphs[number];
+        let program = Arc::clone(&loaded.program);
+        let mut sizes = Sizes::of(&loaded.params(), args)?;
         let mut planned: BTreeMap<String, u64> =
             sizes.bound.iter().map(|(s, &n)| (s.clone(), n as u64)).collect();
         for symbol in past_symbols(&program) {
@@ -452,24 +480,25 @@ impl<D: Device> Engine<D> {
             )));
         }
         let plan = self.plan(number, planned)?;
-        let held = self.heap.len();
-        let mut run = Run { graph: number, program: &program, plan: &plan, sizes: &sizes, calls: 0 };
-        let done = self.run_on(&mut run, top, args, launcher).and_then(|()| then(self, &run, routine));
-        // What was uploaded for this run alone lies behind all else.
-        self.heap.truncate(held);
-        self.sources.truncate(held);
-        done
+        Ok(Ready { program, plan, sizes })
+    }
+
+    /// Gives places of the heap back, from one on.
+    fn forget(&mut self, from: Slot) {
+        self.heap.truncate(from);
+        self.sources.truncate(from);
     }
 
     /// The plan of a graph for these sizes, and the memory that it needs.
-    fn plan(&mut self, graph: usize, sizes: BTreeMap<String, u64>) -> Result<Rc<Plan>, RunError> {
+    fn plan(&mut self, graph: usize, sizes: BTreeMap<String, u64>) -> Result<Arc<Plan>, RunError> {
         let layout = self.device.layout();
         let loaded = &mut self.graphs[graph];
         let plan = match &loaded.plan {
-            Some((of, plan)) if *of == sizes => Rc::clone(plan),
+            Some((of, plan)) if *of == sizes => Arc::clone(plan),
             _ => {
-                let plan = Rc::new(Plan::new(&loaded.program, &sizes, &layout)?);
-                loaded.plan = Some((sizes, Rc::clone(&plan)));
+                let make = if loaded.elsewhere { Plan::without_results } else { Plan::new };
+                let plan = Arc::new(make(&loaded.program, &sizes, &layout)?);
+                loaded.plan = Some((sizes, Arc::clone(&plan)));
                 plan
             }
         };
@@ -497,7 +526,7 @@ impl<D: Device> Engine<D> {
             let made = self.device.upload(routine.buffer(id).dtype, value.data.clone())?;
             params.push(Where::Held(self.hold(made, Source::Argument)));
         }
-        self.instance(run, top, &params, launcher)
+        self.instance(run, top, &params, &[], launcher)
     }
 
     /// What the entry has made.
@@ -526,9 +555,7 @@ impl<D: Device> Engine<D> {
         let fail = |why| Err(RunError::Argument(format!("the {} graph {why}", graph.name())));
         let Some((_, first)) = loaded().next() else { return fail("was not loaded".to_owned()) };
         // All of them have the same parameters.
-        let routine = &first.program.routines[first.instances[first.instances.len() - 1].routine];
-        let described: Vec<_> = routine.params.iter().map(|&p| routine.buffer(p)).collect();
-        let sizes = Sizes::of(&described, args)?;
+        let sizes = Sizes::of(&first.params(), args.iter().map(Value::extent))?;
         let admits = |guard: &Guard| {
             let size = Size::Sym(guard.size.clone());
             sizes.bound.get(&guard.size).is_some_and(|_| guard.admits(sizes.get(&size) as u64))
@@ -543,11 +570,13 @@ impl<D: Device> Engine<D> {
         }
     }
 
+    /// Runs an instance. `results` are those of its results that the caller has memory for: all of them, or none.
     fn instance(
         &mut self,
         run: &mut Run<'_>,
         n: usize,
         params: &[Where],
+        results: &[Where],
         launcher: Launcher<'_, D>,
     ) -> Result<(), RunError> {
         let call = run.calls;
@@ -555,7 +584,8 @@ impl<D: Device> Engine<D> {
         let instance = &self.graphs[run.graph].instances[n];
         let routine = &run.program.routines[instance.routine];
         let mut known: Vec<Option<Where>> = vec![None; routine.buffers.len()];
-        for (id, &at) in routine.params.iter().zip(params) {
+        let passed = routine.results.iter().zip(results).chain(routine.params.iter().zip(params));
+        for (id, &at) in passed {
             known[id.0 as usize] = Some(at);
         }
         for &(id, slot) in &instance.owned {
@@ -575,7 +605,7 @@ impl<D: Device> Engine<D> {
                     let sizes: Vec<_> = sizes.iter().map(|s| run.sizes.get(s)).collect();
                     self.launch(run, *kernel, &inputs, outputs[0], &sizes, launcher)?;
                 }
-                Step::Call { .. } => self.instance(run, calls[&at], &inputs, launcher)?,
+                Step::Call { .. } => self.instance(run, calls[&at], &inputs, &outputs, launcher)?,
             }
         }
         Ok(())
@@ -661,6 +691,32 @@ fn weight_key(scope: &str, f: &Function, weight: &Weight) -> String {
     format!("{} {dims:?} as {}{order:?}", scoped(scope, &weight.stored.tensor), ty.dtype)
 }
 
+impl Loaded {
+    /// The entry's instance.
+    fn top(&self) -> usize {
+        self.instances.len() - 1
+    }
+
+    /// The entry's parameters.
+    fn params(&self) -> Vec<&Buffer> {
+        let routine = &self.program.routines[self.instances[self.top()].routine];
+        routine.params.iter().map(|&p| routine.buffer(p)).collect()
+    }
+}
+
+/// What a run is made with.
+struct Ready {
+    program: Arc<Program>,
+    plan: Arc<Plan>,
+    sizes: Sizes,
+}
+
+impl Ready {
+    fn run(&self, graph: usize) -> Run<'_> {
+        Run { graph, program: &self.program, plan: &self.plan, sizes: &self.sizes, calls: 0 }
+    }
+}
+
 /// What the instances of one run have in common.
 struct Run<'a> {
     graph: usize,
@@ -677,72 +733,5 @@ impl Run<'_> {
         let buffer = routine.buffer(id);
         let len = buffer.dims.iter().map(|d| self.sizes.get(d)).product();
         Some(Where::Planned(self.plan.place(call, id)?, buffer.dtype, len))
-    }
-}
-
-/// The sizes of the past: those that caches grow by.
-fn past_symbols(program: &Program) -> Vec<String> {
-    let caches = program.routines.iter().flat_map(|r| &r.buffers).filter(|b| b.role == Role::Cache);
-    caches.filter_map(|b| b.dims.first()).filter(|d| d.fixed().is_none()).map(Size::to_string).collect()
-}
-
-/// A size that a buffer or a launch has and nothing gives.
-fn unbound<'p>(routine: &'p Routine, sizes: &Sizes) -> Option<&'p str> {
-    let buffers = routine.buffers.iter().flat_map(|b| &b.dims);
-    let launches = routine.steps.iter().flat_map(|s| match s {
-        Step::Launch { sizes, .. } => &sizes[..],
-        Step::Call { .. } => &[],
-    });
-    buffers.chain(launches).find_map(|size| match size {
-        Size::Sym(s) if !sizes.bound.contains_key(s) => Some(s.as_str()),
-        Size::Sym(_) | Size::Fixed(_) => None,
-    })
-}
-
-/// The run-time sizes of one run.
-struct Sizes {
-    bound: BTreeMap<String, usize>,
-}
-
-impl Sizes {
-    fn of(params: &[&Buffer], args: &[Value]) -> Result<Sizes, RunError> {
-        if params.len() != args.len() {
-            let names: Vec<_> = params.iter().map(|p| p.name.as_str()).collect();
-            return Err(RunError::Argument(format!(
-                "the program takes ({}), {} given",
-                names.join(", "),
-                args.len()
-            )));
-        }
-        let mut bound: BTreeMap<String, usize> = BTreeMap::new();
-        for (p, v) in params.iter().zip(args) {
-            let fail = |why: String| Err(RunError::Argument(format!("`{}`: {why}", p.name)));
-            if p.dims.len() != v.shape.len() || v.shape.iter().product::<usize>() != v.data.len() {
-                return fail(format!(
-                    "the shape {:?} of {} elements does not fit {} axes",
-                    v.shape,
-                    v.data.len(),
-                    p.dims.len()
-                ));
-            }
-            for (d, &n) in p.dims.iter().zip(&v.shape) {
-                let want = match d {
-                    Size::Fixed(k) => *k as usize,
-                    Size::Sym(s) => *bound.entry(s.clone()).or_insert(n),
-                };
-                if want != n {
-                    return fail(format!("size {n} where {d} is {want}"));
-                }
-            }
-        }
-        Ok(Sizes { bound })
-    }
-
-    /// The number that a size stands for. All symbols of the program are bound before it runs.
-    fn get(&self, size: &Size) -> usize {
-        match size {
-            Size::Fixed(n) => *n as usize,
-            Size::Sym(s) => self.bound[s],
-        }
     }
 }

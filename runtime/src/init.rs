@@ -57,15 +57,21 @@ pub fn init(
         });
     }
     write_checkpoint(folder, &specs, SHARD, |spec| {
-        let mut bytes = vec![0; spec.shape.iter().product::<usize>() * with.dtype.bytes()];
-        if spec.shape.len() == 1 {
-            encode(with.dtype, &mut bytes, |_| 1.0);
-        } else {
-            random(&spec.name, with, &mut bytes);
-        }
+        let bytes = fresh(&spec.name, &spec.shape, with);
         progress(bytes.len() as u64);
         Ok(Cow::Owned(bytes))
     })
+}
+
+/// The bytes of one tensor's fresh weights. What holds no weights is zero.
+pub fn fresh(name: &str, shape: &[usize], with: Init) -> Vec<u8> {
+    let mut bytes = vec![0; shape.iter().product::<usize>() * with.dtype.bytes()];
+    if shape.len() == 1 {
+        encode(with.dtype, &mut bytes, |_| 1.0);
+    } else {
+        random(name, with, &mut bytes);
+    }
+    bytes
 }
 
 /// Fills a tensor on all threads of the machine.

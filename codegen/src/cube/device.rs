@@ -57,6 +57,16 @@ pub struct CubeBuffer {
 }
 
 impl CubeBuffer {
+    /// The memory, which whoever else uses this device's client can be given: `len` elements one after another.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// The number of elements.
     pub fn len(&self) -> usize {
         self.len
@@ -101,6 +111,16 @@ mod wgpu {
         /// # Errors
         /// If there is none.
         pub fn open() -> Result<WgpuDevice, DeviceError> {
+            let adapter = WgpuDevice::first()?;
+            let client = WgpuRuntime::client(&adapter);
+            Ok(CubeDevice::new(client, format!("wgpu {adapter:?} ({:?})", AutoGraphicsApi::backend())))
+        }
+
+        /// The first adapter, as CubeCL names it.
+        ///
+        /// # Errors
+        /// If there is none.
+        pub fn first() -> Result<Adapter, DeviceError> {
             // Looking for adapters starts all drivers there are, so it is done once.
             static FIRST: OnceLock<Option<DeviceId>> = OnceLock::new();
             let backend = AutoGraphicsApi::backend();
@@ -109,9 +129,7 @@ mod wgpu {
                 return Err(DeviceError::Absent("wgpu", format!("there is no {backend:?} adapter")));
             };
             // The default device would leave out CPU adapters, and panic if there is no other.
-            let adapter = Adapter::from_id(first);
-            let client = WgpuRuntime::client(&adapter);
-            Ok(CubeDevice::new(client, format!("wgpu {adapter:?} ({backend:?})")))
+            Ok(Adapter::from_id(first))
         }
     }
 }
@@ -163,9 +181,22 @@ mod cuda {
 }
 
 impl<R: CubeRuntime> CubeDevice<R> {
-    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(dead_code, reason = "needs a runtime"))]
-    fn new(client: ComputeClient<R>, name: String) -> CubeDevice<R> {
+    /// What a client reaches. Others may use it too: what they launch and what is launched here is done in order.
+    pub fn new(client: ComputeClient<R>, name: String) -> CubeDevice<R> {
         CubeDevice { client, name, kernels: HashMap::new(), pending: Vec::new() }
+    }
+
+    /// Memory of the same client as a buffer of so many elements, which lie one after another.
+    ///
+    /// # Errors
+    /// If it is too small, or the device cannot hold the dtype.
+    pub fn adopt(&self, handle: Handle, dtype: DType, len: usize) -> Result<CubeBuffer, DeviceError> {
+        let elem = self.admit(dtype, len)?;
+        let has = handle.size_in_used();
+        if has < (len * elem.bytes()) as u64 {
+            return Err(DeviceError::Memory { len, dtype, why: format!("they are to lie in {has} bytes") });
+        }
+        Ok(CubeBuffer { handle, dtype, len })
     }
 
     /// The element type of a buffer, if that much memory can be one.

@@ -32,7 +32,7 @@ impl Account {
         sizes: &BTreeMap<String, u64>,
         layout: &Layout,
     ) -> Result<Account, PlanError> {
-        let Lives { lives, results, end, .. } = Lives::of(program, sizes, layout)?;
+        let Lives { lives, results, end, .. } = Lives::of(program, sizes, layout, false)?;
         let most = alive(&lives, end).into_iter().enumerate().max_by_key(|(t, bytes)| (*bytes, Reverse(*t)));
         let most = most.map_or(0, |(t, _)| t);
         let turn = results.first().map_or(0, |&loss| lives[loss].start);

@@ -1,0 +1,260 @@
+//! Programs whose weights, arguments and results lie in memory of the caller's: nothing is copied to the device or from it.
+//!
+//! A weight is given before a run and taken back after it, so that its owner may change it in between. Results get memory of their own
+//! instead of places in the plan, which the next run would write over.
+
+use std::collections::BTreeSet;
+
+use latentc_codegen::device::Device;
+use latentc_codegen::program::{Role, Step};
+use latentc_ir::interp::scoped;
+use latentc_ir::{DType, Function, Layout, Weight};
+
+use super::{Engine, Extent, Held, Ready, RunError, Source, Where, at_once, weight_key};
+use crate::compiled::Compiled;
+use crate::load::LoadError;
+
+/// A program whose weights are given: see [`Engine::add_given`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given(usize);
+
+/// A value in a device's memory.
+#[derive(Clone, Debug)]
+pub struct Resident<B> {
+    /// The elements one after another, the last axis fastest.
+    pub buffer: B,
+    /// The extents.
+    pub shape: Vec<usize>,
+}
+
+/// A weight that programs wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// By what [`Engine::give`] knows it.
+    pub key: String,
+    /// The element type.
+    pub dtype: DType,
+    /// The scope of the names in `layout`.
+    pub scope: String,
+    /// Of which stored tensors it is made, and how.
+    pub layout: Layout,
+}
+
+impl<D: Device> Engine<D> {
+    /// Loads a program without its weights, which [`give`](Engine::give) brings before each run.
+    ///
+    /// # Errors
+    /// If its weights make no sense, or the device has no room.
+    pub fn add_given(&mut self, compiled: &Compiled) -> Result<Given, LoadError> {
+        self.declare(compiled, &compiled.program.entry, "")?;
+        // All of them have their places.
+        let none = &mut |_: &mut D, _: &str, f: &Function, _: &Weight| {
+            Err(LoadError::Layout(format!("a weight of @{} was not declared", f.name)))
+        };
+        let number = self.push(compiled, none, None)?;
+        self.graphs[number].elsewhere = true;
+        Ok(Given(number))
+    }
+
+    /// Makes a place for each weight that a routine and what it calls have under a scope, with nothing in it.
+    fn declare(&mut self, compiled: &Compiled, name: &str, scope: &str) -> Result<(), LoadError> {
+        let missing = || LoadError::Layout(format!("there is no function @{name}"));
+        let routine = compiled.program.routine(name).ok_or_else(missing)?;
+        let function = compiled.module().function(name).ok_or_else(missing)?;
+        for buffer in &routine.buffers {
+            let Role::Weight { index } = &buffer.role else { continue };
+            let weight = &function.weights[*index];
+            let key = weight_key(scope, function, weight);
+            if self.weights.contains_key(&key) {
+                continue;
+            }
+            let ty = function.ty(weight.value);
+            let layout = weight.stored.layout(function, ty).map_err(LoadError::Layout)?;
+            let slot = self.heap.len();
+            self.heap.push(None);
+            self.sources.push(Source::Weight);
+            self.weights.insert(key, Held { slot, dtype: ty.dtype, scope: scope.to_owned(), layout });
+        }
+        for step in &routine.steps {
+            if let Step::Call { routine: callee, scope: below, .. } = step {
+                self.declare(compiled, callee, &scoped(scope, below))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The weights of a program, each once. Programs may share them.
+    pub fn wanted(&self, program: Given) -> Vec<Wanted> {
+        let instances = self.graphs[program.0].instances.iter();
+        let slots: BTreeSet<_> = instances.flat_map(|i| &i.owned).map(|&(_, slot)| slot).collect();
+        let wanted = |(key, held): (&String, &Held)| Wanted {
+            key: key.clone(),
+            dtype: held.dtype,
+            scope: held.scope.clone(),
+            layout: held.layout.clone(),
+        };
+        self.weights.iter().filter(|(_, held)| slots.contains(&held.slot)).map(wanted).collect()
+    }
+
+    /// The names of a program's arguments, in order.
+    pub fn params(&self, program: Given) -> Vec<String> {
+        self.graphs[program.0].params().iter().map(|p| p.name.clone()).collect()
+    }
+
+    /// Gives a weight, or takes back what it was.
+    ///
+    /// # Errors
+    /// If no program wants such a weight.
+    pub fn give(&mut self, key: &str, buffer: Option<D::Buffer>) -> Result<(), RunError> {
+        let none = || RunError::Argument(format!("no program has the weight {key}"));
+        let held = self.weights.get(key).ok_or_else(none)?;
+        self.heap[held.slot] = buffer;
+        Ok(())
+    }
+
+    /// Runs a program on arguments that are on the device, and leaves the results there, in memory that nobody else has.
+    ///
+    /// # Errors
+    /// If arguments do not fit the program or each other, a weight was not given, or the device fails.
+    pub fn run_given(
+        &mut self,
+        program: Given,
+        args: Vec<Resident<D::Buffer>>,
+    ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
+        let extents = args.iter().map(|a| Extent { shape: &a.shape, len: a.shape.iter().product() });
+        let ready = self.ready(program.0, extents, 0)?;
+        for instance in &self.graphs[program.0].instances {
+            let mut owned = instance.owned.iter();
+            if let Some((id, _)) = owned.find(|(_, slot)| self.heap[*slot].is_none()) {
+                let name = &ready.program.routines[instance.routine].buffer(*id).name;
+                return Err(RunError::Argument(format!("the weight `{name}` was not given")));
+            }
+        }
+        let held = self.heap.len();
+        let results = self.run_resident(&ready, program, args);
+        self.forget(held);
+        results
+    }
+
+    fn run_resident(
+        &mut self,
+        ready: &Ready,
+        program: Given,
+        args: Vec<Resident<D::Buffer>>,
+    ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
+        let mut run = ready.run(program.0);
+        let loaded = &self.graphs[program.0];
+        let (top, routine) = (loaded.top(), &run.program.routines[loaded.instances[loaded.top()].routine]);
+        let params: Vec<_> =
+            args.into_iter().map(|arg| Where::Held(self.hold(arg.buffer, Source::Run))).collect();
+        let mut slots = Vec::with_capacity(routine.results.len());
+        for &id in &routine.results {
+            let buffer = routine.buffer(id);
+            let shape: Vec<_> = buffer.dims.iter().map(|d| run.sizes.get(d)).collect();
+            let made = self.device.alloc(buffer.dtype, shape.iter().product())?;
+            slots.push((self.hold(made, Source::Run), shape));
+        }
+        let results: Vec<_> = slots.iter().map(|&(slot, _)| Where::Held(slot)).collect();
+        self.instance(&mut run, top, &params, &results, &mut at_once)?;
+        let taken = slots.into_iter().map(|(slot, shape)| {
+            let buffer = self.heap[slot].take().expect("results are held until they are taken");
+            Resident { buffer, shape }
+        });
+        Ok(taken.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use latentc_codegen::device::Data;
+    use latentc_codegen::host::Host;
+    use latentc_passes::{Graph, pipeline};
+
+    use super::*;
+    use crate::compiled::compile;
+
+    /// `y = W x` in a function that the entry calls with two weights, and the sum of both.
+    const TEXT: &str = r#"module m entry @main
+
+func @inner {
+  axes t, d=2, e=3
+  param x: f32[t, d=2]
+  weight W: f32[e=3, d=2] = "w"[e, d]
+
+  y: f32[t, e=3] = contract W, x over d
+  return y
+}
+
+func @main {
+  axes t, d=2, e=3
+  param x: f32[t, d=2]
+
+  y: f32[t, e=3] = call @inner(x) under "a"
+  y.1: f32[t, e=3] = call @inner(x) under "b"
+  z: f32[t, e=3] = add y, y.1
+  return y, z
+}
+"#;
+
+    fn engine() -> (Engine<Host>, Given) {
+        let module = latentc_ir::check("m.ir", TEXT).unwrap_or_else(|e| panic!("{}", e.render()));
+        let compiled = compile(&module, Graph::Train, &pipeline()).expect("it compiles");
+        let mut engine = Engine::new(Host::new());
+        let program = engine.add_given(&compiled).expect("it loads");
+        (engine, program)
+    }
+
+    fn resident(
+        engine: &mut Engine<Host>,
+        data: &[f32],
+        shape: &[usize],
+    ) -> Resident<<Host as Device>::Buffer> {
+        let made = engine.device.upload(DType::F32, Data::F32(data.to_vec()));
+        Resident { buffer: made.expect("there is room"), shape: shape.to_vec() }
+    }
+
+    #[test]
+    fn results_stay_when_other_runs_follow() {
+        let (mut engine, program) = engine();
+        let wanted = engine.wanted(program);
+        let names: Vec<_> =
+            wanted.iter().map(|w| (w.scope.as_str(), w.layout.pieces[0].tensor.as_str())).collect();
+        assert_eq!(names, [("a", "w"), ("b", "w")]);
+        let mut kept = Vec::new();
+        for k in [1.0, 2.0] {
+            for (wanted, k) in wanted.iter().zip([k, 2.0 * k]) {
+                let w = resident(&mut engine, &[k, 0.0, 0.0, k, k, k], &[3, 2]);
+                engine.give(&wanted.key, Some(w.buffer)).expect("it is wanted");
+            }
+            let x = resident(&mut engine, &[1.0, 2.0], &[1, 2]);
+            kept.extend(engine.run_given(program, vec![x]).expect("it runs"));
+        }
+        let heap = engine.heap.len();
+        let read = kept.iter().map(|r| {
+            assert_eq!(r.shape, [1, 3]);
+            engine.device.read(&r.buffer, 3).expect("it is there")
+        });
+        let want = [[1.0, 2.0, 3.0], [3.0, 6.0, 9.0], [2.0, 4.0, 6.0], [6.0, 12.0, 18.0]];
+        assert_eq!(read.collect::<Vec<_>>(), want.map(|w| Data::F32(w.to_vec())));
+        assert_eq!(engine.heap.len(), heap);
+    }
+
+    #[test]
+    fn a_weight_that_is_not_there_is_named() {
+        let (mut engine, program) = engine();
+        let x = resident(&mut engine, &[1.0, 2.0], &[1, 2]);
+        let why = engine.run_given(program, vec![x]).expect_err("no weight").to_string();
+        assert_eq!(why, "the weight `W` was not given");
+        let x = resident(&mut engine, &[1.0, 2.0], &[1, 2]);
+        assert_eq!(
+            engine.give("c", None).expect_err("no such weight").to_string(),
+            "no program has the weight c"
+        );
+        let why =
+            engine.run_given(program, vec![Resident { shape: vec![1, 3], ..x }]).expect_err("misshapen");
+        assert_eq!(why.to_string(), "`x`: size 3 where 2 is 2");
+        fn send<T: Send>() {}
+        send::<Engine<Host>>();
+    }
+}
