@@ -197,3 +197,85 @@ fn permutation(axes: &[usize]) -> Vec<usize> {
 fn slices(ranges: &[Range<usize>]) -> Vec<Slice> {
     ranges.iter().map(|r| Slice::new(r.start as isize, Some(r.end as isize), 1)).collect()
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use burn::backend::Wgpu;
+    use burn::tensor::ops::FloatTensorOps;
+    use burn::tensor::{Tensor, TensorData};
+
+    use super::*;
+    use crate::weight::float;
+
+    /// Turned round, a part and the other one turned round, stacks whose number runs slowest, between others and out of order, and
+    /// one whose tensors begin where a device can address them.
+    const TEXT: &str = r#"module m entry @f
+
+func @f {
+  axes t, d=2, e=3, f=4, g=2, i=3, n=2, v=5, c=3, a=8, b=8
+  param x: f32[t, d=2]
+  weight A: f32[d=2, e=3] = "a"[e, d]
+  weight B: f32[i=3, n=2, c=3] = "b"[i * (n | v), c]
+  weight C: f32[v=5, c=3, i=3] = "b"[i * (n | v), c]
+  weight D: f32[e=3, f=4, d=2] = "d.{e}.w"[f, d]
+  weight E: f32[f=4, e=3, d=2] = "d.{e}.w"[f, d]
+  weight F: f32[g=2, d=2, e=3] = "f.{e}.{g}"[d]
+  weight G: f32[e=3, a=8, b=8] = "g.{e}"[a, b]
+  weight H: f32[e=3, i=3, v=5] = "h.{e}"[(n | v), i]
+
+  return x
+}
+"#;
+
+    #[test]
+    fn weights_are_what_their_layouts_say() {
+        let Ok(device) = crate::wgpu_device() else {
+            return eprintln!("SKIPPED: weights_are_what_their_layouts_say: no wgpu");
+        };
+        let tensor = |data: &[f32], shape: &[usize]| {
+            let data = TensorData::new(data.to_vec(), [data.len()]);
+            let flat = Tensor::<Wgpu, 1>::from_data(data, &device).into_primitive().tensor();
+            <Wgpu as FloatTensorOps<Wgpu>>::float_reshape(flat, Shape::from(shape.to_vec()))
+        };
+        let read = |tensor: CubeTensor<_>| {
+            let len: usize = tensor.meta.shape().iter().product();
+            let flat = <Wgpu as FloatTensorOps<Wgpu>>::float_reshape(tensor, Shape::from(vec![len]));
+            float::<Wgpu, 1>(flat).into_data().to_vec::<f32>().expect("they are f32")
+        };
+        let module = latentc_ir::parse("m.ir", TEXT).unwrap_or_else(|e| panic!("{}", e.render()));
+        let f = &module.functions[0];
+        assert_eq!(f.weights.len(), 8);
+        for weight in &f.weights {
+            let name = &f.value(weight.value).name;
+            let layout = weight.stored.layout(f, f.ty(weight.value)).expect("it is sound");
+            let parts = Parts::of("s", &layout);
+            let shape: Vec<usize> = layout.shape.iter().map(|&n| n as usize).collect();
+            let len = layout.stored_elements() as usize;
+            let stored = |p: usize| (0..len).map(|n| (p * len + n) as f32).collect::<Vec<_>>();
+
+            let mut want = vec![0.0; layout.elements as usize];
+            for (p, piece) in layout.pieces.iter().enumerate() {
+                layout.load(piece, 1, &stored(p), &mut want).expect("it fits");
+            }
+            let given = (0..layout.pieces.len()).map(|p| tensor(&stored(p), &shape));
+            assert_eq!(read(parts.gather::<Wgpu>(given.collect())), want, "{name}");
+
+            let gradient: Vec<f32> = (0..want.len()).map(|n| n as f32 + 0.5).collect();
+            let mut sums = BTreeMap::new();
+            for times in [1.0, 2.0] {
+                parts.scatter::<Wgpu>(tensor(&gradient, &[gradient.len()]), &mut sums);
+                for (p, piece) in layout.pieces.iter().enumerate() {
+                    let mut want = vec![0.0; len];
+                    layout.save(piece, 1, &gradient, &mut want).expect("it fits");
+                    want.iter_mut().for_each(|x| *x *= times);
+                    let sum = &sums[&parts.names()[p]];
+                    assert_eq!(
+                        (sum.meta.shape().to_vec(), read(sum.clone())),
+                        (shape.clone(), want),
+                        "{name}"
+                    );
+                }
+            }
+        }
+    }
+}
