@@ -27,7 +27,7 @@ use rayon::prelude::*;
 use crate::cube::{self, LaunchShape, Target, cuda_source};
 use crate::device::{Data, Device, DeviceError};
 use crate::memory::Layout;
-use crate::program::Kernel;
+use crate::program::{Kernel, KernelKind};
 use translate::Part;
 use workshop::Workshop;
 
@@ -228,6 +228,10 @@ impl Device for Emulator {
             return Err(DeviceError::Memory { len, dtype, why });
         }
         Ok(EmulatorBuffer { dtype, memory: Rc::clone(&arena.0), range })
+    }
+
+    fn way(&self, kernel: &Kernel, sizes: &[usize]) -> KernelKind {
+        cube::chosen(kernel, sizes).kind
     }
 
     fn launch(
