@@ -121,19 +121,8 @@ impl Model {
         passes: &[Pass],
     ) -> anyhow::Result<Vec<Compiled>> {
         let wanted = wanted.into();
-        self.compile_to(goal(wanted.graph), wanted, dtype, passes)
-    }
-
-    /// A graph of the definition that computes this.
-    pub(crate) fn compile_to(
-        &self,
-        goal: Goal,
-        wanted: Wanted,
-        dtype: DType,
-        passes: &[Pass],
-    ) -> anyhow::Result<Vec<Compiled>> {
         let graph = wanted.graph;
-        let (module, marked) = self.trace_marked(goal, dtype)?;
+        let (module, marked) = self.trace_marked(goal(graph), dtype)?;
         let mut variants = compile_variants(&module, wanted, passes)
             .with_context(|| format!("the {} graph of {}", graph.name(), self.name))?;
         // What is kept of a token is the same in all of them.
@@ -165,23 +154,11 @@ impl Model {
         dtype: DType,
         graphs: &[Wanted],
     ) -> anyhow::Result<Engine<D>> {
-        let graphs: Vec<_> = graphs.iter().map(|&wanted| (goal(wanted.graph), wanted)).collect();
-        self.load_to(folder, device, dtype, &graphs)
-    }
-
-    /// Graphs that compute these, with the weights of the folder, on a device.
-    pub(crate) fn load_to<D: Device>(
-        &self,
-        folder: &Path,
-        device: D,
-        dtype: DType,
-        graphs: &[(Goal, Wanted)],
-    ) -> anyhow::Result<Engine<D>> {
         let _spinner = progress::spinner("loading weights");
         let checkpoint = Arc::new(Checkpoint::open(folder)?);
         let mut engine = Engine::new(device);
-        for &(goal, wanted) in graphs {
-            for compiled in self.compile_to(goal, wanted, dtype, &pipeline())? {
+        for &wanted in graphs {
+            for compiled in self.compile(wanted, dtype, &pipeline())? {
                 engine.add(&compiled, &checkpoint)?;
             }
         }

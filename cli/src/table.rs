@@ -31,6 +31,31 @@ pub(crate) fn grouped(n: u64) -> String {
     out
 }
 
+/// `20GiB`, `512 MiB`, `1.5GB` or a number of bytes.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let at = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let units = [
+        ("", 1u64),
+        ("B", 1),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+    ];
+    let unit = unit.trim();
+    let bytes = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|(_, bytes)| *bytes);
+    match (number.parse::<f64>(), bytes) {
+        (Ok(n), Some(bytes)) if n.is_finite() && n > 0.0 => Ok((n * bytes as f64) as u64),
+        _ => Err("give a size such as 20GiB, 512MiB or a number of bytes".to_owned()),
+    }
+}
+
 /// 21385000000 as `21.4B`.
 pub(crate) fn short(n: u64) -> String {
     let x = n as f64;

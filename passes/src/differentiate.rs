@@ -14,7 +14,7 @@
 //!
 //! **What is kept.** The results of calls: no function runs forward twice. All else that a gradient reads is computed again in the
 //! gradient function, where the passes see both halves together. So a layer keeps what it was given and what its
-//! parts returned.
+//! parts returned, and whatever a [`Keep`] names beside, where memory is less dear than time.
 //!
 //! **Precision.** The adjoint of a value has the value's dtype; where several uses add up, the sum is made in f32 (f64 for f64) and
 //! rounded once. Gradients of weights are f32, or f64. No loss is scaled, so f16 may lose small adjoints.
@@ -22,6 +22,7 @@
 //! **Where there is no derivative.** What `top_k` and `top_indices` select is a constant. Of equals, `max` and `min` give to the
 //! first operand, `reduce_max` to all in equal parts; `abs` at 0 has the slope 1.
 
+mod keep;
 mod rules;
 mod single;
 
@@ -31,6 +32,7 @@ use latentc_ir::{AxisId, DType, Function, Inst, Module, Op, Origin, Type, ValueI
 
 use crate::PassError;
 
+pub use keep::{Candidate, Keep, candidates};
 pub use single::single;
 
 const NAME: &str = "differentiate";
@@ -42,6 +44,14 @@ const NAME: &str = "differentiate";
 /// If the entry's first result is no float without axes, or something has no derivative: a cache, or frequencies of a rotation
 /// that depend on weights.
 pub fn differentiate(module: &Module) -> Result<Module, PassError> {
+    keeping(module, &Keep::default())
+}
+
+/// The same, with more values kept between the halves of functions other than the entry, of which both halves are one.
+///
+/// # Errors
+/// As [`differentiate`].
+pub fn keeping(module: &Module, keep: &Keep) -> Result<Module, PassError> {
     let mut out = Module { name: module.name.clone(), functions: Vec::new(), entry: module.entry.clone() };
     let reached = reached(module);
     let mut known: BTreeMap<&str, Split> = BTreeMap::new();
@@ -55,7 +65,7 @@ pub fn differentiate(module: &Module) -> Result<Module, PassError> {
         while module.function(&name).is_some() {
             name.push('\'');
         }
-        let split = joint.split(name);
+        let split = joint.split(name, keep);
         out.functions.push(split.forward.clone());
         // What has neither weights nor floats among its parameters has no gradient.
         if !split.gradient.results.is_empty() {
@@ -460,23 +470,27 @@ impl<'m> Joint<'m> {
     }
 
     /// The halves as two functions.
-    fn split(self, name: String) -> Split {
+    fn split(self, name: String, keep: &Keep) -> Split {
         let f = &self.f;
+        let stays = |n: usize, inst: &Inst| {
+            let named = || inst.results.iter().any(|&r| keep.has(&f.name, &f.value(r).name));
+            n < self.forward && (matches!(inst.op, Op::Call { .. }) || named())
+        };
         let back: Vec<ValueId> =
             self.gives.iter().map(|g| g.1).chain(self.gradients.iter().copied()).collect();
-        // From the results of the gradient up to what its caller has: parameters, weights, and results of calls.
+        // From the results of the gradient up to what its caller has: parameters, weights, results of calls, and what is kept beside.
         let mut needed: BTreeSet<ValueId> = back.iter().copied().collect();
         let mut again = Vec::new();
         for (n, inst) in f.body.iter().enumerate().rev() {
-            let call = n < self.forward && matches!(inst.op, Op::Call { .. });
-            if !call && inst.results.iter().any(|r| needed.contains(r)) {
+            if !stays(n, inst) && inst.results.iter().any(|r| needed.contains(r)) {
                 needed.extend(&inst.args);
                 again.push(inst);
             }
         }
         again.reverse();
-        let calls = f.body[..self.forward].iter().filter(|i| matches!(i.op, Op::Call { .. }));
-        let kept: Vec<_> = calls.flat_map(|i| &i.results).copied().filter(|r| needed.contains(r)).collect();
+        let stay = f.body[..self.forward].iter().enumerate().filter(|(n, inst)| stays(*n, inst));
+        let kept: Vec<_> =
+            stay.flat_map(|(_, inst)| &inst.results).copied().filter(|r| needed.contains(r)).collect();
 
         let params = &self.old.params;
         let mut results = self.old.results.clone();

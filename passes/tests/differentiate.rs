@@ -7,7 +7,7 @@ use latentc_ir::tensor::{SplitMix, Tensor};
 use latentc_ir::testing::{arb_module, objective};
 use latentc_ir::verify::Stage;
 use latentc_ir::{DType, Function, Module, Size, Weight, verify};
-use latentc_passes::differentiate::{differentiate, weights};
+use latentc_passes::differentiate::{Keep, differentiate, keeping, weights};
 use latentc_passes::{Context, Graph};
 use proptest::prelude::*;
 
@@ -434,5 +434,37 @@ proptest! {
         let module = objective(&module);
         let mut setting = Setting::new(&module, &[("b", b), ("t", t)], seed);
         check(&module, &mut setting, false).map_err(TestCaseError::fail)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is kept instead of computed again, results are the same.
+    #[test]
+    fn what_is_kept_changes_nothing(
+        module in arb_module(Stage::Traced), b in 1usize..4, t in 1usize..4, seed: u64, some: u64
+    ) {
+        let module = objective(&module);
+        let of = |f: &Function| f.values.iter().map(|v| (f.name.clone(), v.name.clone())).collect::<Vec<_>>();
+        let mut values: Vec<_> = module.functions.iter().flat_map(of).collect();
+        let rng = SplitMix(some);
+        let mut n = 0;
+        values.retain(|_| {
+            n += 1;
+            rng.nth(n).is_multiple_of(2)
+        });
+        let keep: Keep = values.iter().map(|(f, v)| (f.as_str(), v.as_str())).collect();
+        let setting = Setting::new(&module, &[("b", b), ("t", t)], seed);
+        let Ok(want) = differentiate(&module) else { return Ok(()) };
+        let kept = keeping(&module, &keep).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        prop_assert!(verify(&kept).is_ok(), "{:?}\n{kept}", verify(&kept));
+        let run = |module: &Module| setting.run(module).map_err(TestCaseError::fail);
+        for (got, want) in run(&kept)?.iter().zip(run(&want)?) {
+            for (got, want) in got.data.iter().zip(want.data) {
+                let near = (got - want).abs() <= 1e-9 * (1.0 + want.abs());
+                prop_assert!(near || *got == want || got.is_nan() && want.is_nan(), "{got}, not {want}\n{kept}");
+            }
+        }
     }
 }

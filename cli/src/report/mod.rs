@@ -13,6 +13,7 @@ use latentc_passes::{Graph, Machine, pipeline};
 use serde::Serialize;
 
 use crate::model::Model;
+use crate::table::parse_size;
 use crate::target::Target;
 use crate::{print, print_json};
 use figures::{Figures, Program};
@@ -44,6 +45,9 @@ pub(crate) struct Args {
     /// Of this function alone, as if it were the model.
     #[arg(long, value_name = "NAME", requires = "graph")]
     function: Option<String>,
+    /// Keep as much of the way forward for the way back as lets the step fit, such as 20GiB; the least if not given.
+    #[arg(long, value_name = "SIZE", requires = "graph", value_parser = parse_size)]
+    memory_budget: Option<u64>,
     /// Where the step runs.
     #[arg(long, value_enum, default_value = "cuda", requires = "graph")]
     target: Target,

@@ -3,14 +3,14 @@
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use latentc_models::Goal;
-use latentc_passes::{Graph, differentiate, pipeline};
-use latentc_runtime::compiled::compile;
+use latentc_passes::differentiate::{self, Candidate};
+use latentc_runtime::train::budget;
 use latentc_runtime::train::memory::Memory;
 use serde::Serialize;
 
 use super::Args;
 use crate::model::Model;
-use crate::table::{grouped, table};
+use crate::table::{grouped, short, table};
 use crate::{print, print_json};
 
 /// The graphs whose memory is told.
@@ -42,6 +42,11 @@ struct Sized {
     batch: u64,
     #[serde(flatten)]
     memory: Memory,
+    /// The products that are kept for the way back beside what calls return, as function and value, and those that are computed again.
+    kept: Vec<(String, String)>,
+    again: Vec<(String, String)>,
+    /// The operations that the latter take.
+    again_flops: f64,
 }
 
 pub(super) fn report(args: &Args) -> anyhow::Result<()> {
@@ -63,13 +68,14 @@ fn step(model: &Model, args: &Args) -> anyhow::Result<Step> {
         definition = differentiate::single(&definition, function)
             .map_err(|e| anyhow!("--function {function}: {}: {e}", model.name))?;
     }
-    let compiled = compile(&definition, Graph::Gradient, &pipeline())
-        .with_context(|| format!("the step of {}", model.name))?;
     let batches = if args.batch.is_empty() { &[1][..] } else { &args.batch };
     let steps = batches.iter().map(|&batch| {
         let sizes = (batch, args.train_length);
-        let memory = Memory::of(&definition, &compiled.program, sizes, &args.target.layout())?;
-        Ok(Sized { batch, memory })
+        let step = budget::within(&definition, args.memory_budget, sizes, &args.target.layout())
+            .with_context(|| format!("the step of {} with {batch} sequences at once", model.name))?;
+        let names = |of: &[Candidate]| of.iter().map(|c| (c.function.clone(), c.value.clone())).collect();
+        let (kept, again) = (names(&step.kept), names(&step.again));
+        Ok(Sized { batch, memory: step.memory, kept, again, again_flops: step.again_flops()? })
     });
     Ok(Step { model: model.name.clone(), steps: steps.collect::<anyhow::Result<_>>()? })
 }
@@ -103,11 +109,13 @@ fn text(r: &Report) -> String {
         }),
         bytes("in all", &|m| m.peak),
         bytes("kept when the loss is there", &|m| m.account.kept_at_turn),
+        row("products kept, of", &|_, s| format!("{} of {}", s.kept.len(), s.kept.len() + s.again.len())),
+        row("operations made again", &|_, s| short(s.again_flops as u64)),
     ];
     out.push_str(&table(&rows, 1));
     out.push_str(
-        "  temporaries are as at the moment when most are alive; results of calls are kept for the way back, all else is\n  \
-         computed again; left out: what the optimiser's program copies while it runs, and texts\n",
+        "  temporaries are as at the moment when most are alive; what calls return is kept for the way back, and with\n  \
+         --memory-budget dense products; all else is computed again; left out: what the optimiser's program copies while it runs, and texts\n",
     );
     out
 }

@@ -19,6 +19,7 @@ use latentc_passes::Graph;
 use latentc_runtime::checkpoint::Checkpoint;
 use latentc_runtime::gradient::{Gatherer, Rows};
 use latentc_runtime::optimizer::{AdamW, State};
+use latentc_runtime::train::budget;
 use latentc_runtime::train::data::{Data, Order};
 use latentc_runtime::train::schedule::Schedule;
 use latentc_runtime::train::{Trainer, save};
@@ -155,9 +156,13 @@ impl Job for Train {
         let stopped = || stop.load(Ordering::Relaxed);
         let dtype = model.dtype(settings.dtype);
         let definition = model.trace_to(Goal::Objective, dtype)?;
+        let sequences = (settings.micro() as u64).min(settings.batch);
+        let sizes = (sequences, settings.context as u64);
+        let step = budget::within(&definition, settings.memory_budget, sizes, &settings.target.layout())
+            .context("--memory-budget")?;
         // What is validated is how well texts are told, whatever else is minimised.
-        let graphs = [(Goal::Objective, Graph::Gradient.into()), (Goal::Loss, Graph::Train.into())];
-        let engine = model.load_to(&from, device, dtype, &graphs)?;
+        let mut engine = model.load(&from, device, dtype, &[Graph::Train.into()])?;
+        engine.add(&step.compiled, &Arc::new(Checkpoint::open(&from)?))?;
         let places = Gatherer::new(&definition)?.places().clone();
         let state = match made {
             0 if !saves.any() => State::new(places.read(&Checkpoint::open(&from)?, "")?),

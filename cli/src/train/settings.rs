@@ -7,6 +7,7 @@ use latentc_runtime::train::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{DTypeArg, Model};
+use crate::table::parse_size;
 use crate::target::Target;
 
 /// At most so many sequences are split off for validation.
@@ -43,6 +44,11 @@ pub(crate) struct Settings {
     /// Sequences that are run at once, the gradients of which add up to a step's; the batch if not given.
     #[arg(long, value_name = "SEQUENCES")]
     pub(crate) micro_batch: Option<usize>,
+    /// Keep as much of the way forward for the way back as lets a step fit into this memory, such as 20GiB, and compute the rest again;
+    /// the least is kept if not given. `latentc report --graph train` tells what a step takes.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[serde(default)]
+    pub(crate) memory_budget: Option<u64>,
     /// The highest learning rate. The paper's are 2.4e-4 for 236B parameters and 4.2e-4 for 16B; small models bear more.
     #[arg(long, default_value_t = 1e-3)]
     pub(crate) rate: f64,

@@ -166,6 +166,39 @@ fn parts_of_a_batch_add_up() {
     assert_eq!(whole[0]["violations"], parts[0]["violations"]);
 }
 
+/// What is kept instead of computed again changes time and memory; values but for the last bits.
+#[test]
+fn a_memory_budget_is_kept() {
+    let folder = scratch();
+    let data = lines(folder.path());
+    let line = "report {} --graph train --target host --batch 3 --train-length 12 --json";
+    let told =
+        |more: &str| json(&format!("{line} {more}"), &[&case("tiny")])["models"][0]["steps"][0].clone();
+    let (least, most) = (told(""), told("--memory-budget 1TiB"));
+    let number = |report: &Value, key: &str| report[key].as_f64().expect("a number");
+    let count = |report: &Value, key: &str| report[key].as_array().expect("a list").len();
+    assert_eq!([count(&least, "kept"), count(&most, "again")], [0, 0]);
+    assert!(number(&least, "again_flops") > 0.0 && number(&most, "again_flops") == 0.0);
+    let (from, to) = (number(&least, "peak"), number(&most, "peak"));
+    assert!(from < to, "{from} and {to}");
+    let budget = ((from + to) / 2.0) as u64;
+    let between = told(&format!("--memory-budget {budget}"));
+    assert!(number(&between, "peak") <= budget as f64, "{between} of {budget}");
+    assert!(count(&between, "kept") > 0 && count(&between, "again") > 0, "{between}");
+
+    let line = "train {} --data {} -o {} --steps 3 --batch 3 --context 12 --valid 0 --json";
+    let loss = |more: &str, out: &str| {
+        json(&format!("{line} {more}"), &[&case("tiny"), &data, &folder.path().join(out)])["loss"]
+            .as_f64()
+            .unwrap()
+    };
+    let (a, b) = (loss("", "least"), loss("--memory-budget 1TiB", "most"));
+    assert!((a - b).abs() < 1e-4 * a, "{a} and {b}");
+    let small =
+        error(&format!("{line} --memory-budget 1MiB"), &[&case("tiny"), &data, &folder.path().join("none")]);
+    says(&small, &["--memory-budget", "at the least", "the budget is 1048576", "fewer or shorter sequences"]);
+}
+
 /// As trained with and without the loss, from the same weights on the same texts: means of the last ten steps.
 #[test]
 fn the_balance_loss_balances() {

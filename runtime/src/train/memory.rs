@@ -50,15 +50,7 @@ impl Memory {
         (batch, length): (u64, u64),
         layout: &Layout,
     ) -> Result<Memory, MemoryError> {
-        let wrong = |what: &str| MemoryError::Definition(format!("@{}: {what}", definition.entry));
-        let entry =
-            definition.function(&definition.entry).ok_or_else(|| wrong("there is no such function"))?;
-        let first = entry.params.first().ok_or_else(|| wrong("it takes nothing"))?;
-        let symbols: Vec<_> = entry.ty(*first).axes.iter().map(|a| entry.axis(*a).size.clone()).collect();
-        let [Size::Sym(b), Size::Sym(t), ..] = &symbols[..] else {
-            return Err(wrong("its first parameter has no sequences of tokens"));
-        };
-        let sizes = BTreeMap::from([(b.clone(), batch), (t.clone(), length)]);
+        let sizes = sizes(definition, batch, length)?;
         let plan = Plan::new(program, &sizes, layout)?;
         let tensors = definition.inventory().map_err(MemoryError::Definition)?;
         let weights =
@@ -76,5 +68,21 @@ impl Memory {
             account: Account::of(program, &sizes, layout)?,
             peak: weights + masters + moments + sum + temporaries,
         })
+    }
+}
+
+/// The run-time sizes of a definition whose first parameter has so many sequences of a length.
+pub(super) fn sizes(
+    definition: &Module,
+    batch: u64,
+    length: u64,
+) -> Result<BTreeMap<String, u64>, MemoryError> {
+    let wrong = |what: &str| MemoryError::Definition(format!("@{}: {what}", definition.entry));
+    let entry = definition.function(&definition.entry).ok_or_else(|| wrong("there is no such function"))?;
+    let first = entry.params.first().ok_or_else(|| wrong("it takes nothing"))?;
+    let symbols: Vec<_> = entry.ty(*first).axes.iter().map(|a| entry.axis(*a).size.clone()).collect();
+    match &symbols[..] {
+        [Size::Sym(b), Size::Sym(t), ..] => Ok(BTreeMap::from([(b.clone(), batch), (t.clone(), length)])),
+        _ => Err(wrong("its first parameter has no sequences of tokens")),
     }
 }

@@ -6,6 +6,7 @@
 //! the gradients of its texts, clips the sum, and lets the optimiser's programs move all parameters at once. Nothing depends on
 //! time, addresses or the order of threads: the same texts in the same order give the same bits.
 
+pub mod budget;
 pub mod data;
 pub mod memory;
 pub mod save;

@@ -1,0 +1,120 @@
+//! What the way back of a step keeps of the way forward, and what it computes again, so that the step fits a memory budget.
+//!
+//! At the least, functions keep what their calls returned. Every product kept beside costs bytes and saves operations, so
+//! those come first that save the most operations a byte: of that order, as many are kept as the plan of the compiled step bears.
+
+use std::collections::BTreeMap;
+
+use latentc_codegen::memory::Layout;
+use latentc_ir::Module;
+use latentc_passes::differentiate::{Candidate, Keep, candidates, keeping};
+use latentc_passes::{Graph, pipeline};
+
+use crate::compiled::{CompileError, Compiled, compile};
+use crate::train::memory::{Memory, MemoryError, sizes};
+
+/// A step that fits.
+#[derive(Clone, Debug)]
+pub struct Budgeted {
+    /// Its program.
+    pub compiled: Compiled,
+    /// What it has in memory.
+    pub memory: Memory,
+    /// What is kept beside the results of calls, the most worthwhile first.
+    pub kept: Vec<Candidate>,
+    /// What could be kept and is computed again.
+    pub again: Vec<Candidate>,
+    sizes: BTreeMap<String, u64>,
+}
+
+impl Budgeted {
+    /// The operations of the products that are computed again.
+    ///
+    /// # Errors
+    /// If they depend on another size than those of sequences.
+    pub fn again_flops(&self) -> Result<f64, MemoryError> {
+        let each = self.again.iter().map(|c| c.flops.eval(&self.sizes).map_err(MemoryError::Definition));
+        each.map(|flops| Ok(flops? as f64)).sum()
+    }
+}
+
+/// Why no step fits.
+#[derive(Debug, thiserror::Error)]
+pub enum BudgetError {
+    /// The step does not compile.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// It has no plan.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Even what keeps least is too large.
+    #[error(
+        "a step takes {least} bytes at the least, where the budget is {budget}; run fewer or shorter sequences at once, or give more"
+    )]
+    Small {
+        /// What was given, in bytes.
+        budget: u64,
+        /// What it takes.
+        least: u64,
+    },
+}
+
+/// The step of a definition that keeps as much as a budget allows, in bytes, for so many sequences of a length at once. Without a
+/// budget it keeps the least.
+///
+/// # Errors
+/// See [`BudgetError`].
+pub fn within(
+    definition: &Module,
+    budget: Option<u64>,
+    (batch, length): (u64, u64),
+    layout: &Layout,
+) -> Result<Budgeted, BudgetError> {
+    let bound = sizes(definition, batch, length)?;
+    let ordered = by_worth(candidates(definition).map_err(MemoryError::Definition)?, &bound)?;
+    let keep = |count: usize| -> Result<(Compiled, Memory), BudgetError> {
+        let kept: Keep = ordered[..count].iter().map(|c| (c.function.as_str(), c.value.as_str())).collect();
+        let both = keeping(definition, &kept).map_err(CompileError::from)?;
+        let rest: Vec<_> = pipeline().into_iter().filter(|pass| pass.name != "differentiate").collect();
+        let compiled = compile(&both, Graph::Gradient, &rest)?;
+        let memory = Memory::of(definition, &compiled.program, (batch, length), layout)?;
+        Ok((compiled, memory))
+    };
+    let mut best = keep(0)?;
+    let mut fits = 0;
+    if let Some(budget) = budget {
+        let least = best.1.peak;
+        if least > budget {
+            return Err(BudgetError::Small { budget, least });
+        }
+        // All of them, if there is room; else as many as fit, if more never takes less, and in any case so many that they do.
+        let (mut next, mut over) = (ordered.len(), ordered.len() + 1);
+        while fits + 1 < over {
+            let tried = keep(next)?;
+            if tried.1.peak <= budget {
+                (fits, best) = (next, tried);
+            } else {
+                over = next;
+            }
+            next = (fits + over) / 2;
+        }
+    }
+    let (compiled, memory) = best;
+    let mut kept = ordered;
+    let again = kept.split_off(fits);
+    Ok(Budgeted { compiled, memory, kept, again, sizes: bound })
+}
+
+/// The candidates, those first that save the most operations a byte.
+fn by_worth(
+    candidates: Vec<Candidate>,
+    bound: &BTreeMap<String, u64>,
+) -> Result<Vec<Candidate>, MemoryError> {
+    let mut worth = Vec::new();
+    for c in candidates {
+        let number = |p: &latentc_ir::Poly| p.eval(bound).map_err(MemoryError::Definition);
+        worth.push((number(&c.flops)? as f64 / number(&c.bytes)?.max(1) as f64, c));
+    }
+    worth.sort_by(|a, b| b.0.total_cmp(&a.0));
+    Ok(worth.into_iter().map(|(_, c)| c).collect())
+}
