@@ -22,8 +22,8 @@ use crate::{opt, print, print_json, progress};
 
 /// Measures a model on a device: what the device can do, then each kernel and the whole step beside that.
 ///
-/// Weights are random and made on the device, so there need be none. Examples: one layer of each kind of a large model,
-/// reading its 4096th token; a single operation, as a text of the IR, over 16 rows:
+/// Weights are random and made on the device, so there need be none. Examples: one layer of each
+/// kind of a large model, reading its 4096th token; a single operation, as a text of the IR:
 ///
 ///     latentc bench deepseek-v2 --target cuda --graph decode --layers 1 --context 4096
 ///     latentc bench scripts/ops/product.ir --target cuda --size t=16

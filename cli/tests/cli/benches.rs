@@ -199,3 +199,36 @@ fn one_kernel_is_measured() {
     assert_eq!(timed, ["logits_y"]);
     assert!(report["step"].get("seconds").is_none());
 }
+
+/// What `scripts/gpu-check.sh` does with results.
+#[test]
+fn measurements_are_joined_with_those_of_peers() {
+    let folder = scratch();
+    std::fs::create_dir(folder.path().join("bench")).unwrap();
+    let file = folder.path().join("bench/tiny.json");
+    ok("bench {} --context 9 --quick --repeat 1 -o {}", &[&case("tiny"), &file]);
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let row =
+        report["kernels"].as_array().unwrap().iter().find(|r| r["name"] == "logits_y").expect("it is there");
+    let sizes: Vec<_> = row["sizes"].as_object().unwrap().values().map(Value::to_string).collect();
+    let ours = number(&row["time"]["seconds"]["median"]);
+    let item = serde_json::json!({"by": "linear", "median": 3.0 * ours});
+    let peers = serde_json::json!({
+        "device": "a peer", "items": {format!("tiny/logits_y/{}", sizes.join(",")): item}, "failed": {"tiny/step": "why"}
+    });
+    std::fs::write(folder.path().join("peers.json"), peers.to_string()).unwrap();
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/gpu_table.py");
+    let out =
+        match std::process::Command::new("python3").arg(&script).arg("table").arg(folder.path()).output() {
+            Ok(out) => out,
+            Err(e) => return eprintln!("SKIPPED: measurements_are_joined_with_those_of_peers: python3: {e}"),
+        };
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8_lossy(&out.stdout);
+    let line = text.lines().find(|l| l.starts_with("| logits_y |")).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("| linear |") && line.ends_with("| 3.00 |"), "{line}");
+    assert!(text.contains("Peers: a peer.") && text.contains("Not measured: tiny/step: why"), "{text}");
+    for row in report["kernels"].as_array().unwrap() {
+        assert!(text.contains(&format!("| {} |", row["name"].as_str().unwrap())), "{row}");
+    }
+}
