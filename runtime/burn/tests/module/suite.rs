@@ -24,6 +24,8 @@ type Train = Autodiff<B>;
 
 const LOGITS: f32 = 2e-4;
 const LOSS: f32 = 1e-5;
+/// Weights that were stepped differ by what their gradients do.
+const STEPPED: f32 = 1e-4;
 /// Of a tensor's largest gradient.
 const GRADIENT: f32 = 1e-4;
 
@@ -215,7 +217,7 @@ fn a_step_of_an_optimiser_is_seen() {
         engine.set_weights(|name| Some(&want[places.tensor(name)?.range.clone()])).expect("it loads");
         let loss = module.valid().weighted_loss(tokens, targets, weights).expect("it runs");
         let (loss, want) = (floats(loss)[0], rows.loss(&mut engine).expect("it runs"));
-        assert!((loss - want).abs() <= LOSS, "after a step the loss is {loss}, not {want}");
+        assert!((loss - want).abs() <= STEPPED, "after a step the loss is {loss}, not {want}");
         losses.push(loss);
     }
     assert!(losses.is_sorted_by(|a, b| a > b), "each step along the gradient lowers the loss: {losses:?}");
@@ -263,7 +265,7 @@ fn what_does_not_fit_is_named() {
     says(module.loss(tokens.clone(), targets).expect_err("misshapen").to_string(), &["`target`", "2", "3"]);
     let at = Tensor::<B, 2, Int>::zeros([3, 1], &device);
     says(module.forward_at(tokens.clone(), at).expect_err("misshapen").to_string(), &["`at`", "3", "2"]);
-    let none = Tensor::<B, 2, Int>::zeros([2, 0], &device);
+    let none = module.tokens(&[], [2, 0], &device).expect("none is outside of the vocabulary");
     says(module.forward(none).expect_err("empty").to_string(), &["no tokens", "[2, 0]"]);
     says(
         module.tokens(&[-1], [1, 1], &device).expect_err("no id").to_string(),
@@ -285,7 +287,7 @@ fn what_does_not_fit_is_named() {
     says(why.to_string(), &["tiny-llama", "missing: `"]);
 
     // What was refused leaves the module as it was.
-    assert!(module.forward(tokens).is_ok());
+    module.forward(tokens).unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]
