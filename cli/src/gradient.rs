@@ -67,7 +67,7 @@ impl Job for Gradients<'_> {
         let mut state = State::new(Vec::new());
         if writes_step {
             state = State::new(places.read(&Checkpoint::open(self.folder)?, "")?);
-            optimizer.step(&mut engine, &with, &mut state, gradient.clone(), clipping.coef)?;
+            optimizer.step(&mut engine, &with, &mut state, &gradient, clipping.coef)?;
         }
         for t in places.tensors() {
             if writes_step {

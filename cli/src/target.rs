@@ -48,7 +48,7 @@ pub(crate) trait Job {
 /// Opens the target's device and does the work there.
 pub(crate) fn with_device(target: Target, job: impl Job) -> anyhow::Result<()> {
     match target {
-        Target::Host => job.on(Host::new()),
+        Target::Host => job.on(Host::with_this_thread()),
         Target::Wgpu => job.on(WgpuDevice::open()?),
         Target::Cuda => job.on(CudaDevice::open(0)?),
     }

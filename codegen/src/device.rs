@@ -44,10 +44,41 @@ pub enum Floats<'a> {
     F16(&'a [f16]),
 }
 
-/// Floats that someone else keeps in the host's memory, such as a mapped file.
+impl<'a> Floats<'a> {
+    /// Those from an element on.
+    pub fn from(self, start: usize) -> Floats<'a> {
+        match self {
+            Floats::F32(x) => Floats::F32(&x[start..]),
+            Floats::Bf16(x) => Floats::Bf16(&x[start..]),
+            Floats::F16(x) => Floats::F16(&x[start..]),
+        }
+    }
+
+    /// The number of elements.
+    pub fn len(self) -> usize {
+        match self {
+            Floats::F32(x) => x.len(),
+            Floats::Bf16(x) => x.len(),
+            Floats::F16(x) => x.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Floats that someone else keeps in the host's memory, such as a mapped file: in one piece, or one after another in several that
+/// are equally long and of one type.
 pub trait SharedFloats: fmt::Debug + Send + Sync {
-    /// The elements.
-    fn floats(&self) -> Floats<'_>;
+    /// How many pieces, at least one.
+    fn pieces(&self) -> usize {
+        1
+    }
+
+    /// The elements of a piece.
+    fn piece(&self, n: usize) -> Floats<'_>;
 }
 
 /// A machine that holds buffers and runs kernels.

@@ -215,12 +215,19 @@ impl Layout {
 
     /// Whether the weight is one whole stored tensor in the same order, so that its bytes can be used where they are.
     pub fn is_identity(&self) -> bool {
+        self.pieces.len() == 1 && self.is_stack()
+    }
+
+    /// Whether the weight is its stored tensors one after another, each whole and in the same order.
+    pub fn is_stack(&self) -> bool {
+        let each = self.stored_elements();
         let contiguous = match self.steps[..] {
             [] => true,
             [s] => s.weight == 1 && s.stored == 1,
             _ => false,
         };
-        self.pieces.len() == 1 && contiguous && self.elements == self.stored_elements()
+        let in_order = (0..).zip(&self.pieces).all(|(n, p)| p.start == n * each);
+        contiguous && in_order && self.elements == each * self.pieces.len() as u64
     }
 
     /// The nest of loops that walks a piece, slowest in the stored tensor first. None has an extent of 1, and two that are one on both

@@ -26,6 +26,20 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// Texts that are equally long, of which every token but the first is to be learned.
+    pub fn of(texts: &[Vec<i32>]) -> Rows {
+        let columns = texts.first().map_or(0, |t| t.len().saturating_sub(1));
+        let len = texts.len() * columns;
+        Rows {
+            ids: texts.iter().flat_map(|t| &t[..columns]).copied().collect(),
+            targets: texts.iter().flat_map(|t| &t[t.len() - columns..]).copied().collect(),
+            weights: vec![1.0; len],
+            here: vec![1.0; len],
+            bound: vec![1.0; texts.len()],
+            shape: [texts.len(), columns],
+        }
+    }
+
     /// The sum of weights: how many targets the loss is the mean of.
     pub fn weight(&self) -> f64 {
         self.weights.iter().map(|&w| f64::from(w)).sum()

@@ -80,8 +80,8 @@ pub fn check(module: &Module, checkpoint: &Checkpoint) -> Result<(), LoadError> 
     Err(LoadError::Mismatch { path: checkpoint.path().to_owned(), problems })
 }
 
-/// Brings a weight of a function called under `scope` into a device's memory. A weight that lies in the file just as the program
-/// wants it is used where it is, if the device can.
+/// Brings a weight of a function called under `scope` into a device's memory. A weight that lies in files just as the program
+/// wants it, tensor by tensor, is used where it is, if the device can.
 ///
 /// # Errors
 /// If a tensor is missing or cannot be read, or the device has no room; [`check`] first.
@@ -94,9 +94,10 @@ pub fn load<D: Device>(
 ) -> Result<D::Buffer, LoadError> {
     let ty = function.ty(weight.value);
     let layout = weight.stored.layout(function, ty).map_err(LoadError::Layout)?;
-    if layout.is_identity()
-        && let Some(shared) = Mapped::new(checkpoint, &scoped(scope, &layout.pieces[0].tensor))
-        && let Some(buffer) = device.share(Arc::new(shared))
+    let names = || layout.pieces.iter().map(|p| scoped(scope, &p.tensor)).collect();
+    if layout.is_stack()
+        && let Some(mapped) = Mapped::new(checkpoint, names())
+        && let Some(buffer) = device.share(Arc::new(mapped))
     {
         return Ok(buffer);
     }
@@ -136,17 +137,20 @@ pub(crate) fn gather<'t>(
     Ok(data)
 }
 
-/// A tensor that stays in its mapped file.
+/// Tensors that stay in their mapped files.
 struct Mapped {
     checkpoint: Arc<Checkpoint>,
-    name: String,
+    /// Each is there, and all are of the type of the first.
+    names: Vec<String>,
 }
 
 impl Mapped {
-    /// `None` if the tensor is not there, or its bytes are no floats of this machine's as they lie.
-    fn new(checkpoint: &Arc<Checkpoint>, name: &str) -> Option<Mapped> {
-        floats(checkpoint, name)?;
-        Some(Mapped { checkpoint: Arc::clone(checkpoint), name: name.to_owned() })
+    /// `None` if a tensor is not there, its bytes are no floats of this machine's as they lie, or two are of different types.
+    fn new(checkpoint: &Arc<Checkpoint>, names: Vec<String>) -> Option<Mapped> {
+        let mut all = names.iter().map(|name| floats(checkpoint, name));
+        let first = std::mem::discriminant(&all.next()??);
+        let alike = all.all(|f| f.is_some_and(|f| std::mem::discriminant(&f) == first));
+        alike.then(|| Mapped { checkpoint: Arc::clone(checkpoint), names })
     }
 }
 
@@ -176,7 +180,7 @@ impl Narrow {
 }
 
 impl SharedFloats for Narrow {
-    fn floats(&self) -> Floats<'_> {
+    fn piece(&self, _: usize) -> Floats<'_> {
         match self {
             Narrow::Bf16(x) => Floats::Bf16(x),
             Narrow::F16(x) => Floats::F16(x),
@@ -199,13 +203,17 @@ fn floats<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<Floats<'a>> {
 }
 
 impl SharedFloats for Mapped {
-    fn floats(&self) -> Floats<'_> {
-        floats(&self.checkpoint, &self.name).unwrap_or(Floats::F32(&[]))
+    fn pieces(&self) -> usize {
+        self.names.len()
+    }
+
+    fn piece(&self, n: usize) -> Floats<'_> {
+        floats(&self.checkpoint, &self.names[n]).unwrap_or(Floats::F32(&[]))
     }
 }
 
 impl fmt::Debug for Mapped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Mapped({})", self.name)
+        write!(f, "Mapped({})", self.names.join(", "))
     }
 }

@@ -1,7 +1,7 @@
 //! The optimiser: clipping by the global norm, and AdamW, as programs like any other.
 //!
-//! Both are IR (`optimizer/*.ir`), compiled and run as models are. They work on all parameters at once, which lie in one array
-//! ([`Places`](crate::places::Places)): a handful of launches, however many tensors there are.
+//! Both are IR (`optimizer/*.ir`), compiled and run as models are. They work on parameters as they lie in one array
+//! ([`Places`](crate::places::Places)), a large part of it at a time: a few launches, however many tensors there are.
 
 use latentc_codegen::device::{Data, Device};
 use latentc_passes::{Graph, pipeline};
@@ -10,6 +10,9 @@ use crate::compiled::compile;
 use crate::engine::{Engine, Plain, RunError, Value};
 use crate::load::LoadError;
 use crate::places::COLUMNS;
+
+/// Elements that the programs work on at once: whole rows, and few enough that memory for them is found again rather than asked for.
+const PART: usize = 1 << 22;
 
 const NORM: &str = include_str!("optimizer/norm.ir");
 const ADAMW: &str = include_str!("optimizer/adamw.ir");
@@ -97,10 +100,19 @@ impl Optimizer {
         gradient: &[f32],
         most: f64,
     ) -> Result<Clipping, RunError> {
-        let shape = [gradient.len() / COLUMNS, COLUMNS];
-        let args = [Value::f32(gradient.to_vec(), &shape), scalar(most)];
-        let [norm, coef] = floats(engine.run_plain(self.norm, &args)?);
-        Ok(Clipping { norm: norm[0], coef: coef[0] })
+        let mut of = |g: Vec<f32>| -> Result<Clipping, RunError> {
+            let shape = [g.len() / COLUMNS, COLUMNS];
+            let [norm, coef] = floats(engine.run_plain(self.norm, &[Value::f32(g, &shape), scalar(most)])?);
+            Ok(Clipping { norm: norm[0], coef: coef[0] })
+        };
+        if gradient.len() <= PART {
+            return of(gradient.to_vec());
+        }
+        // The norm of all is the norm of the parts' norms.
+        let mut norms =
+            gradient.chunks(PART).map(|g| Ok(of(g.to_vec())?.norm)).collect::<Result<Vec<_>, RunError>>()?;
+        norms.resize(norms.len().next_multiple_of(COLUMNS), 0.0);
+        of(norms)
     }
 
     /// Makes one step of all parameters along their gradients, which are multiplied by `coef`.
@@ -112,19 +124,32 @@ impl Optimizer {
         engine: &mut Engine<D>,
         with: &AdamW,
         state: &mut State,
-        gradient: Vec<f32>,
+        gradient: &[f32],
         coef: f32,
     ) -> Result<(), RunError> {
-        let shape = [state.p.len()];
-        let own = |x: &mut Vec<f32>| Value::f32(std::mem::take(x), &shape);
-        let mut args = vec![own(&mut state.p), Value::f32(gradient, &shape)];
-        args.extend([own(&mut state.m), own(&mut state.v)]);
+        if [&state.m, &state.v, gradient].iter().any(|x| x.len() != state.p.len()) {
+            let lens = [state.p.len(), state.m.len(), state.v.len(), gradient.len()];
+            return Err(RunError::Argument(format!(
+                "arrays of {lens:?} elements are not of the same parameters"
+            )));
+        }
         state.steps += 1;
         let whole = |beta: f64| 1.0 - beta.powi(state.steps.min(i32::MAX as u32) as i32);
-        args.extend([f64::from(coef), with.rate, 1.0 - with.rate * with.decay].map(scalar));
-        args.extend([with.beta1, with.beta2, 1.0 - with.beta1, 1.0 - with.beta2].map(scalar));
-        args.extend([whole(with.beta1), whole(with.beta2)].map(scalar));
-        [state.p, state.m, state.v] = floats(engine.run_plain(self.adamw, &args)?);
+        let numbers = [f64::from(coef), with.rate, 1.0 - with.rate * with.decay]
+            .into_iter()
+            .chain([with.beta1, with.beta2, 1.0 - with.beta1, 1.0 - with.beta2])
+            .chain([whole(with.beta1), whole(with.beta2)]);
+        let numbers: Vec<Value> = numbers.map(scalar).collect();
+        for start in (0..state.p.len()).step_by(PART) {
+            let part = start..(start + PART).min(state.p.len());
+            let of = |x: &[f32]| Value::f32(x[part.clone()].to_vec(), &[part.len()]);
+            let mut args = vec![of(&state.p), of(gradient), of(&state.m), of(&state.v)];
+            args.extend(numbers.iter().cloned());
+            let [p, m, v] = floats(engine.run_plain(self.adamw, &args)?);
+            state.p[part.clone()].copy_from_slice(&p);
+            state.m[part.clone()].copy_from_slice(&m);
+            state.v[part].copy_from_slice(&v);
+        }
         Ok(())
     }
 }

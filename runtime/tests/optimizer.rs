@@ -33,7 +33,7 @@ fn four_steps_of_adamw_under_clipping() {
         assert_eq!(coef == 1.0, step == 1);
         close(clipping.norm, norm);
         close(clipping.coef, coef);
-        optimizer.step(&mut engine, &with, &mut state, gradient.clone(), clipping.coef).expect("it runs");
+        optimizer.step(&mut engine, &with, &mut state, &gradient, clipping.coef).expect("it runs");
         assert_eq!(state.steps, step);
         for (k, [p, m, v]) in plain.iter_mut().enumerate() {
             let g = f64::from(gradient[k]) * coef;
@@ -58,7 +58,7 @@ fn no_gradient_has_the_norm_0() {
         let clipping = optimizer.clipping(&mut engine, &zeros, 1.0).expect("it runs");
         assert_eq!((clipping.norm, clipping.coef), (0.0, 1.0));
         let mut state = State::new(vec![2.0; len]);
-        optimizer.step(&mut engine, &AdamW::default(), &mut state, zeros, 1.0).expect("it runs");
+        optimizer.step(&mut engine, &AdamW::default(), &mut state, &zeros, 1.0).expect("it runs");
         // A weight without a gradient decays all the same.
         assert_eq!(state.p, vec![2.0 * 0.9999f32; len]);
     }

@@ -103,7 +103,7 @@ fn steps<D: Device>(case: &Case, engine: &mut Engine<D>, places: &Places, gradie
 
     let mut stepped = 0.0f32;
     let mut state = State::new(places.read(&case.checkpoint, "").expect("checked"));
-    optimizer.step(engine, &with, &mut state, gradient, clipping.coef).expect("it runs");
+    optimizer.step(engine, &with, &mut state, &gradient, clipping.coef).expect("it runs");
     for Placed { name: tensor, range, .. } in places.tensors() {
         let (want, _) = case.floats(&format!("adamw1.{tensor}"));
         let (exact, _) = case.floats(&format!("grad.{tensor}"));

@@ -8,8 +8,9 @@ use super::simd::{Element, Plain, Simd, Unit};
 
 /// Rows that are carried through the matrix together.
 const ROWS: usize = 4;
-/// Registers that add up one row in the dot form: as many as hide the latency of a fused product.
-const SUMS: usize = 4;
+/// How far away the next columns may be to be asked for ahead of time, in bytes; where they are farther, what lies so far ahead is.
+const NEAR: usize = 1 << 14;
+const FAR: usize = 1 << 11;
 
 /// A matrix to multiply with: columns `0..n` of the result, sums over `0..k`.
 #[derive(Clone, Copy)]
@@ -35,9 +36,9 @@ pub(super) struct Rows<P> {
     pub(super) step: usize,
 }
 
-/// Whether there is a form for a matrix and rows with these steps.
-pub(super) fn has_form<E>(matrix: &Matrix<E>, x: &Rows<*const f32>) -> bool {
-    (matrix.along == 1 && x.step == 1) || matrix.column == 1
+/// Whether there is a form for a matrix with these steps.
+pub(super) fn has_form<E>(matrix: &Matrix<E>) -> bool {
+    matrix.along == 1 || matrix.column == 1
 }
 
 /// `y = x · matrix` for the columns `0..n`, or `y += …`.
@@ -53,6 +54,15 @@ pub(super) unsafe fn product<E: Element>(
     (n, k): (usize, usize),
     add: bool,
 ) {
+    let mut dense = Vec::new();
+    let x = if matrix.along == 1 && x.step != 1 {
+        // SAFETY: by the caller.
+        let element = |i: usize| unsafe { *x.data.add(i / k * x.row + i % k * x.step) };
+        dense.extend((0..x.count * k).map(element));
+        Rows { data: dense.as_ptr(), count: x.count, row: k, step: 1 }
+    } else {
+        x
+    };
     // SAFETY: by the caller, and since the unit is one that the CPU has.
     unsafe {
         match unit {
@@ -127,56 +137,94 @@ unsafe fn form<S: Simd, E: Element, const R: usize>(
     (n, k): (usize, usize),
     add: bool,
 ) {
+    // Each has as many sums in flight as hide the latency of a fused product; with several rows, columns share their loads.
     // SAFETY: by the caller.
     unsafe {
-        if matrix.along == 1 && x.step == 1 {
-            dot::<S, E, R>(x, matrix, y, (n, k), add);
-        } else {
+        if matrix.along != 1 {
             axpy::<S, E, R>(x, matrix, y, (n, k), add);
+        } else if R == 1 {
+            dot::<S, E, R, 4, 2>(x, matrix, y, (n, k), add);
+        } else {
+            dot::<S, E, R, 4, 1>(x, matrix, y, (n, k), add);
         }
     }
 }
 
-/// Column by column: products of vectors.
+/// Products of vectors: `C` columns at a time, with `U` sums for each and each row.
 #[inline(always)]
-unsafe fn dot<S: Simd, E: Element, const R: usize>(
+unsafe fn dot<S: Simd, E: Element, const R: usize, const C: usize, const U: usize>(
     x: Rows<*const f32>,
     matrix: Matrix<E>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
 ) {
+    let mut column = 0;
+    // SAFETY: by the caller: columns are below `n`.
+    unsafe {
+        while column + C <= n {
+            dots::<S, E, R, C, U>(x, matrix, y, column, k, add);
+            column += C;
+        }
+        for column in column..n {
+            dots::<S, E, R, 1, 4>(x, matrix, y, column, k, add);
+        }
+    }
+}
+
+/// Columns `first..first + C`.
+#[inline(always)]
+unsafe fn dots<S: Simd, E: Element, const R: usize, const C: usize, const U: usize>(
+    x: Rows<*const f32>,
+    matrix: Matrix<E>,
+    y: Rows<*mut f32>,
+    first: usize,
+    k: usize,
+    add: bool,
+) {
     let whole = k - k % S::LANES;
-    for column in 0..n {
-        // SAFETY: by the caller: `column < n`, summands are below `k`, rows below `R`.
-        unsafe {
-            let w = matrix.data.add(column * matrix.column);
-            let mut sums = [[S::splat(0.0); SUMS]; R];
-            let mut at = 0;
-            while at + SUMS * S::LANES <= whole {
-                for s in 0..SUMS {
-                    let w = S::load(w.add(at + s * S::LANES));
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let x = S::load(x.data.add(r * x.row + at + s * S::LANES));
-                        sums[s] = S::fma(x, w, sums[s]);
+    // SAFETY: by the caller: summands are below `k`, rows below `R`.
+    unsafe {
+        let w: [*const E; C] = std::array::from_fn(|c| matrix.data.add((first + c) * matrix.column));
+        // The CPU's own look-ahead begins anew with each page; the columns after these, where they are near, are asked for in time.
+        let next = C * matrix.column;
+        let ahead = if next * size_of::<E>() <= NEAR { next } else { FAR / size_of::<E>() };
+        let mut sums = [[[S::splat(0.0); U]; C]; R];
+        let mut at = 0;
+        while at + U * S::LANES <= whole {
+            for u in 0..U {
+                let at = at + u * S::LANES;
+                let w: [S::V; C] = std::array::from_fn(|c| {
+                    S::prefetch(w[c].wrapping_add(at + ahead));
+                    S::load(w[c].add(at))
+                });
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let x = S::load(x.data.add(r * x.row + at));
+                    for (sum, &w) in sums.iter_mut().zip(&w) {
+                        sum[u] = S::fma(x, w, sum[u]);
                     }
                 }
-                at += SUMS * S::LANES;
             }
-            while at < whole {
+            at += U * S::LANES;
+        }
+        while at < whole {
+            for (c, w) in w.iter().enumerate() {
                 let w = S::load(w.add(at));
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let x = S::load(x.data.add(r * x.row + at));
-                    sums[0] = S::fma(x, w, sums[0]);
+                    sums[c][0] = S::fma(x, w, sums[c][0]);
                 }
-                at += S::LANES;
             }
-            for (r, sums) in sums.iter().enumerate() {
-                let mut total: f32 = sums.iter().map(|&s| S::sum(s)).sum();
+            at += S::LANES;
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (c, sums) in sums.iter().enumerate() {
+                let mut total =
+                    S::sum(sums.iter().copied().reduce(|a, b| S::add(a, b)).unwrap_or(S::splat(0.0)));
                 for at in whole..k {
-                    total += *x.data.add(r * x.row + at) * (*w.add(at)).wide();
+                    total += *x.data.add(r * x.row + at) * (*w[c].add(at)).wide();
                 }
-                let to = y.data.add(r * y.row + column * y.step);
+                let to = y.data.add(r * y.row + (first + c) * y.step);
                 *to = if add { *to + total } else { total };
             }
         }
@@ -259,7 +307,12 @@ mod tests {
     use super::*;
 
     /// Against sums in f64, of numbers that all types hold exactly; on every unit of this CPU.
-    fn check<E: Element>(size: (usize, usize, usize), dot: bool, seed: u64, of: impl Fn(f32) -> E) {
+    fn check<E: Element>(
+        size: (usize, usize, usize),
+        (dot, beside): (bool, bool),
+        seed: u64,
+        of: impl Fn(f32) -> E,
+    ) {
         let (rows, n, k) = size;
         let mut rng = SplitMix(seed);
         let mut numbers =
@@ -271,9 +324,11 @@ mod tests {
             // The result has gaps, which must stay as they are.
             let mut y = vec![7.0f32; rows * n * 2];
             let matrix = Matrix { data: w.as_ptr(), column, along };
-            let from = Rows { data: x.as_ptr(), count: rows, row: k, step: 1 };
+            // Rows one after the other, or side by side.
+            let (row, step) = if beside { (1, rows) } else { (k, 1) };
+            let from = Rows { data: x.as_ptr(), count: rows, row, step };
             let to = Rows { data: y.as_mut_ptr(), count: rows, row: 2 * n, step: 2 };
-            assert!(has_form(&matrix, &from));
+            assert!(has_form(&matrix));
             // SAFETY: the sizes are those of the vectors.
             unsafe {
                 product(unit, from, matrix, to, (n, k), false);
@@ -281,8 +336,9 @@ mod tests {
             }
             for r in 0..rows {
                 for c in 0..n {
-                    let term =
-                        |at: usize| f64::from(x[r * k + at]) * f64::from(w[c * column + at * along].wide());
+                    let term = |at: usize| {
+                        f64::from(x[r * row + at * step]) * f64::from(w[c * column + at * along].wide())
+                    };
                     // Sixteenths below 2^20 are exact in f32.
                     let want = 2.0 * (0..k).map(term).sum::<f64>();
                     assert_eq!(f64::from(y[(r * n + c) * 2]), want, "{unit:?}: row {r}, column {c}");
@@ -297,12 +353,12 @@ mod tests {
         #[test]
         fn a_few_rows_of_any_size(
             size in (1usize..10, 0usize..150, 0usize..150),
-            dot: bool,
+            form: (bool, bool),
             seed: u64,
         ) {
-            check::<f32>(size, dot, seed, |x| x);
-            check::<bf16>(size, dot, seed, bf16::from_f32);
-            check::<f16>(size, dot, seed, f16::from_f32);
+            check::<f32>(size, form, seed, |x| x);
+            check::<bf16>(size, form, seed, bf16::from_f32);
+            check::<f16>(size, form, seed, f16::from_f32);
         }
     }
 }

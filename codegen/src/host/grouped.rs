@@ -1,18 +1,28 @@
 //! Grouped products on the CPU: rows are sorted by index, each group is one product, and rows of one result are added up in order.
 
 use gemm::Parallelism;
-use latentc_ir::AxisId;
+use half::{bf16, f16};
+use latentc_ir::{AxisId, Function, ValueId};
 use rayon::prelude::*;
 
 use super::few::{Matrix, Rows};
 use super::multiply::{Way, multiply, wide};
 use super::simd::Element;
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
-use super::{Shared, View, ViewMut};
+use super::{Shared, Spare, View, ViewMut};
 use crate::device::{DeviceError, Floats};
 use crate::grouped::GroupedPlan;
 use crate::map::strides;
 use crate::program::Kernel;
+
+/// Whether a parameter that lies in pieces is read as it is: the table of a grouped product, one piece for each index.
+pub(super) fn reads_stack(body: &Function, param: ValueId, view: View<'_>, extents: &[usize]) -> bool {
+    let Some(plan) = GroupedPlan::of(body) else { return false };
+    let View::Stack(stack) = view else { return false };
+    plan.table == param
+        && body.ty(param).axes.first() == Some(&plan.along)
+        && stack.pieces() == extents[plan.along.0 as usize]
+}
 
 /// Runs a grouped product. `extents` are those of the body's axes.
 pub(super) fn run(
@@ -20,6 +30,7 @@ pub(super) fn run(
     inputs: &[Option<View<'_>>],
     output: ViewMut<'_>,
     extents: &[usize],
+    spare: &mut Spare,
 ) -> Result<(), DeviceError> {
     let body = &kernel.body;
     let fail = |why: &str| DeviceError::Kernel { kernel: kernel.name.clone(), why: why.to_owned() };
@@ -27,7 +38,7 @@ pub(super) fn run(
     let view = |v| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
     let floats = |v| view(v).and_then(View::floats);
     let (Some(table), Some(View::I(index)), Some(x), ViewMut::F(y)) =
-        (floats(plan.table), view(plan.index), floats(plan.x), output)
+        (view(plan.table), view(plan.index), floats(plan.x), output)
     else {
         return Err(fail("a grouped product needs floats and an integer index"));
     };
@@ -80,8 +91,10 @@ pub(super) fn run(
     let k_extents: Vec<_> = plan.k.iter().map(extent).collect();
     let x_k: Vec<_> = plan.k.iter().map(|&a| step(a, x_axes, &x_steps)).collect();
     let dense = x_k == strides(&plan.k, extents);
-    let mut packed = vec![0.0f32; rows * k];
-    packed.par_chunks_mut(k).zip(&order).for_each(|(to, &row)| {
+    let memory = |e: std::collections::TryReserveError| fail(&format!("no memory for its rows: {e}"));
+    let (mut packed, mut made) =
+        (spare.take(rows * k).map_err(memory)?, spare.take(rows * m).map_err(memory)?);
+    packed[..rows * k].par_chunks_mut(k).zip(&order).for_each(|(to, &row)| {
         let from = offset(row, &row_extents, &x_row);
         if dense {
             to.copy_from_slice(&x[from..from + k]);
@@ -97,7 +110,6 @@ pub(super) fn run(
     };
     let (mut m_loops, mut k_loops) = (loops(&plan.m), loops(&plan.k));
     let (gm, gk) = (take_longest(&mut m_loops), take_longest(&mut k_loops));
-    let mut made = vec![0.0f32; rows * m];
     let groups = Groups {
         starts: &starts,
         sizes: (m, k),
@@ -107,19 +119,28 @@ pub(super) fn run(
         outer: m_loops,
         inner: k_loops,
     };
+    let piece = |e: usize| match table {
+        View::Stack(stack) => Some(stack.piece(e)),
+        table => table.floats().map(|whole| whole.from(e * groups.expert)),
+    };
+    let pieces: Option<Vec<_>> = (0..experts).map(piece).collect();
+    let pieces = pieces.ok_or_else(|| fail("a grouped product needs a table of floats"))?;
     // SAFETY: `check` made sure that the table holds all indices of its type; `packed` and `made` hold `rows` rows of k and m.
-    unsafe {
-        match table {
-            Floats::F32(table) => groups.run(&packed, table, &mut made),
-            Floats::Bf16(table) => groups.run(&packed, table, &mut made),
-            Floats::F16(table) => groups.run(&packed, table, &mut made),
+    let done = unsafe {
+        match pieces[0] {
+            Floats::F32(_) => groups.run::<f32>(&packed, &pieces, &mut made),
+            Floats::Bf16(_) => groups.run::<bf16>(&packed, &pieces, &mut made),
+            Floats::F16(_) => groups.run::<f16>(&packed, &pieces, &mut made),
         }
+    };
+    if !done {
+        return Err(fail("the pieces of its table are of several types"));
     }
 
     // Rows that meet in one result are added in the order of the experts, whichever thread made them.
     let m_extents: Vec<_> = plan.m.iter().map(extent).collect();
     let y_m: Vec<_> = plan.m.iter().map(|&a| step(a, y_axes, &y_steps)).collect();
-    for (from, &row) in made.chunks_exact(m).zip(&order) {
+    for (from, &row) in made[..rows * m].chunks_exact(m).zip(&order) {
         let to = offset(row, &row_extents, &y_row);
         if y_m == strides(&plan.m, extents) {
             y[to..to + m].iter_mut().zip(from).for_each(|(y, x)| *y += x);
@@ -127,6 +148,8 @@ pub(super) fn run(
             from.iter().enumerate().for_each(|(i, x)| y[to + offset(i, &m_extents, &y_m)] += x);
         }
     }
+    spare.give(packed);
+    spare.give(made);
     Ok(())
 }
 
@@ -136,7 +159,7 @@ struct Groups<'a> {
     starts: &'a [usize],
     /// Columns and summands of a row.
     sizes: (usize, usize),
-    /// From one group's matrix to the next.
+    /// From one group's matrix to the next, where all lie in one piece.
     expert: usize,
     columns: Loop<2>,
     along: Loop<2>,
@@ -146,11 +169,13 @@ struct Groups<'a> {
 }
 
 impl Groups<'_> {
-    /// Multiplies the rows of each group with its matrix of the table.
+    /// Multiplies the rows of each group with its matrix. False, and nothing done, if one is of another type.
     ///
     /// # Safety
-    /// The table must be good for all places that the loops lead to.
-    unsafe fn run<E: Element>(&self, packed: &[f32], table: &[E], made: &mut [f32]) {
+    /// The matrices must be good for all places that the loops lead to.
+    unsafe fn run<E: Element>(&self, packed: &[f32], matrices: &[Floats<'_>], made: &mut [f32]) -> bool {
+        let matrices: Option<Vec<&[E]>> = matrices.iter().map(|&m| E::of(m)).collect();
+        let Some(matrices) = matrices else { return false };
         let (m, k) = self.sizes;
         let (columns, along) = (self.columns, self.along);
         // The step along an axis of one element is never taken.
@@ -159,7 +184,7 @@ impl Groups<'_> {
             let (start, count) = (self.starts[e], self.starts[e + 1] - self.starts[e]);
             let rows = packed.as_ptr().wrapping_add(start * k);
             let rows = Rows { data: rows, count, row: k, step: step(along, 1) };
-            let data = table.as_ptr().wrapping_add(e * self.expert);
+            let data = matrices[e].as_ptr();
             (start, rows, Matrix { data, column: step(columns, 0), along: step(along, 0) })
         };
         let mut tasks: Vec<(usize, Way, usize, usize, usize)> = Vec::new();
@@ -201,5 +226,6 @@ impl Groups<'_> {
         } else {
             tasks.iter().for_each(|t| task(t, Parallelism::Rayon(0)));
         }
+        true
     }
 }

@@ -226,7 +226,8 @@ pub(super) fn tail(view: Option<View<'_>>, start: usize) -> View<'_> {
         Some(View::Bf16(x)) => View::Bf16(&x[start.min(x.len())..]),
         Some(View::F16(x)) => View::F16(&x[start.min(x.len())..]),
         Some(View::I(x)) => View::I(&x[start.min(x.len())..]),
-        None => View::F(&[]),
+        // No loop reads pieces but that of grouped products.
+        Some(View::Stack(_)) | None => View::F(&[]),
     }
 }
 
@@ -237,6 +238,7 @@ pub(super) fn head(view: View<'_>, len: usize) -> View<'_> {
         View::Bf16(x) => View::Bf16(&x[..len]),
         View::F16(x) => View::F16(&x[..len]),
         View::I(x) => View::I(&x[..len]),
+        View::Stack(_) => view,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The host executor: kernels on the threads of this machine, in plain Rust.
 //!
 //! Floats are computed in f32, integers and truth values in i32. Weights stay in the 16 bits that they are stored in and are widened
-//! in registers; all else is held in four bytes. Map kernels are run by a small vector machine ([`map`]), contractions of many rows
+//! in registers, and those of experts in the tensors that each has; all else is held in four bytes. Map kernels are run by a small vector machine ([`map`]), contractions of many rows
 //! by the `gemm` crate and of few rows by loops that read each weight once ([`multiply`]), streamed softmaxes by all of them
 //! ([`stream`]).
 
@@ -33,6 +33,35 @@ use crate::program::{Kernel, KernelKind};
 pub struct Host {
     /// What kernels with prologues and epilogues fall into, by name: cutting one up takes longer than running it on one row.
     cut: HashMap<String, Vec<Cut>>,
+    spare: Spare,
+}
+
+/// Memory that launches need for themselves, kept from one to the next: pages that the system has to find and to clear cost more
+/// than most of what is done with them.
+#[derive(Debug, Default)]
+struct Spare(Vec<Vec<f32>>);
+
+impl Spare {
+    /// So many elements or more, with any content: the shortest piece that is long enough, or a longer one in the place of the
+    /// longest.
+    fn take(&mut self, len: usize) -> Result<Vec<f32>, std::collections::TryReserveError> {
+        let enough = (0..self.0.len()).filter(|&i| self.0[i].len() >= len).min_by_key(|&i| self.0[i].len());
+        if let Some(i) = enough {
+            return Ok(self.0.swap_remove(i));
+        }
+        if let Some(longest) = (0..self.0.len()).max_by_key(|&i| self.0[i].len()) {
+            self.0.swap_remove(longest);
+        }
+        let mut v = Vec::new();
+        v.try_reserve_exact(len)?;
+        v.resize(len, 0.0);
+        Ok(v)
+    }
+
+    /// Gives a piece back.
+    fn give(&mut self, v: Vec<f32>) {
+        self.0.push(v);
+    }
 }
 
 /// A kernel, and the pieces that it falls into.
@@ -41,6 +70,14 @@ type Cut = (Kernel, Arc<[Piece]>);
 impl Host {
     /// All that is here.
     pub fn new() -> Host {
+        Host::default()
+    }
+
+    /// All that is here, the calling thread included: for the main thread of a program, whose launches then neither wake another
+    /// thread to begin nor wait for it to end. A thread that ends before the process does must not be the one.
+    pub fn with_this_thread() -> Host {
+        // There may be threads already, if someone asked for them; they do as well.
+        let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
         Host::default()
     }
 
@@ -100,6 +137,8 @@ pub(crate) enum View<'a> {
     F(&'a [f32]),
     Bf16(&'a [bf16]),
     F16(&'a [f16]),
+    /// Floats in several pieces.
+    Stack(&'a dyn SharedFloats),
     I(&'a [i32]),
 }
 
@@ -109,23 +148,31 @@ impl<'a> View<'a> {
             View::F(x) => x.len(),
             View::Bf16(x) => x.len(),
             View::F16(x) => x.len(),
+            View::Stack(s) => s.pieces() * s.piece(0).len(),
             View::I(x) => x.len(),
         }
     }
 
-    /// `None` for integers.
+    fn is_float(self) -> bool {
+        !matches!(self, View::I(_))
+    }
+
+    /// `None` for integers, and for what lies in pieces.
     fn floats(self) -> Option<Floats<'a>> {
         match self {
             View::F(x) => Some(Floats::F32(x)),
             View::Bf16(x) => Some(Floats::Bf16(x)),
             View::F16(x) => Some(Floats::F16(x)),
-            View::I(_) => None,
+            View::Stack(_) | View::I(_) => None,
         }
     }
 
-    /// Whether the elements must be widened before most loops can read them.
-    fn is_narrow(self) -> bool {
-        matches!(self, View::Bf16(_) | View::F16(_))
+    /// Floats in f32 and in one piece, as all loops can read them.
+    fn widened(self) -> Option<Vec<f32>> {
+        match self {
+            View::Stack(s) => Some((0..s.pieces()).flat_map(|n| multiply::wide(s.piece(n))).collect()),
+            view => view.floats().map(multiply::wide),
+        }
     }
 }
 
@@ -167,7 +214,8 @@ impl Buffer {
         match self {
             Buffer::F32(v) => View::F(v),
             Buffer::I32(v) => View::I(v),
-            Buffer::Shared(s) => s.floats().into(),
+            Buffer::Shared(s) if s.pieces() == 1 => s.piece(0).into(),
+            Buffer::Shared(s) => View::Stack(&**s),
             // SAFETY: `part` checked that the elements lie in the arena; any four bytes are a number of either kind; and by its
             // contract no one writes to them while a launch reads.
             Buffer::Part(p) if p.float => {
@@ -227,11 +275,13 @@ impl Device for Host {
 
     fn read(&mut self, buffer: &Buffer, len: usize) -> Result<Data, DeviceError> {
         let view = buffer.view();
-        let view = map::head(view, len.min(view.len()));
-        Ok(match (view, view.floats()) {
-            (View::I(x), _) => Data::I32(x.to_vec()),
-            (_, Some(floats)) => Data::F32(multiply::wide(floats)),
-            (_, None) => Data::F32(Vec::new()),
+        Ok(match map::head(view, len.min(view.len())) {
+            View::I(x) => Data::I32(x.to_vec()),
+            floats => {
+                let mut floats = floats.widened().unwrap_or_default();
+                floats.truncate(len);
+                Data::F32(floats)
+            }
         })
     }
 
@@ -284,20 +334,33 @@ impl Device for Host {
             | KernelKind::Few { .. }
             | KernelKind::Matrix { .. } => self.pieces(kernel),
         };
-        let [first @ .., last] = &pieces[..] else { return plain(kernel, &views, output, &extents) };
-        if first.is_empty() {
-            return plain(kernel, &views, output, &extents);
-        }
+        let spare = &mut self.spare;
+        let [first @ .., last] = &pieces[..] else { return plain(kernel, &views, output, &extents, spare) };
         let params = kernel.body.params.iter().copied().zip(views);
         let mut made: Vec<(ValueId, Buffer)> = Vec::new();
         for piece in first {
             let ty = kernel.body.ty(piece.value);
             let len = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
-            let mut buffer = Buffer::new(ty.dtype, len)?;
-            plain(&piece.kernel, &views_of(&piece.kernel, params.clone(), &made), &mut buffer, &extents)?;
+            let memory = |e: std::collections::TryReserveError| DeviceError::Memory {
+                len,
+                dtype: ty.dtype,
+                why: e.to_string(),
+            };
+            let mut buffer = match ty.dtype.is_float() {
+                true => Buffer::F32(spare.take(len).map_err(memory)?),
+                false => Buffer::new(ty.dtype, len)?,
+            };
+            let views = views_of(&piece.kernel, params.clone(), &made);
+            plain(&piece.kernel, &views, &mut buffer, &extents, spare)?;
             made.push((piece.value, buffer));
         }
-        plain(&last.kernel, &views_of(&last.kernel, params, &made), output, &extents)
+        plain(&last.kernel, &views_of(&last.kernel, params, &made), output, &extents, spare)?;
+        for (_, buffer) in made {
+            if let Buffer::F32(v) = buffer {
+                spare.give(v);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -319,35 +382,37 @@ fn plain(
     inputs: &[Option<View<'_>>],
     output: &mut Buffer,
     extents: &[usize],
+    spare: &mut Spare,
 ) -> Result<(), DeviceError> {
     let Some(output) = output.view_mut() else {
         let why = "the output is read-only".to_owned();
         return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why });
     };
-    let wide = widened(kernel, inputs);
+    let wide = widened(kernel, inputs, extents);
     let views: Vec<_> =
         inputs.iter().zip(&wide).map(|(&view, wide)| wide.as_deref().map(View::F).or(view)).collect();
     match kernel.kind {
         KernelKind::Map => map::run(kernel, &views, output, extents),
         KernelKind::Contract => contract::run(kernel, &views, output, extents),
-        KernelKind::Grouped => grouped::run(kernel, &views, output, extents),
+        KernelKind::Grouped => grouped::run(kernel, &views, output, extents, spare),
         KernelKind::Scatter => scatter::run(kernel, &views, output, extents),
         KernelKind::Stream => stream::run(kernel, &views, output, extents),
         // Ways of GPUs to do one of the others.
         KernelKind::Tiles | KernelKind::Few { .. } | KernelKind::Matrix { .. } => {
             match KernelKind::of(&kernel.body) {
-                KernelKind::Grouped => grouped::run(kernel, &views, output, extents),
+                KernelKind::Grouped => grouped::run(kernel, &views, output, extents, spare),
                 _ => contract::run(kernel, &views, output, extents),
             }
         }
     }
 }
 
-/// Inputs in f32 where the kernel's loops do not read 16 bits: those of products do, and those that look rows up. What is left is
-/// small, the scales of norms.
-fn widened(kernel: &Kernel, inputs: &[Option<View<'_>>]) -> Vec<Option<Vec<f32>>> {
+/// Inputs in f32 and in one piece where the kernel's loops do not read them as they are: those of products read 16 bits, and those that
+/// look rows up; those of grouped products read experts one by one. What is left is small, the scales of norms.
+fn widened(kernel: &Kernel, inputs: &[Option<View<'_>>], extents: &[usize]) -> Vec<Option<Vec<f32>>> {
     let body = &kernel.body;
-    let as_stored = |param: ValueId| match kernel.kind {
+    let as_stored = |param: ValueId, view: View<'_>| match kernel.kind {
+        _ if matches!(view, View::Stack(_)) => grouped::reads_stack(body, param, view, extents),
         KernelKind::Contract
         | KernelKind::Grouped
         | KernelKind::Tiles
@@ -361,8 +426,8 @@ fn widened(kernel: &Kernel, inputs: &[Option<View<'_>>]) -> Vec<Option<Vec<f32>>
         KernelKind::Scatter | KernelKind::Stream => false,
     };
     let widen = |(&param, view): (&ValueId, &Option<View<'_>>)| {
-        let view = view.filter(|v| v.is_narrow() && !as_stored(param))?;
-        view.floats().map(multiply::wide)
+        let view = view.filter(|v| v.is_float() && !matches!(v, View::F(_)))?;
+        if as_stored(param, view) { None } else { view.widened() }
     };
     body.params.iter().zip(inputs).map(widen).collect()
 }
@@ -388,7 +453,7 @@ fn check(
         if view.len() < want {
             return Err(fail(format!("`{}` needs {want} elements, its buffer has {}", v.name, view.len())));
         }
-        if v.ty.dtype.is_float() != view.floats().is_some() {
+        if v.ty.dtype.is_float() != view.is_float() {
             return Err(fail(format!("`{}` is {}, its buffer is of another kind", v.name, v.ty.dtype)));
         }
     }

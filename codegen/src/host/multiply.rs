@@ -7,8 +7,8 @@ use super::few::{self, Matrix, Rows};
 use super::simd::{Element, Unit};
 use crate::device::Floats;
 
-/// With so many rows or less a product waits for the matrix, not for arithmetic.
-const FEW: usize = 16;
+/// With so many rows or less a product waits for the matrix, not for arithmetic, or would wait for it to be packed.
+const FEW: usize = 48;
 /// Elements of a matrix that one task works on: they fit into a core's cache, and are worth handing to a thread.
 const BLOCK: usize = 1 << 16;
 
@@ -26,7 +26,7 @@ pub(super) enum Way {
 impl Way {
     /// For so many rows and elements of that type.
     pub(super) fn of<E: Element>(matrix: &Matrix<E>, x: &Rows<*const f32>) -> Way {
-        if x.count <= FEW && few::has_form(matrix, x) {
+        if x.count <= FEW && few::has_form(matrix) {
             Way::Few
         } else if size_of::<E>() == size_of::<f32>() {
             Way::Whole

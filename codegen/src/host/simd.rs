@@ -2,10 +2,15 @@
 
 use half::{bf16, f16};
 
+use crate::device::Floats;
+
 /// A float as it is stored; it is computed with in f32.
 pub(super) trait Element: Copy + Send + Sync {
     /// Its value.
     fn wide(self) -> f32;
+
+    /// Floats that are stored so; `None` if they are not.
+    fn of(floats: Floats<'_>) -> Option<&[Self]>;
 
     /// Sixteen of them.
     ///
@@ -24,11 +29,15 @@ pub(super) trait Element: Copy + Send + Sync {
 
 /// Writes the impl of [`Element`] for a type: how many are widened at once.
 macro_rules! element {
-    ($type:ty, $wide:expr, $load16:expr, $load8:expr) => {
+    ($type:ty, $stored:path, $wide:expr, $load16:expr, $load8:expr) => {
         impl Element for $type {
             #[inline(always)]
             fn wide(self) -> f32 {
                 $wide(self)
+            }
+
+            fn of(floats: Floats<'_>) -> Option<&[Self]> {
+                if let $stored(x) = floats { Some(x) } else { None }
             }
 
             #[cfg(target_arch = "x86_64")]
@@ -50,10 +59,11 @@ macro_rules! element {
     };
 }
 
-element!(f32, |x| x, |p| _mm512_loadu_ps(p), |p| _mm256_loadu_ps(p));
+element!(f32, Floats::F32, |x| x, |p| _mm512_loadu_ps(p), |p| _mm256_loadu_ps(p));
 // The bits of a bf16 are the upper half of the f32's.
 element!(
     bf16,
+    Floats::Bf16,
     bf16::to_f32,
     |p: *const half::bf16| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
         _mm256_loadu_si256(p.cast())
@@ -64,6 +74,7 @@ element!(
 );
 element!(
     f16,
+    Floats::F16,
     f16::to_f32,
     |p: *const half::f16| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
     |p: *const f16| { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
@@ -85,8 +96,14 @@ pub(super) trait Simd {
     /// As many as fit, from `p` on, where they must be readable.
     unsafe fn load<E: Element>(p: *const E) -> Self::V;
 
+    /// Asks for the memory at `p`, wherever that is.
+    fn prefetch<E>(p: *const E);
+
     /// `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// `a + b`.
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
 
     /// Writes all numbers from `p` on, which must be writable.
     unsafe fn store(p: *mut f32, v: Self::V);
@@ -114,9 +131,17 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
+    fn prefetch<E>(_: *const E) {}
+
+    #[inline(always)]
     unsafe fn fma(a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
         // Without the instruction, a fused product is a slow function.
         std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] + b[i])
     }
 
     #[inline(always)]
@@ -157,9 +182,21 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn prefetch<E>(p: *const E) {
+            // SAFETY: every x86-64 CPU has it, and it touches nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
+        }
+
+        #[inline(always)]
         unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: see above.
             unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: see above.
+            unsafe { _mm256_add_ps(a, b) }
         }
 
         #[inline(always)]
@@ -197,9 +234,21 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn prefetch<E>(p: *const E) {
+            // SAFETY: every x86-64 CPU has it, and it touches nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
+        }
+
+        #[inline(always)]
         unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
             // SAFETY: see above.
             unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_add_ps(a, b) }
         }
 
         #[inline(always)]
@@ -214,6 +263,66 @@ mod x86 {
             unsafe { _mm512_reduce_add_ps(v) }
         }
     }
+}
+
+/// Writes a function of plain loops as one for each unit, of which the best is called: the compiler makes the most of each. What the
+/// loops call must be `#[inline(always)]`.
+macro_rules! on_best_unit {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn plain($($arg: $type),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($arg: $type),*) $(-> $result)? {
+                plain($($arg),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f")]
+            fn avx512($($arg: $type),*) $(-> $result)? {
+                plain($($arg),*)
+            }
+
+            match $crate::host::simd::Unit::best() {
+                $crate::host::simd::Unit::Plain => plain($($arg),*),
+                // SAFETY: the unit is one that the CPU has.
+                #[cfg(target_arch = "x86_64")]
+                $crate::host::simd::Unit::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::host::simd::Unit::Avx512 => unsafe { avx512($($arg),*) },
+            }
+        }
+    };
+}
+pub(super) use on_best_unit;
+
+/// `e` to the power of `x`, within two units in the last place, in operations that vector units have.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    /// Of the logarithm of 2, the leading bits, so few that multiples are exact, and the rest.
+    const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    /// A float of this size has no bits behind the point: adding it rounds.
+    const ROUND: f32 = 12_582_912.0;
+    // Beyond these, the result is infinite or zero.
+    let x = if x > 89.0 { 89.0 } else { x };
+    let x = if x < -104.0 { -104.0 } else { x };
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
+    let r = x - n * LN2[0] - n * LN2[1];
+    // |r| is at most ln 2 / 2: the first term of Taylor's series that is left out is below 2^-27.
+    let mut sum = 1.0 / 5040.0;
+    for term in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        sum = sum * r + term;
+    }
+    // Two factors, since 2^n alone may be too large or too small for a float where the result is not.
+    let n = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+    let half = n >> 1;
+    sum * power(half) * power(n.wrapping_sub(half))
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -253,5 +362,36 @@ impl Unit {
     pub(super) fn best() -> Unit {
         static BEST: std::sync::OnceLock<Unit> = std::sync::OnceLock::new();
         *BEST.get_or_init(|| Unit::all().pop().unwrap_or(Unit::Plain))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    on_best_unit! {
+        fn all(x: &mut [f32]) {
+            x.iter_mut().for_each(|x| *x = exp(*x));
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let steps = 2_000_000;
+        let from: Vec<f32> = (0..=steps).map(|i| -110.0 + 200.0 * i as f32 / steps as f32).collect();
+        let mut y = from.clone();
+        all(&mut y);
+        for (&x, &y) in from.iter().zip(&y) {
+            assert_eq!(y.to_bits(), exp(x).to_bits(), "{x}");
+            let want = f64::from(x).exp();
+            let least = f64::from(f32::MIN_POSITIVE) * f64::from(f32::EPSILON);
+            let unit = (want * f64::from(f32::EPSILON)).max(least);
+            assert!(
+                (f64::from(y) - want).abs() <= 2.0 * unit || want > f64::from(f32::MAX) && y.is_infinite(),
+                "{x}: {y}"
+            );
+        }
+        assert_eq!([exp(0.0), exp(-0.0), exp(f32::NEG_INFINITY)], [1.0, 1.0, 0.0]);
+        assert!(exp(f32::INFINITY).is_infinite() && exp(f32::NAN).is_nan());
     }
 }

@@ -1,4 +1,4 @@
-//! Streamed softmaxes on the CPU: tiles of rows by streamed positions, both products of a tile by the `gemm` crate.
+//! Streamed softmaxes on the CPU: tiles of rows by streamed positions, both products of a tile as [`multiply`] does them.
 //!
 //! Leaves that are no views of a parameter are computed whole, once a launch. What lies above them, up to the scores, is computed
 //! tile by tile and gone with it. Threads share out batch and rows; if there are fewer of these than threads, also the
@@ -11,8 +11,11 @@ use latentc_ir::{AxisId, DType, Function, Inst, Op, ValueId};
 use rayon::prelude::*;
 
 use super::contract::Product;
+use super::few::{Matrix, Rows};
 use super::map::{self, elementwise, fail, fault, nest, scatter, split, tail};
-use super::vector::{Lane, What};
+use super::multiply::{Way, multiply};
+use super::simd::exp;
+use super::vector::{Lane, What, exponentials};
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
 use super::{Buffer, Shared, View, ViewMut};
 use crate::device::DeviceError;
@@ -40,7 +43,7 @@ pub(super) fn run(
         ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
         ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
     };
-    let s = Stream::new(kernel, inputs, extents, out)?;
+    let mut s = Stream::new(kernel, inputs, extents, out)?;
     let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
     let (batch, rows, columns) = (size(&s.plan.batch), size(&s.plan.m), size(&s.plan.n));
     if batch * rows * columns == 0 {
@@ -49,6 +52,11 @@ pub(super) fn run(
     let positions = extents[s.plan.along.0 as usize];
     let units = batch * s.rows.iter().map(|r| r.1).product::<usize>();
     let threads = rayon::current_num_threads();
+    if units < threads {
+        // Each thread has a tile at least, as in decode, where few rows would fill one with all positions.
+        let most = positions.div_ceil(threads.div_ceil(units));
+        s.positions = s.positions.min(most.max(POSITIONS));
+    }
     let tiles = positions.div_ceil(s.positions);
     if batch * rows * positions * columns < SMALL {
         return (0..units).try_for_each(|u| s.finish(u, s.part(u, 0..tiles)?));
@@ -97,7 +105,7 @@ impl State {
         let columns = self.acc.len() / self.max.len().max(1);
         for r in 0..self.max.len() {
             let max = self.max[r].max(other.max[r]);
-            let (mine, theirs) = ((self.max[r] - max).exp(), (other.max[r] - max).exp());
+            let (mine, theirs) = (exp(self.max[r] - max), exp(other.max[r] - max));
             self.max[r] = max;
             self.sum[r] = self.sum[r] * mine + other.sum[r] * theirs;
             let row = r * columns..(r + 1) * columns;
@@ -330,15 +338,14 @@ impl<'a> Stream<'a> {
         let columns = state.acc.len() / rows;
         for (r, weights) in weights.chunks_exact_mut(count).take(rows).enumerate() {
             let from = offset(r, &m_extents, &m_steps);
-            weights.iter_mut().enumerate().for_each(|(j, w)| *w = x[from + j * along]);
-            let old = state.max[r];
-            let max = weights.iter().fold(old, |m, &w| m.max(w));
-            let mut sum = 0.0;
-            for w in weights {
-                *w = (*w - max).exp();
-                sum += *w;
+            if along == 1 {
+                weights.copy_from_slice(&x[from..from + count]);
+            } else {
+                weights.iter_mut().enumerate().for_each(|(j, w)| *w = x[from + j * along]);
             }
-            let scale = (old - max).exp();
+            let old = state.max[r];
+            let (max, sum) = exponentials(weights, old);
+            let scale = exp(old - max);
             (state.max[r], state.sum[r]) = (max, state.sum[r] * scale + sum);
             if scale != 1.0 {
                 state.acc[r * columns..][..columns].iter_mut().for_each(|a| *a *= scale);
@@ -353,27 +360,12 @@ impl<'a> Stream<'a> {
             // SAFETY: the weights fill `rows` rows of `count`, the accumulators as many of `columns`, which are the indices of
             // `n`; the values are a leaf, which holds all indices of its type.
             unsafe {
-                gemm::gemm(
-                    rows,
-                    width,
-                    count,
-                    state.acc.as_mut_ptr().add(acc_at),
-                    acc_step as isize,
-                    columns as isize,
-                    true,
-                    weights.as_ptr(),
-                    1,
-                    count as isize,
-                    v.as_ptr().add(v_at),
-                    v_step as isize,
-                    step(self.plan.along, v_axes, &v_steps) as isize,
-                    1.0f32,
-                    1.0f32,
-                    false,
-                    false,
-                    false,
-                    Parallelism::None,
-                );
+                let x = Rows { data: weights.as_ptr(), count: rows, row: count, step: 1 };
+                let along = step(self.plan.along, v_axes, &v_steps);
+                let matrix = Matrix { data: v.as_ptr().add(v_at), column: v_step, along };
+                let acc = state.acc.as_mut_ptr().add(acc_at);
+                let to = Rows { data: acc, count: rows, row: columns, step: acc_step };
+                multiply(Way::of(&matrix, &x), x, matrix, to, (width, count), true, Parallelism::None);
             }
         }
         Ok(())
@@ -410,8 +402,8 @@ impl<'a> Stream<'a> {
                 match (view, self.out) {
                     (View::F(x), Out::F(y)) => scatter(y, base + to, x, from, n, steps),
                     (View::I(x), Out::I(y)) => scatter(y, base + to, x, from, n, steps),
-                    (View::F(_) | View::Bf16(_) | View::F16(_), Out::I(_))
-                    | (View::I(_) | View::Bf16(_) | View::F16(_), Out::F(_)) => {}
+                    (View::F(_) | View::Bf16(_) | View::F16(_) | View::Stack(_), Out::I(_))
+                    | (View::I(_) | View::Bf16(_) | View::F16(_) | View::Stack(_), Out::F(_)) => {}
                 }
             }
         });

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use latentc_ir::{Binary, Fields, Pairs, Reduce, Unary};
 
 use super::View;
+use super::simd::{exp, on_best_unit};
 use super::walk::Nest;
 
 /// A thread's copy of a row.
@@ -163,14 +164,18 @@ impl What {
             What::Truth(nest) => match (result, arg(0)) {
                 (Lane::I(y), View::F(x)) => map1(nest, y, x, |x| i32::from(x != 0.0)),
                 (Lane::I(y), View::I(x)) => map1(nest, y, x, |x| i32::from(x != 0)),
-                (Lane::F(_), _) | (Lane::I(_), View::Bf16(_) | View::F16(_)) => return Err(Fault::Kind),
+                (Lane::F(_), _) | (Lane::I(_), View::Bf16(_) | View::F16(_) | View::Stack(_)) => {
+                    return Err(Fault::Kind);
+                }
             },
             What::Copy { nest, into, from } => match (result, arg(0)) {
                 (Lane::F(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
                 (Lane::I(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
                 (Lane::F(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as f32),
                 (Lane::I(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as i32),
-                (Lane::F(_) | Lane::I(_), View::Bf16(_) | View::F16(_)) => return Err(Fault::Kind),
+                (Lane::F(_) | Lane::I(_), View::Bf16(_) | View::F16(_) | View::Stack(_)) => {
+                    return Err(Fault::Kind);
+                }
             },
             What::Reduce(by, nest) => {
                 let (Lane::F(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
@@ -231,6 +236,7 @@ impl What {
     }
 }
 
+#[inline(always)]
 fn map1<A: Copy, Y>(nest: &Nest<2>, y: &mut [Y], x: &[A], f: impl Fn(A) -> Y) {
     nest.each(|[to, from], n, steps| match steps {
         [1, 1] => {
@@ -246,6 +252,7 @@ fn map1<A: Copy, Y>(nest: &Nest<2>, y: &mut [Y], x: &[A], f: impl Fn(A) -> Y) {
     });
 }
 
+#[inline(always)]
 fn map2<A: Copy, Y>(nest: &Nest<3>, y: &mut [Y], a: &[A], b: &[A], f: impl Fn(A, A) -> Y) {
     nest.each(|[to, p, q], n, steps| match steps {
         [1, 1, 1] => {
@@ -274,43 +281,55 @@ fn map2<A: Copy, Y>(nest: &Nest<3>, y: &mut [Y], a: &[A], b: &[A], f: impl Fn(A,
 }
 
 fn select<T: Copy>(nest: &Nest<4>, y: &mut [T], c: &[i32], a: &[T], b: &[T]) {
-    nest.each(|at, n, s| {
-        for i in 0..n {
-            let take = c[at[1] + i * s[1]] != 0;
-            y[at[0] + i * s[0]] = if take { a[at[2] + i * s[2]] } else { b[at[3] + i * s[3]] };
+    let pick = |c: i32, a: T, b: T| if c != 0 { a } else { b };
+    nest.each(|[to, p, q, r], n, s| match s {
+        [1, 1, 1, 0] => {
+            let b = b[r];
+            for ((y, c), a) in y[to..to + n].iter_mut().zip(&c[p..p + n]).zip(&a[q..q + n]) {
+                *y = pick(*c, *a, b);
+            }
+        }
+        _ => {
+            for i in 0..n {
+                y[to + i * s[0]] = pick(c[p + i * s[1]], a[q + i * s[2]], b[r + i * s[3]]);
+            }
         }
     });
 }
 
-fn unary(u: Unary, nest: &Nest<2>, y: &mut [f32], x: &[f32]) {
-    match u {
-        Unary::Neg => map1(nest, y, x, |x| -x),
-        Unary::Abs => map1(nest, y, x, f32::abs),
-        Unary::Exp => map1(nest, y, x, f32::exp),
-        Unary::Log => map1(nest, y, x, f32::ln),
-        Unary::Sqrt => map1(nest, y, x, f32::sqrt),
-        Unary::Rsqrt => map1(nest, y, x, |x| 1.0 / x.sqrt()),
-        Unary::Sigmoid => map1(nest, y, x, |x| 1.0 / (1.0 + (-x).exp())),
-        Unary::Silu => map1(nest, y, x, |x| x / (1.0 + (-x).exp())),
-        Unary::Tanh => map1(nest, y, x, f32::tanh),
-        Unary::Sin => map1(nest, y, x, f32::sin),
-        Unary::Cos => map1(nest, y, x, f32::cos),
-        Unary::Not => map1(nest, y, x, |x| f32::from(u8::from(x == 0.0))),
+on_best_unit! {
+    fn unary(u: Unary, nest: &Nest<2>, y: &mut [f32], x: &[f32]) {
+        match u {
+            Unary::Neg => map1(nest, y, x, |x| -x),
+            Unary::Abs => map1(nest, y, x, f32::abs),
+            Unary::Exp => map1(nest, y, x, exp),
+            Unary::Log => map1(nest, y, x, f32::ln),
+            Unary::Sqrt => map1(nest, y, x, f32::sqrt),
+            Unary::Rsqrt => map1(nest, y, x, |x| 1.0 / x.sqrt()),
+            Unary::Sigmoid => map1(nest, y, x, |x| 1.0 / (1.0 + exp(-x))),
+            Unary::Silu => map1(nest, y, x, |x| x / (1.0 + exp(-x))),
+            Unary::Tanh => map1(nest, y, x, f32::tanh),
+            Unary::Sin => map1(nest, y, x, f32::sin),
+            Unary::Cos => map1(nest, y, x, f32::cos),
+            Unary::Not => map1(nest, y, x, |x| f32::from(u8::from(x == 0.0))),
+        }
     }
 }
 
-/// Whether the function makes a float of floats; if so, it is applied.
-fn arithmetic(b: Binary, nest: &Nest<3>, y: &mut [f32], p: &[f32], q: &[f32]) -> bool {
-    match b {
-        Binary::Add => map2(nest, y, p, q, |a, b| a + b),
-        Binary::Sub => map2(nest, y, p, q, |a, b| a - b),
-        Binary::Mul => map2(nest, y, p, q, |a, b| a * b),
-        Binary::Div => map2(nest, y, p, q, |a, b| a / b),
-        Binary::Max => map2(nest, y, p, q, f32::max),
-        Binary::Min => map2(nest, y, p, q, f32::min),
-        Binary::Lt | Binary::Le | Binary::Eq | Binary::And | Binary::Or => return false,
+on_best_unit! {
+    /// Whether the function makes a float of floats; if so, it is applied.
+    fn arithmetic(b: Binary, nest: &Nest<3>, y: &mut [f32], p: &[f32], q: &[f32]) -> bool {
+        match b {
+            Binary::Add => map2(nest, y, p, q, |a, b| a + b),
+            Binary::Sub => map2(nest, y, p, q, |a, b| a - b),
+            Binary::Mul => map2(nest, y, p, q, |a, b| a * b),
+            Binary::Div => map2(nest, y, p, q, |a, b| a / b),
+            Binary::Max => map2(nest, y, p, q, f32::max),
+            Binary::Min => map2(nest, y, p, q, f32::min),
+            Binary::Lt | Binary::Le | Binary::Eq | Binary::And | Binary::Or => return false,
+        }
+        true
     }
-    true
 }
 
 fn integers(b: Binary, nest: &Nest<3>, y: &mut [i32], p: &[i32], q: &[i32]) {
@@ -330,10 +349,12 @@ fn integers(b: Binary, nest: &Nest<3>, y: &mut [i32], p: &[i32], q: &[i32]) {
     }
 }
 
-/// Eight accumulators side by side, so that the sum is a vector loop; they also bound the rounding error.
+/// Accumulators side by side, so that the sum is a vector loop; they also bound the rounding error.
+#[inline(always)]
 fn fold(by: Reduce, x: &[f32]) -> f32 {
-    let mut lanes = [by.identity() as f32; 8];
-    let (chunks, rest) = x.as_chunks::<8>();
+    const SIDE: usize = 32;
+    let mut lanes = [by.identity() as f32; SIDE];
+    let (chunks, rest) = x.as_chunks::<SIDE>();
     match by {
         Reduce::Sum => {
             for chunk in chunks {
@@ -341,7 +362,12 @@ fn fold(by: Reduce, x: &[f32]) -> f32 {
                     *l += x;
                 }
             }
-            lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
+            let mut half = SIDE / 2;
+            while half > 0 {
+                (0..half).for_each(|i| lanes[i] += lanes[i + half]);
+                half /= 2;
+            }
+            lanes[0] + rest.iter().sum::<f32>()
         }
         Reduce::Max => {
             for chunk in chunks {
@@ -354,20 +380,36 @@ fn fold(by: Reduce, x: &[f32]) -> f32 {
     }
 }
 
-fn reduce(by: Reduce, nest: &Nest<2>, y: &mut [f32], x: &[f32]) {
-    y.fill(by.identity() as f32);
-    let combine = |a: f32, b: f32| match by {
-        Reduce::Sum => a + b,
-        Reduce::Max => a.max(b),
-    };
-    nest.each(|[to, from], n, steps| match steps {
-        [0, 1] => y[to] = combine(y[to], fold(by, &x[from..from + n])),
-        [s, t] => {
-            for i in 0..n {
-                y[to + i * s] = combine(y[to + i * s], x[from + i * t]);
+on_best_unit! {
+    fn reduce(by: Reduce, nest: &Nest<2>, y: &mut [f32], x: &[f32]) {
+        y.fill(by.identity() as f32);
+        let combine = |a: f32, b: f32| match by {
+            Reduce::Sum => a + b,
+            Reduce::Max => a.max(b),
+        };
+        nest.each(|[to, from], n, steps| match steps {
+            [0, 1] => y[to] = combine(y[to], fold(by, &x[from..from + n])),
+            [1, 1] => {
+                for (y, x) in y[to..to + n].iter_mut().zip(&x[from..from + n]) {
+                    *y = combine(*y, *x);
+                }
             }
-        }
-    });
+            [s, t] => {
+                for i in 0..n {
+                    y[to + i * s] = combine(y[to + i * s], x[from + i * t]);
+                }
+            }
+        });
+    }
+}
+
+on_best_unit! {
+    /// Makes of scores their exponentials, less the largest of them and of earlier ones; gives that and their sum.
+    pub(super) fn exponentials(scores: &mut [f32], earlier: f32) -> (f32, f32) {
+        let max = earlier.max(fold(Reduce::Max, scores));
+        scores.iter_mut().for_each(|x| *x = exp(*x - max));
+        (max, fold(Reduce::Sum, scores))
+    }
 }
 
 fn gather<A: Copy, Y>(

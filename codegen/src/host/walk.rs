@@ -60,6 +60,7 @@ impl<const N: usize> Nest<N> {
     }
 
     /// Calls `inner` with the tensors' offsets, the length and the steps of each innermost loop.
+    #[inline(always)]
     pub(super) fn each(&self, mut inner: impl FnMut([usize; N], usize, [usize; N])) {
         let (last, outer) = self.dims.split_last().expect("a nest has a dimension");
         let count: usize = outer.iter().map(|d| d.0).product();

@@ -53,28 +53,48 @@ fn to_data(t: &Tensor) -> Data {
     }
 }
 
-/// Floats of 16 bits that lie elsewhere, as weights do.
+/// Floats that lie elsewhere as weights do: in their own type, in one piece or in one for each index of the first axis.
 #[derive(Debug)]
 enum Elsewhere {
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
+    F32(Vec<Vec<f32>>),
+    Bf16(Vec<Vec<bf16>>),
+    F16(Vec<Vec<f16>>),
 }
 
 impl SharedFloats for Elsewhere {
-    fn floats(&self) -> Floats<'_> {
+    fn pieces(&self) -> usize {
         match self {
-            Elsewhere::Bf16(x) => Floats::Bf16(x),
-            Elsewhere::F16(x) => Floats::F16(x),
+            Elsewhere::F32(x) => x.len(),
+            Elsewhere::Bf16(x) => x.len(),
+            Elsewhere::F16(x) => x.len(),
+        }
+    }
+
+    fn piece(&self, n: usize) -> Floats<'_> {
+        match self {
+            Elsewhere::F32(x) => Floats::F32(&x[n]),
+            Elsewhere::Bf16(x) => Floats::Bf16(&x[n]),
+            Elsewhere::F16(x) => Floats::F16(&x[n]),
         }
     }
 }
 
-/// A tensor in the host's memory: as a weight where it could be one, else as a value that is written.
+/// A tensor in the host's memory: as a weight where it could be one, of three axes as experts' are, else as a value that is
+/// written.
 fn held(t: &Tensor, written: bool) -> Buffer {
+    fn pieces<T>(t: &Tensor, of: impl Fn(f64) -> T) -> Vec<Vec<T>> {
+        let count = if t.shape.len() == 3 { t.shape[0].max(1) } else { 1 };
+        let each = (t.data.len() / count).max(1);
+        let mut pieces: Vec<Vec<T>> =
+            t.data.chunks(each).map(|c| c.iter().map(|&x| of(x)).collect()).collect();
+        pieces.resize_with(count, Vec::new);
+        pieces
+    }
     let elsewhere = match t.dtype {
         _ if written => None,
-        DType::Bf16 => Some(Elsewhere::Bf16(t.data.iter().map(|&x| bf16::from_f64(x)).collect())),
-        DType::F16 => Some(Elsewhere::F16(t.data.iter().map(|&x| f16::from_f64(x)).collect())),
+        DType::F32 if t.shape.len() == 3 => Some(Elsewhere::F32(pieces(t, |x| x as f32))),
+        DType::Bf16 => Some(Elsewhere::Bf16(pieces(t, bf16::from_f64))),
+        DType::F16 => Some(Elsewhere::F16(pieces(t, f16::from_f64))),
         DType::F64 | DType::F32 | DType::I32 | DType::Bool => None,
     };
     match elsewhere {

@@ -162,7 +162,7 @@ impl Own {
 }
 
 impl SharedFloats for Own {
-    fn floats(&self) -> Floats<'_> {
+    fn piece(&self, _: usize) -> Floats<'_> {
         match self {
             Own::F32(x) => Floats::F32(x),
             Own::Bf16(x) => Floats::Bf16(x),
@@ -180,7 +180,7 @@ struct Slice {
 }
 
 impl SharedFloats for Slice {
-    fn floats(&self) -> Floats<'_> {
+    fn piece(&self, _: usize) -> Floats<'_> {
         let part = self.start..self.start + self.len;
         match &*self.all {
             Own::F32(x) => Floats::F32(&x[part]),

@@ -27,6 +27,8 @@ pub struct Trainer<D: Device> {
     gatherer: Gatherer,
     optimizer: Optimizer,
     state: State,
+    /// Room for a step's gradient.
+    gradient: Vec<f32>,
 }
 
 /// What a step was like.
@@ -76,7 +78,8 @@ impl<D: Device> Trainer<D> {
             let what = format!("a state of {have} elements where the parameters take {want}");
             return Err(LoadError::Layout(what));
         }
-        let mut trainer = Trainer { engine, gatherer, optimizer, state };
+        let gradient = vec![0.0; want];
+        let mut trainer = Trainer { engine, gatherer, optimizer, state, gradient };
         trainer.show_weights()?;
         Ok(trainer)
     }
@@ -109,7 +112,7 @@ impl<D: Device> Trainer<D> {
     ) -> Result<Option<Step>, TrainError> {
         let all: f64 = parts.iter().map(Rows::weight).sum();
         let sequences: usize = parts.iter().map(Rows::sequences).sum();
-        let mut gradient = vec![0.0; self.places().len()];
+        self.gradient.fill(0.0);
         let mut results: Vec<Vec<f64>> = Vec::new();
         for rows in parts {
             if stop() {
@@ -118,7 +121,7 @@ impl<D: Device> Trainer<D> {
             let share = rows.weight() / all;
             let part = rows.sequences() as f64 / sequences as f64 / share;
             let engine = &mut self.engine;
-            let found = self.gatherer.add(engine, rows, share as f32, part as f32, &mut gradient)?;
+            let found = self.gatherer.add(engine, rows, share as f32, part as f32, &mut self.gradient)?;
             results.resize(found.len(), Vec::new());
             for (sum, found) in results.iter_mut().zip(&found) {
                 let counts = if found.shape.is_empty() { share } else { 1.0 };
@@ -127,12 +130,12 @@ impl<D: Device> Trainer<D> {
             }
         }
         let loss = results.first().and_then(|r| r.first().copied()).unwrap_or(f64::NAN);
-        let clipping = self.optimizer.clipping(&mut self.engine, &gradient, with.most)?;
+        let clipping = self.optimizer.clipping(&mut self.engine, &self.gradient, with.most)?;
         if !(loss.is_finite() && clipping.norm.is_finite()) {
             let step = self.state.steps + 1;
             return Err(TrainError::Diverged { step, loss, norm: clipping.norm });
         }
-        self.optimizer.step(&mut self.engine, with, &mut self.state, gradient, clipping.coef)?;
+        self.optimizer.step(&mut self.engine, with, &mut self.state, &self.gradient, clipping.coef)?;
         self.show_weights()?;
         Ok(Some(Step { results, clipping }))
     }
