@@ -391,7 +391,8 @@ def main():
             measure(item, lambda work=work, dtype=dtype: kinds[work["is"]](work, dtype))
     # Steps: those that are cut first, and what must be compiled last.
     waiting = []
-    for stem, report in sorted(reports.items(), key=lambda r: r[1]["layers"]):
+    models = [item for item in reports.items() if "layers" in item[1]]
+    for stem, report in sorted(models, key=lambda r: r[1]["layers"]):
         config = ROOT / "models/configs" / f"{report['model']}.json"
         if not config.exists():
             result["failed"][f"{stem}/step"] = f"no configuration of {report['model']} is bundled"

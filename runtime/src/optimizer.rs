@@ -12,7 +12,7 @@ use crate::load::LoadError;
 use crate::places::COLUMNS;
 
 /// Elements that the programs work on at once: whole rows, and few enough that memory for them is found again rather than asked for.
-const PART: usize = 1 << 22;
+pub const PART: usize = 1 << 22;
 
 const NORM: &str = include_str!("optimizer/norm.ir");
 const ADAMW: &str = include_str!("optimizer/adamw.ir");
@@ -115,10 +115,10 @@ impl Optimizer {
         of(norms)
     }
 
-    /// Makes one step of all parameters along their gradients, which are multiplied by `coef`.
+    /// Makes one step of all parameters, in whole rows of [`COLUMNS`], along their gradients, which are multiplied by `coef`.
     ///
     /// # Errors
-    /// If the arrays are not of one length, or the device fails.
+    /// If the arrays are not of one length or have no whole rows, or the device fails.
     pub fn step<D: Device>(
         &self,
         engine: &mut Engine<D>,
@@ -142,7 +142,7 @@ impl Optimizer {
         let numbers: Vec<Value> = numbers.map(scalar).collect();
         for start in (0..state.p.len()).step_by(PART) {
             let part = start..(start + PART).min(state.p.len());
-            let of = |x: &[f32]| Value::f32(x[part.clone()].to_vec(), &[part.len()]);
+            let of = |x: &[f32]| Value::f32(x[part.clone()].to_vec(), &[part.len() / COLUMNS, COLUMNS]);
             let mut args = vec![of(&state.p), of(gradient), of(&state.m), of(&state.v)];
             args.extend(numbers.iter().cloned());
             let [p, m, v] = floats(engine.run_plain(self.adamw, &args)?);

@@ -3,7 +3,7 @@
 use latentc_codegen::host::Host;
 use latentc_ir::tensor::SplitMix;
 use latentc_runtime::engine::Engine;
-use latentc_runtime::optimizer::{AdamW, Optimizer, State};
+use latentc_runtime::optimizer::{AdamW, Optimizer, PART, State};
 use latentc_runtime::places::COLUMNS;
 
 fn random(len: usize, scale: f64, rng: &mut SplitMix) -> Vec<f32> {
@@ -62,4 +62,23 @@ fn no_gradient_has_the_norm_0() {
         // A weight without a gradient decays all the same.
         assert_eq!(state.p, vec![2.0 * 0.9999f32; len]);
     }
+}
+
+#[test]
+fn parts_are_moved_as_the_whole_would_be() {
+    let mut engine = Engine::new(Host::new());
+    let optimizer = Optimizer::new(&mut engine).expect("memory");
+    let (len, with) = (PART + 2 * COLUMNS, AdamW::default());
+    let gradient = vec![0.5; len];
+    let clipping = optimizer.clipping(&mut engine, &gradient, with.most).expect("it runs");
+    close(clipping.norm, 0.5 * (len as f64).sqrt());
+    let mut state = State::new(vec![1.0; len]);
+    optimizer.step(&mut engine, &with, &mut state, &gradient, clipping.coef).expect("it runs");
+    // All parameters were alike, and so they are.
+    close(state.p[0], 1.0 - with.rate * with.decay - with.rate);
+    for array in [&state.p, &state.m, &state.v] {
+        assert!(array.len() == len && array.iter().all(|x| *x == array[0]));
+    }
+    let wrong = optimizer.step(&mut engine, &with, &mut state, &gradient[1..], 1.0);
+    assert!(wrong.is_err_and(|e| e.to_string().contains("are not of the same parameters")));
 }
