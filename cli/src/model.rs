@@ -94,11 +94,7 @@ impl Model {
             Some(DTypeArg::F32) => DType::F32,
             Some(DTypeArg::Bf16) => DType::Bf16,
             Some(DTypeArg::F16) => DType::F16,
-            None => match self.config.common().dtype {
-                config::DType::F32 => DType::F32,
-                config::DType::F16 => DType::F16,
-                config::DType::BF16 => DType::Bf16,
-            },
+            None => self.config.common().dtype.into(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a program runs on.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -45,12 +46,12 @@ pub enum Floats<'a> {
 }
 
 impl<'a> Floats<'a> {
-    /// Those from an element on.
-    pub fn from(self, start: usize) -> Floats<'a> {
+    /// Those at these places.
+    pub fn part(self, range: Range<usize>) -> Floats<'a> {
         match self {
-            Floats::F32(x) => Floats::F32(&x[start..]),
-            Floats::Bf16(x) => Floats::Bf16(&x[start..]),
-            Floats::F16(x) => Floats::F16(&x[start..]),
+            Floats::F32(x) => Floats::F32(&x[range]),
+            Floats::Bf16(x) => Floats::Bf16(&x[range]),
+            Floats::F16(x) => Floats::F16(&x[range]),
         }
     }
 
@@ -79,6 +80,24 @@ pub trait SharedFloats: fmt::Debug + Send + Sync {
 
     /// The elements of a piece.
     fn piece(&self, n: usize) -> Floats<'_>;
+}
+
+impl SharedFloats for Vec<f32> {
+    fn piece(&self, _: usize) -> Floats<'_> {
+        Floats::F32(self)
+    }
+}
+
+impl SharedFloats for Vec<bf16> {
+    fn piece(&self, _: usize) -> Floats<'_> {
+        Floats::Bf16(self)
+    }
+}
+
+impl SharedFloats for Vec<f16> {
+    fn piece(&self, _: usize) -> Floats<'_> {
+        Floats::F16(self)
+    }
 }
 
 /// A machine that holds buffers and runs kernels.

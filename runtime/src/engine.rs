@@ -28,9 +28,10 @@ pub use given::{Given, Resident, Wanted};
 /// A place in [`Engine::heap`].
 type Slot = usize;
 
-/// What makes a weight on a device, given the scope of a call, its function and the weight.
+/// What makes a weight on a device, given the scope of a call, its function and the weight; `None` leaves its place empty, for what will
+/// be given.
 pub type Make<'m, D> =
-    &'m mut dyn FnMut(&mut D, &str, &Function, &Weight) -> Result<<D as Device>::Buffer, LoadError>;
+    &'m mut dyn FnMut(&mut D, &str, &Function, &Weight) -> Result<Option<<D as Device>::Buffer>, LoadError>;
 
 /// What launches a kernel of a run.
 pub type Launcher<'l, D> =
@@ -216,7 +217,7 @@ impl<D: Device> Engine<D> {
     pub fn add(&mut self, compiled: &Compiled, checkpoint: &Arc<Checkpoint>) -> Result<(), LoadError> {
         load::check(compiled.definition(), checkpoint)?;
         self.add_made(compiled, &mut |device, scope, function, weight| {
-            load::load(device, checkpoint, scope, function, weight)
+            load::load(device, checkpoint, scope, function, weight).map(Some)
         })
     }
 
@@ -295,7 +296,7 @@ impl<D: Device> Engine<D> {
                         Some(held) => held.slot,
                         None => {
                             let made = make(&mut self.device, scope, function, weight)?;
-                            let slot = self.hold(made, Source::Weight);
+                            let slot = self.place(made, Source::Weight);
                             let ty = function.ty(weight.value);
                             let layout = weight.stored.layout(function, ty).map_err(LoadError::Layout)?;
                             let held = Held { slot, dtype: ty.dtype, scope: scope.to_owned(), layout };
@@ -393,7 +394,7 @@ impl<D: Device> Engine<D> {
     /// If the graph was not added, arguments do not fit it or each other, or the device fails.
     pub fn run(&mut self, graph: Graph, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
         let number = self.choose(graph, args)?;
-        self.run_loaded(number, args, past, &mut at_once)
+        self.run_loaded(number, args, past)
     }
 
     /// Runs a graph as [`run`](Engine::run) does, but leaves its results on the device, and each launch to `launcher`. It may be done
@@ -425,17 +426,11 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// If arguments do not fit it or each other, or the device fails.
     pub fn run_plain(&mut self, program: Plain, args: &[Value]) -> Result<Vec<Value>, RunError> {
-        self.run_loaded(program.0, args, 0, &mut at_once)
+        self.run_loaded(program.0, args, 0)
     }
 
-    fn run_loaded(
-        &mut self,
-        number: usize,
-        args: &[Value],
-        past: usize,
-        launcher: Launcher<'_, D>,
-    ) -> Result<Vec<Value>, RunError> {
-        self.run_planned(number, args, past, launcher, Engine::results)
+    fn run_loaded(&mut self, number: usize, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
+        self.run_planned(number, args, past, &mut at_once, Engine::results)
     }
 
     fn run_planned<T>(
@@ -657,7 +652,11 @@ impl<D: Device> Engine<D> {
     }
 
     fn hold(&mut self, buffer: D::Buffer, source: Source) -> Slot {
-        self.heap.push(Some(buffer));
+        self.place(Some(buffer), source)
+    }
+
+    fn place(&mut self, buffer: Option<D::Buffer>, source: Source) -> Slot {
+        self.heap.push(buffer);
         self.sources.push(source);
         self.heap.len() - 1
     }

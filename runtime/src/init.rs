@@ -138,7 +138,7 @@ fn start(name: &str, seed: u64) -> u64 {
 }
 
 /// Element `i` of a standard normal sequence.
-fn normal(start: u64, i: u64) -> f64 {
+pub(crate) fn normal(start: u64, i: u64) -> f64 {
     let pair = i / 2;
     // From the upper 53 bits: (0, 1], whose logarithm is finite, and [0, 1).
     let unit = 1.0 / (1u64 << 53) as f64;

@@ -111,8 +111,8 @@ pub fn load<D: Device>(
         let stored = view.to_f32()?;
         layout.load(piece, 1, &stored, &mut data).map_err(LoadError::Layout)?;
     }
-    if let Some(narrow) = Narrow::new(ty.dtype, &data)
-        && let Some(buffer) = device.share(Arc::new(narrow))
+    if let Some(narrow) = narrow(ty.dtype, &data)
+        && let Some(buffer) = device.share(narrow)
     {
         return Ok(buffer);
     }
@@ -154,37 +154,19 @@ impl Mapped {
     }
 }
 
-/// Floats of 16 bits that were put together from parts of tensors.
-#[derive(Debug)]
-enum Narrow {
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
-}
-
-impl Narrow {
-    /// Floats in the bits of their type; `None` if that has more, or some would lose by it: a model may compute in a narrower type
-    /// than its file has, and this machine need not round.
-    fn new(dtype: latentc_ir::DType, data: &[f32]) -> Option<Narrow> {
-        use latentc_ir::DType;
-        let keeps = |back: fn(f32) -> f32| data.iter().all(|&x| x.to_bits() == back(x).to_bits());
-        match dtype {
-            DType::Bf16 if keeps(|x| bf16::from_f32(x).to_f32()) => {
-                Some(Narrow::Bf16(data.iter().map(|&x| bf16::from_f32(x)).collect()))
-            }
-            DType::F16 if keeps(|x| f16::from_f32(x).to_f32()) => {
-                Some(Narrow::F16(data.iter().map(|&x| f16::from_f32(x)).collect()))
-            }
-            DType::F64 | DType::F32 | DType::Bf16 | DType::F16 | DType::I32 | DType::Bool => None,
+/// Floats in the 16 bits of their type; `None` if that has more, or some would lose by it: a model may compute in a narrower type
+/// than its file has, and this machine need not round.
+fn narrow(dtype: latentc_ir::DType, data: &[f32]) -> Option<Arc<dyn SharedFloats>> {
+    use latentc_ir::DType;
+    let keeps = |back: fn(f32) -> f32| data.iter().all(|&x| x.to_bits() == back(x).to_bits());
+    match dtype {
+        DType::Bf16 if keeps(|x| bf16::from_f32(x).to_f32()) => {
+            Some(Arc::new(data.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()))
         }
-    }
-}
-
-impl SharedFloats for Narrow {
-    fn piece(&self, _: usize) -> Floats<'_> {
-        match self {
-            Narrow::Bf16(x) => Floats::Bf16(x),
-            Narrow::F16(x) => Floats::F16(x),
+        DType::F16 if keeps(|x| f16::from_f32(x).to_f32()) => {
+            Some(Arc::new(data.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>()))
         }
+        DType::F64 | DType::F32 | DType::Bf16 | DType::F16 | DType::I32 | DType::Bool => None,
     }
 }
 

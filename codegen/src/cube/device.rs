@@ -222,13 +222,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
     /// Waits until the device has taken all launches, and gives its errors.
     fn flush(&mut self) -> Result<(), DeviceError> {
         let kernels = std::mem::take(&mut self.pending);
-        // Where its own thread has panicked, CubeCL panics here in turn.
-        let why = match catch_unwind(AssertUnwindSafe(|| self.client.flush())) {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the driver's thread panicked".to_owned(),
-        };
-        Err(DeviceError::Kernel { kernel: kernels.join(", "), why })
+        caught(|| self.client.flush()).map_err(|why| DeviceError::Kernel { kernel: kernels.join(", "), why })
     }
 
     /// Launches a checked kernel on buffers as long as its types say.
@@ -303,6 +297,14 @@ fn fits(kernel: &Kernel, value: ValueId, extents: &[usize], buffer: &CubeBuffer)
     Ok(())
 }
 
+/// What a call of CubeCL came to. Where its own thread has panicked, it panics in turn.
+fn caught<E: ToString>(call: impl FnOnce() -> Result<(), E>) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(_) => Err("the driver's thread panicked".to_owned()),
+    }
+}
+
 impl<R: CubeRuntime> Device for CubeDevice<R> {
     type Buffer = CubeBuffer;
     type Arena = CubeArena;
@@ -347,13 +349,8 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
     fn wait(&mut self) -> Result<(), DeviceError> {
         // Waiting does not tell of kernels that did not compile.
         self.flush()?;
-        // As in `flush`.
-        let why = match catch_unwind(AssertUnwindSafe(|| block_on(self.client.sync()))) {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the driver's thread panicked".to_owned(),
-        };
-        Err(DeviceError::Kernel { kernel: "launched before".to_owned(), why })
+        let before = |why| DeviceError::Kernel { kernel: "launched before".to_owned(), why };
+        caught(|| block_on(self.client.sync())).map_err(before)
     }
 
     fn way(&self, kernel: &Kernel, sizes: &[usize]) -> KernelKind {

@@ -91,9 +91,7 @@ pub(super) fn run(
     let k_extents: Vec<_> = plan.k.iter().map(extent).collect();
     let x_k: Vec<_> = plan.k.iter().map(|&a| step(a, x_axes, &x_steps)).collect();
     let dense = x_k == strides(&plan.k, extents);
-    let memory = |e: std::collections::TryReserveError| fail(&format!("no memory for its rows: {e}"));
-    let (mut packed, mut made) =
-        (spare.take(rows * k).map_err(memory)?, spare.take(rows * m).map_err(memory)?);
+    let (mut packed, mut made) = (spare.take(rows * k)?, spare.take(rows * m)?);
     packed[..rows * k].par_chunks_mut(k).zip(&order).for_each(|(to, &row)| {
         let from = offset(row, &row_extents, &x_row);
         if dense {
@@ -121,7 +119,7 @@ pub(super) fn run(
     };
     let piece = |e: usize| match table {
         View::Stack(stack) => Some(stack.piece(e)),
-        table => table.floats().map(|whole| whole.from(e * groups.expert)),
+        table => table.floats().map(|whole| whole.part(e * groups.expert..whole.len())),
     };
     let pieces: Option<Vec<_>> = (0..experts).map(piece).collect();
     let pieces = pieces.ok_or_else(|| fail("a grouped product needs a table of floats"))?;

@@ -44,7 +44,7 @@ struct Spare(Vec<Vec<f32>>);
 impl Spare {
     /// So many elements or more, with any content: the shortest piece that is long enough, or a longer one in the place of the
     /// longest.
-    fn take(&mut self, len: usize) -> Result<Vec<f32>, std::collections::TryReserveError> {
+    fn take(&mut self, len: usize) -> Result<Vec<f32>, DeviceError> {
         let enough = (0..self.0.len()).filter(|&i| self.0[i].len() >= len).min_by_key(|&i| self.0[i].len());
         if let Some(i) = enough {
             return Ok(self.0.swap_remove(i));
@@ -52,10 +52,7 @@ impl Spare {
         if let Some(longest) = (0..self.0.len()).max_by_key(|&i| self.0[i].len()) {
             self.0.swap_remove(longest);
         }
-        let mut v = Vec::new();
-        v.try_reserve_exact(len)?;
-        v.resize(len, 0.0);
-        Ok(v)
+        zeros(DType::F32, len)
     }
 
     /// Gives a piece back.
@@ -195,19 +192,10 @@ pub(crate) enum ViewMut<'a> {
 impl Buffer {
     /// So many elements, all of them zero.
     fn new(dtype: DType, len: usize) -> Result<Buffer, DeviceError> {
-        let memory =
-            |e: std::collections::TryReserveError| DeviceError::Memory { len, dtype, why: e.to_string() };
-        if dtype.is_float() {
-            let mut v = Vec::new();
-            v.try_reserve_exact(len).map_err(memory)?;
-            v.resize(len, 0.0);
-            Ok(Buffer::F32(v))
-        } else {
-            let mut v = Vec::new();
-            v.try_reserve_exact(len).map_err(memory)?;
-            v.resize(len, 0);
-            Ok(Buffer::I32(v))
-        }
+        Ok(match dtype.is_float() {
+            true => Buffer::F32(zeros(dtype, len)?),
+            false => Buffer::I32(zeros(dtype, len)?),
+        })
     }
 
     pub(crate) fn view(&self) -> View<'_> {
@@ -240,6 +228,14 @@ impl Buffer {
             Buffer::Part(p) => ViewMut::I(unsafe { std::slice::from_raw_parts_mut(p.first().cast(), p.len) }),
         })
     }
+}
+
+/// So many zeros, in memory that may not be there. The dtype is told in that case.
+fn zeros<T: Clone + Default>(dtype: DType, len: usize) -> Result<Vec<T>, DeviceError> {
+    let mut v = Vec::new();
+    v.try_reserve_exact(len).map_err(|e| DeviceError::Memory { len, dtype, why: e.to_string() })?;
+    v.resize(len, T::default());
+    Ok(v)
 }
 
 /// A value takes the place of none here: threads would read through one reference what others write through another.
@@ -341,13 +337,8 @@ impl Device for Host {
         for piece in first {
             let ty = kernel.body.ty(piece.value);
             let len = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
-            let memory = |e: std::collections::TryReserveError| DeviceError::Memory {
-                len,
-                dtype: ty.dtype,
-                why: e.to_string(),
-            };
             let mut buffer = match ty.dtype.is_float() {
-                true => Buffer::F32(spare.take(len).map_err(memory)?),
+                true => Buffer::F32(spare.take(len)?),
                 false => Buffer::new(ty.dtype, len)?,
             };
             let views = views_of(&piece.kernel, params.clone(), &made);

@@ -65,6 +65,16 @@ impl DType {
     }
 }
 
+impl From<DType> for latentc_frontend::DType {
+    fn from(stored: DType) -> latentc_frontend::DType {
+        match stored {
+            DType::F32 => latentc_frontend::DType::F32,
+            DType::F16 => latentc_frontend::DType::F16,
+            DType::BF16 => latentc_frontend::DType::Bf16,
+        }
+    }
+}
+
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -7,6 +7,7 @@ use latentc_ir::{DType, Function, Module, Op, Size, SplitMix, ValueId};
 
 use super::{BenchError, Shape};
 use crate::engine::Value;
+use crate::init::normal;
 
 /// So many normal numbers are repeated: a prime, so that rows differ.
 const SOME: usize = 65_521;
@@ -99,10 +100,8 @@ impl Arguments {
                 ty.axes.iter().map(|&a| number(&entry.axis(a).size)).collect::<Result<Vec<_>, _>>()?;
             let len: usize = shape.iter().product();
             if ty.dtype.is_float() {
-                // As the sum of twelve uniform numbers nearly is.
-                let normal = |rng: &mut SplitMix| (0..12).map(|_| rng.below(1 << 20) as f32).sum::<f32>();
-                let some: Vec<_> =
-                    (0..len.min(SOME)).map(|_| normal(&mut rng) / (1 << 20) as f32 - 6.0).collect();
+                let start = rng.next_u64();
+                let some: Vec<_> = (0..len.min(SOME) as u64).map(|i| normal(start, i) as f32).collect();
                 return Ok(Value::f32(some.into_iter().cycle().take(len).collect(), &shape));
             }
             let data = match meaning(module, entry, param) {
@@ -203,7 +202,7 @@ fn draw(rng: &mut SplitMix, n: usize, skew: f64, len: usize) -> Vec<i32> {
         sums.push(sum);
     }
     let mut one = || {
-        let at = rng.below(1 << 52) as f64 / (1u64 << 52) as f64 * sum;
+        let at = rng.unit() * sum;
         sums.partition_point(|&s| s <= at).min(n.saturating_sub(1)) as i32
     };
     (0..len).map(|_| one()).collect()

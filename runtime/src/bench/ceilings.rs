@@ -82,7 +82,7 @@ pub(super) fn measure<D: Device>(
     let from = maker.filled(device, DType::F32, len)?;
     let to = device.alloc(DType::F32, len)?;
     let mut copying = Copying { kernel: texts::copy(DType::F32), from, to, len, seconds: 0.0 };
-    let samples = clock.samples(device, repeat, |device, _| copying.launch(device))?;
+    let samples = clock.samples(device, repeat, |device| copying.launch(device))?;
     let copy = Ceiling::new(format!("copy of {} elements of f32", len), 8.0 * len as f64, samples);
     copying.seconds = copy.seconds.median;
 
@@ -123,5 +123,5 @@ fn multiply<D: Device>(
     let x = maker.filled(device, dtype, m * k)?;
     let weight = maker.weight(device, dtype, n * k)?;
     let mut y = device.alloc(kernel.output().dtype, m * n)?;
-    clock.samples(device, repeat, |device, _| device.launch(kernel, &[Some(&x), Some(&weight)], &mut y, &[m]))
+    clock.samples(device, repeat, |device| device.launch(kernel, &[Some(&x), Some(&weight)], &mut y, &[m]))
 }

@@ -38,23 +38,18 @@ impl<D: Device> Copying<D> {
 }
 
 impl<D: Device> Clock<D> {
-    /// The seconds of one launch, so many times. The launches are numbered, from 0.
+    /// The seconds of one launch, so many times.
     pub(super) fn samples(
         &mut self,
         device: &mut D,
         samples: usize,
-        mut launch: impl FnMut(&mut D, usize) -> Result<(), DeviceError>,
+        mut launch: impl FnMut(&mut D) -> Result<(), DeviceError>,
     ) -> Result<Vec<f64>, DeviceError> {
-        let mut number = 0;
-        let mut next = |device: &mut D| {
-            number += 1;
-            launch(device, number - 1)
-        };
         // The first compiles, the second tells how many to time together.
-        self.span(device, 0, 1, &mut next)?;
-        let mut each = self.span(device, 0, 1, &mut next)?;
+        self.span(device, 0, 1, &mut launch)?;
+        let mut each = self.span(device, 0, 1, &mut launch)?;
         if each < LONG {
-            each = self.span(device, 0, 16, &mut next)? / 16.0;
+            each = self.span(device, 0, 16, &mut launch)? / 16.0;
         }
         let together = ((TOGETHER / each.max(1e-9)) as usize).clamp(1, MOST);
         let busy = match &self.queue {
@@ -65,9 +60,9 @@ impl<D: Device> Clock<D> {
         let few = (together / 5).max(1);
         let mut all = Vec::with_capacity(samples);
         for _ in 0..samples {
-            let long = self.span(device, busy, together, &mut next)?;
+            let long = self.span(device, busy, together, &mut launch)?;
             let alone = if busy > 0 && few < together {
-                (long - self.span(device, busy, few, &mut next)?) / (together - few) as f64
+                (long - self.span(device, busy, few, &mut launch)?) / (together - few) as f64
             } else {
                 long / together as f64
             };
@@ -83,7 +78,7 @@ impl<D: Device> Clock<D> {
         device: &mut D,
         busy: usize,
         launches: usize,
-        next: &mut impl FnMut(&mut D) -> Result<(), DeviceError>,
+        launch: &mut impl FnMut(&mut D) -> Result<(), DeviceError>,
     ) -> Result<f64, DeviceError> {
         device.wait()?;
         let start = Instant::now();
@@ -93,7 +88,7 @@ impl<D: Device> Clock<D> {
             }
         }
         for _ in 0..launches {
-            next(device)?;
+            launch(device)?;
         }
         device.wait()?;
         Ok(start.elapsed().as_secs_f64().max(1e-9))

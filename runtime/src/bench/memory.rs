@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -12,6 +13,7 @@ use latentc_codegen::device::{Data, Device, DeviceError, Floats, SharedFloats};
 use latentc_ir::{DType, SplitMix};
 
 use super::texts;
+use crate::init::normal;
 
 /// Elements of the block: a prime, times what is aligned on any device.
 const BLOCK: usize = 256 * 4093;
@@ -43,11 +45,8 @@ impl<D: Device> Maker<D> {
     fn repeating(device: &mut D, seed: u64, std: f64, block: usize) -> Maker<D> {
         let mut rng = SplitMix(seed);
         let words: Vec<i32> = (0..block).map(|_| rng.below(1 << 32) as u32 as i32).collect();
-        // The sum of twelve uniform numbers is as good as normal here.
-        let mut normal =
-            || (0..12).map(|_| rng.below(1 << 20) as f64 / f64::from(1 << 20)).sum::<f64>() - 6.0;
-        let floats = (0..block).map(|_| (std * normal()) as f32).collect();
-        let shares = device.share(Arc::new(Own::F32(vec![0.0]))).is_some();
+        let floats = (0..block as u64).map(|i| (std * normal(seed, i)) as f32).collect();
+        let shares = device.share(Arc::new(vec![0.0f32])).is_some();
         Maker { floats, words, blocks: BTreeMap::new(), shares, block }
     }
 
@@ -64,8 +63,8 @@ impl<D: Device> Maker<D> {
         len: usize,
     ) -> Result<D::Buffer, DeviceError> {
         if self.shares
-            && let Some(own) = Own::repeated(dtype, &self.floats, len)
-            && let Some(buffer) = device.share(Arc::new(own))
+            && let Some(own) = repeated(dtype, &self.floats, len)
+            && let Some(buffer) = device.share(own)
         {
             return Ok(buffer);
         }
@@ -132,61 +131,33 @@ impl<D: Device> Maker<D> {
     }
 }
 
-/// Floats of the host's.
-#[derive(Debug)]
-enum Own {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
-}
-
-impl Own {
-    /// A block over and over; `None` for what is no float of the host's.
-    fn repeated(dtype: DType, block: &[f32], len: usize) -> Option<Own> {
-        fn repeat<T: Copy>(block: &[T], len: usize) -> Vec<T> {
-            let mut all = Vec::with_capacity(len);
-            while all.len() < len {
-                all.extend_from_slice(&block[..block.len().min(len - all.len())]);
-            }
-            all
+/// A block over and over, as floats of the host's; `None` for what is none.
+fn repeated(dtype: DType, block: &[f32], len: usize) -> Option<Arc<dyn SharedFloats>> {
+    fn repeat<T: Copy>(block: &[T], len: usize) -> Vec<T> {
+        let mut all = Vec::with_capacity(len);
+        while all.len() < len {
+            all.extend_from_slice(&block[..block.len().min(len - all.len())]);
         }
-        Some(match dtype {
-            DType::F32 => Own::F32(repeat(block, len)),
-            DType::Bf16 => {
-                Own::Bf16(repeat(&block.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), len))
-            }
-            DType::F16 => Own::F16(repeat(&block.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>(), len)),
-            DType::F64 | DType::I32 | DType::Bool => return None,
-        })
+        all
     }
-}
-
-impl SharedFloats for Own {
-    fn piece(&self, _: usize) -> Floats<'_> {
-        match self {
-            Own::F32(x) => Floats::F32(x),
-            Own::Bf16(x) => Floats::Bf16(x),
-            Own::F16(x) => Floats::F16(x),
-        }
-    }
+    Some(match dtype {
+        DType::F32 => Arc::new(repeat(block, len)),
+        DType::Bf16 => Arc::new(repeat(&block.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), len)),
+        DType::F16 => Arc::new(repeat(&block.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>(), len)),
+        DType::F64 | DType::I32 | DType::Bool => return None,
+    })
 }
 
 /// A part of those.
 #[derive(Debug)]
 struct Slice {
-    all: Arc<Own>,
-    start: usize,
-    len: usize,
+    all: Arc<dyn SharedFloats>,
+    range: Range<usize>,
 }
 
 impl SharedFloats for Slice {
-    fn piece(&self, _: usize) -> Floats<'_> {
-        let part = self.start..self.start + self.len;
-        match &*self.all {
-            Own::F32(x) => Floats::F32(&x[part]),
-            Own::Bf16(x) => Floats::Bf16(&x[part]),
-            Own::F16(x) => Floats::F16(&x[part]),
-        }
+    fn piece(&self, n: usize) -> Floats<'_> {
+        self.all.piece(n).part(self.range.clone())
     }
 }
 
@@ -203,7 +174,7 @@ pub(super) struct Pool<D: Device> {
 
 enum Place<D: Device> {
     /// One for each dtype that was wanted.
-    Host(BTreeMap<&'static str, Arc<Own>>),
+    Host(BTreeMap<&'static str, Arc<dyn SharedFloats>>),
     Arena(D::Arena),
 }
 
@@ -261,11 +232,12 @@ impl<D: Device> Pool<D> {
             Place::Host(all) => {
                 let elements = (self.bytes / each) as usize;
                 if !all.contains_key(dtype.name()) {
-                    let Some(own) = Own::repeated(dtype, &maker.floats, elements) else { return Ok(None) };
-                    all.insert(dtype.name(), Arc::new(own));
+                    let Some(own) = repeated(dtype, &maker.floats, elements) else { return Ok(None) };
+                    all.insert(dtype.name(), own);
                 }
                 let all = Arc::clone(&all[dtype.name()]);
-                Ok(device.share(Arc::new(Slice { all, start: (start / each) as usize, len })))
+                let start = (start / each) as usize;
+                Ok(device.share(Arc::new(Slice { all, range: start..start + len })))
             }
             // SAFETY: no launch writes to the pool once it is filled.
             Place::Arena(arena) => unsafe { device.part(arena, start, dtype, len).map(Some) },

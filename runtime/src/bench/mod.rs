@@ -236,11 +236,11 @@ pub fn measure<D: Device>(
         let sizes = ty.axes.iter().map(|a| function.axis(*a).size.fixed().unwrap_or(1) as usize);
         let len = sizes.product();
         // Vectors are scales.
-        Ok(if ty.axes.len() == 1 {
-            maker.ones(device, ty.dtype, len)?
-        } else {
-            maker.weight(device, ty.dtype, len)?
-        })
+        let made = match ty.axes.len() {
+            1 => maker.ones(device, ty.dtype, len)?,
+            _ => maker.weight(device, ty.dtype, len)?,
+        };
+        Ok(Some(made))
     })?;
     engine.reset_to(given.batch, given.past, |device, dtype, len| maker.filled(device, dtype, len))?;
 
@@ -374,7 +374,7 @@ fn dwell<D: Device>(
         true => Some(device.alloc(kernel.output().dtype, elements(&kernel.output().axes))?),
         false => None,
     };
-    clock.samples(device, samples, |device, _| {
+    clock.samples(device, samples, |device| {
         let mut moved: Vec<Option<D::Buffer>> = Vec::with_capacity(launch.inputs.len());
         for (n, &bytes) in touched.iter().enumerate() {
             moved.push(places.other(device, launch, n, bytes as u64)?);

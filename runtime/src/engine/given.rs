@@ -6,11 +6,9 @@
 use std::collections::BTreeSet;
 
 use latentc_codegen::device::Device;
-use latentc_codegen::program::{Role, Step};
-use latentc_ir::interp::scoped;
-use latentc_ir::{DType, Function, Layout, Weight};
+use latentc_ir::{DType, Layout};
 
-use super::{Engine, Extent, Held, Ready, RunError, Source, Where, at_once, weight_key};
+use super::{Engine, Extent, Held, Ready, RunError, Source, Where, at_once};
 use crate::compiled::Compiled;
 use crate::load::LoadError;
 
@@ -46,41 +44,9 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// If its weights make no sense, or the device has no room.
     pub fn add_given(&mut self, compiled: &Compiled) -> Result<Given, LoadError> {
-        self.declare(compiled, &compiled.program.entry, "")?;
-        // All of them have their places.
-        let none = &mut |_: &mut D, _: &str, f: &Function, _: &Weight| {
-            Err(LoadError::Layout(format!("a weight of @{} was not declared", f.name)))
-        };
-        let number = self.push(compiled, none, None)?;
+        let number = self.push(compiled, &mut |_, _, _, _| Ok(None), None)?;
         self.graphs[number].elsewhere = true;
         Ok(Given(number))
-    }
-
-    /// Makes a place for each weight that a routine and what it calls have under a scope, with nothing in it.
-    fn declare(&mut self, compiled: &Compiled, name: &str, scope: &str) -> Result<(), LoadError> {
-        let missing = || LoadError::Layout(format!("there is no function @{name}"));
-        let routine = compiled.program.routine(name).ok_or_else(missing)?;
-        let function = compiled.module().function(name).ok_or_else(missing)?;
-        for buffer in &routine.buffers {
-            let Role::Weight { index } = &buffer.role else { continue };
-            let weight = &function.weights[*index];
-            let key = weight_key(scope, function, weight);
-            if self.weights.contains_key(&key) {
-                continue;
-            }
-            let ty = function.ty(weight.value);
-            let layout = weight.stored.layout(function, ty).map_err(LoadError::Layout)?;
-            let slot = self.heap.len();
-            self.heap.push(None);
-            self.sources.push(Source::Weight);
-            self.weights.insert(key, Held { slot, dtype: ty.dtype, scope: scope.to_owned(), layout });
-        }
-        for step in &routine.steps {
-            if let Step::Call { routine: callee, scope: below, .. } = step {
-                self.declare(compiled, callee, &scoped(scope, below))?;
-            }
-        }
-        Ok(())
     }
 
     /// The weights of a program, each once. Programs may share them.

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use latentc_codegen::host::Host;
 use latentc_ir::{DType, Module};
 use latentc_models::Goal;
-use latentc_models::config::{self, ModelConfig};
+use latentc_models::config::ModelConfig;
 use latentc_passes::{Graph, pipeline};
 use latentc_runtime::checkpoint::Checkpoint;
 use latentc_runtime::compiled::compile_variants;
@@ -46,11 +46,7 @@ struct Peer {
 impl Peer {
     fn open(folder: &Path) -> anyhow::Result<Peer> {
         let config = ModelConfig::from_path(folder)?;
-        let dtype = match config.common().dtype {
-            config::DType::F32 => DType::F32,
-            config::DType::F16 => DType::F16,
-            config::DType::BF16 => DType::Bf16,
-        };
+        let dtype = config.common().dtype.into();
         let checkpoint = Arc::new(Checkpoint::open(folder)?);
         let folder = folder.to_owned();
         let mut peer = Peer {
