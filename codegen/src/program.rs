@@ -116,6 +116,11 @@ pub enum KernelKind {
         /// Rows that are multiplied with what was read.
         rows: u8,
     },
+    /// What a device with tensor cores makes of a streamed softmax at a launch.
+    StreamMatrix {
+        /// Times 16 rows that a cube has: 1, 2, 4 or 8.
+        tall: u8,
+    },
     /// What a device with tensor cores makes of a product with many rows at a launch.
     Matrix {
         /// The side of the operands that has the columns of the result's tiles, as in `Few`.
@@ -142,6 +147,13 @@ impl KernelKind {
     }
 }
 
+impl KernelKind {
+    /// Whether it is a streamed softmax, in whichever way.
+    pub fn streams(self) -> bool {
+        matches!(self, KernelKind::Stream | KernelKind::StreamMatrix { .. })
+    }
+}
+
 impl fmt::Display for KernelKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -150,6 +162,7 @@ impl fmt::Display for KernelKind {
             KernelKind::Grouped => "grouped",
             KernelKind::Scatter => "scatter",
             KernelKind::Stream => "stream",
+            KernelKind::StreamMatrix { .. } => "stream matrix",
             KernelKind::Tiles => "tiles",
             KernelKind::Few { .. } => "few rows",
             KernelKind::Matrix { .. } => "matrix",

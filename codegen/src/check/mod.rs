@@ -60,7 +60,8 @@ pub fn check<D: Device>(
     seed: u64,
 ) -> Result<Outcome, DeviceError> {
     let args = random_inputs(kernel, sizes, seed);
-    let expected = Expected::of(kernel, &args, sizes)
+    let way = Kernel { kind: device.way(kernel, sizes), ..kernel.clone() };
+    let expected = Expected::of(&way, &args, sizes)
         .map_err(|why| DeviceError::Kernel { kernel: kernel.name.clone(), why })?;
     let got = launch(device, kernel, &args, sizes)?;
     Ok(expected.compare(&got, sizes, seed))

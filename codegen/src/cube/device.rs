@@ -245,7 +245,8 @@ impl<R: CubeRuntime> CubeDevice<R> {
         let place = known.iter().position(|c| c.kernel == *kernel).unwrap_or_else(|| {
             known.push(Compiled {
                 kernel: kernel.clone(),
-                ways: Ways::of(kernel, R::TARGET),
+                ways: Ways::of(kernel, R::TARGET)
+                    .within(self.client.properties().hardware.max_shared_memory_size),
                 taken: Vec::new(),
             });
             known.len() - 1
@@ -354,7 +355,8 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
     }
 
     fn way(&self, kernel: &Kernel, sizes: &[usize]) -> KernelKind {
-        Ways::of(kernel, R::TARGET).choose(&kernel.extents(sizes))
+        let shared = self.client.properties().hardware.max_shared_memory_size;
+        Ways::of(kernel, R::TARGET).within(shared).choose(&kernel.extents(sizes))
     }
 
     fn layout(&self) -> Layout {

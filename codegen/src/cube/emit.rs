@@ -8,9 +8,10 @@
 use cubecl_core::KernelSettings;
 use cubecl_core::ir::{
     AddressType, Arithmetic, BinaryOperator, Bitwise, Branch, Builtin, Comparison, ConstantValue, CoopMma,
-    ElemType, FloatKind, FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction, IntKind, Matrix,
-    MatrixIdent, MatrixLayout, Operation, Operator, Plane, RangeLoop, Scope, Select, StorageType,
-    Synchronization, Type, UIntKind, UnaryOperator, Variable, VariableKind,
+    ElemType, FastMath, FloatKind, FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction,
+    InstructionModes, IntKind, Matrix, MatrixIdent, MatrixLayout, Operation, Operator, Plane, RangeLoop,
+    Scope, Select, StorageType, Synchronization, Type, UIntKind, UnaryOperator, Variable, VariableKind,
+    VectorInitOperator,
 };
 use cubecl_core::prelude::{KernelBuilder, KernelDefinition};
 
@@ -281,6 +282,15 @@ impl Emit {
         self.push_as(op, x.0.ty)
     }
 
+    /// `exp(x)` to within `2 + 1.2 |x|` units in the last place, by the fastest instruction that there is.
+    pub(crate) fn quick_exp(&mut self, x: Val) -> Val {
+        let quick = FastMath::ReducedPrecision | FastMath::NotNaN | FastMath::NotInf;
+        let before = self.builder.scope.modes.replace(InstructionModes { fp_math_mode: quick });
+        let y = self.unary(Un::Exp, x);
+        self.builder.scope.modes.replace(before);
+        y
+    }
+
     /// `a op b`
     pub(crate) fn binary(&mut self, op: Bin, a: Val, b: Val) -> Val {
         debug_assert_eq!(a.0.ty, b.0.ty, "{op:?} of two types");
@@ -462,13 +472,16 @@ impl Emit {
     /// `memory[index] = value`, converted. Nothing checks the index.
     pub(crate) fn store(&mut self, memory: impl Memory, index: Val, value: Val) {
         let list = memory.variable();
-        let value = if value.0.ty == list.ty {
-            value
-        } else {
-            self.push_as(Operator::Cast(UnaryOperator { input: value.0 }), list.ty)
-        };
+        let value = self.convert(value, list.ty);
         let op = IndexAssignOperator { index: index.0, value: value.0, vector_size: 0, unroll_factor: 1 };
         self.builder.scope.register(Instruction::new(Operator::IndexAssign(op), list));
+    }
+
+    fn convert(&mut self, value: Val, ty: Type) -> Val {
+        if value.0.ty == ty {
+            return value;
+        }
+        self.push_as(Operator::Cast(UnaryOperator { input: value.0 }), ty)
     }
 
     /// `width` elements behind one another, from `index` times as many on: one access if there are vectors on the target.
@@ -550,6 +563,13 @@ impl Emit {
         let zero = Variable::constant(ConstantValue::Float(0.0), elem.ty());
         let ty = elem.ty().with_vector_size(width as usize);
         Pack::Vector(self.push_as(Operator::Cast(UnaryOperator { input: zero }), ty))
+    }
+
+    /// Numbers side by side in one register, converted.
+    pub(crate) fn vector(&mut self, elem: Elem, numbers: &[Val]) -> Val {
+        let inputs = numbers.iter().map(|&x| self.convert(x, elem.ty()).0).collect();
+        let ty = elem.ty().with_vector_size(numbers.len());
+        self.push_as(Operator::InitVector(VectorInitOperator { inputs }), ty)
     }
 
     /// Registers for so many vectors.

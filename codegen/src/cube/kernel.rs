@@ -15,6 +15,7 @@ use super::expr::Exprs;
 use super::map::Map;
 use super::shape::LaunchShape;
 use super::split::Role;
+use super::stream_matrix::{self, MatrixPlan};
 use super::target::Target;
 use super::{contract, few, matrix, refuse, scatter, split, stream};
 use crate::contract::ContractPlan;
@@ -77,7 +78,7 @@ impl CubeIr {
             .cube_dim(CubeDim::new_1d(LaunchShape::of(kernel).units))
             .address_type(AddressType::U32)
             .kernel_name(kernel.name.as_str());
-        let plan = (kernel.kind == KernelKind::Stream).then(|| StreamPlan::of(&kernel.body));
+        let plan = kernel.kind.streams().then(|| StreamPlan::of(&kernel.body));
         let plan = plan.transpose().map_err(|why| refuse(kernel, why))?;
         let spec = Spec { kernel: kernel.clone(), target, plan, digest: hasher.finish() };
         Ok(CubeIr { spec: Arc::new(spec), role: Role::Whole, settings })
@@ -124,6 +125,7 @@ impl CubeKernel for CubeIr {
         let form = Form::of(kernel);
         let read = match &form {
             Form::Stream(plan) => self.role.reads(body, plan),
+            Form::StreamMatrix(plan, _) => self.role.reads(body, &plan.stream),
             Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) | Form::Few(..) | Form::Matrix(_) => {
                 body.params.clone()
             }
@@ -152,6 +154,15 @@ impl CubeKernel for CubeIr {
             Form::Stream(plan) => match (kept, chunk) {
                 (Some(kept), Some(chunk)) => split::emit(&mut e, exprs, &plan, kept, chunk, output),
                 (_, chunk) => stream::emit(&mut e, exprs, &plan, chunk, output),
+            },
+            Form::StreamMatrix(plan, tall) => match (kept, chunk) {
+                (Some(kept), Some(chunk)) => split::emit(&mut e, exprs, &plan.stream, kept, chunk, output),
+                (_, chunk) => {
+                    let buffer =
+                        |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
+                    let elem = target.stored(plan.dtype).expect("checked for this target");
+                    stream_matrix::emit(&mut e, exprs, (&plan, tall), chunk, (&buffer, elem), output);
+                }
             },
             Form::Scatter(plan) => {
                 let factors: Vec<_> = plan.factors.iter().map(|&x| input(x)).collect();
@@ -185,6 +196,8 @@ pub(crate) enum Form {
     Scatter(ScatterPlan),
     /// By tiles of rows and columns, along a streamed axis.
     Stream(StreamPlan),
+    /// The same by tiles that tensor cores multiply, so many times 16 rows high.
+    StreamMatrix(MatrixPlan, u8),
     /// By so many rows at once, and some columns.
     Few(FewPlan, u32),
     /// By tiles that tensor cores multiply.
@@ -200,6 +213,11 @@ impl Form {
                 Ok(plan) => Form::Stream(plan),
                 // What the check refuses is never emitted.
                 Err(_) => Form::Map(Map::of(&kernel.body)),
+            },
+            KernelKind::StreamMatrix { tall } => match MatrixPlan::of(&kernel.body) {
+                Some(plan) if plan.heights().contains(&tall) => Form::StreamMatrix(plan, tall),
+                // What the check refuses is never emitted.
+                _ => Form::Map(Map::of(&kernel.body)),
             },
             KernelKind::Scatter => match ScatterPlan::of(&kernel.body) {
                 Some(plan) => Form::Scatter(plan),
@@ -259,6 +277,14 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
         KernelKind::Contract | KernelKind::Tiles => check_contract(body),
         KernelKind::Scatter => check_scatter(body),
         KernelKind::Stream => check_stream(body),
+        KernelKind::StreamMatrix { tall } => {
+            check_stream(body)?;
+            let plan = MatrixPlan::of(body).filter(|_| target == Target::Cuda);
+            match plan {
+                Some(plan) if plan.heights().contains(&tall) => Ok(()),
+                _ => Err(format!("tensor cores do not multiply this in {target}")),
+            }
+        }
         KernelKind::Matrix { wide } => {
             check_map(body)?;
             let has = wide < 2 && target == Target::Cuda && matrix::plan(body, wide.into()).is_some();

@@ -12,6 +12,7 @@ mod device;
 mod emit;
 mod expr;
 mod few;
+mod fragment;
 mod kernel;
 mod map;
 mod matrix;
@@ -21,6 +22,7 @@ mod shape;
 mod source;
 mod split;
 mod stream;
+mod stream_matrix;
 mod target;
 mod ways;
 
@@ -30,10 +32,13 @@ pub use device::CudaDevice;
 pub use device::WgpuDevice;
 pub(crate) use device::launch_info;
 pub use device::{CubeArena, CubeBuffer, CubeDevice, CubeRuntime};
+pub(crate) use kernel::CubeIr;
 pub use shape::{Cubes, LaunchShape};
+pub(crate) use source::cuda_role;
 #[cfg(feature = "wgpu")]
 pub use source::wgsl_source;
 pub use source::{cuda_source, cuda_split_sources};
+pub(crate) use split::{Role, Split};
 pub use target::Target;
 pub use ways::{chosen, typical, ways};
 

@@ -16,7 +16,7 @@ use super::shape::LaunchShape;
 use super::split::Role;
 use super::target::Target;
 use crate::device::DeviceError;
-use crate::program::{Kernel, KernelKind};
+use crate::program::Kernel;
 
 type CudaCompiler = CppCompiler<CudaDialect<CudaWmmaCompiler>>;
 
@@ -29,8 +29,13 @@ static PRINTER: Mutex<()> = Mutex::new(());
 /// # Errors
 /// If the kernel cannot be expressed.
 pub fn cuda_source(kernel: &Kernel) -> Result<String, DeviceError> {
-    let text = cuda_text(kernel, Role::Whole)?;
-    Ok(header(kernel, Target::Cuda) + &text)
+    cuda_role(kernel, Role::Whole)
+}
+
+/// The kernel, or one of the two that it can be split into, whose entry then has another name.
+pub(crate) fn cuda_role(kernel: &Kernel, role: Role) -> Result<String, DeviceError> {
+    let text = cuda_text(kernel, role)?;
+    Ok(if role == Role::Whole { header(kernel, Target::Cuda) + &text } else { text })
 }
 
 /// The two kernels that share out the positions of a streamed softmax, in CUDA C++ for sm_90. Their entries are called as the kernel,
@@ -39,7 +44,7 @@ pub fn cuda_source(kernel: &Kernel) -> Result<String, DeviceError> {
 /// # Errors
 /// As for [`cuda_source`].
 pub fn cuda_split_sources(kernel: &Kernel) -> Result<Vec<String>, DeviceError> {
-    let roles: &[Role] = if kernel.kind == KernelKind::Stream { &[Role::Part, Role::Merge] } else { &[] };
+    let roles: &[Role] = if kernel.kind.streams() { &[Role::Part, Role::Merge] } else { &[] };
     roles.iter().map(|&role| cuda_text(kernel, role)).collect()
 }
 
@@ -95,7 +100,7 @@ fn header(kernel: &Kernel, target: Target) -> String {
         let _ = writeln!(text, "{}", format!("// {line}").trim_end());
     }
     let _ = writeln!(text, "//\n// launch: {}", LaunchShape::of(kernel));
-    if kernel.kind == KernelKind::Stream {
+    if kernel.kind.streams() {
         let name = &kernel.name;
         let _ = writeln!(
             text,

@@ -88,27 +88,32 @@ pub(super) fn index(axes: &[AxisId], known: &[At<'_>]) -> Vec<Val> {
 
 /// Consecutive numbers of some axes together.
 #[derive(Clone, Copy)]
-struct Span<'a> {
-    axes: &'a [AxisId],
+pub(super) struct Span<'a> {
+    pub(super) axes: &'a [AxisId],
     /// The first number.
-    from: Val,
+    pub(super) from: Val,
     /// How many.
-    count: u32,
-    /// The number of all indices of the axes, at least 1.
-    total: Val,
+    pub(super) count: u32,
+    /// The number of all indices of the axes, or of those that there are to the kernel, at least 1.
+    pub(super) total: Val,
     /// From one number to the next in a tile.
-    pitch: u32,
+    pub(super) pitch: u32,
 }
 
 impl Span<'_> {
     /// A number of the span as an index, and whether there is such a number.
-    fn at(&self, e: &mut Emit, x: &Exprs<'_>, n: Val) -> (Vec<Val>, Val) {
+    pub(super) fn at(&self, e: &mut Emit, x: &Exprs<'_>, n: Val) -> (Vec<Val>, Val) {
         let number = e.add(self.from, n);
+        let (number, exists) = self.clamped(e, number);
+        (x.split(e, number, self.axes), exists)
+    }
+
+    /// A number of the axes that there is in place of one, and whether it is the same.
+    pub(super) fn clamped(&self, e: &mut Emit, number: Val) -> (Val, Val) {
         let exists = e.lt(number, self.total);
         let one = e.u32(1);
         let last = e.sub(self.total, one);
-        let number = e.binary(Bin::Min, number, last);
-        (x.split(e, number, self.axes), exists)
+        (e.binary(Bin::Min, number, last), exists)
     }
 }
 
@@ -149,17 +154,18 @@ fn stage(
 }
 
 /// A product in the scores that is computed by tiles.
-struct Scores {
-    product: ValueId,
+#[derive(Clone, Debug)]
+pub(super) struct Scores {
+    pub(super) product: ValueId,
     /// The operand that the rows have.
-    rows: ValueId,
+    pub(super) rows: ValueId,
     /// The operand that the positions have.
-    keys: ValueId,
-    depth: Vec<AxisId>,
+    pub(super) keys: ValueId,
+    pub(super) depth: Vec<AxisId>,
 }
 
 /// The products of the scores that tiles can compute.
-fn products(body: &Function, plan: &StreamPlan) -> Vec<Scores> {
+pub(super) fn products(body: &Function, plan: &StreamPlan) -> Vec<Scores> {
     let below = cone(body, plan.scores, is_elementwise);
     let products = body.body.iter().filter(|i| i.op == Op::Contract && below.contains(&i.result()));
     let tiled = products.filter_map(|i| {
@@ -252,15 +258,49 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
 }
 
 /// What is left out in a block that no row sees.
-fn where_seen(e: &mut Emit, seen: Option<Val>, body: impl FnOnce(&mut Emit)) {
+pub(super) fn where_seen(e: &mut Emit, seen: Option<Val>, body: impl FnOnce(&mut Emit)) {
     match seen {
         Some(seen) => e.if_(seen, body),
         None => body(e),
     }
 }
 
+/// Whether any of these rows sees any of these positions, for all units alike. The flag is not free before units have met again.
+pub(super) fn seen(
+    e: &mut Emit,
+    x: &mut Exprs<'_>,
+    (plan, mask, batch): (&StreamPlan, ValueId, &[Val]),
+    [rows, positions]: [Span<'_>; 2],
+    (flag, units): (Shared, u32),
+) -> Val {
+    let (zero, one, unit, width) = (e.u32(0), e.u32(1), e.unit(), e.u32(positions.count));
+    let first = e.cmp(Cmp::Eq, unit, zero);
+    e.if_(first, |e| e.store(flag, zero, zero));
+    e.sync();
+    let (line, number) = (e.div(unit, width), e.rem(unit, width));
+    let (at_position, exists) = positions.at(e, x, number);
+    let mut any = e.bool(false);
+    for n in 0..rows.count * positions.count / units {
+        let below = e.u32(n * units / positions.count);
+        let row = e.add(line, below);
+        let (at_row, _) = rows.at(e, x, row);
+        let known = [(&plan.batch[..], batch), (rows.axes, &at_row[..]), (positions.axes, &at_position[..])];
+        let one = x.scope(|x| {
+            let axes = &x.body().ty(mask).axes;
+            x.element(e, mask, &index(axes, &known))
+        });
+        any = e.or(any, one);
+    }
+    let any = e.and(any, exists);
+    e.if_(any, |e| e.store(flag, zero, one));
+    e.sync();
+    let seen = e.load(flag, zero);
+    let seen = e.cast(seen, Elem::U32);
+    e.cmp(Cmp::Eq, seen, one)
+}
+
 /// How many tiles hold so many.
-fn up(e: &mut Emit, size: Val, tile: u32) -> Val {
+pub(super) fn up(e: &mut Emit, size: Val, tile: u32) -> Val {
     let (rounding, tile) = (e.u32(tile - 1), e.u32(tile));
     let sum = e.add(size, rounding);
     e.div(sum, tile)
@@ -330,31 +370,8 @@ impl<'a> Cube<'a> {
     /// Whether any row of the cube sees the block, for all units alike; `None` if there is no mask to tell.
     fn seen(&self, e: &mut Emit, x: &mut Exprs<'_>) -> Option<Val> {
         let mask = self.plan.mask?;
-        let (zero, one, unit) = (e.u32(0), e.u32(1), e.unit());
-        let first = e.cmp(Cmp::Eq, unit, zero);
-        e.if_(first, |e| e.store(self.seen, zero, zero));
-        e.sync();
-        let (rows, position) = self.scored(e);
-        let (at_position, exists) = self.positions.at(e, x, position);
-        let mut any = e.bool(false);
-        for row in rows {
-            let (at_row, _) = self.rows.at(e, x, row);
-            let known = [
-                (&self.plan.batch[..], &self.batch[..]),
-                (self.rows.axes, &at_row[..]),
-                (self.positions.axes, &at_position[..]),
-            ];
-            let one = x.scope(|x| {
-                let axes = &x.body().ty(mask).axes;
-                x.element(e, mask, &index(axes, &known))
-            });
-            any = e.or(any, one);
-        }
-        let any = e.and(any, exists);
-        e.if_(any, |e| e.store(self.seen, zero, one));
-        e.sync();
-        let seen = e.load(self.seen, zero);
-        Some(e.cmp(Cmp::Eq, seen, one))
+        let of = (self.plan, mask, &self.batch[..]);
+        Some(seen(e, x, of, [self.rows, self.positions], (self.seen, UNITS)))
     }
 
     /// Computes the block's scores.

@@ -5,6 +5,7 @@
 use latentc_ir::{AxisId, Function};
 
 use super::matrix;
+use super::stream_matrix::MatrixPlan;
 use super::target::Target;
 use crate::few::FewPlan;
 use crate::program::{Kernel, KernelKind};
@@ -23,6 +24,15 @@ pub(crate) struct Ways {
     /// For each side that can be the wide one of a product with few rows, and of one for tensor cores.
     few: Vec<Side>,
     matrix: Vec<Side>,
+    /// For a streamed softmax on tensor cores.
+    stream: Option<Tall>,
+}
+
+/// Times 16 rows that a cube can have, in order, each with its bytes of shared memory; and the axes of the rows.
+#[derive(Clone, Debug)]
+struct Tall {
+    heights: Vec<(u8, usize)>,
+    rows: Vec<AxisId>,
 }
 
 /// A side of a product, with the axes of the rows and of the columns if its operands are the wide ones.
@@ -52,15 +62,36 @@ impl Ways {
             | KernelKind::Scatter
             | KernelKind::Stream
             | KernelKind::Tiles
+            | KernelKind::StreamMatrix { .. }
             | KernelKind::Few { .. }
             | KernelKind::Matrix { .. } => (Vec::new(), Vec::new()),
         };
-        Ways { plain: kernel.kind, few, matrix }
+        let streams = kernel.kind == KernelKind::Stream && target == Target::Cuda;
+        let stream = if streams { MatrixPlan::of(&kernel.body) } else { None };
+        let stream = stream.map(|plan| {
+            let of = |tall| Some((tall, plan.shared_bytes(plan.tiling(tall)?)));
+            Tall { heights: plan.heights().into_iter().filter_map(of).collect(), rows: plan.stream.m }
+        });
+        Ways { plain: kernel.kind, few, matrix, stream }
+    }
+
+    /// Those that need no more shared memory than this.
+    pub(crate) fn within(mut self, shared_bytes: usize) -> Ways {
+        if let Some(Tall { heights, .. }) = &mut self.stream {
+            heights.retain(|(_, bytes)| *bytes <= shared_bytes);
+        }
+        self
     }
 
     /// The way for these extents: what has more columns is wide.
     pub(crate) fn choose(&self, extents: &[usize]) -> KernelKind {
         let total = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
+        if let Some(Tall { heights, rows }) = &self.stream {
+            // As tall as its rows, or as it can be.
+            let wanted = total(rows).div_ceil(16);
+            let tall = heights.iter().find(|(tall, _)| usize::from(*tall) >= wanted).or(heights.last());
+            return tall.map_or(self.plain, |&(tall, _)| KernelKind::StreamMatrix { tall });
+        }
         let widest = |sides: &[Side], most: usize| {
             let sides = sides.iter().map(|s| (total(&s.columns), s.wide, total(&s.rows)));
             sides.filter(|(.., rows)| *rows <= most).max()
@@ -82,7 +113,9 @@ impl Ways {
             [1, 2, 4, 8].map(|rows| KernelKind::Few { wide, rows })
         };
         let matrix = self.matrix.iter().map(|s| KernelKind::Matrix { wide: s.wide });
-        self.few.iter().flat_map(few).chain(matrix).collect()
+        let heights = self.stream.iter().flat_map(|tall| &tall.heights);
+        let stream = heights.map(|&(tall, _)| KernelKind::StreamMatrix { tall });
+        self.few.iter().flat_map(few).chain(matrix).chain(stream).collect()
     }
 }
 
@@ -91,6 +124,7 @@ pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
         KernelKind::Few { wide, rows } if kernel.kind != kind => format!("{}_few{wide}{rows}", kernel.name),
         KernelKind::Matrix { wide } if kernel.kind != kind => format!("{}_matrix{wide}", kernel.name),
+        KernelKind::StreamMatrix { tall } if kernel.kind != kind => format!("{}_matrix{tall}", kernel.name),
         _ => kernel.name.clone(),
     };
     Kernel { name, kind, body: kernel.body.clone() }

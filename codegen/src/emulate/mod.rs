@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use latentc_ir::{DType, Value, ValueId};
 use rayon::prelude::*;
 
-use crate::cube::{self, LaunchShape, Target, cuda_source};
+use crate::cube::{self, CubeIr, LaunchShape, Role, Split, Target, cuda_role};
 use crate::device::{Data, Device, DeviceError};
 use crate::memory::Layout;
 use crate::program::{Kernel, KernelKind};
@@ -51,6 +51,7 @@ pub struct Emulator {
 #[derive(Clone, Debug)]
 struct Program {
     kernel: Kernel,
+    role: Role,
     file: PathBuf,
     /// Its number in the file.
     number: u64,
@@ -90,12 +91,17 @@ impl Emulator {
     pub fn prepare<'k>(&mut self, kernels: impl IntoIterator<Item = &'k Kernel>) -> Result<(), DeviceError> {
         let mut new: Vec<&Kernel> = Vec::new();
         for kernel in kernels {
-            if self.program(kernel).is_none() && !new.contains(&kernel) {
+            if self.program(kernel, Role::Whole).is_none() && !new.contains(&kernel) {
                 new.push(kernel);
             }
         }
-        let sources: Vec<String> = new.iter().map(|k| cuda_source(k)).collect::<Result<_, _>>()?;
-        let all: Vec<_> = new.into_iter().zip(sources).collect();
+        self.compile(new.into_iter().map(|k| (k, Role::Whole)).collect())
+    }
+
+    /// Compiles what is not compiled yet.
+    fn compile(&mut self, new: Vec<(&Kernel, Role)>) -> Result<(), DeviceError> {
+        let all = new.into_iter().map(|(k, role)| Ok((k, role, cuda_role(k, role)?)));
+        let all: Vec<_> = all.collect::<Result<_, DeviceError>>()?;
         let built: Result<Vec<_>, _> = all.par_chunks(TOGETHER).map(|chunk| self.build(chunk)).collect();
         self.programs.extend(built?.into_iter().flatten());
         Ok(())
@@ -106,41 +112,38 @@ impl Emulator {
     /// # Errors
     /// If it does not compile.
     pub fn replace(&mut self, kernel: &Kernel, source: String) -> Result<(), DeviceError> {
-        let mut built = self.build(&[(kernel, source)])?;
+        let mut built = self.build(&[(kernel, Role::Whole, source)])?;
         built.iter_mut().for_each(|p| p.replaced = true);
         self.programs.retain(|p| p.kernel != *kernel);
         self.programs.extend(built);
         Ok(())
     }
 
-    fn program(&self, kernel: &Kernel) -> Option<&Program> {
-        self.programs.iter().find(|p| p.kernel == *kernel)
+    fn program(&self, kernel: &Kernel, role: Role) -> Option<&Program> {
+        self.programs.iter().find(|p| p.role == role && p.kernel == *kernel)
     }
 
     /// One program of several kernels. If it does not compile, the error is about the one that is to blame.
-    fn build(&self, kernels: &[(&Kernel, String)]) -> Result<Vec<Program>, DeviceError> {
-        let part = |(kernel, source): &'_ (&Kernel, String)| -> Result<(String, usize), DeviceError> {
+    fn build(&self, kernels: &[(&Kernel, Role, String)]) -> Result<Vec<Program>, DeviceError> {
+        let part = |(kernel, role, _): &'_ (&Kernel, Role, String)| -> Result<(String, usize), DeviceError> {
             let shape = LaunchShape::of(kernel);
             if shape.units > THREADS || shape.shared_bytes > SHARED_BYTES {
                 return Err(cube::refuse(kernel, format!("{shape}, which no GPU has")));
             }
-            Ok((source.clone(), shape.shared_bytes))
+            Ok((format!("{}{}", kernel.name, role.suffix()), shape.shared_bytes))
         };
         let texts: Vec<_> = kernels.iter().map(part).collect::<Result<_, _>>()?;
         let parts: Vec<_> = kernels
             .iter()
             .zip(&texts)
-            .map(|((k, _), (source, shared_bytes))| Part {
-                name: &k.name,
-                source,
-                shared_bytes: *shared_bytes,
-            })
+            .map(|((_, _, source), (name, shared_bytes))| Part { name, source, shared_bytes: *shared_bytes })
             .collect();
         let name = format!("program_{}", fresh());
         match self.workshop.build(&name, &parts) {
             Ok(file) => {
-                let program = |(n, (kernel, _)): (usize, &(&Kernel, String))| Program {
+                let program = |(n, (kernel, role, _)): (usize, &(&Kernel, Role, String))| Program {
                     kernel: (*kernel).clone(),
+                    role: *role,
                     file: file.clone(),
                     number: n as u64,
                     replaced: false,
@@ -148,7 +151,7 @@ impl Emulator {
                 Ok(kernels.iter().enumerate().map(program).collect())
             }
             Err(why) => match kernels {
-                [(kernel, _)] => Err(cube::refuse(kernel, why)),
+                [(kernel, ..)] => Err(cube::refuse(kernel, why)),
                 _ => {
                     let each: Result<Vec<_>, _> =
                         kernels.iter().map(|k| self.build(std::slice::from_ref(k))).collect();
@@ -156,6 +159,44 @@ impl Emulator {
                 }
             },
         }
+    }
+
+    /// Runs a program on these buffers, each with the bytes of an element, and gives what it leaves of the last.
+    fn run(
+        &self,
+        (kernel, role): (&Kernel, Role),
+        grid: (u32, u32, u32),
+        sizes: &[usize],
+        buffers: &[(Vec<u8>, usize)],
+    ) -> Result<Vec<u8>, DeviceError> {
+        let refuse = |why: String| cube::refuse(kernel, why);
+        let lens: Vec<_> = buffers.iter().map(|(bytes, element)| bytes.len() / element).collect();
+        let info: Vec<u8> =
+            cube::launch_info(sizes, &lens).data.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let program = self.program(kernel, role).ok_or_else(|| refuse("it is not compiled".to_owned()))?;
+        let mut words = vec![program.number, self.seed];
+        words.extend([grid.0, grid.1, grid.2, LaunchShape::of(kernel).units].map(u64::from));
+        words.extend([info.len() as u64, buffers.len() as u64]);
+        let mut file: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        file.extend(&info);
+        for (n, (bytes, element)) in buffers.iter().enumerate() {
+            let last = n + 1 == buffers.len();
+            let words = [bytes.len(), *element, usize::from(last)];
+            file.extend(words.iter().flat_map(|&w| (w as u64).to_le_bytes()));
+            file.extend(bytes);
+        }
+        let number = fresh();
+        let launch = self.workshop.path(&format!("launch_{number}"));
+        let result = self.workshop.path(&format!("result_{number}"));
+        std::fs::write(&launch, file).map_err(|e| refuse(format!("{}: {e}", launch.display())))?;
+        let ran = self.workshop.run(&program.file, &launch, &result);
+        let bytes =
+            ran.and_then(|()| std::fs::read(&result).map_err(|e| format!("{}: {e}", result.display())));
+        for path in [launch, result] {
+            // The folder goes in the end; a failed launch leaves no result.
+            let _ = std::fs::remove_file(path);
+        }
+        bytes.map_err(refuse)
     }
 }
 
@@ -243,9 +284,8 @@ impl Device for Emulator {
     ) -> Result<(), DeviceError> {
         let extents = kernel.extents(sizes);
         // A text that replaces a kernel's own is what is to be run.
-        let replaced = self.program(kernel).is_some_and(|p| p.replaced);
+        let replaced = self.program(kernel, Role::Whole).is_some_and(|p| p.replaced);
         let kernel = &if replaced { kernel.clone() } else { cube::chosen(kernel, sizes) };
-        self.prepare([kernel])?;
         let refuse = |why: String| cube::refuse(kernel, why);
         let symbols = kernel.size_symbols();
         if inputs.len() != kernel.body.params.len() || sizes.len() != symbols.len() {
@@ -271,44 +311,48 @@ impl Device for Emulator {
             Ok(len)
         };
         let mut buffers: Vec<(Vec<u8>, usize)> = Vec::new();
-        let mut lens = Vec::new();
+        let mut given = Vec::new();
         for (&param, input) in kernel.body.params.iter().zip(inputs) {
             let Some(buffer) = input else { continue };
             let len = exactly(param, buffer)?;
-            lens.push(len);
+            given.push(param);
             buffers.push((buffer.bytes()[..len * buffer.element()].to_vec(), buffer.element()));
         }
         let len = exactly(kernel.body.results[0], output)?;
         let written = len * output.element();
-        lens.push(len);
         buffers.push((output.bytes()[..written].to_vec(), output.element()));
-        let info: Vec<u8> =
-            cube::launch_info(sizes, &lens).data.iter().flat_map(|w| w.to_le_bytes()).collect();
-
-        let program = self.program(kernel).ok_or_else(|| refuse("it is not compiled".to_owned()))?;
-        let mut words = vec![program.number, self.seed];
-        words.extend([grid.0, grid.1, grid.2, shape.units].map(u64::from));
-        words.extend([info.len() as u64, buffers.len() as u64]);
-        let mut file: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        file.extend(&info);
-        for (n, (bytes, element)) in buffers.iter().enumerate() {
-            let last = n + 1 == buffers.len();
-            let words = [bytes.len(), *element, usize::from(last)];
-            file.extend(words.iter().flat_map(|&w| (w as u64).to_le_bytes()));
-            file.extend(bytes);
-        }
-        let number = fresh();
-        let launch = self.workshop.path(&format!("launch_{number}"));
-        let result = self.workshop.path(&format!("result_{number}"));
-        std::fs::write(&launch, file).map_err(|e| refuse(format!("{}: {e}", launch.display())))?;
-        let ran = self.workshop.run(&program.file, &launch, &result);
-        let bytes =
-            ran.and_then(|()| std::fs::read(&result).map_err(|e| format!("{}: {e}", result.display())));
-        for path in [launch, result] {
-            // The folder goes in the end; a failed launch leaves no result.
-            let _ = std::fs::remove_file(path);
-        }
-        let bytes = bytes.map_err(refuse)?;
+        let ir = CubeIr::new(kernel, Target::Cuda)?;
+        let cubes = grid.0 as usize * grid.1 as usize;
+        let split = ir.plan().filter(|_| !replaced);
+        let split = split.and_then(|plan| Some((plan, Split::of(plan, cubes, &extents)?)));
+        let bytes = match split {
+            None => {
+                self.prepare([kernel])?;
+                self.run((kernel, Role::Whole), grid, sizes, &buffers)?
+            }
+            Some((plan, split)) => {
+                let roles = [Role::Part, Role::Merge];
+                let new = roles.into_iter().filter(|&role| self.program(kernel, role).is_none());
+                self.compile(new.map(|role| (kernel, role)).collect())?;
+                let arranged = |cubes: usize| shape.arranged(cubes as u64).map_err(refuse);
+                let grids = [
+                    arranged(split.parts * cubes)?,
+                    arranged(split.elements.div_ceil(shape.units as usize))?,
+                ];
+                let sizes = [sizes, &[split.chunk]].concat();
+                let output = buffers.pop();
+                let mut kept = (vec![0xff; split.scratch * 4], 4);
+                for (role, grid) in roles.into_iter().zip(grids) {
+                    let read = role.reads(&kernel.body, plan);
+                    let inputs = given.iter().zip(&buffers).filter(|(p, _)| read.contains(p));
+                    let mut used: Vec<_> = inputs.map(|(_, b)| b.clone()).collect();
+                    used.push(kept);
+                    used.extend(output.clone().filter(|_| role == Role::Merge));
+                    kept = (self.run((kernel, role), grid, &sizes, &used)?, 4);
+                }
+                kept.0
+            }
+        };
         let start = output.range.start;
         output.memory.borrow_mut()[start..start + written].copy_from_slice(&bytes);
         Ok(())

@@ -322,7 +322,9 @@ impl Device for Host {
         let views: Vec<_> = inputs.iter().map(|b| b.map(Buffer::view)).collect();
         check(kernel, &views, output, &extents)?;
         let pieces = match kernel.kind {
-            KernelKind::Map | KernelKind::Scatter | KernelKind::Stream => Arc::from([]),
+            KernelKind::Map | KernelKind::Scatter | KernelKind::Stream | KernelKind::StreamMatrix { .. } => {
+                Arc::from([])
+            }
             // What stands around a product goes through memory: the cache holds it, and a launch costs nothing here.
             KernelKind::Contract
             | KernelKind::Grouped
@@ -387,7 +389,7 @@ fn plain(
         KernelKind::Contract => contract::run(kernel, &views, output, extents),
         KernelKind::Grouped => grouped::run(kernel, &views, output, extents, spare),
         KernelKind::Scatter => scatter::run(kernel, &views, output, extents),
-        KernelKind::Stream => stream::run(kernel, &views, output, extents),
+        KernelKind::Stream | KernelKind::StreamMatrix { .. } => stream::run(kernel, &views, output, extents),
         // Ways of GPUs to do one of the others.
         KernelKind::Tiles | KernelKind::Few { .. } | KernelKind::Matrix { .. } => {
             match KernelKind::of(&kernel.body) {
@@ -414,7 +416,7 @@ fn widened(kernel: &Kernel, inputs: &[Option<View<'_>>], extents: &[usize]) -> V
                 |(n, &a): (usize, &ValueId)| a != param || n == 0 && matches!(inst.op, Op::Gather { .. });
             inst.args.iter().enumerate().all(reads)
         }),
-        KernelKind::Scatter | KernelKind::Stream => false,
+        KernelKind::Scatter | KernelKind::Stream | KernelKind::StreamMatrix { .. } => false,
     };
     let widen = |(&param, view): (&ValueId, &Option<View<'_>>)| {
         let view = view.filter(|v| v.is_float() && !matches!(v, View::F(_)))?;

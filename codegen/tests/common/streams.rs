@@ -76,6 +76,11 @@ pub(crate) fn arb_case() -> impl Strategy<Value = Case> {
 impl Case {
     /// The kernel. Run-time sizes: batch `b`, tokens `t`, positions `s`.
     pub(crate) fn kernel(&self) -> Kernel {
+        self.of("f32")
+    }
+
+    /// The same with operands of that dtype.
+    pub(crate) fn of(&self, operands: &str) -> Kernel {
         let mut rng = SplitMix(self.order);
         let mut ty = |dtype: &str, axes: &[&str]| {
             let mut axes: Vec<_> = axes.iter().map(|a| (rng.next_u64(), *a)).collect();
@@ -90,10 +95,13 @@ impl Case {
             axes
         };
         let rows = ["b", "g", "h", "t", "s"];
-        params.push(format!("q: {}", ty("f32", &["b", "g", "h", "t", "c"])));
+        params.push(format!("q: {}", ty(operands, &["b", "g", "h", "t", "c"])));
         // The streamed axis of a key may have another name where it is kept.
-        let (kept, dtype) =
-            if self.keys == 2 { ("u", "f32") } else { ("s", if self.keys == 5 { "bf16" } else { "f32" }) };
+        let (kept, dtype) = if self.keys == 2 {
+            ("u", operands)
+        } else {
+            ("s", if self.keys == 5 && operands == "f32" { "bf16" } else { operands })
+        };
         let key = with(vec!["b", "c"]);
         let of = |width: &'static str, at: &'static str| {
             let mut axes: Vec<_> = key.iter().map(|&a| if a == "c" { width } else { a }).collect();
@@ -103,35 +111,35 @@ impl Case {
         match self.keys {
             0 | 5 => params.push(format!("k: {}", ty(dtype, &of("c", "s")))),
             1 => {
-                params.push(format!("k0: {}", ty("f32", &of("c", "s"))));
-                params.push(format!("ks: {}", ty("f32", &["s", "b"])));
-                body.push(format!("k: {} = mul k0, ks", ty("f32", &of("c", "s"))));
+                params.push(format!("k0: {}", ty(operands, &of("c", "s"))));
+                params.push(format!("ks: {}", ty(operands, &["s", "b"])));
+                body.push(format!("k: {} = mul k0, ks", ty(operands, &of("c", "s"))));
             }
             2 => {
-                params.push(format!("k0: {}", ty("f32", &of("c", kept))));
-                body.push(format!("k: {} = rename k0 from u to s", ty("f32", &of("c", "s"))));
+                params.push(format!("k0: {}", ty(operands, &of("c", kept))));
+                body.push(format!("k: {} = rename k0 from u to s", ty(operands, &of("c", "s"))));
             }
             3 => {
-                params.push(format!("k0: {}", ty("f32", &of("c1", "s"))));
-                params.push(format!("k1: {}", ty("f32", &of("c2", "s"))));
-                body.push(format!("k: {} = concat k0, k1 axes c1, c2 into c", ty("f32", &of("c", "s"))));
+                params.push(format!("k0: {}", ty(operands, &of("c1", "s"))));
+                params.push(format!("k1: {}", ty(operands, &of("c2", "s"))));
+                body.push(format!("k: {} = concat k0, k1 axes c1, c2 into c", ty(operands, &of("c", "s"))));
             }
             _ => {
-                params.push(format!("k0: {}", ty("f32", &of("w", "s"))));
+                params.push(format!("k0: {}", ty(operands, &of("w", "s"))));
                 params.push("place: i32[s, b]".to_owned());
                 params.push("freq: f32[j]".to_owned());
-                body.push(format!("k2: {} = slice k0 axis w into c start 2", ty("f32", &of("c", "s"))));
+                body.push(format!("k2: {} = slice k0 axis w into c start 2", ty(operands, &of("c", "s"))));
                 body.push(format!(
                     "k: {} = rope k2, place, freq over c pairs halves",
-                    ty("f32", &of("c", "s"))
+                    ty(operands, &of("c", "s"))
                 ));
             }
         }
         body.push(format!("z0: {} = contract q, k over c", ty("f32", &rows)));
         let mut x = "z0";
         if self.two {
-            params.push(format!("q2: {}", ty("f32", &["h", "t", "r", "b"])));
-            params.push(format!("kr: {}", ty("f32", &["b", "s", "r"])));
+            params.push(format!("q2: {}", ty(operands, &["h", "t", "r", "b"])));
+            params.push(format!("kr: {}", ty(operands, &["b", "s", "r"])));
             body.push(format!("z1: {} = contract kr, q2 over r", ty("f32", &["b", "h", "t", "s"])));
             body.push(format!("z2: {} = add z0, z1", ty("f32", &rows)));
             x = "z2";
@@ -155,7 +163,7 @@ impl Case {
         body.push(format!("w: {} = softmax {x} over s\np: {} = cast w", ty("f32", &rows), ty("f32", &rows)));
         let (value, width) = if self.shared { ("k", "c") } else { ("val", "v") };
         if !self.shared {
-            params.push(format!("val: {}", ty("f32", &of("v", "s"))));
+            params.push(format!("val: {}", ty(operands, &of("v", "s"))));
         }
         let result = ["b", "g", "h", "t", width];
         body.push(format!("y: {} = contract p, {value} over s", ty("f32", &result)));

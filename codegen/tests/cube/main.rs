@@ -17,6 +17,7 @@ mod resident;
 mod rows;
 mod scatter;
 mod stream;
+mod stream_matrix;
 #[path = "../common/streams.rs"]
 mod streams;
 mod text;

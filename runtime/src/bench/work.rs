@@ -41,7 +41,7 @@ impl Work {
         let count = products.len() as u64;
         match kernel.kind {
             KernelKind::Map | KernelKind::Scatter => None,
-            KernelKind::Stream => {
+            KernelKind::Stream | KernelKind::StreamMatrix { .. } => {
                 let plan = StreamPlan::of(body).ok()?;
                 let scores = products.iter().filter(|i| i.result() != plan.product);
                 let keys = scores.map(|i| of(&body.summed(&i.args, body.ty(i.result())))).sum();

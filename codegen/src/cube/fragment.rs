@@ -1,0 +1,150 @@
+//! What a plane multiplies on tensor cores: tiles in registers, and their way from shared memory.
+//!
+//! A product is of 16 rows, 8 columns and 16 numbers of depth. Of the sums, a unit has two neighbouring columns of two rows, eight
+//! apart: numbers 0 and 1 of the upper row, 2 and 3 of the lower (PTX ISA, "Matrix Fragments for mma.m16n8k16").
+
+use super::emit::{Array, Elem, Emit, Shared, Val};
+
+/// A plane of 32 units, as seen by one of them.
+#[derive(Clone, Copy)]
+pub(super) struct Plane {
+    /// The plane's number in the cube.
+    pub(super) number: Val,
+    /// The unit's number in the plane.
+    pub(super) lane: Val,
+    /// The upper of the unit's two rows in a tile of sums.
+    pub(super) row: Val,
+    /// The first of its two columns there.
+    pub(super) column: Val,
+}
+
+/// Where rows of numbers lie in shared memory, each `pitch` behind the one before it.
+#[derive(Clone, Copy)]
+pub(super) struct Lines {
+    /// The first number of the first row.
+    pub(super) start: Val,
+    pub(super) pitch: u32,
+}
+
+impl Plane {
+    pub(super) fn new(e: &mut Emit) -> Plane {
+        let (unit, plane, four, two) = (e.unit(), e.u32(32), e.u32(4), e.u32(2));
+        let (number, lane) = (e.div(unit, plane), e.rem(unit, plane));
+        let (row, pair) = (e.div(lane, four), e.rem(lane, four));
+        let column = e.mul(pair, two);
+        Plane { number, lane, row, column }
+    }
+
+    /// The place that a unit names to `ldmatrix` for four matrices of 8 by 8: `down` of the bits 3 and 4 of its number go down eight
+    /// rows, the other goes eight numbers to the right.
+    fn named(&self, e: &mut Emit, lines: Lines, down: u32) -> Val {
+        let [eight, sixteen] = [8, 16].map(|n| e.u32(n));
+        let (low, high) = (e.rem(self.lane, eight), e.div(self.lane, sixteen));
+        let middle = e.rem(self.lane, sixteen);
+        let middle = e.div(middle, eight);
+        let (rows, right) = if down == 3 { (middle, high) } else { (high, middle) };
+        let rows = e.mul(rows, eight);
+        let row = e.add(rows, low);
+        let pitch = e.u32(lines.pitch);
+        let row = e.mul(row, pitch);
+        let right = e.mul(right, eight);
+        let at = e.add(lines.start, row);
+        e.add(at, right)
+    }
+
+    /// For [`load_rows`].
+    pub(super) fn rows(&self, e: &mut Emit, lines: Lines) -> Val {
+        self.named(e, lines, 3)
+    }
+
+    /// For [`load_columns`], of columns that lie along the depth.
+    pub(super) fn columns_along(&self, e: &mut Emit, lines: Lines) -> Val {
+        self.named(e, lines, 4)
+    }
+
+    /// For [`load_columns`], of columns that lie side by side.
+    pub(super) fn columns_across(&self, e: &mut Emit, lines: Lines) -> Val {
+        self.named(e, lines, 3)
+    }
+}
+
+/// Registers for the left operand of a product.
+pub(super) fn left(e: &mut Emit, elem: Elem) -> Array {
+    e.array(elem, 2, 4)
+}
+
+/// Registers for a tile of sums.
+pub(super) fn sums(e: &mut Emit) -> Array {
+    e.array(Elem::F32, 1, 4)
+}
+
+/// Makes a tile of sums zero.
+pub(super) fn clear(e: &mut Emit, sums: Array) {
+    let zero = e.f32(0.0);
+    for n in 0..4 {
+        let n = e.u32(n);
+        e.store(sums, n, zero);
+    }
+}
+
+/// Loads the 16 rows by 16 numbers of depth that are `more` numbers behind what the units name.
+pub(super) fn load_rows(e: &mut Emit, to: Array, memory: Shared, named: Val, more: u32) {
+    let more = e.u32(more);
+    let at = e.add(named, more);
+    e.load_matrix(to, memory, at, 4, false);
+}
+
+/// Loads 16 columns by 16 numbers of depth, as the right operands of two products.
+pub(super) fn load_columns(
+    e: &mut Emit,
+    elem: Elem,
+    memory: Shared,
+    named: Val,
+    more: u32,
+    across: bool,
+) -> [Array; 2] {
+    let (both, more) = (e.array(elem, 2, 4), e.u32(more));
+    let at = e.add(named, more);
+    e.load_matrix(both, memory, at, 4, across);
+    [0, 2].map(|first| {
+        let one = e.array(elem, 2, 2);
+        for n in 0..2 {
+            let (from, to) = (e.u32(first + n), e.u32(n));
+            let pair = e.load(both, from);
+            e.store(one, to, pair);
+        }
+        one
+    })
+}
+
+/// Loads 8 columns by 16 numbers of depth, as the right operand of a product.
+pub(super) fn load_eight(
+    e: &mut Emit,
+    elem: Elem,
+    memory: Shared,
+    named: Val,
+    more: u32,
+    across: bool,
+) -> Array {
+    let (to, more) = (e.array(elem, 2, 2), e.u32(more));
+    let at = e.add(named, more);
+    e.load_matrix(to, memory, at, 2, across);
+    to
+}
+
+/// Sums of 16 rows and 16 columns as the left operand of a product, rounded.
+pub(super) fn as_left(e: &mut Emit, elem: Elem, sums: [Array; 2]) -> Array {
+    let to = left(e, elem);
+    for (n, from) in sums.into_iter().enumerate() {
+        for half in 0..2 {
+            let pair = [0, 1].map(|i| {
+                let i = e.u32(2 * half + i);
+                e.load(from, i)
+            });
+            let at = e.u32(2 * n as u32 + half);
+            let pair = e.vector(elem, &pair);
+            e.store(to, at, pair);
+        }
+    }
+    to
+}

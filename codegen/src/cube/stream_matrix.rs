@@ -1,0 +1,896 @@
+//! Streamed softmaxes on tensor cores: both products of a block are multiplied by `mma`, and the scores between them stay in registers.
+//!
+//! A cube of 8 planes has 16, 32, 64 or 128 rows and all columns of the product (as many rows as there are, up to that). Rows are what
+//! the plan calls *m*: tokens of a head, or tokens and heads, where these share keys. The operands of the rows lie in shared memory from
+//! the start; of each block of positions, keys and values are brought there, 16 bytes at a time where they lie so in memory, decoded
+//! where they are expressions. Values that are the keys of a product lie there once.
+//!
+//! Planes that have the same rows share out the block's positions for the scores and the columns for the sums: scores then pass
+//! through shared memory, as f32. Each plane turns those of its rows into weights (a unit has two rows, four units a row), rounds them to
+//! the dtype of the values, and multiplies. Operands of rows in f32 are rounded to the dtype of the keys. All else is f32; sums of
+//! weights are of those that were not rounded. `check/bound.rs` knows of both.
+//!
+//! A mask that lets each row see the positions up to a number, as causal ones do, is an end for the cube's walk, and a position up to
+//! which it need not be asked. Any other is asked for each block, as in [`stream`](super::stream).
+
+use latentc_ir::{AxisId, Binary, DType, Function, Op, Size, ValueId};
+
+use super::emit::{Array, Bin, Buf, Cmp, Elem, Emit, Pack, Shared, Val, Var};
+use super::expr::Exprs;
+use super::fragment::{Lines, Plane, as_left, clear, left, load_columns, load_eight, load_rows, sums};
+use super::split::KEPT;
+use super::stream::{At, Scores, Span, divisor, finish, index, products, seen, up, where_seen};
+use crate::stream::{StreamPlan, cone, defined, is_elementwise};
+
+/// Units of a cube.
+pub(crate) const UNITS: u32 = 256;
+/// Planes of a cube.
+const PLANES: u32 = UNITS / 32;
+/// Elements of a pack of 16 bytes.
+const PACK: u32 = 8;
+/// The most columns that a plane sums, if it can be so.
+const COLUMNS: u32 = 128;
+/// The most that it can.
+const MOST_COLUMNS: u32 = 256;
+/// Shared memory that a cube has on every GPU with these instructions in data centres (CUDA C++ Programming Guide, table of compute
+/// capabilities: 163 KB on 8.0, 227 KB from 9.0 on).
+const SHARED: u32 = 163 << 10;
+
+/// A streamed softmax whose products tensor cores can multiply.
+#[derive(Clone, Debug)]
+pub(crate) struct MatrixPlan {
+    pub(crate) stream: StreamPlan,
+    /// Of keys and values, and what else is multiplied is rounded to.
+    pub(crate) dtype: DType,
+    scores: Vec<Scores>,
+    /// For each value that the scores are made of: which of these products it is the sum of.
+    sums: Vec<(ValueId, Vec<usize>)>,
+    /// The depth of each product.
+    depths: Vec<u32>,
+    /// The number of columns.
+    columns: u32,
+    /// The product whose keys are the values.
+    shared: Option<usize>,
+}
+
+/// How a cube is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tiling {
+    /// Rows of a cube.
+    pub(crate) rows: u32,
+    /// Columns of a cube.
+    pub(crate) columns: u32,
+    /// Planes that have the same rows.
+    across: u32,
+    /// Positions of a block.
+    positions: u32,
+}
+
+impl MatrixPlan {
+    /// Of a body that can be computed so.
+    pub(crate) fn of(body: &Function) -> Option<MatrixPlan> {
+        let stream = StreamPlan::of(body).ok()?;
+        let dtype = body.ty(stream.values).dtype;
+        let elem = matches!(dtype, DType::Bf16 | DType::F16);
+        // Beyond 65504 there is nothing in f16.
+        let fits = |v: ValueId| {
+            body.ty(v).dtype == dtype || (dtype == DType::Bf16 && body.ty(v).dtype == DType::F32)
+        };
+        let scores = products(body, &stream);
+        let below = cone(body, stream.scores, is_elementwise);
+        let all = body.body.iter().filter(|i| i.op == Op::Contract && below.contains(&i.result())).count();
+        let dtypes = scores.iter().all(|p| body.ty(p.keys).dtype == dtype && fits(p.rows));
+        if !elem || scores.is_empty() || scores.len() != all || !dtypes {
+            return None;
+        }
+        let number = |axes: &[AxisId]| {
+            let sizes = axes.iter().map(|&a| body.axis(a).size.fixed());
+            sizes
+                .into_iter()
+                .try_fold(1u64, |n, size| n.checked_mul(size?))
+                .and_then(|n| u32::try_from(n).ok())
+        };
+        let depths = scores.iter().map(|p| number(&p.depth)).collect::<Option<Vec<_>>>()?;
+        let columns = number(&stream.n).filter(|&n| n > 0)?;
+        let shared = scores.iter().position(|p| p.keys == stream.values && p.depth == stream.n);
+        let sums = sums_of(body, &stream, &scores);
+        let plan = MatrixPlan { stream, dtype, scores, sums, depths, columns, shared };
+        (!plan.heights().is_empty()).then_some(plan)
+    }
+
+    /// The numbers of 16 rows that a cube can have, of 1, 2, 4 and 8.
+    pub(crate) fn heights(&self) -> Vec<u8> {
+        [1, 2, 4, 8].into_iter().filter(|&tall| self.tiling(tall).is_some()).collect()
+    }
+
+    /// The cube with so many times 16 rows, if it has room for all columns.
+    pub(crate) fn tiling(&self, tall: u8) -> Option<Tiling> {
+        let (rows, across) = (16 * u32::from(tall), PLANES / u32::from(tall));
+        let columns = self.columns.next_multiple_of(16 * across);
+        if columns > across * if tall == 4 { MOST_COLUMNS } else { COLUMNS } {
+            return None;
+        }
+        let tiling = |positions| Tiling { rows, columns, across, positions };
+        // A tile of positions for each plane. Where planes have fewer, more registers are left for sums.
+        let least = 8 * across.max(4);
+        let fits = |most: u32| {
+            let mut sizes =
+                [if tall == 2 { 32 } else { 64 }, 64, 32].into_iter().filter(|&n| n >= least).map(tiling);
+            sizes.find(|t| self.shared_bytes(*t) <= most as usize)
+        };
+        // Two cubes at once, if they fit.
+        fits(SHARED * 2 / 3).or_else(|| fits(SHARED))
+    }
+
+    /// Numbers that a line of the keys' tile has for a product.
+    fn width(&self, t: Tiling, product: usize) -> u32 {
+        let width = self.depths[product].next_multiple_of(16);
+        if self.shared == Some(product) { width.max(t.columns) } else { width }
+    }
+
+    /// Where the numbers of a product begin in such a line.
+    fn first(&self, t: Tiling, product: usize) -> u32 {
+        (0..product).map(|p| self.width(t, p)).sum()
+    }
+
+    /// From one line of the keys' tile to the next. Eight meet in no bank.
+    fn key_pitch(&self, t: Tiling) -> u32 {
+        self.first(t, self.scores.len()) + PACK
+    }
+
+    /// Where the depth of a product begins in a line of the rows' tile.
+    fn row_first(&self, product: usize) -> u32 {
+        self.depths[..product].iter().map(|d| d.next_multiple_of(16)).sum()
+    }
+
+    fn row_pitch(&self) -> u32 {
+        self.row_first(self.scores.len()) + PACK
+    }
+
+    fn elements(&self, t: Tiling) -> [u32; 4] {
+        let values = if self.shared.is_some() { 0 } else { t.positions * (t.columns + PACK) };
+        let scores = if t.across > 1 { t.rows * t.score_pitch() } else { 0 };
+        [t.rows * self.row_pitch(), t.positions * self.key_pitch(t), values, scores]
+    }
+
+    /// Bytes of shared memory.
+    pub(crate) fn shared_bytes(&self, t: Tiling) -> usize {
+        let [rows, keys, values, scores] = self.elements(t);
+        let fold = if self.stream.mask.is_some() { UNITS } else { 0 };
+        (2 * (rows + keys + values) + 4 * (scores + fold)) as usize
+    }
+}
+
+impl Tiling {
+    /// From one row of scores to the next: units that write two neighbours meet in no bank.
+    fn score_pitch(self) -> u32 {
+        self.positions + 8
+    }
+
+    /// Tiles of columns that a plane sums.
+    fn tiles(self) -> u32 {
+        self.columns / self.across / 8
+    }
+
+    /// Tiles of positions that a plane scores.
+    fn scored(self) -> u32 {
+        self.positions / self.across / 8
+    }
+}
+
+/// What the scores are made of: sums of products that are wanted for nothing else are one value.
+fn sums_of(body: &Function, plan: &StreamPlan, scores: &[Scores]) -> Vec<(ValueId, Vec<usize>)> {
+    let below = cone(body, plan.scores, is_elementwise);
+    let users = |v: ValueId| {
+        let args = body.body.iter().flat_map(|i| &i.args);
+        args.filter(|a| **a == v).count()
+    };
+    let mut found: Vec<(ValueId, Vec<usize>)> =
+        scores.iter().enumerate().map(|(n, p)| (p.product, vec![n])).collect();
+    for inst in body.body.iter().filter(|i| below.contains(&i.result())) {
+        let (Op::Binary(Binary::Add), &[a, b]) = (&inst.op, &inst.args[..]) else { continue };
+        let of = |v: ValueId| found.iter().position(|(sum, _)| *sum == v && users(v) == 1);
+        if let (Some(one), Some(other)) = (of(a), of(b)) {
+            let (_, more) = found[other].clone();
+            found[one].1.extend(more);
+            found[one].0 = inst.result();
+            found.remove(other);
+        }
+    }
+    found
+}
+
+/// A number for each row, up to which positions are seen; `all` says that the mask asks for nothing else.
+struct Limit {
+    value: ValueId,
+    /// That position is seen too.
+    inclusive: bool,
+    all: bool,
+}
+
+/// Of the mask that a value is.
+fn limit(body: &Function, plan: &StreamPlan, mask: ValueId) -> Option<Limit> {
+    let inst = defined(body, mask)?;
+    let position = |v: ValueId| defined(body, v).is_some_and(|i| i.op == Op::Position { axis: plan.along });
+    match (&inst.op, &inst.args[..]) {
+        (Op::Binary(op @ (Binary::Le | Binary::Lt)), &[at, value])
+            if position(at) && body.ty(value).dtype == DType::I32 && !body.ty(value).has(plan.along) =>
+        {
+            Some(Limit { value, inclusive: *op == Binary::Le, all: true })
+        }
+        (Op::Binary(Binary::And), args) => {
+            let mut found = args.iter().filter_map(|&a| limit(body, plan, a));
+            found.next().map(|l| Limit { all: false, ..l })
+        }
+        _ => None,
+    }
+}
+
+/// The instructions of the kernel, or of its first part, which gives the number of positions of a part.
+pub(crate) fn emit(
+    e: &mut Emit,
+    mut x: Exprs<'_>,
+    (plan, tall): (&MatrixPlan, u8),
+    chunk: Option<Val>,
+    (inputs, elem): (&dyn Fn(ValueId) -> Option<Buf>, Elem),
+    output: Buf,
+) {
+    let t = plan.tiling(tall).expect("checked");
+    let stream = &plan.stream;
+    let [repeats, rows, columns] = [&stream.batch, &stream.m, &stream.n].map(|axes| x.total(e, axes));
+    // Cubes are numbered along the columns, then the rows, the batch, the parts.
+    let cube = e.cube();
+    let [row_tiles, column_tiles] =
+        [(rows, t.rows), (columns, t.columns)].map(|(size, tile)| up(e, size, tile));
+    let row_of_tiles = e.div(cube, column_tiles);
+    let repeat = e.div(row_of_tiles, row_tiles);
+    // The last rows see most: they come first.
+    let (one, tile) = (e.u32(1), e.rem(row_of_tiles, row_tiles));
+    let last = e.sub(row_tiles, one);
+    let (tile, column_tile) = (e.sub(last, tile), e.rem(cube, column_tiles));
+    let [row0, column0] = [(tile, t.rows), (column_tile, t.columns)].map(|(number, size)| {
+        let size = e.u32(size);
+        e.mul(number, size)
+    });
+    let positions = x.extent(stream.along);
+    let (repeat, part, from, to, inside) = match chunk {
+        None => (repeat, e.u32(0), e.u32(0), positions, e.lt(repeat, repeats)),
+        Some(chunk) => {
+            let (part, repeat) = (e.div(repeat, repeats), e.rem(repeat, repeats));
+            let from = e.mul(part, chunk);
+            let end = e.add(from, chunk);
+            let to = e.binary(Bin::Min, end, positions);
+            (repeat, part, from, to, e.lt(from, positions))
+        }
+    };
+    // All units of a cube agree.
+    e.if_(inside, |e| {
+        let batch = x.split(e, repeat, &stream.batch);
+        let along = [stream.along];
+        let plane = Plane::new(e);
+        let across = e.u32(t.across);
+        let (down, right) = (e.div(plane.number, across), e.rem(plane.number, across));
+        let [left, keys, values, scores] = plan.elements(t);
+        let keys = e.shared(elem, keys as usize);
+        let mut cube = Cube {
+            plan,
+            t,
+            elem,
+            inputs,
+            batch,
+            rows: Span { axes: &stream.m, from: row0, count: t.rows, total: rows, pitch: 0 },
+            columns: Span { axes: &stream.n, from: column0, count: t.columns, total: columns, pitch: 0 },
+            positions: Span { axes: &along, from, count: t.positions, total: to, pitch: 0 },
+            left: e.shared(elem, left as usize),
+            keys,
+            values: if values > 0 { e.shared(elem, values as usize) } else { keys },
+            scores: (scores > 0).then(|| e.shared(Elem::F32, scores as usize)),
+            plane,
+            down,
+            right,
+            mine: Vec::new(),
+        };
+        cube.walk(e, &mut x, (from, to), |cube, e, x, [max, sum], sums| match chunk {
+            None => cube.store(e, x, sum, sums, output),
+            Some(_) => {
+                let lines = e.mul(repeats, rows);
+                let first = e.mul(part, lines);
+                let before = e.mul(repeat, rows);
+                let first = e.add(first, before);
+                cube.keep(e, first, max, sum, sums, output);
+            }
+        });
+    });
+}
+
+/// A row of a unit: its number in the cube, its index, and whether there is such a row.
+struct Row {
+    number: Val,
+    index: Vec<Val>,
+    exists: Val,
+}
+
+/// A cube at work.
+struct Cube<'a> {
+    plan: &'a MatrixPlan,
+    t: Tiling,
+    elem: Elem,
+    inputs: &'a dyn Fn(ValueId) -> Option<Buf>,
+    batch: Vec<Val>,
+    rows: Span<'a>,
+    columns: Span<'a>,
+    /// The block's; there are those only that some row sees.
+    positions: Span<'a>,
+    /// The rows' operands: rows by depth.
+    left: Shared,
+    /// Positions by depth.
+    keys: Shared,
+    /// Positions by columns, if they are not the keys.
+    values: Shared,
+    /// Rows by positions, if planes share them.
+    scores: Option<Shared>,
+    plane: Plane,
+    /// The plane's rows, and its columns and positions, among those of the cube.
+    down: Val,
+    right: Val,
+    /// The two rows of the unit.
+    mine: Vec<Row>,
+}
+
+/// What a unit keeps of its two rows.
+type OfRows = [Var; 2];
+
+impl<'a> Cube<'a> {
+    fn stream(&self) -> &'a StreamPlan {
+        &self.plan.stream
+    }
+
+    /// Walks the positions, and ends with what is made of the sums.
+    fn walk<'x>(
+        &mut self,
+        e: &mut Emit,
+        x: &mut Exprs<'x>,
+        (from, to): (Val, Val),
+        end: impl FnOnce(&Self, &mut Emit, &mut Exprs<'x>, [OfRows; 2], &[Array]),
+    ) {
+        let (plan, t, body) = (self.plan, self.t, x.body());
+        let (sixteen, eight) = (e.u32(16), e.u32(8));
+        let first = e.mul(self.down, sixteen);
+        let first = e.add(first, self.plane.row);
+        let second = e.add(first, eight);
+        self.mine = [first, second]
+            .map(|number| {
+                let (index, exists) = self.rows.at(e, x, number);
+                Row { number, index, exists }
+            })
+            .into();
+        self.once_for_rows(e, x);
+        for (n, p) in plan.scores.iter().enumerate() {
+            let width = plan.depths[n].next_multiple_of(16);
+            let to = (self.left, plan.row_first(n), plan.row_pitch());
+            self.stage(e, x, (p.rows, &p.depth, plan.depths[n]), self.rows, (e.u32(0), width), to);
+        }
+        let mask = self.stream().mask.map(|mask| (mask, limit(body, self.stream(), mask)));
+        let flag = mask.as_ref().map(|_| e.shared(Elem::I32, UNITS as usize));
+        // The first position that no row sees, and the first that not all of them do: for those no mask is asked.
+        let (until, free) = match (&mask, flag) {
+            (Some((_, Some(limit))), Some(scratch)) => {
+                let (until, free) = self.limits(e, x, limit, scratch, to);
+                (until, limit.all.then_some(free))
+            }
+            (Some(_), _) => (to, None),
+            (None, _) => (to, Some(to)),
+        };
+        self.positions.total = until;
+        let (nothing, least) = (e.f32(0.0), e.f32(f32::MIN));
+        let max = [e.var(least), e.var(least)];
+        let sum = [e.var(nothing), e.var(nothing)];
+        let sums: Vec<Array> = (0..t.tiles())
+            .map(|_| {
+                let tile = sums(e);
+                clear(e, tile);
+                tile
+            })
+            .collect();
+        let step = e.u32(t.positions);
+        e.for_step(from, until, step, |e, first| {
+            self.positions.from = first;
+            x.scope(|x| {
+                let asked = match (&mask, flag) {
+                    (Some((mask, None)), Some(flag)) => Some(seen(
+                        e,
+                        x,
+                        (self.stream(), *mask, &self.batch),
+                        [self.rows, self.positions],
+                        (flag, UNITS),
+                    )),
+                    _ => None,
+                };
+                where_seen(e, asked, |e| {
+                    // The block before has been used.
+                    e.sync();
+                    self.bring(e, x);
+                    e.sync();
+                    let mask = mask.as_ref().map(|m| m.0);
+                    let mut scores = self.score(e, x, mask, free);
+                    if let Some(shared) = self.scores {
+                        scores = self.exchange(e, shared, &scores);
+                    }
+                    self.weigh(e, &scores, max, sum, &sums);
+                    self.add_values(e, &scores, &sums);
+                });
+            });
+        });
+        // What four units have of a row.
+        for sum in sum {
+            for bits in [1, 2] {
+                let mine = e.get(sum);
+                let other = e.shuffle_xor(mine, bits);
+                let both = e.add(mine, other);
+                e.set(sum, both);
+            }
+        }
+        end(self, e, x, [max, sum], &sums);
+    }
+
+    /// Computes what the scores have of the rows alone once.
+    fn once_for_rows(&self, e: &mut Emit, x: &mut Exprs<'_>) {
+        let body = x.body();
+        let above = |v: ValueId| {
+            cone(body, v, |_| true).iter().any(|v| defined(body, *v).is_some_and(|i| i.op == Op::Contract))
+        };
+        for value in cone(body, self.stream().scores, is_elementwise) {
+            if body.ty(value).has(self.stream().along) || above(value) {
+                continue;
+            }
+            for row in &self.mine {
+                let known = [(&self.stream().batch[..], &self.batch[..]), (self.rows.axes, &row.index[..])];
+                x.element(e, value, &index(&body.ty(value).axes, &known));
+            }
+        }
+    }
+
+    /// The first position that none of the cube's rows sees, and the first that not all of them see; not beyond `to`.
+    fn limits(&self, e: &mut Emit, x: &mut Exprs<'_>, limit: &Limit, scratch: Shared, to: Val) -> (Val, Val) {
+        let (unit, count) = (e.unit(), e.u32(self.t.rows));
+        let number = e.rem(unit, count);
+        // Beyond the last row, it is that once more.
+        let (at_row, _) = self.rows.at(e, x, number);
+        let known = [(&self.stream().batch[..], &self.batch[..]), (self.rows.axes, &at_row[..])];
+        let axes = &x.body().ty(limit.value).axes;
+        let last = x.scope(|x| x.element(e, limit.value, &index(axes, &known)));
+        let (zero, one) = (e.u32(0), e.u32(1));
+        let of = |e: &mut Emit, op: Bin| {
+            let last = e.fold_cube(op, last, scratch, UNITS);
+            let none = e.i32(0);
+            let some = e.cmp(if limit.inclusive { Cmp::Le } else { Cmp::Lt }, none, last);
+            let last = e.cast(last, Elem::U32);
+            let end = if limit.inclusive { e.add(last, one) } else { last };
+            let end = e.select(some, end, zero);
+            e.binary(Bin::Min, end, to)
+        };
+        (of(e, Bin::Max), of(e, Bin::Min))
+    }
+
+    /// Brings the block's keys and values into shared memory.
+    fn bring(&self, e: &mut Emit, x: &mut Exprs<'_>) {
+        let (plan, t) = (self.plan, self.t);
+        let none = e.u32(0);
+        for (n, p) in plan.scores.iter().enumerate() {
+            let to = (self.keys, plan.first(t, n), plan.key_pitch(t));
+            let width = (none, plan.width(t, n));
+            self.stage(e, x, (p.keys, &p.depth, plan.depths[n]), self.positions, width, to);
+        }
+        if plan.shared.is_none() {
+            let of = (self.stream().values, &self.stream().n[..], plan.columns);
+            let to = (self.values, 0, t.columns + PACK);
+            self.stage(e, x, of, self.positions, (self.columns.from, t.columns), to);
+        }
+    }
+
+    /// Brings `width` numbers of each line of a leaf into shared memory, from the first on. What does not exist is 0.
+    fn stage(
+        &self,
+        e: &mut Emit,
+        x: &mut Exprs<'_>,
+        (leaf, axes, total): (ValueId, &[AxisId], u32),
+        lines: Span<'_>,
+        (first, width): (Val, u32),
+        (to, place, pitch): (Shared, u32, u32),
+    ) {
+        let memory = &x.body().ty(leaf).axes;
+        let buf = (self.inputs)(leaf).filter(|_| packed(x.body(), leaf, axes, self.plan.dtype));
+        let batch: At<'_> = (&self.stream().batch, &self.batch);
+        let packs = width / PACK;
+        if packs == 0 {
+            return;
+        }
+        let all = lines.count * packs;
+        let one = |e: &mut Emit, x: &mut Exprs<'_>, number: Val| {
+            let (of_line, pack, end) = (e.u32(packs), e.u32(PACK), e.u32(total));
+            let (line, across) = (e.div(number, of_line), e.rem(number, of_line));
+            let across = e.mul(across, pack);
+            let column = e.add(first, across);
+            let (at_line, exists) = lines.at(e, x, line);
+            let wanted = |e: &mut Emit, x: &mut Exprs<'_>, column: Val| {
+                let at = x.split(e, column, axes);
+                index(memory, &[batch, (lines.axes, &at_line[..]), (axes, &at[..])])
+            };
+            let pack_of = match buf {
+                Some(buf) => {
+                    let inside = e.lt(column, end);
+                    let exists = e.and(exists, inside);
+                    let nothing = e.zero_pack(self.elem, PACK);
+                    let vars = e.pack_var(&nothing);
+                    e.if_(exists, |e| {
+                        let at = wanted(e, x, column);
+                        let at = x.join(e, &at, memory);
+                        let at = e.div(at, pack);
+                        let loaded = e.load_pack(buf, at, PACK, true);
+                        e.set_pack(&vars, &loaded);
+                    });
+                    e.get_pack(&vars, &nothing)
+                }
+                None => {
+                    let zero = e.f32(0.0);
+                    let numbers: Vec<_> = (0..PACK)
+                        .map(|n| {
+                            let n = e.u32(n);
+                            let column = e.add(column, n);
+                            let inside = e.lt(column, end);
+                            let exists = e.and(exists, inside);
+                            let number = e.var(zero);
+                            e.if_(exists, |e| {
+                                let at = wanted(e, x, column);
+                                let element = x.scope(|x| x.element(e, leaf, &at));
+                                e.set(number, element);
+                            });
+                            e.get(number)
+                        })
+                        .collect();
+                    Pack::Vector(e.vector(self.elem, &numbers))
+                }
+            };
+            let pitch = e.u32(pitch / PACK);
+            let line = e.mul(line, pitch);
+            let (place, across) = (e.u32(place / PACK), e.div(across, pack));
+            let at = e.add(line, place);
+            let at = e.add(at, across);
+            e.store_pack(to, at, &pack_of);
+        };
+        let unit = e.unit();
+        if buf.is_some() {
+            for n in 0..all.div_ceil(UNITS) {
+                let (before, end) = (e.u32(n * UNITS), e.u32(all));
+                let number = e.add(unit, before);
+                if (n + 1) * UNITS <= all {
+                    x.scope(|x| one(e, x, number));
+                } else {
+                    let inside = e.lt(number, end);
+                    e.if_(inside, |e| x.scope(|x| one(e, x, number)));
+                }
+            }
+        } else {
+            let (end, step) = (e.u32(all), e.u32(UNITS));
+            e.for_step(unit, end, step, |e, number| x.scope(|x| one(e, x, number)));
+        }
+    }
+
+    /// The scores of the plane's positions: by tile, as sums of tensor cores lie.
+    fn score(&self, e: &mut Emit, x: &mut Exprs<'_>, mask: Option<ValueId>, free: Option<Val>) -> Vec<Array> {
+        let (plan, t) = (self.plan, self.t);
+        let (sixteen, part) = (e.u32(16), e.u32(t.positions / t.across));
+        let of_rows = e.u32(plan.row_pitch());
+        let row = e.mul(self.down, sixteen);
+        let start = e.mul(row, of_rows);
+        let rows = self.plane.rows(e, Lines { start, pitch: plan.row_pitch() });
+        let before = e.mul(self.right, part);
+        let of_keys = e.u32(plan.key_pitch(t));
+        let start = e.mul(before, of_keys);
+        let lines = Lines { start, pitch: plan.key_pitch(t) };
+        let keys = self.plane.columns_along(e, lines);
+        let found: Vec<Vec<Array>> = plan
+            .sums
+            .iter()
+            .map(|(_, of)| {
+                let tiles: Vec<_> = (0..t.scored())
+                    .map(|_| {
+                        let tile = sums(e);
+                        clear(e, tile);
+                        tile
+                    })
+                    .collect();
+                for &p in of {
+                    let deep = plan.depths[p].div_ceil(16);
+                    // As many at once as are worth their text.
+                    let at_once =
+                        (1..=deep.clamp(1, 12)).rev().find(|n| deep.is_multiple_of(*n)).unwrap_or(1);
+                    let (none, all, step) = (e.u32(0), e.u32(16 * deep), e.u32(16 * at_once));
+                    let body = |e: &mut Emit, k: Val| {
+                        let (rows, keys) = (e.add(rows, k), e.add(keys, k));
+                        for k in 0..at_once {
+                            let a = left(e, self.elem);
+                            load_rows(e, a, self.left, rows, plan.row_first(p) + 16 * k);
+                            for (n, tiles) in tiles.chunks(2).enumerate() {
+                                let more = plan.first(t, p) + 16 * k + n as u32 * 16 * plan.key_pitch(t);
+                                if let [tile] = tiles {
+                                    let b = load_eight(e, self.elem, self.keys, keys, more, false);
+                                    e.multiply_matrices(a, b, *tile, self.elem);
+                                    continue;
+                                }
+                                let b = load_columns(e, self.elem, self.keys, keys, more, false);
+                                for (&tile, b) in tiles.iter().zip(b) {
+                                    e.multiply_matrices(a, b, tile, self.elem);
+                                }
+                            }
+                        }
+                    };
+                    if deep == at_once { body(e, none) } else { e.for_step(none, all, step, body) }
+                }
+                tiles
+            })
+            .collect();
+        let first = e.add(self.positions.from, before);
+        let first = e.add(first, self.plane.column);
+        let made = |e: &mut Emit, x: &mut Exprs<'_>, asked: bool| {
+            for tile in 0..t.scored() {
+                for right in 0..2 {
+                    let more = e.u32(8 * tile + right);
+                    let position = e.add(first, more);
+                    self.expression(e, x, (position, asked), mask, &found, (tile, right));
+                }
+            }
+        };
+        match free {
+            None => made(e, x, true),
+            Some(free) => {
+                let count = e.u32(t.positions);
+                let end = e.add(self.positions.from, count);
+                let plain = e.cmp(Cmp::Le, end, free);
+                e.if_(plain, |e| made(e, x, false));
+                let masked = e.not(plain);
+                e.if_(masked, |e| made(e, x, true));
+            }
+        }
+        found.into_iter().next().expect("there is a product")
+    }
+
+    /// Makes the scores of a position and the unit's two rows, in the place of the first sum.
+    fn expression(
+        &self,
+        e: &mut Emit,
+        x: &mut Exprs<'_>,
+        (position, asked): (Val, bool),
+        mask: Option<ValueId>,
+        found: &[Vec<Array>],
+        (tile, right): (u32, u32),
+    ) {
+        let (at_position, exists) =
+            if asked { self.positions.clamped(e, position) } else { (position, e.bool(true)) };
+        let least = e.f32(f32::NEG_INFINITY);
+        for (n, row) in self.mine.iter().enumerate() {
+            let at = e.u32(2 * n as u32 + right);
+            let known = [
+                (&self.stream().batch[..], &self.batch[..]),
+                (self.rows.axes, &row.index[..]),
+                (self.positions.axes, &[at_position][..]),
+            ];
+            let score = x.scope(|x| {
+                let body = x.body();
+                for ((value, _), tiles) in self.plan.sums.iter().zip(found) {
+                    let sum = e.load(tiles[tile as usize], at);
+                    x.define(*value, index(&body.ty(*value).axes, &known), sum);
+                }
+                if let (Some(mask), false) = (mask, asked) {
+                    let seen = e.bool(true);
+                    x.define(mask, index(&body.ty(mask).axes, &known), seen);
+                }
+                x.element(e, self.stream().scores, &index(&body.ty(self.stream().scores).axes, &known))
+            });
+            let score = if asked { e.select(exists, score, least) } else { score };
+            e.store(found[0][tile as usize], at, score);
+        }
+    }
+
+    /// Scores of all positions of the block for those of the plane's own part.
+    fn exchange(&self, e: &mut Emit, shared: Shared, own: &[Array]) -> Vec<Array> {
+        let t = self.t;
+        let (sixteen, pitch, part, two) =
+            (e.u32(16), e.u32(t.score_pitch()), e.u32(t.positions / t.across), e.u32(2));
+        let row = e.mul(self.down, sixteen);
+        let row = e.add(row, self.plane.row);
+        let row = e.mul(row, pitch);
+        let row = e.add(row, self.plane.column);
+        let before = e.mul(self.right, part);
+        let start = e.add(row, before);
+        let place = |e: &mut Emit, start: Val, tile: usize, half: u32| {
+            let more = e.u32(8 * tile as u32 + half * 8 * t.score_pitch());
+            let at = e.add(start, more);
+            e.div(at, two)
+        };
+        for (n, &tile) in own.iter().enumerate() {
+            for half in 0..2 {
+                let pair = [0, 1].map(|i| {
+                    let i = e.u32(2 * half + i);
+                    e.load(tile, i)
+                });
+                let pair = Pack::Vector(e.vector(Elem::F32, &pair));
+                let at = place(e, start, n, half);
+                e.store_pack(shared, at, &pair);
+            }
+        }
+        e.sync();
+        (0..t.positions / 8)
+            .map(|n| {
+                let tile = sums(e);
+                for half in 0..2 {
+                    let at = place(e, row, n as usize, half);
+                    let pair = e.load_pack(shared, at, 2, true);
+                    for i in 0..2 {
+                        let (to, number) = (e.u32(2 * half + i), e.element_of(&pair, i));
+                        e.store(tile, to, number);
+                    }
+                }
+                tile
+            })
+            .collect()
+    }
+
+    /// Turns the block's scores into weights. What was summed of earlier blocks counts less by a factor of the row.
+    fn weigh(&self, e: &mut Emit, scores: &[Array], max: OfRows, sum: OfRows, sums: &[Array]) {
+        let places = |half: usize| [2 * half as u32, 2 * half as u32 + 1];
+        for half in 0..2 {
+            let old = e.get(max[half]);
+            let mut new = old;
+            for &tile in scores {
+                for at in places(half) {
+                    let at = e.u32(at);
+                    let score = e.load(tile, at);
+                    new = e.binary(Bin::Max, new, score);
+                }
+            }
+            for bits in [1, 2] {
+                let other = e.shuffle_xor(new, bits);
+                new = e.binary(Bin::Max, new, other);
+            }
+            e.set(max[half], new);
+            let less = e.sub(old, new);
+            let factor = e.quick_exp(less);
+            let known = e.get(sum[half]);
+            let mut total = e.mul(known, factor);
+            for &tile in scores {
+                for at in places(half) {
+                    let at = e.u32(at);
+                    let score = e.load(tile, at);
+                    let less = e.sub(score, new);
+                    let weight = e.quick_exp(less);
+                    e.store(tile, at, weight);
+                    total = e.add(total, weight);
+                }
+            }
+            e.set(sum[half], total);
+            for &tile in sums {
+                for at in places(half) {
+                    let at = e.u32(at);
+                    let known = e.load(tile, at);
+                    let known = e.mul(known, factor);
+                    e.store(tile, at, known);
+                }
+            }
+        }
+    }
+
+    /// Adds the block's values times their weights.
+    fn add_values(&self, e: &mut Emit, weights: &[Array], sums: &[Array]) {
+        let (plan, t) = (self.plan, self.t);
+        let (first, pitch) = match plan.shared {
+            Some(product) => (plan.first(t, product), plan.key_pitch(t)),
+            None => (0, t.columns + PACK),
+        };
+        let own = e.u32(t.columns / t.across);
+        let start = e.mul(self.right, own);
+        let first = e.u32(first);
+        let mut start = e.add(start, first);
+        if plan.shared.is_some() {
+            start = e.add(start, self.columns.from);
+        }
+        let named = self.plane.columns_across(e, Lines { start, pitch });
+        for (k, pair) in weights.chunks_exact(2).enumerate() {
+            let a = as_left(e, self.elem, [pair[0], pair[1]]);
+            for (n, tiles) in sums.chunks_exact(2).enumerate() {
+                let more = 16 * (k as u32 * pitch + n as u32);
+                let b = load_columns(e, self.elem, self.values, named, more, true);
+                for (&tile, b) in tiles.iter().zip(b) {
+                    e.multiply_matrices(a, b, tile, self.elem);
+                }
+            }
+        }
+    }
+
+    /// Does something with each of the unit's sums: the row's place among its two, the column's number in the cube, the sum.
+    fn each(&self, e: &mut Emit, sums: &[Array], mut body: impl FnMut(&mut Emit, usize, Val, Val)) {
+        let own = e.u32(self.t.columns / self.t.across);
+        let first = e.mul(self.right, own);
+        let first = e.add(first, self.plane.column);
+        for (n, &tile) in sums.iter().enumerate() {
+            for i in 0..4 {
+                let (more, at) = (e.u32(8 * n as u32 + i % 2), e.u32(i));
+                let (column, sum) = (e.add(first, more), e.load(tile, at));
+                body(e, i as usize / 2, column, sum);
+            }
+        }
+    }
+
+    /// Leaves what is known of a part, as [`split`](super::split) wants it. `first` is the number of the first row there.
+    fn keep(&self, e: &mut Emit, first: Val, max: OfRows, sum: OfRows, sums: &[Array], kept: Buf) {
+        let columns = self.columns.total;
+        let (more, one, zero) = (e.u32(KEPT), e.u32(1), e.u32(0));
+        let pitch = e.add(columns, more);
+        let lines: Vec<_> = self
+            .mine
+            .iter()
+            .map(|row| {
+                let number = e.add(self.rows.from, row.number);
+                let line = e.add(first, number);
+                e.mul(line, pitch)
+            })
+            .collect();
+        // One of the four units of a row, in one of the planes that have it.
+        let (no_column, no_plane) =
+            (e.cmp(Cmp::Eq, self.plane.column, zero), e.cmp(Cmp::Eq, self.right, zero));
+        let writes = e.and(no_column, no_plane);
+        for (half, row) in self.mine.iter().enumerate() {
+            let writes = e.and(writes, row.exists);
+            e.if_(writes, |e| {
+                let at = e.add(lines[half], columns);
+                let max = e.get(max[half]);
+                e.store(kept, at, max);
+                let at = e.add(at, one);
+                let sum = e.get(sum[half]);
+                e.store(kept, at, sum);
+            });
+        }
+        self.each(e, sums, |e, half, column, sum| {
+            let number = e.add(self.columns.from, column);
+            let column_exists = e.lt(number, columns);
+            let exists = e.and(self.mine[half].exists, column_exists);
+            e.if_(exists, |e| {
+                let at = e.add(lines[half], number);
+                e.store(kept, at, sum);
+            });
+        });
+    }
+
+    /// Divides by the sums of the weights, computes the epilogue, stores.
+    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, sum: OfRows, sums: &[Array], output: Buf) {
+        let one = e.f32(1.0);
+        let parts = sum.map(|sum| {
+            let sum = e.get(sum);
+            let divisor = divisor(e, sum);
+            e.div(one, divisor)
+        });
+        self.each(e, sums, |e, half, column, sum| {
+            let row = &self.mine[half];
+            let (at_column, column_exists) = self.columns.at(e, x, column);
+            let exists = e.and(row.exists, column_exists);
+            let known = [
+                (&self.stream().batch[..], &self.batch[..]),
+                (self.rows.axes, &row.index[..]),
+                (self.columns.axes, &at_column[..]),
+            ];
+            e.if_(exists, |e| {
+                let y = e.mul(sum, parts[half]);
+                finish(e, x, self.stream(), &known, y, output);
+            });
+        });
+    }
+}
+
+/// Whether numbers of these axes that lie in one pack of 8 lie in one of a parameter.
+fn packed(body: &Function, leaf: ValueId, axes: &[AxisId], dtype: DType) -> bool {
+    let wide = |a: &&AxisId| body.axis(**a).size != Size::Fixed(1);
+    let (own, wanted) = (body.ty(leaf).axes.iter().rev(), axes.iter().rev());
+    let same = own.filter(wide).zip(wanted.filter(wide)).take_while(|(a, b)| a == b);
+    let length = same.map(|(a, _)| body.axis(*a).size.fixed().unwrap_or(1)).fold(1, u64::saturating_mul);
+    body.params.contains(&leaf) && body.ty(leaf).dtype == dtype && length.is_multiple_of(PACK.into())
+}

@@ -1,0 +1,109 @@
+//! Streamed softmaxes on tensor cores: the text for CUDA, emulated and through NVIDIA's compilers.
+
+use latentc_codegen::check::check;
+use latentc_codegen::cube::{Target, cuda_split_sources, ways};
+use latentc_codegen::program::{Kernel, KernelKind};
+use proptest::prelude::*;
+
+use crate::bench::{cuda, cuda_text, emulated, gpu};
+use crate::streams::{arb_case, causal, latent, stream};
+
+/// The ways of a kernel on tensor cores. There are so many.
+fn on_tensor_cores(kernel: &Kernel, count: usize) -> Vec<Kernel> {
+    let ways: Vec<_> = ways(kernel, Target::Cuda);
+    let ways: Vec<_> =
+        ways.into_iter().filter(|w| matches!(w.kind, KernelKind::StreamMatrix { .. })).collect();
+    assert_eq!(ways.len(), count, "{ways:?}");
+    ways
+}
+
+/// Within the bound of the arithmetic, on the emulator and on a GPU, if there is one.
+fn right(way: &Kernel, sizes: &[usize]) {
+    let said = |outcome: latentc_codegen::check::Outcome| {
+        assert!(outcome.passes(), "{} {:?}: {outcome:?}\n{}", way.name, way.kind, way.body);
+    };
+    emulated(|emulator| said(check(emulator, way, sizes, 5).unwrap_or_else(|e| panic!("{e}\n{}", way.body))));
+    if let Some(mut gpu) = gpu() {
+        said(check(&mut gpu, way, sizes, 5).unwrap_or_else(|e| panic!("{e}\n{}", way.body)));
+    }
+}
+
+/// Each way means what the kernel means, spilling nothing.
+fn agree(kernel: &Kernel, count: usize, sizes: &[&[usize]]) {
+    let ways = on_tensor_cores(kernel, count);
+    // All at once, since what takes time is to compile.
+    emulated(|emulator| emulator.prepare(&ways).unwrap());
+    for way in ways {
+        sizes.iter().for_each(|sizes| right(&way, sizes));
+        if let Some(resources) = cuda(&way) {
+            assert_eq!(resources.spill_bytes, 0, "{} spills: {resources:?}", way.name);
+        }
+    }
+}
+
+#[test]
+fn heads_of_a_prompt() {
+    // Whole packs, and sizes that fill neither packs nor tiles.
+    agree(&causal("causal", "bf16", [2, 40, 24]), 4, &[&[1, 70, 70], &[1, 3, 100]]);
+    agree(&causal("odd", "f16", [3, 7, 5]), 4, &[&[2, 19, 33]]);
+    agree(&causal("flat", "bf16", [2, 0, 3]), 4, &[&[1, 3, 40]]);
+}
+
+#[test]
+fn latents_that_are_keys_and_values() {
+    agree(&latent("latent", "bf16", [5, 24, 7]), 4, &[&[2, 3, 70], &[1, 2, 0], &[0, 1, 5]]);
+    // Positions are shared out, in parts that are not equal.
+    right(&on_tensor_cores(&latent("shared", "bf16", [5, 24, 7]), 4)[2], &[2, 7, 300]);
+    // Planes share rows; the rows' operand is wider than the keys.
+    let text = latent("wide", "bf16", [3, 200, 16]).body.to_string().replacen("q: bf16", "q: f32", 1);
+    let lines: Vec<_> = text.lines().collect();
+    agree(&stream("wide", &lines[1..lines.len() - 1].join("\n")), 3, &[&[1, 9, 75]]);
+}
+
+#[test]
+fn codes_are_read_where_they_lie() {
+    // Eight bits a number, with a scale for each position and head; two heads of queries share one of keys.
+    let k = stream(
+        "codes",
+        "axes b=n0, t=n1, g=2, h=2, k=20, s=n2, w=5, f=4\n\
+         param q: bf16[b, t, g, h, k]\nparam kc: i32[s, b, g, w]\nparam ks: bf16[s, b, g]\n\
+         param v: bf16[s, b, g, k]\nparam pos: i32[b, t]\n\
+         k0: i32[s, b, g, w, f] = unpack kc over f\nk1: i32[s, b, g, k] = merge k0 axes w, f into k\n\
+         mid: i32 = const 127\nk2: i32[s, b, g, k] = sub k1, mid\nk3: f32[s, b, g, k] = cast k2\n\
+         key: bf16[s, b, g, k] = mul k3, ks\nat: i32[s] = position of s\nseen: bool[b, t, s] = le at, pos\n\
+         z: f32[b, t, g, h, s] = contract q, key over k\nscale: f32 = const 0.004\n\
+         x: f32[b, t, g, h, s] = mul z, scale\nleast: f32 = const -inf\n\
+         m: f32[b, t, g, h, s] = select seen, x, least\np: bf16[b, t, g, h, s] = softmax m over s\n\
+         y: bf16[b, t, g, h, k] = contract p, v over s\nreturn y",
+    );
+    agree(&k, 4, &[&[2, 11, 70]]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3, ..ProptestConfig::default() })]
+    #[test]
+    fn streams_of_axes_in_any_order(
+        case in arb_case(),
+        f16 in any::<bool>(),
+        sizes in (1usize..3, 0usize..25, prop_oneof![0usize..80, 256usize..400]),
+        tall in 0usize..4,
+    ) {
+        let k = case.of(if f16 { "f16" } else { "bf16" });
+        let ways = on_tensor_cores(&k, 4);
+        right(&ways[tall], &[sizes.0, sizes.1, sizes.2]);
+    }
+}
+
+#[test]
+fn shapes_of_the_published_models() {
+    let latents = latent("decode", "bf16", [128, 512, 64]);
+    let prefill = causal("prefill", "bf16", [128, 192, 128]);
+    for k in on_tensor_cores(&latents, 3).into_iter().chain(on_tensor_cores(&prefill, 4)) {
+        let parts = cuda_split_sources(&k).unwrap();
+        let parts = parts.iter().zip(["part", "merge"]);
+        let parts = parts.map(|(text, part)| cuda_text(&format!("{}_{part}", k.name), text));
+        for resources in parts.chain([cuda(&k)]).flatten() {
+            assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{}: {resources:?}", k.name);
+        }
+    }
+}
