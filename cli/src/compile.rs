@@ -1,21 +1,20 @@
 //! `latentc compile`: graphs of a model as kernels, launch lists and the IR after every pass, in a folder.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{anyhow, bail};
-use latentc_codegen::cube::{cuda_source, wgsl_source};
+use latentc_codegen::cube::{cuda_source, cuda_together_source, side_by_side, together_name, wgsl_source};
 use latentc_codegen::device::DeviceError;
 use latentc_codegen::memory::{Plan, Summary};
-use latentc_codegen::program::{Kernel, Program, Step};
+use latentc_codegen::program::Kernel;
 use latentc_ir::Symbols;
 use latentc_passes::{Graph, Guard};
 use latentc_runtime::compiled::Compiled;
 
 use crate::cache::CacheArgs;
 use crate::folder::NewFolder;
-use crate::manifest::{self, KernelEntry, Manifest};
+use crate::manifest::{self, KernelEntry, Manifest, Together};
 use crate::model::{DTypeArg, GraphArg, Model};
 use crate::passes::{Choice, Validation};
 use crate::share::share;
@@ -98,11 +97,15 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
             None => Vec::new(),
         },
         kernels: Vec::new(),
+        together: Vec::new(),
         graphs: Vec::new(),
         validation,
     };
     for kernel in &kernels {
         manifest.kernels.push(write_kernel(&folder, args.target, kernel)?);
+    }
+    if args.target == Target::Cuda {
+        manifest.together = write_together(&folder, &graphs)?;
     }
     for compiled in &graphs {
         let memory = memory(args, compiled)?;
@@ -149,6 +152,24 @@ fn write_kernel(folder: &NewFolder, target: Target, kernel: &Kernel) -> anyhow::
         Target::Wgpu => write(format!("kernels/{name}.wgsl"), wgsl_source(kernel))?,
     };
     Ok(KernelEntry::new(kernel, file, spec, target != Target::Host))
+}
+
+/// The grids of decode that are several kernels, as one new token of one sequence launches them.
+fn write_together(folder: &NewFolder, graphs: &[Compiled]) -> anyhow::Result<Vec<Together>> {
+    let mut written: Vec<Together> = Vec::new();
+    for program in graphs.iter().filter(|c| c.graph == Graph::Decode).map(|c| &c.program) {
+        for group in program.together() {
+            let group = side_by_side(group.iter().map(|&n| &program.kernels[n]));
+            let kernels: Vec<_> = group.iter().map(|k| k.name.clone()).collect();
+            if kernels.is_empty() || written.iter().any(|t| t.kernels == kernels) {
+                continue;
+            }
+            let file = format!("kernels/{:02}_{}.cu", written.len(), together_name(&group));
+            folder.write(&file, &cuda_together_source(&group)?)?;
+            written.push(Together { kernels, file });
+        }
+    }
+    Ok(written)
 }
 
 /// What the temporaries of a run take on the target.
@@ -198,24 +219,9 @@ fn write_graph(folder: &NewFolder, compiled: &Compiled, memory: Summary) -> anyh
         guard: compiled.guard.clone(),
         stages,
         schedule,
-        launches: launches(&compiled.program),
+        launches: compiled.program.launches(),
         memory,
         entry: compiled.program.entry.clone(),
         routines: manifest::routines(compiled.module(), &compiled.program),
     })
-}
-
-/// Launches of one run, those of called routines included.
-fn launches(program: &Program) -> u64 {
-    let mut of: BTreeMap<&str, u64> = BTreeMap::new();
-    // Callees stand before callers.
-    for routine in &program.routines {
-        let count = routine.steps.iter().map(|step| match step {
-            Step::Launch { .. } => 1,
-            Step::Call { routine, .. } => of.get(routine.as_str()).copied().unwrap_or(0),
-        });
-        let count = count.sum();
-        of.insert(&routine.name, count);
-    }
-    of.get(program.entry.as_str()).copied().unwrap_or(0)
 }

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use clap::ValueEnum;
+use latentc_codegen::schedule::LAWS;
 use latentc_ir::{Module, Origin, Poly, Symbols};
-use latentc_passes::{Candidate, Crossing, Graph, Remark, Variant, pipeline};
+use latentc_passes::{Candidate, Crossing, Graph, Remark, pipeline};
+use latentc_runtime::compiled::{Compiled, compile_variants};
 
 use crate::cache::CacheArgs;
 use crate::model::{DTypeArg, GraphArg, Model};
@@ -15,7 +17,7 @@ use crate::{print, print_json};
 /// Lengths of sequences at which costs are shown.
 const LENGTHS: [u64; 3] = [1024, 16_384, 131_072];
 
-/// Says what the passes did with a model and why: places, candidates, their costs.
+/// Says what the passes and the schedule did with a model and why: places, candidates, their costs.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A folder, a config.json, or a bundled name.
@@ -45,10 +47,10 @@ pub(crate) fn explain(args: &Args) -> anyhow::Result<()> {
     let model = Model::find(&args.model)?;
     let graph = args.graph.into();
     let trace = model.trace(graph, model.dtype(args.dtype))?;
-    let mut variants = latentc_passes::variants(&trace, args.cache.of(graph), &args.passes.pipeline())?;
+    let mut variants = compile_variants(&trace, args.cache.of(graph), &args.passes.pipeline())?;
     let guards: Vec<_> = variants.iter().filter_map(|v| Some(v.guard.as_ref()?.to_string())).collect();
     // What is said of the others differs in what is taken where, which the crossings say.
-    let Some(Variant { stages, remarks, .. }) = variants.pop() else { return Ok(()) };
+    let Some(Compiled { stages, remarks, .. }) = variants.pop() else { return Ok(()) };
     if args.remarks == Format::Json {
         return print_json(&remarks);
     }
@@ -72,14 +74,15 @@ fn sizes(module: &Module, graph: Graph) -> Vec<BTreeMap<String, u64>> {
     LENGTHS.iter().map(|&length| symbols.bind(1, new(length), length)).collect()
 }
 
-/// All remarks, by pass, in the order of the pipeline.
+/// All remarks, by pass, in the order of the pipeline, those of the schedule last.
 fn text(title: &str, remarks: &[Remark], sizes: &[BTreeMap<String, u64>]) -> String {
     let count = remarks.len();
     let mut text = format!("{title}: {count} remark{}\n", if count == 1 { "" } else { "s" });
-    for pass in pipeline() {
-        let of_pass: Vec<_> = remarks.iter().filter(|r| r.pass == pass.name).collect();
+    let laws = pipeline().into_iter().map(|pass| (pass.name, pass.law)).chain(LAWS);
+    for (name, law) in laws {
+        let of_pass: Vec<_> = remarks.iter().filter(|r| r.pass == name).collect();
         if !of_pass.is_empty() {
-            let _ = writeln!(text, "\n{}: {}", pass.name, pass.law);
+            let _ = writeln!(text, "\n{name}: {law}");
         }
         for r in of_pass {
             let places: String = r.origins.iter().map(place).collect();

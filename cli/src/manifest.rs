@@ -28,6 +28,9 @@ pub(crate) struct Manifest {
     pub(crate) parameters: Vec<Parameter>,
     /// Each distinct kernel of all graphs.
     pub(crate) kernels: Vec<KernelEntry>,
+    /// Grids of several kernels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) together: Vec<Together>,
     pub(crate) graphs: Vec<Graph>,
     /// What `--validate` found.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,6 +44,15 @@ pub(crate) struct Model {
     pub(crate) dtype: DType,
     /// The configuration, as published checkpoints have it.
     pub(crate) config: Value,
+}
+
+/// Kernels that run in one grid where there is one new token of one sequence.
+#[derive(Serialize)]
+pub(crate) struct Together {
+    /// In the ways that are taken then.
+    pub(crate) kernels: Vec<String>,
+    /// What the target compiles.
+    pub(crate) file: String,
 }
 
 /// A tensor of a checkpoint.
@@ -83,7 +95,7 @@ pub(crate) struct Graph {
     pub(crate) stages: Vec<String>,
     /// The launches, for people.
     pub(crate) schedule: String,
-    /// Launches of one run.
+    /// Launches of one run; those that may run at the same time count as one.
     pub(crate) launches: u64,
     /// What temporaries take at sizes given to `compile`.
     pub(crate) memory: Summary,
@@ -124,8 +136,20 @@ struct Stored {
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum StepEntry {
-    Launch { kernel: String, inputs: Vec<BufferId>, output: BufferId, sizes: Vec<Size> },
-    Call { routine: String, scope: String, inputs: Vec<BufferId>, outputs: Vec<BufferId> },
+    Launch {
+        kernel: String,
+        inputs: Vec<BufferId>,
+        output: BufferId,
+        sizes: Vec<Size>,
+        /// Whether it may run at the same time as the one before it.
+        beside: bool,
+    },
+    Call {
+        routine: String,
+        scope: String,
+        inputs: Vec<BufferId>,
+        outputs: Vec<BufferId>,
+    },
 }
 
 /// Whether a folder holds what `compile` once wrote.
@@ -175,11 +199,12 @@ pub(crate) fn routines(module: &Module, program: &Program) -> Vec<Routine> {
             },
         });
         let steps = r.steps.iter().map(|step| match step {
-            Step::Launch { kernel, inputs, output, sizes, .. } => StepEntry::Launch {
+            Step::Launch { kernel, inputs, output, sizes, beside, .. } => StepEntry::Launch {
                 kernel: program.kernels[*kernel].name.clone(),
                 inputs: inputs.clone(),
                 output: *output,
                 sizes: sizes.clone(),
+                beside: *beside,
             },
             Step::Call { routine, scope, inputs, outputs } => StepEntry::Call {
                 routine: routine.clone(),

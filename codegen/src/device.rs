@@ -100,6 +100,19 @@ impl SharedFloats for Vec<f16> {
     }
 }
 
+/// A kernel on buffers: what [`Device::launch`] takes.
+#[derive(Debug)]
+pub struct Launch<'a, B> {
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// Its parameters in order.
+    pub inputs: &'a [Option<&'a B>],
+    /// Where the result goes.
+    pub output: &'a mut B,
+    /// The run-time sizes.
+    pub sizes: &'a [usize],
+}
+
 /// A machine that holds buffers and runs kernels.
 pub trait Device {
     /// A piece of its memory.
@@ -187,6 +200,14 @@ pub trait Device {
         output: &mut Self::Buffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError>;
+
+    /// Runs kernels of which none reads what another writes: at the same time, where the device can.
+    ///
+    /// # Errors
+    /// As for [`launch`](Device::launch).
+    fn launch_together(&mut self, launches: Vec<Launch<'_, Self::Buffer>>) -> Result<(), DeviceError> {
+        launches.into_iter().try_for_each(|l| self.launch(l.kernel, l.inputs, l.output, l.sizes))
+    }
 }
 
 /// Why a device could not do as told.

@@ -17,10 +17,11 @@
 mod rows;
 mod stream;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_ir::{AxisId, Def, Function, Inst, Op, Type, ValueId};
-use latentc_passes::{Machine, Sizes};
+use latentc_passes::{Kind, Machine, Remark, Sizes};
 
 use crate::grouped::GroupedPlan;
 use crate::scatter::is_product;
@@ -34,8 +35,11 @@ const STREAM_TILE: f64 = 32.0;
 /// Operations for each element that is rotated: a sine and a cosine, mostly.
 const TURN: f64 = 32.0;
 
-/// For each value, whether it has memory of its own or shares that of another.
-pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> Vec<bool> {
+/// As remarks and `latentc explain` call this.
+pub(crate) const NAME: &str = "fuse";
+
+/// For each value, whether it has memory of its own or shares that of another; and why.
+pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> (Vec<bool>, Vec<Remark>) {
     let mut s = Storage {
         f,
         defs: f.defs(),
@@ -46,6 +50,7 @@ pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> Vec<boo
         fixed: vec![false; f.values.len()],
         streams: BTreeMap::new(),
         streamed: vec![false; f.values.len()],
+        remarks: Vec::new(),
     };
     s.seeds();
     s.streams();
@@ -59,7 +64,9 @@ pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> Vec<boo
         s.views();
     }
     s.rows();
-    s.stored
+    // In the order of the text, each value once: what was said of it last holds.
+    let last: BTreeMap<usize, Remark> = s.remarks.into_iter().collect();
+    (s.stored, last.into_values().collect())
 }
 
 struct Storage<'a> {
@@ -76,6 +83,8 @@ struct Storage<'a> {
     streams: BTreeMap<usize, AxisId>,
     /// What a stream computes piece by piece: from the products that scores are made of to the weights.
     streamed: Vec<bool>,
+    /// What was decided, by index of the body.
+    remarks: Vec<(usize, Remark)>,
 }
 
 /// What products must have in common to be one kernel: the axes of the result, those of the operands, and the index of a
@@ -102,6 +111,19 @@ impl<'a> Storage<'a> {
             Def::Inst(_, inst) => Some(inst),
             Def::Param(_) | Def::Weight(_) | Def::Cache(_) => None,
         }
+    }
+
+    /// Says what became of a value. Whoever gives it to the program is not asked.
+    fn say(&mut self, kind: Kind, v: ValueId, message: String) {
+        if let Def::Inst(n, inst) = self.defs[v.0 as usize] {
+            self.remarks.push((n, Remark::new(kind, NAME, self.f, inst, message)));
+        }
+    }
+
+    /// Values by name.
+    fn names<'v>(&self, values: impl IntoIterator<Item = &'v ValueId>) -> String {
+        let name = |v: &ValueId| format!("`{}`", self.f.value(*v).name);
+        values.into_iter().map(name).collect::<Vec<_>>().join(", ")
     }
 
     fn axes(&self, v: ValueId) -> BTreeSet<AxisId> {
@@ -172,13 +194,17 @@ impl<'a> Storage<'a> {
 
     /// For each product, where all that is made of it elementwise meets: there it is stored.
     fn epilogues(&mut self) {
-        // The product that each value is an epilogue of. Later products go first: a sum of two is the epilogue of the second.
+        // The product that each value is an epilogue of. What is behind more products goes first: a sum of two is the epilogue of
+        // the one that has to be waited for, so that the other need not wait.
         let mut claimed: BTreeMap<ValueId, usize> = BTreeMap::new();
         let f = self.f;
-        for (n, inst) in f.body.iter().enumerate().rev() {
-            if inst.op != Op::Contract || self.streamed[inst.result().0 as usize] {
-                continue;
-            }
+        let depths = self.depths();
+        let products = (0..f.body.len()).filter(|&n| f.body[n].op == Op::Contract);
+        let mut products: Vec<_> =
+            products.filter(|&n| !self.streamed[f.body[n].result().0 as usize]).collect();
+        products.sort_by_key(|&n| Reverse((depths[f.body[n].result().0 as usize], n)));
+        for n in products {
+            let inst = &f.body[n];
             let product = inst.result();
             let axes = self.axes(product);
             let mut flow = BTreeSet::from([product]);
@@ -210,9 +236,22 @@ impl<'a> Storage<'a> {
             match (&exits[..], &joined[..]) {
                 (&[root], []) => {
                     self.store(root);
+                    if root != product {
+                        let message = format!(
+                            "is made in the kernel of {}, which needs no memory",
+                            self.names([&product])
+                        );
+                        self.say(Kind::Applied, root, message);
+                    }
                     claimed.extend(flow.into_iter().map(|v| (v, n)));
                 }
-                ([], &[other]) => claimed.extend(flow.into_iter().map(|v| (v, other))),
+                ([], &[other]) => {
+                    let beside = f.body[other].result();
+                    let message =
+                        format!("is computed in the kernel of {}, where both meet", self.names([&beside]));
+                    self.say(Kind::Applied, product, message);
+                    claimed.extend(flow.into_iter().map(|v| (v, other)));
+                }
                 // What is made of it goes several ways: it is stored where they part.
                 _ => {
                     let mut last = product;
@@ -228,6 +267,18 @@ impl<'a> Storage<'a> {
                 }
             }
         }
+    }
+
+    /// For each value, how many products and selections it takes to make it, one behind the other.
+    fn depths(&self) -> Vec<usize> {
+        let mut depths = vec![0; self.f.values.len()];
+        for inst in &self.f.body {
+            let before = inst.args.iter().map(|a| depths[a.0 as usize]).max().unwrap_or(0);
+            let more =
+                matches!(inst.op, Op::Contract | Op::TopK { .. } | Op::TopIndices { .. } | Op::Call { .. });
+            inst.results.iter().for_each(|r| depths[r.0 as usize] = before + usize::from(more));
+        }
+        depths
     }
 
     fn shape(&self, n: usize) -> Shape {
@@ -266,13 +317,26 @@ impl<'a> Storage<'a> {
         }
         for (a, w) in wanted {
             let shared = self.inst(a).is_some_and(|i| is_view(f, i) && self.is_stored(i.args[0]));
-            let cheap = self.expression(a, Some(&w.rows)).filter(|e| w.folds || !e.folds).is_some_and(|e| {
+            let expression = self.expression(a, Some(&w.rows)).filter(|e| w.folds || !e.folds);
+            let times = expression.map(|e| {
                 let inline = self.seconds(w.tiles * e.flops, w.uses * e.bytes);
                 let stored = self.seconds(e.flops, e.bytes + (1.0 + w.uses) * self.bytes(a));
-                inline < self.machine.launch + stored
+                (inline, self.machine.launch + stored)
             });
+            let cheap = times.is_some_and(|(inline, stored)| inline < stored);
             if shared || !cheap {
                 self.store(a);
+            }
+            if let (false, Some((inline, stored))) = (shared, times) {
+                let (kind, what) = match cheap {
+                    true => (Kind::Applied, "is computed in the products that read it"),
+                    false => (Kind::Missed, "is stored for the products that read it"),
+                };
+                let often = format!("{} of them, {} tiles", w.uses, w.tiles);
+                let message = format!(
+                    "{what} ({often}): there {inline:.1e} s, with a launch and memory {stored:.1e} s"
+                );
+                self.say(kind, a, message);
             }
         }
     }
@@ -367,11 +431,21 @@ impl<'a> Storage<'a> {
                 let i = r.0 as usize;
                 if !self.stored[i] && rows[i].is_some() && homes[i].len() > 1 {
                     let again = (homes[i].len() - 1) as f64;
-                    let cheap = self
-                        .expression(r, None)
-                        .is_some_and(|e| again * self.seconds(e.flops, e.bytes) < self.machine.launch);
-                    if !cheap {
+                    let time = self.expression(r, None).map(|e| again * self.seconds(e.flops, e.bytes));
+                    if time.is_none_or(|time| time >= self.machine.launch) {
                         self.store(r);
+                        let why = time.map_or_else(
+                            || "it cannot be computed there".to_owned(),
+                            |time| {
+                                format!(
+                                    "computing it again takes {time:.1e} s, a launch {:.1e} s",
+                                    self.machine.launch
+                                )
+                            },
+                        );
+                        let message =
+                            format!("is stored for the kernels of {}: {why}", self.names(&homes[i]));
+                        self.say(Kind::Missed, r, message);
                         return true;
                     }
                 }

@@ -22,4 +22,5 @@ pub mod program;
 pub mod scatter;
 pub mod schedule;
 pub mod stream;
+pub mod together;
 pub mod traffic;

@@ -294,38 +294,44 @@ impl Walk<'_> {
         for (id, value) in given {
             frame[id.0 as usize] = Some(value);
         }
-        for step in &routine.steps {
-            for &id in step.outputs() {
-                let buffer = routine.buffer(id);
-                if frame[id.0 as usize].is_none() && buffer.role == Role::Temp {
-                    frame[id.0 as usize] = Some(self.value(name, buffer)?);
-                }
-            }
-            let value = |id: &BufferId| frame[id.0 as usize];
-            match step {
-                Step::Launch { kernel, inputs, .. } => {
-                    self.clock += 1;
-                    for v in inputs.iter().chain(step.outputs()).filter_map(value) {
-                        let life = &mut self.lives[v];
-                        life.start = life.start.min(self.clock);
-                        life.end = self.clock;
-                    }
-                    if let (true, [out]) = (self.layout.in_place, step.outputs())
-                        && let Some(out) = value(out)
-                    {
-                        // What is passed twice may be read elsewhere under its other name.
-                        let once = |v: &usize| inputs.iter().filter(|i| value(i) == Some(*v)).count() == 1;
-                        let from = self.replaceable[*kernel].iter().filter_map(|&n| value(&inputs[n]));
-                        self.moves.push((out, from.filter(once).collect()));
+        for group in routine.groups() {
+            // Launches that may run at the same time are one moment.
+            self.clock += usize::from(matches!(group[0], Step::Launch { .. }));
+            for step in group {
+                for &id in step.outputs() {
+                    let buffer = routine.buffer(id);
+                    if frame[id.0 as usize].is_none() && buffer.role == Role::Temp {
+                        frame[id.0 as usize] = Some(self.value(name, buffer)?);
                     }
                 }
-                Step::Call { routine: callee, inputs, outputs, .. } => {
-                    let of =
-                        self.program.routine(callee).ok_or_else(|| PlanError::Missing(callee.clone()))?;
-                    let params = of.params.iter().zip(inputs);
-                    let given = params.chain(of.results.iter().zip(outputs));
-                    let given = given.filter_map(|(own, id)| Some((*own, value(id)?))).collect();
-                    self.routine(callee, given)?;
+                let value = |id: &BufferId| frame[id.0 as usize];
+                match step {
+                    Step::Launch { kernel, inputs, .. } => {
+                        for v in inputs.iter().chain(step.outputs()).filter_map(value) {
+                            let life = &mut self.lives[v];
+                            life.start = life.start.min(self.clock);
+                            life.end = self.clock;
+                        }
+                        if let (true, [out]) = (self.layout.in_place, step.outputs())
+                            && let Some(out) = value(out)
+                        {
+                            // What is passed twice may be read elsewhere under its other name, or by a launch at the same time.
+                            let read = |v: usize| {
+                                let all = group.iter().flat_map(Step::inputs);
+                                all.filter(|i| value(i) == Some(v)).count()
+                            };
+                            let from = self.replaceable[*kernel].iter().filter_map(|&n| value(&inputs[n]));
+                            self.moves.push((out, from.filter(|&v| read(v) == 1).collect()));
+                        }
+                    }
+                    Step::Call { routine: callee, inputs, outputs, .. } => {
+                        let of =
+                            self.program.routine(callee).ok_or_else(|| PlanError::Missing(callee.clone()))?;
+                        let params = of.params.iter().zip(inputs);
+                        let given = params.chain(of.results.iter().zip(outputs));
+                        let given = given.filter_map(|(own, id)| Some((*own, value(id)?))).collect();
+                        self.routine(callee, given)?;
+                    }
                 }
             }
         }
@@ -473,41 +479,49 @@ impl Replay<'_> {
         let routine = self.program.routine(name).ok_or_else(|| format!("there is no routine @{name}"))?;
         let call = self.calls;
         self.calls += 1;
-        for step in &routine.steps {
-            match step {
-                Step::Launch { kernel, inputs, .. } => {
-                    self.launches += 1;
-                    let kernel = &self.program.kernels[*kernel];
-                    let at = |id: &BufferId| self.plan.place(call, *id);
-                    for (id, place) in inputs.iter().filter_map(|id| Some((id, at(id)?))) {
-                        self.intact(place, written.get(id).copied(), &routine.buffer(*id).name)?;
-                    }
-                    let allowed = if self.layout.in_place { in_place(kernel) } else { Vec::new() };
-                    for &id in step.outputs() {
-                        let Some(out) = at(&id) else { continue };
-                        let shared: Vec<_> = (0..inputs.len())
-                            .filter(|&n| at(&inputs[n]).is_some_and(|place| place.meets(out)))
-                            .collect();
-                        let fine = match shared[..] {
-                            [] => true,
-                            [n] => allowed.contains(&n) && at(&inputs[n]) == Some(out),
-                            _ => false,
-                        };
-                        if !fine {
-                            let value = &routine.buffer(id).name;
-                            return Err(format!("@{name}: {} writes `{value}` where it reads", kernel.name));
-                        }
-                        written.insert(id, self.launches);
-                        self.write(out);
-                    }
+        for group in routine.groups() {
+            if let Step::Call { routine: callee, inputs, outputs, .. } = &group[0] {
+                let missing = || format!("there is no routine @{callee}");
+                let params = &self.program.routine(callee).ok_or_else(missing)?.params;
+                let given = params.iter().zip(inputs);
+                let given = given.filter_map(|(p, id)| Some((*p, *written.get(id)?))).collect();
+                let made = self.routine(callee, given)?;
+                written.extend(outputs.iter().zip(made).filter_map(|(id, w)| Some((*id, w?))));
+                continue;
+            }
+            let at = |id: &BufferId| self.plan.place(call, *id);
+            let read: Vec<_> = group.iter().flat_map(Step::inputs).collect();
+            let made: Vec<_> = group.iter().flat_map(Step::outputs).filter_map(at).collect();
+            for step in group {
+                let Step::Launch { kernel, inputs, .. } = step else { continue };
+                self.launches += 1;
+                let kernel = &self.program.kernels[*kernel];
+                for (id, place) in inputs.iter().filter_map(|id| Some((id, self.plan.place(call, *id)?))) {
+                    self.intact(place, written.get(id).copied(), &routine.buffer(*id).name)?;
                 }
-                Step::Call { routine: callee, inputs, outputs, .. } => {
-                    let missing = || format!("there is no routine @{callee}");
-                    let params = &self.program.routine(callee).ok_or_else(missing)?.params;
-                    let given = params.iter().zip(inputs);
-                    let given = given.filter_map(|(p, id)| Some((*p, *written.get(id)?))).collect();
-                    let made = self.routine(callee, given)?;
-                    written.extend(outputs.iter().zip(made).filter_map(|(id, w)| Some((*id, w?))));
+                let allowed = if self.layout.in_place { in_place(kernel) } else { Vec::new() };
+                for &id in step.outputs() {
+                    let Some(out) = self.plan.place(call, id) else { continue };
+                    let at = |id: &BufferId| self.plan.place(call, *id);
+                    // By all launches that may run at the same time.
+                    let shared =
+                        read.iter().filter(|id| at(id).is_some_and(|place| place.meets(out))).count();
+                    let own = |n: &usize| at(&inputs[*n]) == Some(out);
+                    let alone = made.iter().filter(|place| place.meets(out)).count() == 1;
+                    let fine = match shared {
+                        0 => true,
+                        1 => allowed.iter().any(own),
+                        _ => false,
+                    };
+                    if !(fine && (alone || out.bytes == 0)) {
+                        let value = &routine.buffer(id).name;
+                        return Err(format!(
+                            "@{name}: {} writes `{value}` where something is read or written",
+                            kernel.name
+                        ));
+                    }
+                    written.insert(id, self.launches);
+                    self.write(out);
                 }
             }
         }
@@ -573,6 +587,7 @@ mod tests {
             inputs: inputs.map(id).to_vec(),
             output: id(output),
             sizes: vec![Size::Sym("t".to_owned())],
+            beside: false,
             origins: Vec::new(),
         };
         let routine = Routine {

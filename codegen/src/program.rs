@@ -3,6 +3,7 @@
 //! A kernel is a small function of the IR in canonical form, so what it must compute is never in doubt: the interpreter runs the
 //! same text. Two launches whose functions are equal share one kernel, whatever they were called in the model.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use latentc_ir::{DType, Function, Module, Op, Origin, Real, Size, Type, ValueId};
@@ -24,6 +25,37 @@ pub struct Program {
 }
 
 impl Program {
+    /// How often a run launches something, calls and all: launches that may run at the same time count as one.
+    pub fn launches(&self) -> u64 {
+        let mut of: BTreeMap<&str, u64> = BTreeMap::new();
+        // Callees stand before callers.
+        for routine in &self.routines {
+            let count = routine.groups().map(|group| match &group[0] {
+                Step::Launch { .. } => 1,
+                Step::Call { routine, .. } => of.get(routine.as_str()).copied().unwrap_or(0),
+            });
+            let count = count.sum();
+            of.insert(&routine.name, count);
+        }
+        of.get(self.entry.as_str()).copied().unwrap_or(0)
+    }
+
+    /// The kernels of each group of launches that may run at the same time, in order; equal groups once.
+    pub fn together(&self) -> Vec<Vec<usize>> {
+        let mut all: Vec<Vec<usize>> = Vec::new();
+        for group in self.routines.iter().flat_map(Routine::groups).filter(|g| g.len() > 1) {
+            let kernels = group.iter().filter_map(|step| match step {
+                Step::Launch { kernel, .. } => Some(*kernel),
+                Step::Call { .. } => None,
+            });
+            let kernels = kernels.collect();
+            if !all.contains(&kernels) {
+                all.push(kernels);
+            }
+        }
+        all
+    }
+
     /// The routine of that name.
     pub fn routine(&self, name: &str) -> Option<&Routine> {
         self.routines.iter().find(|r| r.name == name)
@@ -239,6 +271,9 @@ pub enum Step {
         output: BufferId,
         /// The kernel's run-time sizes in the routine's terms.
         sizes: Vec<Size>,
+        /// Whether it may run at the same time as the launch before it: see [`together`](crate::together).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        beside: bool,
         /// The lines of the model that it computes.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         origins: Vec<Origin>,
@@ -274,6 +309,11 @@ impl Step {
 }
 
 impl Routine {
+    /// Its steps, with launches that may run at the same time in one slice.
+    pub fn groups(&self) -> impl Iterator<Item = &[Step]> {
+        self.steps.chunk_by(|_, next| matches!(next, Step::Launch { beside: true, .. }))
+    }
+
     /// A buffer's description.
     pub fn buffer(&self, id: BufferId) -> &Buffer {
         &self.buffers[id.0 as usize]
@@ -281,7 +321,7 @@ impl Routine {
 }
 
 impl fmt::Display for Program {
-    /// The launch list: one line per step.
+    /// The launch list: one line per step. `&` stands before a launch that may run at the same time as the one above it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for routine in &self.routines {
             let names = |ids: &[BufferId]| {
@@ -297,13 +337,14 @@ impl fmt::Display for Program {
             )?;
             for step in &routine.steps {
                 match step {
-                    Step::Launch { kernel, inputs, output, sizes, .. } => {
+                    Step::Launch { kernel, inputs, output, sizes, beside, .. } => {
                         let sizes: Vec<_> = sizes.iter().map(Size::to_string).collect();
                         let out = routine.buffer(*output);
                         let dims: Vec<_> = out.dims.iter().map(Size::to_string).collect();
                         write!(
                             f,
-                            "  {}: {}[{}] = launch {}({})",
+                            "{} {}: {}[{}] = launch {}({})",
+                            if *beside { "&" } else { " " },
                             out.name,
                             out.dtype,
                             dims.join(", "),

@@ -5,23 +5,47 @@ use std::collections::{BTreeMap, BTreeSet};
 use latentc_ir::{AxisId, Def, Function, Inst, Module, Op, Origin, Size, Type, ValueId};
 
 use latentc_passes::stream_softmax::weighed;
-use latentc_passes::{Context, Machine, Sizes};
+use latentc_passes::{Context, Machine, Remark, Sizes};
 
-use crate::fuse::{is_matrix_product, is_view, storage};
+use crate::fuse::{self, is_matrix_product, is_view, storage};
 use crate::program::{Buffer, BufferId, Kernel, KernelKind, Program, Role, Routine, Step};
+use crate::together::{self, together};
 
 /// Schedules every function of a module that has been through the passes, for the graph and machine that they were told.
 ///
 /// # Errors
 /// If the module holds an op that has no kernel, which a pass should have replaced; names function and value.
 pub fn schedule(module: &Module, cx: &Context) -> Result<Program, ScheduleError> {
+    schedule_explained(module, cx).map(|(program, _)| program)
+}
+
+/// The laws of scheduling, as `latentc explain` tells them behind those of the passes: name and law.
+pub const LAWS: [(&str, &str); 2] = [
+    (
+        fuse::NAME,
+        "a value is computed where it is read, if that takes less time than a launch and a trip through memory",
+    ),
+    (together::NAME, "launches of which none reads what another writes may run at the same time"),
+];
+
+/// The same, with what was decided and why.
+///
+/// # Errors
+/// As for [`schedule`].
+pub fn schedule_explained(module: &Module, cx: &Context) -> Result<(Program, Vec<Remark>), ScheduleError> {
     let sizes = Sizes::new(module, cx.graph);
     let mut kernels = Vec::new();
     let mut routines = Vec::new();
+    let mut remarks = Vec::new();
     for f in &module.functions {
-        routines.push(Scheduler::new(f, &sizes, &cx.machine)?.run(&mut kernels)?);
+        let mut scheduler = Scheduler::new(f, &sizes, &cx.machine)?;
+        remarks.append(&mut scheduler.remarks);
+        let mut routine = scheduler.run(&mut kernels)?;
+        remarks.extend(together(&mut routine, &kernels, &sizes, &cx.machine));
+        routines.push(routine);
     }
-    Ok(Program { name: module.name.clone(), kernels, routines, entry: module.entry.clone() })
+    let program = Program { name: module.name.clone(), kernels, routines, entry: module.entry.clone() };
+    Ok((program, remarks))
 }
 
 /// An op without a kernel.
@@ -46,6 +70,8 @@ struct Scheduler<'a> {
     /// The buffer of each stored value that has been scheduled.
     buffers: BTreeMap<ValueId, BufferId>,
     routine: Routine,
+    /// Why values are stored, or are not.
+    remarks: Vec<Remark>,
 }
 
 impl<'a> Scheduler<'a> {
@@ -76,8 +102,8 @@ impl<'a> Scheduler<'a> {
             steps: Vec::new(),
         };
         let defs = f.defs();
-        let stored = storage(f, sizes, machine);
-        Ok(Scheduler { f, defs, stored, buffers: BTreeMap::new(), routine })
+        let (stored, remarks) = storage(f, sizes, machine);
+        Ok(Scheduler { f, defs, stored, buffers: BTreeMap::new(), routine, remarks })
     }
 
     fn run(mut self, kernels: &mut Vec<Kernel>) -> Result<Routine, ScheduleError> {
@@ -209,7 +235,7 @@ impl<'a> Scheduler<'a> {
             function.name.clone_from(&name);
             kernels.push(Kernel { name, kind, body: function });
         }
-        self.routine.steps.push(Step::Launch { kernel, inputs, output, sizes, origins });
+        self.routine.steps.push(Step::Launch { kernel, inputs, output, sizes, beside: false, origins });
     }
 }
 

@@ -1,7 +1,8 @@
 //! What one run of a program cannot do without, however it is scheduled: the arithmetic of its contractions, and its
 //! weights and caches through memory. A machine's rates make a bound of it (arXiv 0906.4427, the roofline).
 //!
-//! Counted are elements, not bytes, so that one program can be weighed in several formats. What is computed and used within
+//! Of weights, elements are counted, so that one program can be weighed in several formats; of caches bytes as well, since a program
+//! says how they are held. What is computed and used within
 //! a run is left out, as if it never left the chip; so is arithmetic outside of contractions. Scores of positions that a mask
 //! hides are counted like the others.
 
@@ -43,6 +44,8 @@ pub struct Table {
 pub struct Cached {
     /// Elements of a token.
     pub row: u64,
+    /// The bytes that they take.
+    pub bytes: u64,
     /// How many tokens a run reads.
     pub read: Poly,
     /// How many tokens a run writes.
@@ -79,6 +82,11 @@ impl Work {
     /// Elements that all caches keep of a token.
     pub fn cached(&self) -> u64 {
         self.caches.iter().map(|(cache, times)| cache.row * times).sum()
+    }
+
+    /// Bytes that all caches keep of a token.
+    pub fn cached_bytes(&self) -> u64 {
+        self.caches.iter().map(|(cache, times)| cache.bytes * times).sum()
     }
 
     fn add(&mut self, other: &Work) {
@@ -122,8 +130,10 @@ fn own(f: &Function) -> Work {
         match &inst.op {
             Op::Contract => work.flops += &inst_cost(f, &inst.op, inst).flops,
             Op::Append { .. } => {
+                let row = fixed(f, inst.args[0]);
                 let cache = Cached {
-                    row: fixed(f, inst.args[0]),
+                    row,
+                    bytes: row * f.ty(inst.args[0]).dtype.bytes(),
                     read: run_time(f, inst.args[0]),
                     written: run_time(f, inst.args[1]),
                 };
@@ -219,8 +229,9 @@ func @model {
         let work = work(&module.unwrap()).unwrap();
         // Products in each layer: 8 x 10 for the gate, 8 x 2 for the experts, 8 s for the scores, 2 s for the last.
         assert_eq!(work.flops.to_string(), "40 b s t + 384 b t");
-        assert_eq!((work.weights, work.cached()), (160, 16));
-        let cache = Cached { row: 8, read: "b s".parse().unwrap(), written: "b t".parse().unwrap() };
+        assert_eq!((work.weights, work.cached(), work.cached_bytes()), (160, 16, 32));
+        let cache =
+            Cached { row: 8, bytes: 16, read: "b s".parse().unwrap(), written: "b t".parse().unwrap() };
         assert_eq!(work.caches, BTreeMap::from([(cache, 2)]));
         let table = Table { row: 8, rows: 10, chosen: "2 b t".parse().unwrap(), together: 2 };
         assert_eq!(work.tables, BTreeMap::from([(table.clone(), 2)]));

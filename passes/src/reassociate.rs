@@ -5,7 +5,7 @@
 //! Why    decode never rebuilds keys and values from the cache (DeepSeek-V2, section 2.1.2 and appendix C, after (47))
 //! Needs  any graph, finite values (∞ · 0 is not associative).  Leaves  contractions of two operands whose summed axes both have
 //! Cost   seconds on the machine of each product of two (arithmetic or memory, whichever is slower), added up, at the
-//!        sizes that the graph is for; of equals the fewer operations, then the author's order
+//!        sizes that the graph is for, without what a streamed softmax keeps out of memory; of equals the fewer operations, then the author's order
 //! Cases  reassociate.ir
 //!
 //! A tree of products in which nothing else sees the inner ones is one product of many, whose order is free. Values

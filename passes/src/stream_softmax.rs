@@ -109,6 +109,34 @@ pub fn weighed<'f>(f: &'f Function, users: &[Vec<usize>], softmax: &Inst) -> Res
     }
 }
 
+/// The values that need no memory once softmaxes are streamed: weights that only weigh a sum, and what is elementwise on the way to
+/// them from the products that scores are made of, these included, as far as nothing else sees it.
+pub(crate) fn unstored(f: &Function) -> BTreeSet<ValueId> {
+    let users = f.users();
+    let mut all = BTreeSet::new();
+    let mut scores = BTreeSet::new();
+    for softmax in f.body.iter().filter(|i| matches!(i.op, Op::Softmax { .. })) {
+        if let Ok(sum) = weighed(f, &users, softmax) {
+            all.extend([softmax.result(), sum.weights]);
+            scores.insert(softmax.args[0]);
+        }
+    }
+    // Readers stand behind what they read.
+    for inst in f.body.iter().rev() {
+        let &[value] = &inst.results[..] else { continue };
+        let wanted = |&user: &usize| {
+            let user = &f.body[user];
+            all.contains(&user.result()) && (user.op.is_elementwise() || scores.contains(&value))
+        };
+        let seen_there = !f.results.contains(&value) && users[value.0 as usize].iter().all(wanted);
+        let makes_scores = inst.op == Op::Contract || inst.op.is_elementwise();
+        if makes_scores && seen_there && !users[value.0 as usize].is_empty() {
+            all.insert(value);
+        }
+    }
+    all
+}
+
 fn applied(f: &Function, inst: &Inst, sum: &Weighed<'_>, sizes: &Sizes, cx: &Context) -> Remark {
     let (scores, weights) = (inst.args[0], inst.result());
     let mut unstored = vec![weights];

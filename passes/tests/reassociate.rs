@@ -115,11 +115,11 @@ fn what_it_costs_and_where_it_ends() {
         let c = r.crossing.clone().expect("it depends on the number of new tokens");
         (c.size, c.at, c.by_operations)
     };
-    assert_eq!(crossing(&remarks[0]), ("t".to_owned(), 690, Some(163)));
-    assert_eq!(crossing(&remarks[1]), ("t".to_owned(), 355, Some(163)));
+    assert_eq!(crossing(&remarks[0]), ("t".to_owned(), 176, Some(163)));
+    assert_eq!(crossing(&remarks[1]), ("t".to_owned(), 176, Some(163)));
     assert_eq!(
         remarks[0].message,
-        "`(q_C W_UK) c_KV.s`: the fewest seconds of a run on h800 at b = 32, s = 4096, t = 1; beyond t = 690 (163 if \
+        "`(q_C W_UK) c_KV.s`: the fewest seconds of a run on h800 at b = 32, s = 4096, t = 1; beyond t = 176 (163 if \
          only operations counted), `q_C (W_UK c_KV.s)` would be faster"
     );
 }

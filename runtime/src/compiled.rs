@@ -1,7 +1,7 @@
 //! From a definition to a program that a device can run.
 
 use latentc_codegen::program::Program;
-use latentc_codegen::schedule::{ScheduleError, schedule};
+use latentc_codegen::schedule::{ScheduleError, schedule_explained};
 use latentc_ir::Module;
 use latentc_passes::{
     CacheForm, Context, Graph, Guard, Pass, PassError, Remark, Variant, Wanted, place_cache,
@@ -20,7 +20,7 @@ pub struct Compiled {
     pub stages: Vec<(&'static str, Module)>,
     /// The launches.
     pub program: Program,
-    /// What the passes did and why.
+    /// What the passes and the schedule did, and why.
     pub remarks: Vec<Remark>,
 }
 
@@ -66,9 +66,10 @@ pub fn compile_variants(
 }
 
 fn scheduled(wanted: Wanted, variant: Variant) -> Result<Compiled, CompileError> {
-    let Variant { guard, stages, remarks } = variant;
+    let Variant { guard, stages, mut remarks } = variant;
     let cx = Guard::context(guard.as_ref(), wanted);
-    let program = schedule(&stages[stages.len() - 1].1, &cx)?;
+    let (program, scheduled) = schedule_explained(&stages[stages.len() - 1].1, &cx)?;
+    remarks.extend(scheduled);
     Ok(Compiled { graph: wanted.graph, cache: wanted.cache, guard, stages, program, remarks })
 }
 

@@ -10,7 +10,7 @@ mod sizes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use latentc_codegen::device::{Data, Device, DeviceError};
+use latentc_codegen::device::{self, Data, Device, DeviceError};
 use latentc_codegen::memory::{Place, Plan, PlanError};
 use latentc_codegen::program::{Buffer, BufferId, Kernel, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
@@ -33,9 +33,9 @@ type Slot = usize;
 pub type Make<'m, D> =
     &'m mut dyn FnMut(&mut D, &str, &Function, &Weight) -> Result<Option<<D as Device>::Buffer>, LoadError>;
 
-/// What launches a kernel of a run.
+/// What launches kernels of a run: one, or several that may run at the same time.
 pub type Launcher<'l, D> =
-    &'l mut dyn FnMut(&mut D, Launch<'_, <D as Device>::Buffer>) -> Result<(), DeviceError>;
+    &'l mut dyn FnMut(&mut D, &mut [Launch<'_, <D as Device>::Buffer>]) -> Result<(), DeviceError>;
 
 /// A launch of a run.
 #[derive(Debug)]
@@ -127,9 +127,33 @@ impl Where {
     }
 }
 
-/// Launches a kernel.
-pub fn at_once<D: Device>(device: &mut D, launch: Launch<'_, D::Buffer>) -> Result<(), DeviceError> {
-    device.launch(launch.kernel, launch.inputs, launch.output, launch.sizes)
+/// Launches kernels.
+///
+/// # Errors
+/// Those of the device.
+pub fn at_once<D: Device>(device: &mut D, launches: &mut [Launch<'_, D::Buffer>]) -> Result<(), DeviceError> {
+    if let [launch] = launches {
+        return device.launch(launch.kernel, launch.inputs, launch.output, launch.sizes);
+    }
+    let plain = launches.iter_mut().map(|l| device::Launch {
+        kernel: l.kernel,
+        inputs: l.inputs,
+        output: &mut *l.output,
+        sizes: l.sizes,
+    });
+    device.launch_together(plain.collect())
+}
+
+/// What a launch works on.
+struct Operands<B> {
+    /// The kernel's.
+    number: usize,
+    inputs: Vec<Option<Where>>,
+    /// Those of them that are temporaries.
+    parts: Vec<Option<B>>,
+    output: Where,
+    out: B,
+    sizes: Vec<usize>,
 }
 
 /// A call of a routine: where its own buffers are, and the instances that it calls, by step.
@@ -587,38 +611,45 @@ impl<D: Device> Engine<D> {
             known[id.0 as usize] = Some(Where::Held(slot));
         }
         let calls = instance.calls.clone();
-        for (at, step) in routine.steps.iter().enumerate() {
-            let mut place = |id: &BufferId| {
-                let known = &mut known[id.0 as usize];
-                *known = known.or_else(|| run.place(call, routine, *id));
-                known.expect("a buffer is written before it is read")
-            };
-            let inputs: Vec<_> = step.inputs().iter().map(&mut place).collect();
-            let outputs: Vec<_> = step.outputs().iter().map(&mut place).collect();
-            match step {
-                Step::Launch { kernel, sizes, .. } => {
-                    let sizes: Vec<_> = sizes.iter().map(|s| run.sizes.get(s)).collect();
-                    self.launch(run, *kernel, &inputs, outputs[0], &sizes, launcher)?;
+        let mut at = 0;
+        for group in routine.groups() {
+            let mut ready = Vec::with_capacity(group.len());
+            for step in group {
+                let mut place = |id: &BufferId| {
+                    let known = &mut known[id.0 as usize];
+                    *known = known.or_else(|| run.place(call, routine, *id));
+                    known.expect("a buffer is written before it is read")
+                };
+                let inputs: Vec<_> = step.inputs().iter().map(&mut place).collect();
+                let outputs: Vec<_> = step.outputs().iter().map(&mut place).collect();
+                match step {
+                    Step::Launch { kernel, sizes, .. } => {
+                        let sizes = sizes.iter().map(|s| run.sizes.get(s)).collect();
+                        ready.push(self.operands(run.program, *kernel, inputs, outputs[0], sizes)?);
+                    }
+                    Step::Call { .. } => self.instance(run, calls[&at], &inputs, &outputs, launcher)?,
                 }
-                Step::Call { .. } => self.instance(run, calls[&at], &inputs, &outputs, launcher)?,
+                at += 1;
+            }
+            if !ready.is_empty() {
+                self.launch(run.program, ready, launcher)?;
             }
         }
         Ok(())
     }
 
-    fn launch(
+    /// What a launch works on. An output that is held is taken out of the heap.
+    fn operands(
         &mut self,
-        run: &Run<'_>,
+        program: &Program,
         number: usize,
-        inputs: &[Where],
+        inputs: Vec<Where>,
         output: Where,
-        sizes: &[usize],
-        launcher: Launcher<'_, D>,
-    ) -> Result<(), DeviceError> {
-        let kernel = &run.program.kernels[number];
+        sizes: Vec<usize>,
+    ) -> Result<Operands<D::Buffer>, DeviceError> {
         // Of a kernel that appends, the first input is the output.
-        let inputs =
-            inputs.iter().enumerate().map(|(n, at)| (n > 0 || kernel.cache().is_none()).then_some(at));
+        let appends = program.kernels[number].cache().is_some();
+        let inputs = inputs.into_iter().enumerate().map(|(n, at)| (n > 0 || !appends).then_some(at));
         let inputs: Vec<_> = inputs.collect();
         let mut parts = Vec::with_capacity(inputs.len());
         for at in &inputs {
@@ -627,26 +658,44 @@ impl<D: Device> Engine<D> {
                 Some(Where::Held(_)) | None => None,
             });
         }
-        let (slot, mut out) = match output {
-            Where::Held(slot) => (Some(slot), self.heap[slot].take().expect("outputs are held")),
-            Where::Planned(place, dtype, len) => (None, self.part(place, dtype, len)?),
+        let out = match output {
+            Where::Held(slot) => self.heap[slot].take().expect("outputs are held"),
+            Where::Planned(place, dtype, len) => self.part(place, dtype, len)?,
         };
-        let buffers = inputs.iter().zip(&parts).map(|(at, part)| match at {
-            Some(Where::Held(slot)) => self.heap[*slot].as_ref(),
-            Some(Where::Planned(..)) | None => part.as_ref(),
-        });
-        let buffers: Vec<_> = buffers.collect();
-        let source = |at: &Option<&Where>| match at {
-            Some(Where::Held(slot)) => self.sources[*slot],
+        Ok(Operands { number, inputs, parts, output, out, sizes })
+    }
+
+    fn launch(
+        &mut self,
+        program: &Program,
+        mut ready: Vec<Operands<D::Buffer>>,
+        launcher: Launcher<'_, D>,
+    ) -> Result<(), DeviceError> {
+        let Engine { device, heap, sources, .. } = self;
+        let source = |at: &Option<Where>| match at {
+            Some(Where::Held(slot)) => sources[*slot],
             Some(Where::Planned(..)) | None => Source::Run,
         };
-        let sources: Vec<_> = inputs.iter().map(source).collect();
-        let in_place = inputs.iter().flatten().any(|at| at.meets(output));
-        let launch =
-            Launch { kernel, number, inputs: &buffers, sources: &sources, output: &mut out, in_place, sizes };
-        let done = launcher(&mut self.device, launch);
-        if let Some(slot) = slot {
-            self.heap[slot] = Some(out);
+        let from: Vec<Vec<_>> = ready.iter().map(|o| o.inputs.iter().map(source).collect()).collect();
+        let mut bound = Vec::with_capacity(ready.len());
+        for Operands { number, inputs, parts, output, out, sizes } in &mut ready {
+            let buffers = inputs.iter().zip(&*parts).map(|(at, part)| match at {
+                Some(Where::Held(slot)) => heap[*slot].as_ref(),
+                Some(Where::Planned(..)) | None => part.as_ref(),
+            });
+            let in_place = inputs.iter().flatten().any(|at| at.meets(*output));
+            bound.push((*number, buffers.collect::<Vec<_>>(), out, in_place, &sizes[..]));
+        }
+        let launches =
+            bound.iter_mut().zip(&from).map(|((number, inputs, output, in_place, sizes), from)| {
+                let (kernel, number, in_place) = (&program.kernels[*number], *number, *in_place);
+                Launch { kernel, number, inputs, sources: from, output, in_place, sizes }
+            });
+        let done = launcher(device, &mut launches.collect::<Vec<_>>());
+        for operands in ready {
+            if let Where::Held(slot) = operands.output {
+                heap[slot] = Some(operands.out);
+            }
         }
         done
     }

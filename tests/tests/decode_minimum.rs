@@ -1,5 +1,6 @@
 //! What a token costs in decode beside the least that the equations allow, derived by hand in `docs/decode.md`.
 
+use latentc_codegen::program::{KernelKind, Step};
 use latentc_codegen::traffic::Traffic;
 use latentc_ir::{DType, Symbols};
 use latentc_models::config::{DeepseekV2Config, LlamaConfig, ModelConfig};
@@ -121,4 +122,22 @@ fn a_token_costs_what_the_equations_make_it_cost() {
             assert!((1.0..1.01).contains(&bytes), "{name} at {context}: {bytes} times the bytes");
         }
     }
+}
+
+#[test]
+fn a_layer_of_experts_is_eleven_launches_and_a_merge() {
+    let config = ModelConfig::bundled("deepseek-v2").expect("bundled");
+    let traced = trace(&config, Goal::Logits, DType::Bf16).expect("the bundled models are right");
+    let program = compile(&traced.module, Graph::Decode, &pipeline()).expect("it compiles").program;
+    let layer = program.routine("moe_layer").expect("V2 has layers of experts");
+    // A stream that is shared out over a device has a second launch, which merges.
+    let streams = layer.steps.iter().filter(|step| match step {
+        Step::Launch { kernel, .. } => program.kernels[*kernel].kind == KernelKind::Stream,
+        Step::Call { .. } => false,
+    });
+    let (launches, merges) = (layer.groups().count(), streams.count());
+    assert!(launches + merges <= 12, "{launches} launches and {merges} merges");
+    let text = program.to_string();
+    let layer = text.split("\n\n").find(|routine| routine.starts_with("routine @moe_layer "));
+    insta::assert_snapshot!(layer.expect("it was found above"));
 }

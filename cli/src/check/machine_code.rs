@@ -5,7 +5,9 @@ use std::fmt::Write;
 use std::time::Instant;
 
 use anyhow::bail;
-use latentc_codegen::cube::{LaunchShape, cuda_source, cuda_split_sources, typical};
+use latentc_codegen::cube::{
+    LaunchShape, cuda_source, cuda_split_sources, cuda_together_source, side_by_side, together_name, typical,
+};
 use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode, machine_code};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
 use latentc_codegen::program::Kernel;
@@ -24,7 +26,7 @@ struct Report {
 }
 
 /// A source for an architecture. A kernel that can be computed in several ways, or is launched in parts, has several sources.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Row {
     kernel: String,
     /// The kernel in one of its ways, as its source calls it.
@@ -46,7 +48,7 @@ pub(super) fn figures(
     kernels: &[Kernel],
 ) -> anyhow::Result<BTreeMap<String, BTreeMap<String, Value>>> {
     let mut figures: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
-    for row in rows(args, kernels)? {
+    for row in rows(args, kernels, &[])? {
         let key =
             if row.part == 0 { row.arch.to_owned() } else { format!("{}, part {}", row.arch, row.part) };
         let code = serde_json::to_value(row.code)?;
@@ -55,9 +57,14 @@ pub(super) fn figures(
     Ok(figures)
 }
 
-pub(super) fn check(args: &Args, model: &str, kernels: &[Kernel]) -> anyhow::Result<()> {
+pub(super) fn check(
+    args: &Args,
+    model: &str,
+    kernels: &[Kernel],
+    together: &[Vec<Kernel>],
+) -> anyhow::Result<()> {
     let start = Instant::now();
-    let report = Report { model: model.to_owned(), kernels: rows(args, kernels)? };
+    let report = Report { model: model.to_owned(), kernels: rows(args, kernels, together)? };
     if args.json {
         print_json(&report)?;
     } else {
@@ -71,32 +78,46 @@ pub(super) fn check(args: &Args, model: &str, kernels: &[Kernel]) -> anyhow::Res
 }
 
 /// Compiles every source for every architecture that is asked for.
-fn rows(args: &Args, kernels: &[Kernel]) -> anyhow::Result<Vec<Row>> {
+fn rows(args: &Args, kernels: &[Kernel], together: &[Vec<Kernel>]) -> anyhow::Result<Vec<Row>> {
     let archs: Vec<&Arch> = ARCHS.iter().filter(|a| args.arch.iter().any(|name| name == a.name)).collect();
     let toolkit = Toolkit::find()?;
     let nvrtc = Nvrtc::load(&toolkit)?;
     let spinner = progress::spinner("compiling");
     let mut rows = Vec::new();
+    let mut compile = |row: &Row, source: &str, shape: &LaunchShape| {
+        for arch in &archs {
+            let shared = shape.shared_bytes as u32;
+            let (code, error) = match machine_code((&nvrtc, &toolkit), source, arch, shape.units, shared) {
+                Ok(code) => (Some(code), None),
+                Err(e) => (None, Some(e.to_string())),
+            };
+            rows.push(Row { arch: arch.name, code, error, ..row.clone() });
+        }
+    };
+    let row = |kernel: &str, way: &str, kind: String, part: usize| {
+        let (kernel, way) = (kernel.to_owned(), way.to_owned());
+        Row { kernel, way, kind, part, arch: "", code: None, error: None }
+    };
     for (n, kernel) in kernels.iter().enumerate() {
         spinner.say(format!("{} ({} of {})", kernel.name, n + 1, kernels.len()));
         // A launch takes one of these, by its sizes.
         for way in typical(kernel) {
-            let shape = LaunchShape::of(&way);
             let mut sources = vec![cuda_source(&way)?];
             sources.extend(cuda_split_sources(&way)?);
             for (part, source) in sources.iter().enumerate() {
-                for arch in &archs {
-                    let shared = shape.shared_bytes as u32;
-                    let made = machine_code((&nvrtc, &toolkit), source, arch, shape.units, shared);
-                    let (code, error) = match made {
-                        Ok(code) => (Some(code), None),
-                        Err(e) => (None, Some(e.to_string())),
-                    };
-                    let (kernel, kind) = (kernel.name.clone(), way.kind.to_string());
-                    let way = way.name.clone();
-                    rows.push(Row { kernel, way, kind, part, arch: arch.name, code, error });
-                }
+                let row = row(&kernel.name, &way.name, way.kind.to_string(), part);
+                compile(&row, source, &LaunchShape::of(&way));
             }
+        }
+    }
+    for group in together {
+        let name = together_name(group);
+        spinner.say(name.clone());
+        let group = side_by_side(group);
+        let shapes = group.iter().map(LaunchShape::of);
+        if let Some(shape) = shapes.reduce(LaunchShape::beside) {
+            let row = row(&name, &name, format!("{} at once", group.len()), 0);
+            compile(&row, &cuda_together_source(&group)?, &shape);
         }
     }
     Ok(rows)

@@ -14,8 +14,8 @@ use std::time::Instant;
 use anyhow::{anyhow, bail};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
-use latentc_codegen::check::{Outcome, Trial, check as run_trial, trials};
-use latentc_codegen::cube::{CudaDevice, WgpuDevice, chosen as chosen_way};
+use latentc_codegen::check::{Outcome, check_together, trials, trials_together};
+use latentc_codegen::cube::{CudaDevice, WgpuDevice, chosen as chosen_way, side_by_side, together_name};
 use latentc_codegen::device::{Device, DeviceError};
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::host::Host;
@@ -120,14 +120,20 @@ struct Row {
 pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let model = Model::find(&args.model)?;
-    let kernels = chosen(args, &model)?;
+    let Chosen { kernels, mut together } = chosen(args, &model)?;
     if args.machine_code {
-        return machine_code::check(args, &model.name, &kernels);
+        return machine_code::check(args, &model.name, &kernels, &together);
     }
+    if args.target == Target::Host {
+        // It runs one after the other.
+        together.clear();
+    }
+    let single = kernels.iter().map(std::slice::from_ref);
+    let subjects: Vec<&[Kernel]> = single.chain(together.iter().map(Vec::as_slice)).collect();
     let mut report = match args.target {
-        Target::Host => one_by_one(args, &model, &kernels, Host::new()),
-        Target::Wgpu => one_by_one(args, &model, &kernels, WgpuDevice::open()?),
-        Target::Cuda => one_by_one(args, &model, &kernels, CudaDevice::open(0)?),
+        Target::Host => one_by_one(args, &model, &subjects, Host::new()),
+        Target::Wgpu => one_by_one(args, &model, &subjects, WgpuDevice::open()?),
+        Target::Cuda => one_by_one(args, &model, &subjects, CudaDevice::open(0)?),
         Target::Emulate => {
             let mut emulator = Emulator::open(args.seed)?;
             let spinner = progress::spinner("compiling");
@@ -137,7 +143,7 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
             let _ = emulator.prepare(&shrunk);
             drop(spinner);
             let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-            report(args, &model, &kernels, emulator, workers)
+            report(args, &model, &subjects, emulator, workers)
         }
     };
     if let Some(dir) = &args.against {
@@ -166,8 +172,15 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The distinct kernels of the graphs, or those that are asked for.
-fn chosen(args: &Args, model: &Model) -> anyhow::Result<Vec<Kernel>> {
+/// What is checked.
+struct Chosen {
+    /// The distinct kernels of the graphs, or those that are asked for.
+    kernels: Vec<Kernel>,
+    /// Those that decode runs at the same time; known by [`together_name`].
+    together: Vec<Vec<Kernel>>,
+}
+
+fn chosen(args: &Args, model: &Model) -> anyhow::Result<Chosen> {
     let _spinner = progress::spinner("scheduling");
     let dtype = model.dtype(args.dtype);
     let mut graphs: Vec<Compiled> = Vec::new();
@@ -176,22 +189,37 @@ fn chosen(args: &Args, model: &Model) -> anyhow::Result<Vec<Kernel>> {
             graphs.extend(model.compile(args.cache.of(graph), dtype, &args.passes.pipeline())?);
         }
     }
-    let all = share(graphs.iter_mut().map(|c| &mut c.program));
+    let mut kernels = share(graphs.iter_mut().map(|c| &mut c.program));
+    let mut together: Vec<Vec<Kernel>> = Vec::new();
+    for program in graphs.iter().filter(|c| c.graph == Graph::Decode).map(|c| &c.program) {
+        for group in program.together() {
+            let group: Vec<_> = group.iter().map(|&n| program.kernels[n].clone()).collect();
+            if !side_by_side(&group).is_empty() && !together.contains(&group) {
+                together.push(group);
+            }
+        }
+    }
+    let names = || {
+        let single = kernels.iter().map(|k| k.name.clone());
+        single.chain(together.iter().map(|group| together_name(group))).collect::<Vec<_>>()
+    };
     for name in &args.kernel {
-        if !all.iter().any(|k| k.name == *name) {
-            let known: Vec<_> = all.iter().map(|k| k.name.as_str()).collect();
+        if !names().contains(name) {
             return Err(anyhow!(
                 "{} has no kernel `{name}` in these graphs; it has {}",
                 model.name,
-                known.join(", ")
+                names().join(", ")
             ));
         }
     }
-    Ok(all.into_iter().filter(|k| args.kernel.is_empty() || args.kernel.contains(&k.name)).collect())
+    let wanted = |name: &String| args.kernel.is_empty() || args.kernel.contains(name);
+    kernels.retain(|k| wanted(&k.name));
+    together.retain(|group| wanted(&together_name(group)));
+    Ok(Chosen { kernels, together })
 }
 
 /// On a device that cannot be had twice.
-fn one_by_one<D: Device>(args: &Args, model: &Model, kernels: &[Kernel], mut device: D) -> Report {
+fn one_by_one<D: Device>(args: &Args, model: &Model, kernels: &[&[Kernel]], mut device: D) -> Report {
     let name = device.name();
     let rows = kernels.iter().map(|k| row(&mut device, k, args.seed)).collect();
     finished(args, model, name, rows)
@@ -201,7 +229,7 @@ fn one_by_one<D: Device>(args: &Args, model: &Model, kernels: &[Kernel], mut dev
 fn report<D: Device + Clone + Send + Sync>(
     args: &Args,
     model: &Model,
-    kernels: &[Kernel],
+    kernels: &[&[Kernel]],
     device: D,
     workers: usize,
 ) -> Report {
@@ -213,10 +241,11 @@ fn report<D: Device + Clone + Send + Sync>(
             let mut device = device.clone();
             let (next, rows) = (&next, &rows);
             scope.spawn(move || {
-                while let Some(kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let place = kernels.iter().position(|k| std::ptr::eq(k, kernel));
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(kernel) = kernels.get(n) else { break };
                     let made = row(&mut device, kernel, args.seed);
-                    if let Some(mut slot) = place.and_then(|n| rows[n].lock().ok()) {
+                    if let Ok(mut slot) = rows[n].lock() {
                         *slot = Some(made);
                     }
                 }
@@ -240,23 +269,22 @@ fn finished(args: &Args, model: &Model, device: String, kernels: Vec<Row>) -> Re
     }
 }
 
-/// All cases of a kernel, up to the first that fails.
-fn row<D: Device>(device: &mut D, kernel: &Kernel, seed: u64) -> Row {
-    let mut row = Row {
-        name: kernel.name.clone(),
-        kind: kernel.kind.to_string(),
-        cases: Vec::new(),
-        error: None,
-        passes: true,
+/// All cases of a kernel, or of some that run at the same time, up to the first that fails.
+fn row<D: Device>(device: &mut D, kernels: &[Kernel], seed: u64) -> Row {
+    let (kind, trials) = match kernels {
+        [kernel] => (kernel.kind.to_string(), trials(kernel).into_iter().map(|t| vec![t]).collect()),
+        _ => (format!("{} at once", kernels.len()), trials_together(kernels)),
     };
-    for Trial { kernel, sizes } in trials(kernel) {
-        match run_trial(device, &kernel, &sizes, seed) {
-            Ok(outcome) => {
-                row.passes = outcome.passes();
-                row.cases.push(outcome);
+    let mut row = Row { name: together_name(kernels), kind, cases: Vec::new(), error: None, passes: true };
+    for together in trials {
+        match check_together(device, &together, seed) {
+            Ok(outcomes) => {
+                row.passes = outcomes.iter().all(Outcome::passes);
+                row.cases.extend(outcomes);
             }
             Err(e) => {
                 row.passes = false;
+                let sizes: Vec<_> = together.iter().flat_map(|t| &t.sizes).copied().collect();
                 row.error = Some(format!("{}{}", reason(e), shown(&sizes)));
             }
         }
@@ -297,7 +325,8 @@ fn text(args: &Args, report: &Report, start: Instant) -> String {
     }
     let mut text = table(&rows, 3);
     for k in report.kernels.iter().filter(|k| !k.passes) {
-        let why = k.error.clone().or_else(|| k.cases.last().map(wrong)).unwrap_or_default();
+        let why =
+            k.error.clone().or_else(|| k.cases.iter().find(|o| !o.passes()).map(wrong)).unwrap_or_default();
         let _ = writeln!(text, "\n{}: {why}\n  replay: {}", k.name, replay(args, &k.name));
     }
     for line in report.differs.iter().flatten() {

@@ -5,36 +5,29 @@ use std::collections::BTreeMap;
 use anyhow::{anyhow, bail};
 use latentc_ir::census::Count;
 use latentc_ir::{Symbols, Work};
-use latentc_passes::{Graph, Machine};
+use latentc_passes::{Codes, Graph, Machine};
 use serde::Serialize;
 
-/// How numbers are held in memory.
+/// How weights are held in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Format {
     pub(super) name: &'static str,
     /// Of an element.
     bits: u64,
-    /// Of the scale that the elements of a token in one cache share; 0 if there is none.
-    scale_bytes: u64,
 }
 
-pub(super) const BF16: Format = Format { name: "bf16", bits: 16, scale_bytes: 0 };
-pub(super) const FP8: Format = Format { name: "fp8", bits: 8, scale_bytes: 0 };
-const INT8: Format = Format { name: "int8", bits: 8, scale_bytes: 2 };
-pub(super) const INT6: Format = Format { name: "int6", bits: 6, scale_bytes: 2 };
+pub(super) const BF16: Format = Format { name: "bf16", bits: 16 };
+pub(super) const FP8: Format = Format { name: "fp8", bits: 8 };
 
-/// What caches may be held in, the widest first.
-pub(super) const FORMATS: [Format; 4] = [BF16, FP8, INT8, INT6];
+/// What caches are held in, by name: as they are computed, or as the pass `quantise` makes them.
+pub(super) type CacheName = &'static str;
 
-/// Formats of weights and caches that throughput is predicted for: as the graphs are compiled, and as the paper served.
-pub(super) const SERVED: [(Format, Format); 2] = [(BF16, BF16), (FP8, INT6)];
+/// The widest first.
+pub(super) const CACHES: [(CacheName, Option<Codes>); 4] =
+    [("bf16", None), ("fp8", Some(Codes::Fp8)), ("int8", Some(Codes::Int8)), ("int6", Some(Codes::Int6))];
 
-impl Format {
-    /// Bytes of these elements of one token.
-    fn row(self, elements: u64) -> u64 {
-        (elements * self.bits).div_ceil(8) + self.scale_bytes
-    }
-}
+/// Formats of weights and caches that throughput is predicted for: as they are published, and as the paper served.
+pub(super) const SERVED: [(Format, CacheName); 2] = [(BF16, "bf16"), (FP8, "int6")];
 
 /// What a model's graphs say.
 #[derive(Serialize)]
@@ -54,7 +47,7 @@ pub(super) struct Figures {
 #[derive(Serialize)]
 pub(super) struct Cache {
     pub(super) elements: u64,
-    /// In each of [`FORMATS`], scales included.
+    /// In each of [`CACHES`], scales included.
     pub(super) bytes: Vec<(&'static str, u64)>,
 }
 
@@ -119,18 +112,22 @@ pub(super) struct Programs {
     pub(super) count: Count,
     pub(super) train: Program,
     pub(super) prefill: Program,
-    pub(super) decode: Program,
+    /// For each of [`CACHES`].
+    pub(super) decode: Vec<(CacheName, Program)>,
 }
 
 impl Programs {
+    /// Those of the first are the elements: codes are no elements.
     pub(super) fn cache(&self) -> Cache {
-        let bytes = FORMATS.iter().map(|&format| (format.name, self.token_bytes(format))).collect();
-        Cache { elements: self.decode.work.cached(), bytes }
+        let bytes = self.decode.iter().map(|(name, program)| (*name, program.work.cached_bytes())).collect();
+        Cache { elements: self.decode.first().map_or(0, |(_, program)| program.work.cached()), bytes }
     }
 
-    /// Bytes that all caches keep of a token.
-    fn token_bytes(&self, format: Format) -> u64 {
-        self.decode.work.caches.iter().map(|(cache, times)| format.row(cache.row) * times).sum()
+    fn decode(&self, cache: CacheName) -> anyhow::Result<&Program> {
+        let found = self.decode.iter().find(|(name, _)| *name == cache);
+        found
+            .map(|(_, program)| program)
+            .ok_or_else(|| anyhow!("decode was not compiled for caches in {cache}"))
     }
 
     /// A sequence of that length, by token.
@@ -150,14 +147,14 @@ impl Programs {
         contexts: &[u64],
     ) -> anyhow::Result<Vec<Point>> {
         let sizes = contexts.iter().flat_map(|&context| batches.iter().map(move |&batch| (batch, context)));
-        sizes.map(|(batch, context)| self.point(graph, node, (BF16, BF16), batch, context)).collect()
+        sizes.map(|(batch, context)| self.point(graph, node, (BF16, "bf16"), batch, context)).collect()
     }
 
     fn point(
         &self,
         graph: Graph,
         node: &Node,
-        (weights, cache): (Format, Format),
+        (weights, cache): (Format, CacheName),
         batch: u64,
         context: u64,
     ) -> anyhow::Result<Point> {
@@ -167,7 +164,7 @@ impl Programs {
                 bail!("no figures of the gradient yet; those of its forward half are of `train`")
             }
             Graph::Prefill => (&self.prefill, context),
-            Graph::Decode => (&self.decode, 1),
+            Graph::Decode => (self.decode(cache)?, 1),
         };
         let sizes = program.symbols.bind(batch, new, context);
         let flops = flops(program, &sizes)?;
@@ -175,9 +172,9 @@ impl Programs {
         let mut bytes = read * weights.bits as f64 / 8.0;
         for (cached, times) in &program.work.caches {
             let tokens = (&cached.read + &cached.written).eval(&sizes).map_err(|e| anyhow!(e))?;
-            bytes += tokens as f64 * (cache.row(cached.row) * times) as f64;
+            bytes += tokens as f64 * (cached.bytes * times) as f64;
         }
-        let kept = batch as f64 * context as f64 * self.token_bytes(cache) as f64;
+        let kept = batch as f64 * context as f64 * self.decode(cache)?.work.cached_bytes() as f64;
         let resident = self.weight_bytes(weights) + kept;
         let by_compute = flops / node.flops();
         let by_memory = bytes / node.bandwidth();
@@ -204,29 +201,29 @@ impl Programs {
     pub(super) fn throughput(&self, node: &Node, contexts: &[u64]) -> anyhow::Result<Vec<Throughput>> {
         let cases =
             SERVED.iter().flat_map(|&formats| contexts.iter().map(move |&context| (formats, context)));
-        let case = |((weights, cache), context): ((Format, Format), u64)| {
+        let case = |((weights, cache), context): ((Format, CacheName), u64)| {
             let left = node.memory() - self.weight_bytes(weights);
-            let sequences = left / (context as f64 * self.token_bytes(cache) as f64);
+            let sequences = left / (context as f64 * self.decode(cache)?.work.cached_bytes() as f64);
             let at = if sequences >= 1.0 {
                 Some(self.point(Graph::Decode, node, (weights, cache), sequences as u64, context)?)
             } else {
                 None
             };
-            Ok(Throughput { weights: weights.name, cache: cache.name, context, at })
+            Ok(Throughput { weights: weights.name, cache, context, at })
         };
         cases.map(case).collect()
     }
 }
 
 impl Figures {
-    /// Bytes of a token in a cache of that format.
-    pub(super) fn token_bytes(&self, format: Format) -> u64 {
-        self.cache.bytes.iter().find(|(name, _)| *name == format.name).map_or(0, |(_, bytes)| *bytes)
+    /// Bytes of a token in caches of that name.
+    pub(super) fn token_bytes(&self, cache: CacheName) -> u64 {
+        self.cache.bytes.iter().find(|(name, _)| *name == cache).map_or(0, |(_, bytes)| *bytes)
     }
 
     /// Generation in these formats at that context.
-    pub(super) fn served(&self, (weights, cache): (Format, Format), context: u64) -> Option<&Point> {
-        let same = |t: &&Throughput| (t.weights, t.cache, t.context) == (weights.name, cache.name, context);
+    pub(super) fn served(&self, (weights, cache): (Format, CacheName), context: u64) -> Option<&Point> {
+        let same = |t: &&Throughput| (t.weights, t.cache, t.context) == (weights.name, cache, context);
         self.throughput.iter().find(same).and_then(|t| t.at.as_ref())
     }
 }

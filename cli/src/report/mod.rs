@@ -9,7 +9,8 @@ use clap::builder::PossibleValuesParser;
 use latentc_ir::{DType, Symbols, census, work};
 use latentc_models::published::{Published, published};
 use latentc_passes::machine::MACHINES;
-use latentc_passes::{Graph, Machine, pipeline};
+use latentc_passes::quantise::GROUP;
+use latentc_passes::{CacheForm, Codes, Graph, Machine, Wanted, pipeline};
 use serde::Serialize;
 
 use crate::model::Model;
@@ -100,10 +101,10 @@ pub(crate) fn report(args: &Args) -> anyhow::Result<()> {
 
 /// All graphs of a model, and what follows from them.
 fn figures(model: &Model, args: &Args, machine: Machine) -> anyhow::Result<Figures> {
-    // Formats are chosen below; the graphs are those for 16 bits.
-    let compile = |graph| -> anyhow::Result<Program> {
+    let compile = |graph, codes: Option<Codes>| -> anyhow::Result<Program> {
+        let cache = codes.map(|codes| CacheForm { codes, group: GROUP, rotated_wide: false });
         // Costs are those of long prompts.
-        let compiled = model.compile(graph, DType::Bf16, &pipeline())?.pop();
+        let compiled = model.compile(Wanted { graph, cache }, DType::Bf16, &pipeline())?.pop();
         let compiled = compiled.expect("the largest sizes have a program");
         let work = work(compiled.module()).map_err(anyhow::Error::msg)?;
         Ok(Program { work, symbols: Symbols::of(compiled.module()) })
@@ -111,9 +112,12 @@ fn figures(model: &Model, args: &Args, machine: Machine) -> anyhow::Result<Figur
     let definition = model.trace(Graph::Prefill, DType::Bf16)?;
     let programs = figures::Programs {
         count: census(&definition).map_err(anyhow::Error::msg)?.count,
-        train: compile(Graph::Train)?,
-        prefill: compile(Graph::Prefill)?,
-        decode: compile(Graph::Decode)?,
+        train: compile(Graph::Train, None)?,
+        prefill: compile(Graph::Prefill, None)?,
+        decode: figures::CACHES
+            .into_iter()
+            .map(|(name, codes)| Ok((name, compile(Graph::Decode, codes)?)))
+            .collect::<anyhow::Result<_>>()?,
     };
     let batch = if args.batch.is_empty() { &[1, 32, 256][..] } else { &args.batch };
     let node = figures::Node { machine, devices: args.devices };

@@ -4,9 +4,11 @@ use std::fmt::Write;
 
 use latentc_models::published::Published;
 use latentc_passes::Machine;
+use latentc_passes::quantise::GROUP;
 
 use super::Report;
-use super::figures::{BF16, Bound, FORMATS, FP8, Figures, INT6, Point, SERVED};
+
+use super::figures::{BF16, Bound, CACHES, FP8, Figures, Point, SERVED};
 use crate::table::{grouped, short, table};
 
 pub(super) fn text(report: &Report) -> String {
@@ -63,21 +65,24 @@ fn cache(out: &mut String, r: &Report) {
         r.row("cache of a token", |m| m.model.clone()),
         r.row("elements", |m| grouped(m.cache.elements)),
     ];
-    for format in FORMATS {
-        rows.push(r.row(&format!("bytes in {}", format.name), |m| grouped(m.token_bytes(format))));
+    for (name, _) in CACHES {
+        rows.push(r.row(&format!("bytes in {name}"), |m| grouped(m.token_bytes(name))));
     }
     out.push_str(&table(&rows, 1));
-    out.push_str("  int8 and int6 have an f16 scale for each token in each cache of a layer\n");
+    let _ = writeln!(
+        out,
+        "  of the decode graphs for each; fp8, int8 and int6 have a scale for every {GROUP} elements of a token, or fewer"
+    );
     if let Some((model, beside)) = r.pair() {
-        let saving = |format| 1.0 - model.token_bytes(format) as f64 / beside.token_bytes(BF16) as f64;
+        let saving = |cache| 1.0 - model.token_bytes(cache) as f64 / beside.token_bytes("bf16") as f64;
         let _ = writeln!(
             out,
             "  {} in int6 keeps {} less than {} in bf16{}; in bf16 as well, {} less",
             model.model,
-            percent(saving(INT6)),
+            percent(saving("int6")),
             beside.model,
             r.paper(|p| percent(p.cache_saving)),
-            percent(saving(BF16)),
+            percent(saving("bf16")),
         );
     }
 }
@@ -197,7 +202,7 @@ fn throughput(out: &mut String, r: &Report) {
     let contexts: Vec<u64> = contexts(r);
     for formats in SERVED {
         for &context in &contexts {
-            let mut row = vec![formats.0.name.to_owned(), formats.1.name.to_owned(), context.to_string()];
+            let mut row = vec![formats.0.name.to_owned(), formats.1.to_owned(), context.to_string()];
             for m in &r.models {
                 row.extend(match m.served(formats, context) {
                     Some(p) => {
@@ -216,7 +221,7 @@ fn throughput(out: &mut String, r: &Report) {
     out.push_str(&table(&rows, 2));
     let Some((model, beside)) = r.pair() else { return };
     let each = contexts.iter().map(|&context| {
-        let quotient = ratio(model.served((FP8, INT6), context), beside.served((BF16, BF16), context));
+        let quotient = ratio(model.served((FP8, "int6"), context), beside.served((BF16, "bf16"), context));
         format!("{quotient} at {context}")
     });
     let _ = writeln!(

@@ -72,6 +72,9 @@ fn the_manifest_describes_the_folder() {
         for file in strings(&json["kernels"], "file").iter().chain(&strings(&json["kernels"], "spec")) {
             written.insert(file.clone());
         }
+        let together = json["together"].as_array().map_or(&[][..], Vec::as_slice);
+        assert_eq!(together.is_empty(), target != "cuda", "what runs in one grid has a text on CUDA");
+        written.extend(together.iter().map(|t| t["file"].as_str().expect("a file").to_owned()));
         assert!(strings(&json["kernels"], "file").iter().all(|f| f.ends_with(&format!(".{ending}"))));
         let known: BTreeSet<_> = strings(&json["kernels"], "name").into_iter().collect();
         assert_eq!(known.len(), json["kernels"].as_array().expect("a list").len(), "names are unique");

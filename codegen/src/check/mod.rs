@@ -13,7 +13,7 @@ use latentc_ir::{AxisId, Function, Interpreter, Module, Op, Precision, Size, Ten
 use serde::Serialize;
 
 use crate::cube::LaunchShape;
-use crate::device::{Data, Device, DeviceError};
+use crate::device::{Data, Device, DeviceError, Launch};
 use crate::program::Kernel;
 pub use bound::Expected;
 pub use inputs::random_inputs;
@@ -59,12 +59,30 @@ pub fn check<D: Device>(
     sizes: &[usize],
     seed: u64,
 ) -> Result<Outcome, DeviceError> {
-    let args = random_inputs(kernel, sizes, seed);
-    let way = Kernel { kind: device.way(kernel, sizes), ..kernel.clone() };
-    let expected = Expected::of(&way, &args, sizes)
-        .map_err(|why| DeviceError::Kernel { kernel: kernel.name.clone(), why })?;
-    let got = launch(device, kernel, &args, sizes)?;
-    Ok(expected.compare(&got, sizes, seed))
+    let trial = Trial { kernel: kernel.clone(), sizes: sizes.to_vec() };
+    Ok(check_together(device, &[trial], seed)?.remove(0))
+}
+
+/// Runs kernels on random arguments, at the same time where the device can, and compares.
+///
+/// # Errors
+/// Those of the device, and what the interpreter refuses.
+pub fn check_together<D: Device>(
+    device: &mut D,
+    trials: &[Trial],
+    seed: u64,
+) -> Result<Vec<Outcome>, DeviceError> {
+    let args: Vec<_> = trials.iter().map(|t| random_inputs(&t.kernel, &t.sizes, seed)).collect();
+    let work: Vec<_> =
+        trials.iter().zip(&args).map(|(t, args)| (&t.kernel, &args[..], &t.sizes[..])).collect();
+    let got = launch_together(device, &work)?;
+    let outcome = |((kernel, args, sizes), got): (&(&Kernel, &[Tensor], &[usize]), Tensor)| {
+        let way = Kernel { kind: device.way(kernel, sizes), ..(*kernel).clone() };
+        let expected = Expected::of(&way, args, sizes);
+        let expected = expected.map_err(|why| DeviceError::Kernel { kernel: kernel.name.clone(), why })?;
+        Ok(expected.compare(&got, sizes, seed))
+    };
+    work.iter().zip(got).map(outcome).collect()
 }
 
 impl Expected {
@@ -120,6 +138,26 @@ pub fn trials(kernel: &Kernel) -> Vec<Trial> {
         if trials.iter().all(|t| t.kernel != kernel) {
             let sizes = cases(&kernel).into_iter();
             trials.extend(sizes.map(|sizes| Trial { kernel: kernel.clone(), sizes }));
+        }
+    }
+    trials
+}
+
+/// What to try kernels on that run at the same time: those of each [`Style`] with its first two [`cases`].
+pub fn trials_together(kernels: &[Kernel]) -> Vec<Vec<Trial>> {
+    let mut trials: Vec<Vec<Trial>> = Vec::new();
+    for style in Style::ALL {
+        let shrunk: Vec<_> = kernels.iter().map(|k| shrink(k, style)).collect();
+        for case in [0, 1] {
+            let trial = |kernel: &Kernel| {
+                let cases = cases(kernel);
+                let sizes = cases[case.min(cases.len() - 1)].clone();
+                Trial { kernel: kernel.clone(), sizes }
+            };
+            let together: Vec<_> = shrunk.iter().map(trial).collect();
+            if !trials.contains(&together) {
+                trials.push(together);
+            }
         }
     }
     trials
@@ -240,33 +278,76 @@ pub fn launch<D: Device>(
     args: &[Tensor],
     sizes: &[usize],
 ) -> Result<Tensor, DeviceError> {
+    Ok(launch_together(device, &[(kernel, args, sizes)])?.remove(0))
+}
+
+/// What a device makes of several kernels, each with its arguments and sizes, at the same time where it can.
+fn launch_together<D: Device>(
+    device: &mut D,
+    work: &[(&Kernel, &[Tensor], &[usize])],
+) -> Result<Vec<Tensor>, DeviceError> {
+    let mut held = Vec::with_capacity(work.len());
+    for (kernel, args, _) in work {
+        held.push(uploaded(device, kernel, args)?);
+    }
+    let inputs: Vec<Vec<_>> = held.iter().map(|inputs| inputs.iter().map(Option::as_ref).collect()).collect();
+    let mut outputs: Vec<D::Buffer> = Vec::with_capacity(work.len());
+    for (kernel, args, sizes) in work {
+        outputs.push(output(device, kernel, args, sizes)?);
+    }
+    let launches = work.iter().zip(&inputs).zip(&mut outputs);
+    let launches =
+        launches.map(|(((kernel, _, sizes), inputs), output)| Launch { kernel, inputs, output, sizes });
+    device.launch_together(launches.collect())?;
+    let mut results = Vec::with_capacity(work.len());
+    for ((kernel, _, sizes), output) in work.iter().zip(&outputs) {
+        let shape = shape(kernel, sizes);
+        let data = match device.read(output, shape.iter().product())? {
+            Data::F32(v) => v.into_iter().map(f64::from).collect(),
+            Data::I32(v) => v.into_iter().map(f64::from).collect(),
+        };
+        results.push(Tensor { dtype: kernel.output().dtype, shape, data });
+    }
+    Ok(results)
+}
+
+/// The extents of a kernel's result.
+fn shape(kernel: &Kernel, sizes: &[usize]) -> Vec<usize> {
     let extents = kernel.extents(sizes);
-    let ty = kernel.output();
-    let shape: Vec<_> = ty.axes.iter().map(|a| extents[a.0 as usize]).collect();
-    let len = shape.iter().product();
-    let mut buffers = Vec::new();
-    let mut output = None;
-    for (&param, arg) in kernel.body.params.iter().zip(args) {
-        let buffer = device.upload(arg.dtype, data(arg))?;
-        if Some(param) == kernel.cache() {
-            output = Some(buffer);
-            buffers.push(None);
-        } else {
-            buffers.push(Some(buffer));
+    kernel.output().axes.iter().map(|a| extents[a.0 as usize]).collect()
+}
+
+/// The inputs of a launch; none for what the kernel appends to.
+fn uploaded<D: Device>(
+    device: &mut D,
+    kernel: &Kernel,
+    args: &[Tensor],
+) -> Result<Vec<Option<D::Buffer>>, DeviceError> {
+    let params = kernel.body.params.iter().zip(args);
+    params
+        .map(|(&param, arg)| match Some(param) == kernel.cache() {
+            true => Ok(None),
+            false => device.upload(arg.dtype, data(arg)).map(Some),
+        })
+        .collect()
+}
+
+/// Where a launch writes: what it appends to, or what holds sevens.
+fn output<D: Device>(
+    device: &mut D,
+    kernel: &Kernel,
+    args: &[Tensor],
+    sizes: &[usize],
+) -> Result<D::Buffer, DeviceError> {
+    let dtype = kernel.output().dtype;
+    if let Some(cache) = kernel.cache() {
+        let place = kernel.body.params.iter().position(|p| *p == cache);
+        if let Some(arg) = place.and_then(|n| args.get(n)) {
+            return device.upload(dtype, data(arg));
         }
     }
-    let mut output = match output {
-        Some(cache) => cache,
-        None => device
-            .upload(ty.dtype, data(&Tensor { dtype: ty.dtype, shape: vec![len], data: vec![7.0; len] }))?,
-    };
-    let inputs: Vec<_> = buffers.iter().map(Option::as_ref).collect();
-    device.launch(kernel, &inputs, &mut output, sizes)?;
-    let data = match device.read(&output, len)? {
-        Data::F32(v) => v.into_iter().map(f64::from).collect(),
-        Data::I32(v) => v.into_iter().map(f64::from).collect(),
-    };
-    Ok(Tensor { dtype: ty.dtype, shape, data })
+    let len = shape(kernel, sizes).iter().product();
+    device.upload(dtype, data(&Tensor { dtype, shape: vec![len], data: vec![7.0; len] }))
 }
 
 fn data(t: &Tensor) -> Data {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use cubecl_core::InfoBuilder;
 use cubecl_core::client::ComputeClient;
@@ -13,13 +14,13 @@ use half::{bf16, f16};
 use latentc_ir::{DType, Type, ValueId};
 
 use super::emit::Elem;
-use super::kernel::CubeIr;
+use super::kernel::{CubeIr, Part};
 use super::refuse;
-use super::shape::LaunchShape;
+use super::shape::{Grid, LaunchShape, side_by_side};
 use super::split::{Role, Split};
 use super::target::Target;
-use super::ways::{Ways, way};
-use crate::device::{Data, Device, DeviceError};
+use super::ways::{Ways, joins, way};
+use crate::device::{Data, Device, DeviceError, Launch};
 use crate::memory::Layout;
 use crate::program::{Kernel, KernelKind};
 
@@ -29,13 +30,15 @@ pub trait CubeRuntime: Runtime {
     const TARGET: Target;
 }
 
-/// A device of a CubeCL runtime. Launches run in order, without waiting (one of a streamed softmax may be two on the device); errors of the device come out at the next
+/// A device of a CubeCL runtime. Launches run in order, without waiting (one of a streamed softmax may be two on the device, several that may run at the same time one); errors of the device come out at the next
 /// [`read`](Device::read), or at the first launch of the kernel that causes them, if it does not compile.
 pub struct CubeDevice<R: CubeRuntime> {
     client: ComputeClient<R>,
     name: String,
     /// What was launched before, by kernel name. Two programs may use one name for different kernels.
     kernels: HashMap<String, Vec<Compiled>>,
+    /// Kernels that were launched in one grid.
+    together: HashMap<Vec<Arc<[Part]>>, CubeIr>,
     /// The kernels launched since the device was last asked for errors.
     pending: Vec<String>,
 }
@@ -183,7 +186,7 @@ mod cuda {
 impl<R: CubeRuntime> CubeDevice<R> {
     /// What a client reaches. Others may use it too: what they launch and what is launched here is done in order.
     pub fn new(client: ComputeClient<R>, name: String) -> CubeDevice<R> {
-        CubeDevice { client, name, kernels: HashMap::new(), pending: Vec::new() }
+        CubeDevice { client, name, kernels: HashMap::new(), together: HashMap::new(), pending: Vec::new() }
     }
 
     /// Memory of the same client as a buffer of so many elements, which lie one after another.
@@ -226,7 +229,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
     }
 
     /// Launches a checked kernel on buffers as long as its types say.
-    fn enqueue(&self, ir: &CubeIr, (x, y, z): (u32, u32, u32), buffers: &[&CubeBuffer], sizes: &[usize]) {
+    fn enqueue(&self, ir: &CubeIr, (x, y, z): Grid, buffers: &[&CubeBuffer], sizes: &[usize]) {
         let lens: Vec<_> = buffers.iter().map(|b| b.len).collect();
         let bindings = buffers.iter().map(|b| b.handle.clone().binding()).collect();
         let args = KernelArguments::new().with_buffers(bindings).with_info(launch_info(sizes, &lens));
@@ -240,7 +243,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         &mut self,
         kernel: &Kernel,
         extents: &[usize],
-    ) -> Result<(CubeIr, LaunchShape, bool), DeviceError> {
+    ) -> Result<(KernelKind, CubeIr, LaunchShape, bool), DeviceError> {
         let known = self.kernels.entry(kernel.name.clone()).or_default();
         let place = known.iter().position(|c| c.kernel == *kernel).unwrap_or_else(|| {
             known.push(Compiled {
@@ -253,7 +256,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         });
         let kind = known[place].ways.choose(extents);
         if let Some((_, ir, shape)) = known[place].taken.iter().find(|(taken, ..)| *taken == kind) {
-            return Ok((ir.clone(), shape.clone(), false));
+            return Ok((kind, ir.clone(), shape.clone(), false));
         }
         let kernel = &way(kernel, kind);
         let ir = CubeIr::new(kernel, R::TARGET)?;
@@ -279,7 +282,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
             ));
         }
         known[place].taken.push((kind, ir.clone(), shape.clone()));
-        Ok((ir, shape, true))
+        Ok((kind, ir, shape, true))
     }
 }
 
@@ -399,17 +402,69 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         output: &mut CubeBuffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
+        self.launch_together(vec![Launch { kernel, inputs, output, sizes }])
+    }
+
+    fn launch_together(&mut self, launches: Vec<Launch<'_, CubeBuffer>>) -> Result<(), DeviceError> {
+        let mut ready = Vec::with_capacity(launches.len());
+        for launch in launches {
+            ready.extend(self.ready(launch)?);
+        }
+        let hardware = &self.client.properties().hardware;
+        let (bindings, shared) = (hardware.max_bindings as usize, hardware.max_shared_memory_size);
+        // As many in one grid as fit.
+        let room = |grid: &[Ready<'_>], next: &Ready<'_>| {
+            let all = || grid.iter().chain([next]);
+            all().all(|r| joins(r.kind) && r.split.is_none() && r.shape.units == next.shape.units)
+                && all().map(|r| r.buffers.len()).sum::<usize>() <= bindings
+                && all().map(|r| r.shape.shared_bytes).sum::<usize>() <= shared
+                && side_by_side(all().map(|r| r.grid), next.shape.units).is_ok()
+        };
+        let mut grids: Vec<Vec<Ready<'_>>> = Vec::new();
+        for launch in ready {
+            match grids.iter_mut().find(|grid| room(grid, &launch)) {
+                Some(grid) => grid.push(launch),
+                None => grids.push(vec![launch]),
+            }
+        }
+        for grid in grids {
+            self.run(&grid)?;
+        }
+        Ok(())
+    }
+}
+
+/// A checked launch that does something.
+struct Ready<'a> {
+    kernel: &'a Kernel,
+    kind: KernelKind,
+    ir: CubeIr,
+    shape: LaunchShape,
+    grid: Grid,
+    /// In the order of the kernel's arguments, the output last.
+    buffers: Vec<&'a CubeBuffer>,
+    sizes: &'a [usize],
+    split: Option<Split>,
+    /// Whether it was not launched in that way before.
+    first: bool,
+}
+
+impl<R: CubeRuntime> CubeDevice<R> {
+    /// Checks a launch, and compiles what was not launched before. `None` if there is nothing to do.
+    fn ready<'a>(&mut self, launch: Launch<'a, CubeBuffer>) -> Result<Option<Ready<'a>>, DeviceError> {
+        let Launch { kernel, inputs, output, sizes } = launch;
         let (params, symbols) = (&kernel.body.params, kernel.size_symbols());
         if inputs.len() != params.len() || sizes.len() != symbols.len() {
             let given = format!("{} buffers and {} sizes", inputs.len(), sizes.len());
             return Err(refuse(kernel, format!("{given}, not {} and {}", params.len(), symbols.len())));
         }
         let extents = kernel.extents(sizes);
-        let (ir, shape, first) = self.compiled(kernel, &extents)?;
+        let (kind, ir, shape, first) = self.compiled(kernel, &extents)?;
         let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
-        let (x, y, z) = shape.grid(number).map_err(|why| refuse(kernel, why))?;
+        let grid = shape.grid(number).map_err(|why| refuse(kernel, why))?;
+        let (x, y, _) = grid;
         if x == 0 {
-            return Ok(());
+            return Ok(None);
         }
         let most = self.client.properties().hardware.max_cube_count;
         if x > most.0 || y > most.1 {
@@ -435,40 +490,58 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         }
         fits(kernel, kernel.body.results[0], &extents, output)?;
         buffers.push(output);
+        let split = ir.plan().and_then(|plan| Split::of(plan, x as usize * y as usize, &extents));
+        Ok(Some(Ready { kernel, kind, ir, shape, grid, buffers, sizes, split, first }))
+    }
 
-        let split =
-            ir.plan().and_then(|plan| Some((plan, Split::of(plan, x as usize * y as usize, &extents)?)));
-        match split {
-            None => self.enqueue(&ir, (x, y, z), &buffers, sizes),
-            Some((plan, split)) => {
-                let arranged = |cubes: usize| shape.arranged(cubes as u64).map_err(|why| refuse(kernel, why));
-                let grids = [
-                    arranged(split.parts * x as usize * y as usize)?,
-                    arranged(split.elements.div_ceil(shape.units as usize))?,
-                ];
-                let kept = self.alloc(DType::F32, split.scratch)?;
-                let sizes = [sizes, &[split.chunk]].concat();
-                for (role, grid) in [Role::Part, Role::Merge].into_iter().zip(grids) {
-                    let read = role.reads(&kernel.body, plan);
-                    let mut used: Vec<_> = params
-                        .iter()
-                        .zip(&buffers)
-                        .filter(|(p, _)| read.contains(p))
-                        .map(|(_, b)| *b)
-                        .collect();
-                    used.push(&kept);
-                    if role == Role::Merge {
-                        used.push(output);
-                    }
-                    self.enqueue(&ir.of_role(role), grid, &used, &sizes);
-                }
+    /// Runs launches in one grid.
+    fn run(&mut self, launches: &[Ready<'_>]) -> Result<(), DeviceError> {
+        match launches {
+            [Ready { split: Some(split), .. }] => self.run_split(&launches[0], split)?,
+            [one] => self.enqueue(&one.ir, one.grid, &one.buffers, one.sizes),
+            several => {
+                let Ready { kernel, shape, .. } = &several[0];
+                let grids = several.iter().map(|r| r.grid);
+                let (ends, grid) = side_by_side(grids, shape.units).map_err(|why| refuse(kernel, why))?;
+                let irs: Vec<_> = several.iter().map(|r| r.ir.clone()).collect();
+                let known: Vec<_> = irs.iter().map(|ir| Arc::clone(ir.parts())).collect();
+                let ir = self.together.entry(known).or_insert_with(|| CubeIr::together(&irs)).clone();
+                let buffers: Vec<_> = several.iter().flat_map(|r| r.buffers.iter().copied()).collect();
+                let sizes: Vec<_> = several.iter().flat_map(|r| r.sizes).copied().chain(ends).collect();
+                self.enqueue(&ir, grid, &buffers, &sizes);
             }
         }
-        if self.pending.last() != Some(&kernel.name) {
-            self.pending.push(kernel.name.clone());
+        for launch in launches {
+            if self.pending.last() != Some(&launch.kernel.name) {
+                self.pending.push(launch.kernel.name.clone());
+            }
         }
         // A kernel that does not compile is known by its name only as long as no other was launched.
-        if first { self.flush() } else { Ok(()) }
+        if launches.iter().any(|r| r.first) { self.flush() } else { Ok(()) }
+    }
+
+    /// A streamed softmax as two launches.
+    fn run_split(&mut self, launch: &Ready<'_>, split: &Split) -> Result<(), DeviceError> {
+        let Ready { kernel, ir, shape, grid: (x, y, _), buffers, sizes, .. } = launch;
+        let Some(plan) = ir.plan() else { return Ok(()) };
+        let arranged = |cubes: usize| shape.arranged(cubes as u64).map_err(|why| refuse(kernel, why));
+        let grids = [
+            arranged(split.parts * *x as usize * *y as usize)?,
+            arranged(split.elements.div_ceil(shape.units as usize))?,
+        ];
+        let kept = self.alloc(DType::F32, split.scratch)?;
+        let sizes = [*sizes, &[split.chunk]].concat();
+        for (role, grid) in [Role::Part, Role::Merge].into_iter().zip(grids) {
+            let read = role.reads(&kernel.body, plan);
+            let given = kernel.body.params.iter().zip(buffers).filter(|(p, _)| read.contains(p));
+            let mut used: Vec<_> = given.map(|(_, b)| *b).collect();
+            used.push(&kept);
+            if role == Role::Merge {
+                used.extend(buffers.last());
+            }
+            self.enqueue(&ir.of_role(role), grid, &used, &sizes);
+        }
+        Ok(())
     }
 }
 

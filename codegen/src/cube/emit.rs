@@ -172,6 +172,8 @@ pub(crate) enum Pack {
 pub(crate) struct Emit {
     builder: KernelBuilder,
     address: StorageType,
+    /// Where a kernel is one of several in a grid: the number of its first cube, and the units of a cube.
+    behind: Option<(Val, u32)>,
 }
 
 impl Emit {
@@ -180,7 +182,7 @@ impl Emit {
         let mut builder = KernelBuilder::default();
         // The code that CubeCL adds around ours cannot name `usize` otherwise.
         AddressType::U32.register(&mut builder.scope);
-        Emit { builder, address: AddressType::U32.unsigned_type() }
+        Emit { builder, address: AddressType::U32.unsigned_type(), behind: None }
     }
 
     /// The finished kernel.
@@ -239,14 +241,41 @@ impl Emit {
         Val(Variable::builtin(Builtin::UnitPos, Elem::U32.storage()))
     }
 
-    /// The cube's number in the grid, row after row.
+    /// The cube's number among the kernel's, row after row.
     pub(crate) fn cube(&mut self) -> Val {
-        self.flat(Builtin::CubePos)
+        let cube = self.flat(Builtin::CubePos);
+        match self.behind {
+            Some((first, _)) => self.sub(cube, first),
+            None => cube,
+        }
     }
 
-    /// The unit's number in the grid, row after row.
+    /// The unit's number among the kernel's, row after row.
     pub(crate) fn unit_in_grid(&mut self) -> Val {
-        self.flat(Builtin::AbsolutePos)
+        match self.behind {
+            Some((_, units)) => {
+                let (cube, units, unit) = (self.cube(), self.u32(units), self.unit());
+                let before = self.mul(cube, units);
+                self.add(before, unit)
+            }
+            None => self.flat(Builtin::AbsolutePos),
+        }
+    }
+
+    /// A kernel that has the cubes from `first` up to `end`, which number themselves from 0. Each has so many units.
+    pub(crate) fn cubes(&mut self, first: Val, end: Val, units: u32, body: impl FnOnce(&mut Emit)) {
+        let cube = self.flat(Builtin::CubePos);
+        let mut inside = self.lt(cube, end);
+        if first.known() != Some(0) {
+            let before = self.lt(cube, first);
+            let behind = self.not(before);
+            inside = self.and(inside, behind);
+        }
+        self.if_(inside, |e| {
+            e.behind = Some((first, units));
+            body(e);
+            e.behind = None;
+        });
     }
 
     /// Flat positions have the type of addresses, which need not be u32 for the printer.

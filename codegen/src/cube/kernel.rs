@@ -10,7 +10,7 @@ use cubecl_core::prelude::{CubeDim, CubeKernel, KernelDefinition, KernelId, Kern
 use latentc_ir::ops::Attr;
 use latentc_ir::{AxisId, DType, Function, Op, Size, ValueId, Want, infer};
 
-use super::emit::{Elem, Emit};
+use super::emit::{Buf, Elem, Emit, Val};
 use super::expr::Exprs;
 use super::map::Map;
 use super::shape::LaunchShape;
@@ -32,13 +32,20 @@ const DEEPEST: usize = 400;
 /// The longest table of constants that is worth a comparison for each entry.
 const TABLE: usize = 64;
 
-/// A kernel that was checked for a target, cheap to clone.
+/// A kernel that was checked for a target, or several side by side; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct CubeIr {
+    /// Each has the cubes behind those of the one before it.
+    parts: Arc<[Part]>,
+    settings: KernelSettings,
+}
+
+/// What some cubes of a grid do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Part {
     spec: Arc<Spec>,
     /// Which of the kernels of a streamed softmax; all others are whole.
     role: Role,
-    settings: KernelSettings,
 }
 
 /// All that decides the code. CubeCL compiles once for each, so nothing that matters may be missing.
@@ -81,20 +88,39 @@ impl CubeIr {
         let plan = kernel.kind.streams().then(|| StreamPlan::of(&kernel.body));
         let plan = plan.transpose().map_err(|why| refuse(kernel, why))?;
         let spec = Spec { kernel: kernel.clone(), target, plan, digest: hasher.finish() };
-        Ok(CubeIr { spec: Arc::new(spec), role: Role::Whole, settings })
+        let part = Part { spec: Arc::new(spec), role: Role::Whole };
+        Ok(CubeIr { parts: Arc::new([part]), settings })
     }
 
     /// One of the two kernels that a streamed softmax can be split into. Its buffers are the parameters that it reads, in order, then
     /// what the first leaves for the second, then the second's output; its last size is the number of positions of a part.
     pub(crate) fn of_role(&self, role: Role) -> CubeIr {
-        let name = format!("{}{}", self.spec.kernel.name, role.suffix());
+        let part = Part { role, ..self.parts[0].clone() };
+        let name = format!("{}{}", part.spec.kernel.name, role.suffix());
         let settings = self.settings.clone().kernel_name(name.as_str());
-        CubeIr { spec: Arc::clone(&self.spec), role, settings }
+        CubeIr { parts: Arc::new([part]), settings }
+    }
+
+    /// Kernels side by side in one grid, all with as many units a cube. Its buffers and sizes are those of each, one after another;
+    /// behind the sizes comes, for each but the first, the number of its first cube, and in the end that of all cubes.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub(crate) fn together(kernels: &[CubeIr]) -> CubeIr {
+        let parts: Vec<_> = kernels.iter().flat_map(|k| k.parts.iter().cloned()).collect();
+        let name = together_name(parts.iter().map(|p| p.spec.kernel.name.as_str()));
+        let settings = kernels[0].settings.clone().kernel_name(name.as_str());
+        CubeIr { parts: parts.into(), settings }
+    }
+
+    /// What it is known by.
+    pub(crate) fn parts(&self) -> &Arc<[Part]> {
+        &self.parts
     }
 
     /// The plan of a streamed softmax.
     pub(crate) fn plan(&self) -> Option<&StreamPlan> {
-        self.spec.plan.as_ref()
+        self.parts[0].spec.plan.as_ref()
     }
 
     /// Whether a parameter of the body is a buffer of the kernel: all but the cache that an `append` writes.
@@ -103,10 +129,19 @@ impl CubeIr {
     }
 }
 
+/// The name of kernels side by side.
+pub(crate) fn together_name<'a>(mut names: impl Iterator<Item = &'a str>) -> String {
+    let first = names.next().unwrap_or_default();
+    match names.count() {
+        0 => first.to_owned(),
+        more => format!("{first}_and_{more}"),
+    }
+}
+
 impl KernelMetadata for CubeIr {
     fn id(&self) -> KernelId {
         KernelId::new::<Self>()
-            .info((Arc::clone(&self.spec), self.role))
+            .info(Arc::clone(&self.parts))
             .address_type(self.settings.address_type)
             .cube_dim(self.settings.cube_dim)
     }
@@ -118,71 +153,99 @@ impl KernelMetadata for CubeIr {
 
 impl CubeKernel for CubeIr {
     fn define(&self) -> KernelDefinition {
-        let Spec { kernel, target, .. } = &*self.spec;
-        let body = &kernel.body;
         let mut e = Emit::new();
-        let stored = |v: ValueId| target.stored(body.ty(v).dtype).expect("checked for this target");
-        let form = Form::of(kernel);
-        let read = match &form {
-            Form::Stream(plan) => self.role.reads(body, plan),
-            Form::StreamMatrix(plan, _) => self.role.reads(body, &plan.stream),
-            Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) | Form::Few(..) | Form::Matrix(_) => {
-                body.params.clone()
+        let declared: Vec<_> = self.parts.iter().map(|part| part.declare(&mut e)).collect();
+        match (&self.parts[..], declared) {
+            ([part], declared) => declared.into_iter().for_each(|d| part.emit(&mut e, d)),
+            (parts, declared) => {
+                let ends: Vec<_> = parts.iter().map(|_| e.size()).collect();
+                let mut first = e.u32(0);
+                let units = self.settings.cube_dim.x;
+                for ((part, declared), end) in parts.iter().zip(declared).zip(ends) {
+                    e.cubes(first, end, units, |e| part.emit(e, declared));
+                    first = end;
+                }
             }
+        }
+        e.finish(self.settings.clone())
+    }
+}
+
+/// The arguments of a kernel.
+struct Declared {
+    /// Of the parameters that it reads.
+    inputs: Vec<Option<Buf>>,
+    /// What the parts of a streamed softmax have left.
+    kept: Option<Buf>,
+    output: Buf,
+    /// In the order of [`Kernel::size_symbols`].
+    sizes: Vec<Val>,
+    /// Positions of a part of a streamed softmax.
+    chunk: Option<Val>,
+}
+
+impl Part {
+    fn stored(&self, v: ValueId) -> Elem {
+        let Spec { kernel, target, .. } = &*self.spec;
+        target.stored(kernel.body.ty(v).dtype).expect("checked for this target")
+    }
+
+    fn declare(&self, e: &mut Emit) -> Declared {
+        let Spec { kernel, plan, .. } = &*self.spec;
+        let body = &kernel.body;
+        let read = match plan {
+            Some(plan) => self.role.reads(body, plan),
+            None => body.params.clone(),
         };
         let reads = |p: ValueId| CubeIr::reads(body, p) && read.contains(&p);
-        let inputs: Vec<_> = body.params.iter().map(|&p| reads(p).then(|| e.input(stored(p)))).collect();
+        let inputs = body.params.iter().map(|&p| reads(p).then(|| e.input(self.stored(p)))).collect();
         let kept = (self.role == Role::Merge).then(|| e.input(Elem::F32));
         let output = match self.role {
-            Role::Whole | Role::Merge => e.output(stored(body.results[0])),
+            Role::Whole | Role::Merge => e.output(self.stored(body.results[0])),
             Role::Part => e.output(Elem::F32),
         };
-        let sizes: Vec<_> = kernel.size_symbols().into_iter().map(|s| (s, e.size())).collect();
+        let sizes = kernel.size_symbols().into_iter().map(|_| e.size()).collect();
+        let chunk = (self.role != Role::Whole).then(|| e.size());
+        Declared { inputs, kept, output, sizes, chunk }
+    }
+
+    fn emit(&self, e: &mut Emit, declared: Declared) {
+        let Spec { kernel, target, .. } = &*self.spec;
+        let Declared { inputs, kept, output, sizes, chunk } = declared;
+        let body = &kernel.body;
+        let symbols = kernel.size_symbols();
         let extents = body.axes.iter().map(|axis| match &axis.size {
             Size::Fixed(n) => e.u32(*n as u32),
-            Size::Sym(s) => sizes.iter().find(|(name, _)| name == s).expect("collected from these axes").1,
+            Size::Sym(s) => sizes[symbols.iter().position(|x| x == s).expect("collected from these axes")],
         });
         let extents = extents.collect();
-        let chunk = (self.role != Role::Whole).then(|| e.size());
         let exprs = Exprs::new(body, *target, extents, &inputs);
-        let input = |v: ValueId| {
-            let n = body.params.iter().position(|p| *p == v);
-            n.and_then(|n| inputs[n]).expect("operands are parameters, by the check")
-        };
-        match form {
-            Form::Map(map) => map.emit(&mut e, exprs, output),
+        let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
+        let input = |v: ValueId| buffer(v).expect("operands are parameters, by the check");
+        match Form::of(kernel) {
+            Form::Map(map) => map.emit(e, exprs, output),
             Form::Stream(plan) => match (kept, chunk) {
-                (Some(kept), Some(chunk)) => split::emit(&mut e, exprs, &plan, kept, chunk, output),
-                (_, chunk) => stream::emit(&mut e, exprs, &plan, chunk, output),
+                (Some(kept), Some(chunk)) => split::emit(e, exprs, &plan, kept, chunk, output),
+                (_, chunk) => stream::emit(e, exprs, &plan, chunk, output),
             },
             Form::StreamMatrix(plan, tall) => match (kept, chunk) {
-                (Some(kept), Some(chunk)) => split::emit(&mut e, exprs, &plan.stream, kept, chunk, output),
+                (Some(kept), Some(chunk)) => split::emit(e, exprs, &plan.stream, kept, chunk, output),
                 (_, chunk) => {
-                    let buffer =
-                        |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
                     let elem = target.stored(plan.dtype).expect("checked for this target");
-                    stream_matrix::emit(&mut e, exprs, (&plan, tall), chunk, (&buffer, elem), output);
+                    stream_matrix::emit(e, exprs, (&plan, tall), chunk, (&buffer, elem), output);
                 }
             },
             Form::Scatter(plan) => {
                 let factors: Vec<_> = plan.factors.iter().map(|&x| input(x)).collect();
-                scatter::emit(&mut e, &exprs, &plan, &factors, input(plan.index), output);
+                scatter::emit(e, &exprs, &plan, &factors, input(plan.index), output);
             }
-            Form::Few(plan, rows) => {
-                let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
-                few::emit(&mut e, exprs, &plan, (rows, *target), buffer, output);
-            }
+            Form::Few(plan, rows) => few::emit(e, exprs, &plan, (rows, *target), buffer, output),
             Form::Matrix(plan) => {
-                let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
-                let elem = stored(plan.products[0].narrow);
-                matrix::emit(&mut e, exprs, &plan, buffer, output, elem);
+                let elem = self.stored(plan.products[0].narrow);
+                matrix::emit(e, exprs, &plan, buffer, output, elem);
             }
-            Form::Tiles(plan) => {
-                let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
-                contract::emit(&mut e, exprs, &plan, buffer, output);
-            }
+            Form::Tiles(plan) => contract::emit(e, exprs, &plan, buffer, output),
         }
-        e.finish(self.settings.clone())
     }
 }
 

@@ -33,14 +33,17 @@ pub use device::WgpuDevice;
 pub(crate) use device::launch_info;
 pub use device::{CubeArena, CubeBuffer, CubeDevice, CubeRuntime};
 pub(crate) use kernel::CubeIr;
+pub(crate) use shape::Grid;
+pub(crate) use shape::side_by_side as grid_side_by_side;
 pub use shape::{Cubes, LaunchShape};
 pub(crate) use source::cuda_role;
 #[cfg(feature = "wgpu")]
 pub use source::wgsl_source;
-pub use source::{cuda_source, cuda_split_sources};
+pub use source::{cuda_source, cuda_split_sources, cuda_together_source, together_name};
 pub(crate) use split::{Role, Split};
 pub use target::Target;
-pub use ways::{chosen, typical, ways};
+pub(crate) use ways::joins;
+pub use ways::{chosen, side_by_side, typical, ways};
 
 use crate::device::DeviceError;
 use crate::program::Kernel;

@@ -98,11 +98,16 @@ impl LaunchShape {
         }
     }
 
+    /// What cubes have that are for another launch as well: the memory of both.
+    pub fn beside(self, other: LaunchShape) -> LaunchShape {
+        LaunchShape { shared_bytes: self.shared_bytes + other.shared_bytes, ..self }
+    }
+
     /// The grid of a launch, given the number behind each run-time size; all zeros if there is nothing to do.
     ///
     /// # Errors
     /// If the units of the grid cannot be numbered in 32 bits.
-    pub fn grid(&self, number: impl Fn(&str) -> usize) -> Result<(u32, u32, u32), String> {
+    pub fn grid(&self, number: impl Fn(&str) -> usize) -> Result<Grid, String> {
         let total = |sizes: &[Size]| {
             let sizes = sizes.iter().map(|s| match s {
                 Size::Fixed(n) => *n,
@@ -125,17 +130,42 @@ impl LaunchShape {
     ///
     /// # Errors
     /// As for [`grid`](LaunchShape::grid).
-    pub(crate) fn arranged(&self, cubes: u64) -> Result<(u32, u32, u32), String> {
-        if cubes == 0 {
-            return Ok((0, 0, 0));
-        }
-        let x = cubes.min(GRID_SIDE);
-        let y = cubes.div_ceil(x);
-        if x.saturating_mul(y).saturating_mul(self.units.into()) > u32::MAX.into() {
-            return Err(format!("{cubes} cubes of {} units are more than 32 bits can number", self.units));
-        }
-        Ok((x as u32, y as u32, 1))
+    pub(crate) fn arranged(&self, cubes: u64) -> Result<Grid, String> {
+        arranged(cubes, self.units)
     }
+}
+
+/// Cubes along each dimension.
+pub(crate) type Grid = (u32, u32, u32);
+
+/// So many cubes of so many units as a grid; all zeros if there are none.
+fn arranged(cubes: u64, units: u32) -> Result<Grid, String> {
+    if cubes == 0 {
+        return Ok((0, 0, 0));
+    }
+    let x = cubes.min(GRID_SIDE);
+    let y = cubes.div_ceil(x);
+    if x.saturating_mul(y).saturating_mul(units.into()) > u32::MAX.into() {
+        return Err(format!("{cubes} cubes of {units} units are more than 32 bits can number"));
+    }
+    Ok((x as u32, y as u32, 1))
+}
+
+/// The cubes of several launches as one grid, and for each launch where its cubes end. All have so many units.
+///
+/// # Errors
+/// As for [`LaunchShape::grid`].
+pub(crate) fn side_by_side(
+    grids: impl Iterator<Item = Grid>,
+    units: u32,
+) -> Result<(Vec<usize>, Grid), String> {
+    let ends = grids.scan(0, |end, (x, y, _)| {
+        *end += x as usize * y as usize;
+        Some(*end)
+    });
+    let ends: Vec<_> = ends.collect();
+    let grid = arranged(ends.last().map_or(0, |&n| n as u64), units)?;
+    Ok((ends, grid))
 }
 
 impl fmt::Display for LaunchShape {

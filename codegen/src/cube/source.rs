@@ -48,7 +48,33 @@ pub fn cuda_split_sources(kernel: &Kernel) -> Result<Vec<String>, DeviceError> {
     roles.iter().map(|&role| cuda_text(kernel, role)).collect()
 }
 
+/// Kernels side by side in one grid, in CUDA C++ for sm_90. The entry is called as [`together_name`] says.
+///
+/// # Errors
+/// As for [`cuda_source`].
+pub fn cuda_together_source(kernels: &[Kernel]) -> Result<String, DeviceError> {
+    let irs = kernels.iter().map(|k| CubeIr::new(k, Target::Cuda)).collect::<Result<Vec<_>, _>>()?;
+    let [first, ..] = kernels else { return Ok(String::new()) };
+    let text = cuda_ir(first, CubeIr::together(&irs))?;
+    let mut head = "// Kernels side by side: each has the buffers, the sizes and the cubes behind those of the one before it. Behind all\n\
+                    // sizes comes the number of cubes up to the end of each.\n\n"
+        .to_owned();
+    for kernel in kernels {
+        head += &header(kernel, Target::Cuda);
+    }
+    Ok(head + &text)
+}
+
+/// The name of the entry of kernels side by side.
+pub fn together_name(kernels: &[Kernel]) -> String {
+    super::kernel::together_name(kernels.iter().map(|k| k.name.as_str()))
+}
+
 fn cuda_text(kernel: &Kernel, role: Role) -> Result<String, DeviceError> {
+    cuda_ir(kernel, CubeIr::new(kernel, Target::Cuda)?.of_role(role))
+}
+
+fn cuda_ir(kernel: &Kernel, ir: CubeIr) -> Result<String, DeviceError> {
     // What CubeCL sets for compute capability 9.0 and CUDA 12.8 or later.
     let options = CompilationOptions {
         warp_size: 32,
@@ -61,7 +87,7 @@ fn cuda_text(kernel: &Kernel, role: Role) -> Result<String, DeviceError> {
         },
     };
     let _alone = PRINTER.lock().unwrap_or_else(|e| e.into_inner());
-    let text = text::<CudaCompiler>(kernel, role, Target::Cuda, &options)?;
+    let text = text::<CudaCompiler>(kernel, ir, &options)?;
     Ok(ordered_types(&ordered_shared_arrays(&text)))
 }
 
@@ -71,20 +97,15 @@ fn cuda_text(kernel: &Kernel, role: Role) -> Result<String, DeviceError> {
 /// If the kernel cannot be expressed.
 #[cfg(feature = "wgpu")]
 pub fn wgsl_source(kernel: &Kernel) -> Result<String, DeviceError> {
-    let text = text::<cubecl_wgpu::WgslCompiler>(kernel, Role::Whole, Target::Wgsl, &Default::default())?;
+    let ir = CubeIr::new(kernel, Target::Wgsl)?;
+    let text = text::<cubecl_wgpu::WgslCompiler>(kernel, ir, &Default::default())?;
     Ok(header(kernel, Target::Wgsl) + &text)
 }
 
-fn text<C>(
-    kernel: &Kernel,
-    role: Role,
-    target: Target,
-    options: &C::CompilationOptions,
-) -> Result<String, DeviceError>
+fn text<C>(kernel: &Kernel, ir: CubeIr, options: &C::CompilationOptions) -> Result<String, DeviceError>
 where
     C: Compiler + Default,
 {
-    let ir = CubeIr::new(kernel, target)?.of_role(role);
     let address = ir.address_type();
     let task = KernelTask::<C, CubeIr>::new(ir);
     // Accesses are in bounds by construction, so none is guarded.

@@ -5,6 +5,7 @@
 use latentc_ir::{AxisId, Function};
 
 use super::matrix;
+use super::shape::LaunchShape;
 use super::stream_matrix::MatrixPlan;
 use super::target::Target;
 use crate::few::FewPlan;
@@ -119,6 +120,20 @@ impl Ways {
     }
 }
 
+/// Whether kernels of a kind share grids with others. Those for tensor cores take as many registers as there are, and fill the device;
+/// streams are shared out over it already.
+pub(crate) fn joins(kind: KernelKind) -> bool {
+    match kind {
+        KernelKind::Map
+        | KernelKind::Contract
+        | KernelKind::Grouped
+        | KernelKind::Scatter
+        | KernelKind::Tiles
+        | KernelKind::Few { .. } => true,
+        KernelKind::Stream | KernelKind::StreamMatrix { .. } | KernelKind::Matrix { .. } => false,
+    }
+}
+
 /// A kernel computed that way.
 pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
@@ -147,6 +162,17 @@ pub fn typical(kernel: &Kernel) -> Vec<Kernel> {
         }
     }
     all
+}
+
+/// Of kernels that may run at the same time, those that share a grid on CUDA devices where all run-time sizes are one, as in decode, in
+/// the ways that are taken there. Empty if there are no two.
+pub fn side_by_side<'k>(kernels: impl IntoIterator<Item = &'k Kernel>) -> Vec<Kernel> {
+    let one = |k: &Kernel| chosen(k, &vec![1; k.size_symbols().len()]);
+    let mut all: Vec<_> = kernels.into_iter().map(one).filter(|k| joins(k.kind)).collect();
+    let units = |k: &Kernel| LaunchShape::of(k).units;
+    let first = all.first().map(units);
+    all.retain(|k| Some(units(k)) == first);
+    if all.len() < 2 { Vec::new() } else { all }
 }
 
 /// The ways to compute a kernel on a target besides the plain one, each a kernel. Devices choose among them by the sizes of a launch.

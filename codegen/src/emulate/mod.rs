@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use latentc_ir::{DType, Value, ValueId};
 use rayon::prelude::*;
 
-use crate::cube::{self, CubeIr, LaunchShape, Role, Split, Target, cuda_role};
-use crate::device::{Data, Device, DeviceError};
+use crate::cube::{self, CubeIr, Grid, LaunchShape, Role, Split, Target, cuda_role};
+use crate::device::{Data, Device, DeviceError, Launch};
 use crate::memory::Layout;
 use crate::program::{Kernel, KernelKind};
 use translate::Part;
@@ -47,10 +47,11 @@ pub struct Emulator {
     programs: Vec<Program>,
 }
 
-/// A kernel that is compiled.
+/// A text that is compiled.
 #[derive(Clone, Debug)]
 struct Program {
-    kernel: Kernel,
+    /// What it computes: one kernel, or several side by side.
+    kernels: Vec<Kernel>,
     role: Role,
     file: PathBuf,
     /// Its number in the file.
@@ -89,19 +90,26 @@ impl Emulator {
     /// # Errors
     /// If one of them cannot be expressed or compiled.
     pub fn prepare<'k>(&mut self, kernels: impl IntoIterator<Item = &'k Kernel>) -> Result<(), DeviceError> {
-        let mut new: Vec<&Kernel> = Vec::new();
+        let mut new: Vec<(Vec<Kernel>, Role)> = Vec::new();
         for kernel in kernels {
-            if self.program(kernel, Role::Whole).is_none() && !new.contains(&kernel) {
-                new.push(kernel);
+            let one = std::slice::from_ref(kernel);
+            if self.program(one, Role::Whole).is_none() && !new.iter().any(|(k, _)| k == one) {
+                new.push((one.to_vec(), Role::Whole));
             }
         }
-        self.compile(new.into_iter().map(|k| (k, Role::Whole)).collect())
+        self.compile(new)
     }
 
     /// Compiles what is not compiled yet.
-    fn compile(&mut self, new: Vec<(&Kernel, Role)>) -> Result<(), DeviceError> {
-        let all = new.into_iter().map(|(k, role)| Ok((k, role, cuda_role(k, role)?)));
-        let all: Vec<_> = all.collect::<Result<_, DeviceError>>()?;
+    fn compile(&mut self, new: Vec<(Vec<Kernel>, Role)>) -> Result<(), DeviceError> {
+        let text = |(kernels, role): (Vec<Kernel>, Role)| {
+            let source = match &kernels[..] {
+                [kernel] => cuda_role(kernel, role)?,
+                _ => cube::cuda_together_source(&kernels)?,
+            };
+            Ok(Text { kernels, role, source })
+        };
+        let all = new.into_iter().map(text).collect::<Result<Vec<_>, DeviceError>>()?;
         let built: Result<Vec<_>, _> = all.par_chunks(TOGETHER).map(|chunk| self.build(chunk)).collect();
         self.programs.extend(built?.into_iter().flatten());
         Ok(())
@@ -112,76 +120,84 @@ impl Emulator {
     /// # Errors
     /// If it does not compile.
     pub fn replace(&mut self, kernel: &Kernel, source: String) -> Result<(), DeviceError> {
-        let mut built = self.build(&[(kernel, Role::Whole, source)])?;
+        let text = Text { kernels: vec![kernel.clone()], role: Role::Whole, source };
+        let mut built = self.build(&[text])?;
         built.iter_mut().for_each(|p| p.replaced = true);
-        self.programs.retain(|p| p.kernel != *kernel);
+        self.programs.retain(|p| p.kernels != std::slice::from_ref(kernel));
         self.programs.extend(built);
         Ok(())
     }
 
-    fn program(&self, kernel: &Kernel, role: Role) -> Option<&Program> {
-        self.programs.iter().find(|p| p.role == role && p.kernel == *kernel)
+    fn program(&self, kernels: &[Kernel], role: Role) -> Option<&Program> {
+        self.programs.iter().find(|p| p.role == role && p.kernels == kernels)
     }
 
-    /// One program of several kernels. If it does not compile, the error is about the one that is to blame.
-    fn build(&self, kernels: &[(&Kernel, Role, String)]) -> Result<Vec<Program>, DeviceError> {
-        let part = |(kernel, role, _): &'_ (&Kernel, Role, String)| -> Result<(String, usize), DeviceError> {
-            let shape = LaunchShape::of(kernel);
+    /// One program of several texts. If it does not compile, the error is about the one that is to blame.
+    fn build(&self, texts: &[Text]) -> Result<Vec<Program>, DeviceError> {
+        let part = |Text { kernels, role, .. }: &Text| {
+            let shapes = kernels.iter().map(LaunchShape::of);
+            let shape = shapes.reduce(LaunchShape::beside).ok_or_else(|| {
+                let why = "no kernel, and a text".to_owned();
+                DeviceError::Kernel { kernel: String::new(), why }
+            })?;
             if shape.units > THREADS || shape.shared_bytes > SHARED_BYTES {
-                return Err(cube::refuse(kernel, format!("{shape}, which no GPU has")));
+                return Err(cube::refuse(&kernels[0], format!("{shape}, which no GPU has")));
             }
-            Ok((format!("{}{}", kernel.name, role.suffix()), shape.shared_bytes))
+            Ok((format!("{}{}", cube::together_name(kernels), role.suffix()), shape.shared_bytes))
         };
-        let texts: Vec<_> = kernels.iter().map(part).collect::<Result<_, _>>()?;
-        let parts: Vec<_> = kernels
+        let named: Vec<_> = texts.iter().map(part).collect::<Result<_, DeviceError>>()?;
+        let parts: Vec<_> = texts
             .iter()
-            .zip(&texts)
-            .map(|((_, _, source), (name, shared_bytes))| Part { name, source, shared_bytes: *shared_bytes })
+            .zip(&named)
+            .map(|(text, (name, shared_bytes))| Part {
+                name,
+                source: &text.source,
+                shared_bytes: *shared_bytes,
+            })
             .collect();
         let name = format!("program_{}", fresh());
         match self.workshop.build(&name, &parts) {
             Ok(file) => {
-                let program = |(n, (kernel, role, _)): (usize, &(&Kernel, Role, String))| Program {
-                    kernel: (*kernel).clone(),
-                    role: *role,
+                let program = |(n, text): (usize, &Text)| Program {
+                    kernels: text.kernels.clone(),
+                    role: text.role,
                     file: file.clone(),
                     number: n as u64,
                     replaced: false,
                 };
-                Ok(kernels.iter().enumerate().map(program).collect())
+                Ok(texts.iter().enumerate().map(program).collect())
             }
-            Err(why) => match kernels {
-                [(kernel, ..)] => Err(cube::refuse(kernel, why)),
+            Err(why) => match texts {
+                [text] => Err(cube::refuse(&text.kernels[0], why)),
                 _ => {
                     let each: Result<Vec<_>, _> =
-                        kernels.iter().map(|k| self.build(std::slice::from_ref(k))).collect();
+                        texts.iter().map(|t| self.build(std::slice::from_ref(t))).collect();
                     Ok(each?.concat())
                 }
             },
         }
     }
 
-    /// Runs a program on these buffers, each with the bytes of an element, and gives what it leaves of the last.
-    fn run(
+    /// Runs a program on these buffers, and gives what it leaves of those that are written, one after another.
+    fn execute(
         &self,
-        (kernel, role): (&Kernel, Role),
-        grid: (u32, u32, u32),
+        (kernels, role): (&[Kernel], Role),
+        grid: Grid,
         sizes: &[usize],
-        buffers: &[(Vec<u8>, usize)],
+        buffers: &[Bytes],
     ) -> Result<Vec<u8>, DeviceError> {
-        let refuse = |why: String| cube::refuse(kernel, why);
-        let lens: Vec<_> = buffers.iter().map(|(bytes, element)| bytes.len() / element).collect();
+        let refuse = |why: String| cube::refuse(&kernels[0], why);
+        let lens: Vec<_> = buffers.iter().map(|b| b.bytes.len() / b.element).collect();
         let info: Vec<u8> =
             cube::launch_info(sizes, &lens).data.iter().flat_map(|w| w.to_le_bytes()).collect();
-        let program = self.program(kernel, role).ok_or_else(|| refuse("it is not compiled".to_owned()))?;
+        let program = self.program(kernels, role).ok_or_else(|| refuse("it is not compiled".to_owned()))?;
         let mut words = vec![program.number, self.seed];
-        words.extend([grid.0, grid.1, grid.2, LaunchShape::of(kernel).units].map(u64::from));
+        words.extend([grid.0, grid.1, grid.2, LaunchShape::of(&kernels[0]).units].map(u64::from));
         words.extend([info.len() as u64, buffers.len() as u64]);
         let mut file: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         file.extend(&info);
-        for (n, (bytes, element)) in buffers.iter().enumerate() {
-            let last = n + 1 == buffers.len();
-            let words = [bytes.len(), *element, usize::from(last)];
+        for Bytes { bytes, element, written } in buffers {
+            let words = [bytes.len(), *element, usize::from(*written)];
             file.extend(words.iter().flat_map(|&w| (w as u64).to_le_bytes()));
             file.extend(bytes);
         }
@@ -198,6 +214,22 @@ impl Emulator {
         }
         bytes.map_err(refuse)
     }
+}
+
+/// What is compiled.
+struct Text {
+    kernels: Vec<Kernel>,
+    role: Role,
+    source: String,
+}
+
+/// A buffer of a launch: as many bytes as the types say, whatever is behind them, where an access is wrong.
+#[derive(Clone)]
+struct Bytes {
+    bytes: Vec<u8>,
+    /// Bytes of an element.
+    element: usize,
+    written: bool,
 }
 
 /// A number that no other file of this process has.
@@ -282,23 +314,76 @@ impl Device for Emulator {
         output: &mut EmulatorBuffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
+        self.launch_together(vec![Launch { kernel, inputs, output, sizes }])
+    }
+
+    fn launch_together(&mut self, launches: Vec<Launch<'_, EmulatorBuffer>>) -> Result<(), DeviceError> {
+        let mut grids: Vec<Vec<Ready<'_>>> = Vec::new();
+        for launch in launches {
+            let Some(ready) = self.ready(launch)? else { continue };
+            let beside = |r: &Ready<'_>| r.joins && ready.joins && r.shape.units == ready.shape.units;
+            match grids.iter_mut().find(|grid| grid.iter().all(beside)) {
+                Some(grid) => grid.push(ready),
+                None => grids.push(vec![ready]),
+            }
+        }
+        for grid in grids {
+            let bytes = match &grid[..] {
+                [one] => self.run(one)?,
+                several => self.run_together(several)?,
+            };
+            let mut rest = &bytes[..];
+            for Ready { buffers, output, .. } in &grid {
+                let written = buffers.last().map_or(0, |b| b.bytes.len());
+                let (own, after) = rest.split_at(written);
+                let start = output.range.start;
+                output.memory.borrow_mut()[start..start + written].copy_from_slice(own);
+                rest = after;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A checked launch that does something.
+struct Ready<'a> {
+    /// In the way that is taken.
+    kernel: Kernel,
+    /// Whether its text is not its own.
+    replaced: bool,
+    /// Whether it shares grids with others.
+    joins: bool,
+    shape: LaunchShape,
+    grid: Grid,
+    /// The parameters that are inputs.
+    given: Vec<ValueId>,
+    /// Those, and the output.
+    buffers: Vec<Bytes>,
+    output: &'a EmulatorBuffer,
+    sizes: &'a [usize],
+}
+
+impl Emulator {
+    /// Checks a launch. `None` if there is nothing to do.
+    fn ready<'a>(&mut self, launch: Launch<'a, EmulatorBuffer>) -> Result<Option<Ready<'a>>, DeviceError> {
+        let Launch { kernel, inputs, output, sizes } = launch;
         let extents = kernel.extents(sizes);
         // A text that replaces a kernel's own is what is to be run.
-        let replaced = self.program(kernel, Role::Whole).is_some_and(|p| p.replaced);
-        let kernel = &if replaced { kernel.clone() } else { cube::chosen(kernel, sizes) };
-        let refuse = |why: String| cube::refuse(kernel, why);
+        let program = self.program(std::slice::from_ref(kernel), Role::Whole);
+        let replaced = program.is_some_and(|p| p.replaced);
+        let kernel = if replaced { kernel.clone() } else { cube::chosen(kernel, sizes) };
+        let refuse = |why: String| cube::refuse(&kernel, why);
         let symbols = kernel.size_symbols();
         if inputs.len() != kernel.body.params.len() || sizes.len() != symbols.len() {
             return Err(refuse(format!("{} buffers and {} sizes do not fit", inputs.len(), sizes.len())));
         }
-        let shape = LaunchShape::of(kernel);
+        let shape = LaunchShape::of(&kernel);
         let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
         let grid = shape.grid(number).map_err(refuse)?;
         if grid.0 == 0 {
-            return Ok(());
+            return Ok(None);
         }
-        // As many bytes as the types say, whatever is behind them: an access there is wrong.
-        let exactly = |value: ValueId, buffer: &EmulatorBuffer| {
+        let exactly = |value: ValueId, buffer: &EmulatorBuffer, written: bool| {
             let Value { name, ty, .. } = kernel.body.value(value);
             let len: usize = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
             if ty.dtype != buffer.dtype || len > buffer.len() {
@@ -308,54 +393,63 @@ impl Device for Emulator {
                     ty.dtype
                 )));
             }
-            Ok(len)
+            let element = buffer.element();
+            Ok(Bytes { bytes: buffer.bytes()[..len * element].to_vec(), element, written })
         };
-        let mut buffers: Vec<(Vec<u8>, usize)> = Vec::new();
-        let mut given = Vec::new();
+        let (mut given, mut buffers) = (Vec::new(), Vec::new());
         for (&param, input) in kernel.body.params.iter().zip(inputs) {
             let Some(buffer) = input else { continue };
-            let len = exactly(param, buffer)?;
             given.push(param);
-            buffers.push((buffer.bytes()[..len * buffer.element()].to_vec(), buffer.element()));
+            buffers.push(exactly(param, buffer, false)?);
         }
-        let len = exactly(kernel.body.results[0], output)?;
-        let written = len * output.element();
-        buffers.push((output.bytes()[..written].to_vec(), output.element()));
+        buffers.push(exactly(kernel.body.results[0], output, true)?);
+        let joins = !replaced && cube::joins(kernel.kind);
+        Ok(Some(Ready { kernel, replaced, joins, shape, grid, given, buffers, output, sizes }))
+    }
+
+    /// Runs a launch, by parts if a device would, and gives what it writes.
+    fn run(&mut self, launch: &Ready<'_>) -> Result<Vec<u8>, DeviceError> {
+        let Ready { kernel, shape, grid, sizes, .. } = launch;
+        let kernels = std::slice::from_ref(kernel);
         let ir = CubeIr::new(kernel, Target::Cuda)?;
         let cubes = grid.0 as usize * grid.1 as usize;
-        let split = ir.plan().filter(|_| !replaced);
-        let split = split.and_then(|plan| Some((plan, Split::of(plan, cubes, &extents)?)));
-        let bytes = match split {
-            None => {
-                self.prepare([kernel])?;
-                self.run((kernel, Role::Whole), grid, sizes, &buffers)?
-            }
-            Some((plan, split)) => {
-                let roles = [Role::Part, Role::Merge];
-                let new = roles.into_iter().filter(|&role| self.program(kernel, role).is_none());
-                self.compile(new.map(|role| (kernel, role)).collect())?;
-                let arranged = |cubes: usize| shape.arranged(cubes as u64).map_err(refuse);
-                let grids = [
-                    arranged(split.parts * cubes)?,
-                    arranged(split.elements.div_ceil(shape.units as usize))?,
-                ];
-                let sizes = [sizes, &[split.chunk]].concat();
-                let output = buffers.pop();
-                let mut kept = (vec![0xff; split.scratch * 4], 4);
-                for (role, grid) in roles.into_iter().zip(grids) {
-                    let read = role.reads(&kernel.body, plan);
-                    let inputs = given.iter().zip(&buffers).filter(|(p, _)| read.contains(p));
-                    let mut used: Vec<_> = inputs.map(|(_, b)| b.clone()).collect();
-                    used.push(kept);
-                    used.extend(output.clone().filter(|_| role == Role::Merge));
-                    kept = (self.run((kernel, role), grid, &sizes, &used)?, 4);
-                }
-                kept.0
-            }
+        let split = ir.plan().filter(|_| !launch.replaced);
+        let split = split.and_then(|plan| Some((plan, Split::of(plan, cubes, &kernel.extents(sizes))?)));
+        let Some((plan, split)) = split else {
+            self.prepare(kernels)?;
+            return self.execute((kernels, Role::Whole), *grid, sizes, &launch.buffers);
         };
-        let start = output.range.start;
-        output.memory.borrow_mut()[start..start + written].copy_from_slice(&bytes);
-        Ok(())
+        let roles = [Role::Part, Role::Merge];
+        let new = roles.into_iter().filter(|&role| self.program(kernels, role).is_none());
+        self.compile(new.map(|role| (kernels.to_vec(), role)).collect())?;
+        let arranged = |cubes: usize| shape.arranged(cubes as u64).map_err(|why| cube::refuse(kernel, why));
+        let grids =
+            [arranged(split.parts * cubes)?, arranged(split.elements.div_ceil(shape.units as usize))?];
+        let sizes = [*sizes, &[split.chunk]].concat();
+        let mut kept = vec![0xff; split.scratch * 4];
+        for (role, grid) in roles.into_iter().zip(grids) {
+            let read = role.reads(&kernel.body, plan);
+            let inputs = launch.given.iter().zip(&launch.buffers).filter(|(p, _)| read.contains(p));
+            let mut used: Vec<_> = inputs.map(|(_, b)| b.clone()).collect();
+            used.push(Bytes { bytes: kept, element: 4, written: role == Role::Part });
+            used.extend(launch.buffers.last().cloned().filter(|_| role == Role::Merge));
+            kept = self.execute((kernels, role), grid, &sizes, &used)?;
+        }
+        Ok(kept)
+    }
+
+    /// Runs launches in one grid, and gives what each writes, one after another.
+    fn run_together(&mut self, launches: &[Ready<'_>]) -> Result<Vec<u8>, DeviceError> {
+        let kernels: Vec<_> = launches.iter().map(|r| r.kernel.clone()).collect();
+        if self.program(&kernels, Role::Whole).is_none() {
+            self.compile(vec![(kernels.clone(), Role::Whole)])?;
+        }
+        let grids = launches.iter().map(|r| r.grid);
+        let (ends, grid) = cube::grid_side_by_side(grids, launches[0].shape.units)
+            .map_err(|why| cube::refuse(&kernels[0], why))?;
+        let sizes: Vec<_> = launches.iter().flat_map(|r| r.sizes).copied().chain(ends).collect();
+        let buffers: Vec<_> = launches.iter().flat_map(|r| &r.buffers).cloned().collect();
+        self.execute((&kernels, Role::Whole), grid, &sizes, &buffers)
     }
 }
 

@@ -21,3 +21,4 @@ mod stream_matrix;
 #[path = "../common/streams.rs"]
 mod streams;
 mod text;
+mod together;

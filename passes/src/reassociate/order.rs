@@ -220,12 +220,16 @@ impl<'s> Search<'s> {
         if self.folds(all) {
             return Weight::default();
         }
-        let bytes = |ty: &Type| self.extent(&ty.axes) * ty.dtype.bytes() as f64;
+        let bytes = |leaves: &[usize], ty: &Type| match self.product.stored(leaves) {
+            true => self.extent(&ty.axes) * ty.dtype.bytes() as f64,
+            false => 0.0,
+        };
         let only_second = || from[1].axes.iter().filter(|a| !from[0].has(**a));
         let points = self.extent(&from[0].axes) * self.extent(only_second());
         let sums = from[0].axes.len() + only_second().count() > to.axes.len();
         let flops = points * f64::from(per_point(sums));
-        let seconds = self.machine.seconds(flops, bytes(from[0]) + bytes(from[1]) + bytes(to));
+        let through = bytes(parts[0], from[0]) + bytes(parts[1], from[1]) + bytes(all, to);
+        let seconds = self.machine.seconds(flops, through);
         let same = |n: &&super::tree::Node| {
             n.leaves == all && n.parts.len() == 2 && n.parts.iter().all(|p| parts.contains(&&p[..]))
         };
@@ -239,7 +243,10 @@ impl<'s> Search<'s> {
             let size = |a: &AxisId| Poly::from(&self.product.axes[a.0 as usize].size);
             axes.iter().fold(Poly::constant(1), |n, a| &n * &size(a))
         };
-        let bytes = |ty: &Type| &extent(&ty.axes) * i128::from(ty.dtype.bytes());
+        let bytes = |leaves: &[usize], ty: &Type| match self.product.stored(leaves) {
+            true => &extent(&ty.axes) * i128::from(ty.dtype.bytes()),
+            false => Poly::default(),
+        };
         for (a, b) in &order.steps {
             let all = union(a, b);
             if self.folds(&all) {
@@ -250,8 +257,8 @@ impl<'s> Search<'s> {
             let mut space = x.axes.clone();
             space.extend(y.axes.iter().filter(|a| !x.has(**a)));
             total.flops += &(&extent(&space) * i128::from(per_point(space.len() > to.axes.len())));
-            total.bytes_read += &(&bytes(&x) + &bytes(&y));
-            total.bytes_written += &bytes(&to);
+            total.bytes_read += &(&bytes(a, &x) + &bytes(b, &y));
+            total.bytes_written += &bytes(&all, &to);
         }
         total
     }

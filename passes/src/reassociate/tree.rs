@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use latentc_ir::{Axis, AxisId, Binary, DType, Def, Function, Op, Type, ValueId};
 
 use crate::rewrite::live;
+use crate::stream_softmax::unstored;
 
 /// Deeper trees are cut, so that no input exhausts the stack.
 const DEEPEST: usize = 64;
@@ -21,6 +22,8 @@ pub(super) struct Leaf {
     pub ty: Type,
     /// Whether it is the same in each run.
     pub ahead: bool,
+    /// Whether it is made where it is read: see [`unstored`].
+    pub unstored: bool,
 }
 
 /// A bracket of the author's: an instruction whose value is a product of some of the operands.
@@ -48,6 +51,8 @@ pub(super) struct Product {
     /// The types that the author gave to brackets, by operands below.
     written: BTreeMap<Vec<usize>, Type>,
     result: Type,
+    /// Whether the result is used where it is made.
+    unstored: bool,
     wide: DType,
 }
 
@@ -61,6 +66,8 @@ pub(super) struct Body<'a> {
     uses: Vec<usize>,
     /// Which instructions are products with a contraction in them that nothing else sees.
     holds: Vec<bool>,
+    /// What takes no memory.
+    unstored: BTreeSet<ValueId>,
 }
 
 impl<'a> Body<'a> {
@@ -71,7 +78,8 @@ impl<'a> Body<'a> {
         for v in args.chain(&f.results) {
             uses[v.0 as usize] += 1;
         }
-        let mut body = Body { f, defs: f.defs(), live, uses, holds: vec![false; f.body.len()] };
+        let mut body =
+            Body { f, defs: f.defs(), live, uses, holds: vec![false; f.body.len()], unstored: unstored(f) };
         for (n, inst) in f.body.iter().enumerate() {
             // A plain product or another name is looked through only on the way to a contraction: by itself it costs
             // nothing where it is read, and moving it would gain nothing.
@@ -102,6 +110,7 @@ impl<'a> Body<'a> {
             nodes: Vec::new(),
             written: BTreeMap::new(),
             wide: wide(result.dtype),
+            unstored: self.unstored.contains(&inst.result()),
             result,
         };
         let same = taken.iter().map(|&a| (a, a)).collect();
@@ -138,7 +147,8 @@ impl Walk<'_> {
             Def::Param(_) | Def::Cache(_) => false,
         };
         let ty = Type::new(own.dtype, axes);
-        self.product.leaves.push(Leaf { value, renames, alone: Vec::new(), ty, ahead });
+        let unstored = self.body.unstored.contains(&value);
+        self.product.leaves.push(Leaf { value, renames, alone: Vec::new(), ty, ahead, unstored });
         vec![self.product.leaves.len() - 1]
     }
 
@@ -215,6 +225,14 @@ impl Product {
         match self.written.get(leaves) {
             Some(ty) if same_set(&ty.axes, &axes) => ty.clone(),
             Some(_) | None => Type::new(self.wide, axes),
+        }
+    }
+
+    /// Whether the product of some operands passes through memory.
+    pub(super) fn stored(&self, leaves: &[usize]) -> bool {
+        match leaves {
+            &[leaf] => !self.leaves[leaf].unstored,
+            _ => leaves.len() < self.leaves.len() || !self.unstored,
         }
     }
 

@@ -153,7 +153,7 @@ pub struct Time {
 /// A whole step.
 #[derive(Clone, Debug, Serialize)]
 pub struct Step {
-    /// Launches.
+    /// Launches; those that may run at the same time count as one.
     pub launches: u64,
     /// New tokens, if the program reads any.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -246,13 +246,17 @@ pub fn measure<D: Device>(
 
     tell("compiling kernels".to_owned());
     let mut groups: Vec<Group> = Vec::new();
-    engine.run_by(compiled.graph, &given.values, given.past, &mut |device, launch| {
-        let known = groups.iter_mut().find(|g| g.number == launch.number && g.sizes == launch.sizes);
-        match known {
-            Some(group) => group.launches += 1,
-            None => groups.push(Group::new(device, &launch)),
+    let mut launched = 0;
+    engine.run_by(compiled.graph, &given.values, given.past, &mut |device, launches| {
+        launched += 1;
+        for launch in &*launches {
+            let known = groups.iter_mut().find(|g| g.number == launch.number && g.sizes == launch.sizes);
+            match known {
+                Some(group) => group.launches += 1,
+                None => groups.push(Group::new(device, launch)),
+            }
         }
-        at_once(device, launch)
+        at_once(device, launches)
     })?;
     engine.wait()?;
 
@@ -272,10 +276,12 @@ pub fn measure<D: Device>(
 
     if let Some(pool) = &mut pool {
         let samples = |launches: u64| with.repeat.div_ceil(PLACES.min(launches as usize));
-        engine.run_by(compiled.graph, &given.values, given.past, &mut |device, mut launch| {
-            let group = groups.iter_mut().find(|g| g.number == launch.number && g.sizes == launch.sizes);
-            let wanted = with.only.is_empty() || with.only.contains(&launch.kernel.name);
-            if let Some(group) = group.filter(|_| wanted) {
+        engine.run_by(compiled.graph, &given.values, given.past, &mut |device, launches| {
+            // Each by itself, those that may run at the same time too.
+            for launch in &mut *launches {
+                let group = groups.iter_mut().find(|g| g.number == launch.number && g.sizes == launch.sizes);
+                let wanted = with.only.is_empty() || with.only.contains(&launch.kernel.name);
+                let Some(group) = group.filter(|_| wanted) else { continue };
                 let seen = group.seen;
                 group.seen += 1;
                 // The first, one in the middle and the last.
@@ -283,17 +289,17 @@ pub fn measure<D: Device>(
                     tell(format!("measuring {}", launch.kernel.name));
                     let many = samples(group.launches);
                     let mut place = Places { maker: &maker, pool, cold: given.cold };
-                    let more = dwell(device, &mut place, &mut clock, &mut launch, many)?;
+                    let more = dwell(device, &mut place, &mut clock, launch, many)?;
                     group.samples.extend(more);
                 }
             }
-            at_once(device, launch)
+            at_once(device, launches)
         })?;
         engine.wait()?;
     }
 
     let kernels = rows(&compiled.program, groups, &ceilings)?;
-    let step = step(&kernels, given.tokens, whole);
+    let step = step(&kernels, launched, given.tokens, whole);
     Ok(Measured { device: name, ceilings, kernels, step })
 }
 
@@ -427,7 +433,7 @@ fn rows(program: &Program, groups: Vec<Group>, ceilings: &Ceilings) -> Result<Ve
     Ok(rows)
 }
 
-fn step(kernels: &[Row], tokens: Option<u64>, whole: Vec<f64>) -> Step {
+fn step(kernels: &[Row], launches: u64, tokens: Option<u64>, whole: Vec<f64>) -> Step {
     let times = |r: &Row| r.launches as f64;
     let scaled = |r: &Row| Traffic {
         flops: r.traffic.flops * times(r),
@@ -437,7 +443,7 @@ fn step(kernels: &[Row], tokens: Option<u64>, whole: Vec<f64>) -> Step {
     let bound_seconds = kernels.iter().map(|r| r.bound_seconds * times(r)).sum();
     let seconds = (!whole.is_empty()).then(|| Seconds::of(whole));
     Step {
-        launches: kernels.iter().map(|r| r.launches).sum(),
+        launches,
         tokens,
         traffic: kernels.iter().map(scaled).sum(),
         bound_seconds,

@@ -1,0 +1,149 @@
+//! Launches side by side.
+//!
+//! Where decode reads weights for one token, most kernels are over before the next could be launched, and many do not wait for one
+//! another: queries and latents of the same input, a router and the experts that all tokens go to. Such launches follow one another
+//! in the list and are marked ([`Step::Launch::beside`](crate::program::Step)): none of them reads what another writes, so a device
+//! may run them in one grid, or one after the other. A device that knows the extents may still say no.
+//!
+//! What takes much longer than a launch gains nothing, and streams are shared out over the device already: these stand alone.
+
+use std::collections::BTreeSet;
+
+use latentc_ir::Size;
+use latentc_passes::{Kind, Machine, Remark, Sizes};
+
+use crate::program::{BufferId, Kernel, KernelKind, Routine, Step};
+use crate::traffic::Traffic;
+
+/// As remarks and `latentc explain` call this.
+pub const NAME: &str = "together";
+
+/// How many launches would fit into the time of one that is not worth joining to another.
+const LONG: f64 = 32.0;
+
+/// Puts launches that do not wait for one another side by side, as early as what they read is there, if a routine then has fewer
+/// grids. Calls are not passed. Says what stands beside what.
+pub(crate) fn together(
+    routine: &mut Routine,
+    kernels: &[Kernel],
+    sizes: &Sizes,
+    machine: &Machine,
+) -> Vec<Remark> {
+    let mut steps = Vec::with_capacity(routine.steps.len());
+    for part in routine.steps.chunk_by(|a, b| is_launch(a) && is_launch(b)) {
+        let short: Vec<_> = part.iter().map(|step| is_short(step, kernels, sizes, machine)).collect();
+        let groups = groups(part, &short);
+        if groups.len() == part.len() {
+            steps.extend_from_slice(part);
+            continue;
+        }
+        for group in groups {
+            for (n, &of) in group.iter().enumerate() {
+                let mut step = part[of].clone();
+                if let Step::Launch { beside, .. } = &mut step {
+                    *beside = n > 0;
+                }
+                steps.push(step);
+            }
+        }
+    }
+    routine.steps = steps;
+    routine.groups().filter_map(|group| remark(routine, group)).collect()
+}
+
+/// What a group of launches is, if it is more than one.
+fn remark(routine: &Routine, group: &[Step]) -> Option<Remark> {
+    let name = |step: &Step| Some(routine.buffer(*step.outputs().first()?).name.clone());
+    let (Step::Launch { origins, .. }, others) = group.split_first()? else { return None };
+    let names: Vec<_> = others.iter().filter_map(name).map(|n| format!("`{n}`")).collect();
+    (!names.is_empty()).then_some(Remark {
+        kind: Kind::Applied,
+        pass: NAME,
+        function: routine.name.clone(),
+        value: name(&group[0])?,
+        origins: origins.clone(),
+        message: format!("is one launch with {}: none waits for another", names.join(", ")),
+        candidates: Vec::new(),
+        crossing: None,
+    })
+}
+
+fn is_launch(step: &Step) -> bool {
+    matches!(step, Step::Launch { .. })
+}
+
+/// Whether a launch may stand beside others, at the sizes that the graph is made for.
+fn is_short(step: &Step, kernels: &[Kernel], sizes: &Sizes, machine: &Machine) -> bool {
+    let Step::Launch { kernel, sizes: own, .. } = step else { return false };
+    let kernel = &kernels[*kernel];
+    let own: Vec<_> = own
+        .iter()
+        .map(|size| match size {
+            Size::Fixed(n) => *n,
+            Size::Sym(s) => sizes.symbol(s),
+        })
+        .collect();
+    let seconds = Traffic::of_launch(kernel, &own).map(|t| machine.seconds(t.flops, t.bytes()));
+    kernel.kind != KernelKind::Stream && seconds.is_ok_and(|s| s < LONG * machine.launch)
+}
+
+/// An order of launches in which all that are short and ready go at once. What stands alone goes first, so that more is ready after it.
+fn groups(part: &[Step], short: &[bool]) -> Vec<Vec<usize>> {
+    let waits_for = |n: usize| (0..n).filter(|&m| waits(&part[n], &part[m])).collect();
+    let after: Vec<Vec<usize>> = (0..part.len()).map(waits_for).collect();
+    let mut done = BTreeSet::new();
+    let mut groups = Vec::new();
+    while done.len() < part.len() {
+        let ready = |n: &usize| !done.contains(n) && after[*n].iter().all(|m| done.contains(m));
+        let ready: Vec<_> = (0..part.len()).filter(ready).collect();
+        let group = match ready.iter().find(|&&n| !short[n]) {
+            Some(&alone) => vec![alone],
+            None => ready,
+        };
+        done.extend(group.iter().copied());
+        groups.push(group);
+    }
+    groups
+}
+
+/// Whether a step must come after one before it: it reads what that one writes, or writes what that one touches.
+fn waits(step: &Step, before: &Step) -> bool {
+    let touches = |step: &Step, ids: &[BufferId]| {
+        let mut own = step.inputs().iter().chain(step.outputs());
+        own.any(|id| ids.contains(id))
+    };
+    touches(step, before.outputs()) || touches(before, step.outputs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A launch that reads these buffers and writes that one.
+    fn launch(inputs: &[u32], output: u32) -> Step {
+        Step::Launch {
+            kernel: 0,
+            inputs: inputs.iter().map(|&n| BufferId(n)).collect(),
+            output: BufferId(output),
+            sizes: Vec::new(),
+            beside: false,
+            origins: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_does_not_wait_goes_at_once() {
+        // Two products of 0, what is made of each, and what is made of both.
+        let part = [launch(&[0], 1), launch(&[1], 2), launch(&[0], 3), launch(&[3], 4), launch(&[2, 4], 5)];
+        assert_eq!(groups(&part, &[true; 5]), [vec![0, 2], vec![1, 3], vec![4]]);
+        // A long one goes as soon as it can, and the rest is not kept waiting for it alone.
+        assert_eq!(groups(&part, &[true, false, true, true, true]), [vec![0, 2], vec![1], vec![3], vec![4]]);
+    }
+
+    #[test]
+    fn what_is_written_over_waits_for_its_readers() {
+        // The second reads 1, the third appends to it.
+        let part = [launch(&[0], 1), launch(&[1], 2), launch(&[1, 0], 1), launch(&[1], 3)];
+        assert_eq!(groups(&part, &[true; 4]), [[0], [1], [2], [3]]);
+    }
+}
