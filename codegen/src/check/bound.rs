@@ -298,7 +298,8 @@ impl Run<'_> {
             let mut operands = sizes.clone();
             operands[n] = self.error_of(arg);
             let part = self.eval(&Op::Contract, &operands, ty)?;
-            total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+            // Where an operand is zero and the other may be anything, there is no bound.
+            total.iter_mut().zip(part).for_each(|(t, p)| *t += if p.is_nan() { f64::INFINITY } else { p });
         }
         Ok(total)
     }

@@ -8,7 +8,7 @@ use cubecl_core::InfoBuilder;
 use cubecl_core::client::ComputeClient;
 use cubecl_core::future::block_on;
 use cubecl_core::ir::AddressType;
-use cubecl_core::prelude::{CubeCount, KernelTask, Runtime};
+use cubecl_core::prelude::{CubeCount, Runtime};
 use cubecl_core::server::{Handle, KernelArguments, MetadataBindingInfo};
 use half::{bf16, f16};
 use latentc_ir::{DType, Type, ValueId};
@@ -17,6 +17,7 @@ use super::emit::Elem;
 use super::kernel::{CubeIr, Part};
 use super::refuse;
 use super::shape::{Grid, LaunchShape, side_by_side};
+use super::source::Task;
 use super::split::{Role, Split};
 use super::target::Target;
 use super::ways::{Ways, joins, way};
@@ -233,7 +234,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         let lens: Vec<_> = buffers.iter().map(|b| b.len).collect();
         let bindings = buffers.iter().map(|b| b.handle.clone().binding()).collect();
         let args = KernelArguments::new().with_buffers(bindings).with_info(launch_info(sizes, &lens));
-        let task = Box::new(KernelTask::<R::Compiler, CubeIr>::new(ir.clone()));
+        let task = Box::new(Task::<R::Compiler>::new(ir.clone()));
         // SAFETY: a checked kernel stays inside of buffers that are as long as its types say, and they are.
         unsafe { self.client.launch_unchecked(task, CubeCount::Static(x, y, z), args) };
     }

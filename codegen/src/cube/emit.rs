@@ -7,13 +7,16 @@
 
 use cubecl_core::KernelSettings;
 use cubecl_core::ir::{
-    AddressType, Arithmetic, BinaryOperator, Bitwise, Branch, Builtin, Comparison, ConstantValue, CoopMma,
-    ElemType, FastMath, FloatKind, FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction,
-    InstructionModes, IntKind, Matrix, MatrixIdent, MatrixLayout, Operation, Operator, Plane, RangeLoop,
-    Scope, Select, StorageType, Synchronization, Type, UIntKind, UnaryOperator, Variable, VariableKind,
-    VectorInitOperator,
+    AddressType, Arithmetic, BarrierOps, BinaryOperator, Bitwise, Branch, Builtin, Comparison, ConstantValue,
+    CoopMma, ElemType, FastMath, FloatKind, FmaOperator, If, IndexAssignOperator, IndexOperator, Instruction,
+    InstructionModes, IntKind, Matrix, MatrixIdent, MatrixLayout, NonSemantic, Operation, Operator, Plane,
+    RangeLoop, Scope, Select, StorageType, Synchronization, Type, UIntKind, UnaryOperator, Variable,
+    VariableKind, VectorInitOperator,
 };
 use cubecl_core::prelude::{KernelBuilder, KernelDefinition};
+
+/// What stands in a text for the instruction that waits for copies.
+pub(super) const AWAIT_COPIES: &str = "latentc: cp.async.wait_all";
 
 /// The type of an element in memory or in a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -624,6 +627,28 @@ impl Emit {
         let matrix = Matrix { ident: MatrixIdent::A, m: 16, n: 8, k: 16, storage: elem.storage(), layout };
         let op = CoopMma::ExecuteManual { matrix, registers_a: a.0, registers_b: b.0, registers_c: sum.0 };
         self.builder.scope.register(Instruction::new(op, sum.0));
+    }
+
+    /// Begins to copy 16 bytes from memory into shared memory, or nothing and zeros where they do not exist: CUDA's `cp.async`. Both
+    /// places are multiples of 16 bytes, in elements. What is copied is not there before [`await_copies`](Emit::await_copies).
+    pub(crate) fn copy_ahead(&mut self, exists: Val, from: Buf, at: Val, to: Shared, place: Val) {
+        let (zero, all) = (self.u32(0), self.u32((16 / from.0.ty.size()) as u32));
+        let (length, at) = (self.select(exists, all, zero), self.select(exists, at, zero));
+        let op = BarrierOps::CopyAsync {
+            source: from.0,
+            source_length: length.0,
+            offset_source: at.0,
+            offset_out: place.0,
+            copy_length: 16,
+            checked: true,
+        };
+        self.builder.scope.register(Instruction::new(op, to.0));
+    }
+
+    /// Waits for all copies that this unit has begun. Those of other units are there when these have waited and all have met.
+    pub(crate) fn await_copies(&mut self) {
+        // CubeCL has no name for it: see `source`.
+        self.builder.scope.register(NonSemantic::Comment { content: AWAIT_COPIES.to_owned() });
     }
 
     /// The value of the unit whose number in the plane differs in these bits. All units of the plane must come here.

@@ -9,7 +9,7 @@ use super::contract::{self, TILE};
 use super::kernel::Form;
 use super::map::Walk;
 use super::target::Target;
-use super::{few, matrix, scatter, stream, stream_matrix};
+use super::{few, matrix, scatter, stream};
 use crate::program::Kernel;
 
 /// Cubes along one side of a grid; what is more goes into a second dimension. Every runtime takes as many.
@@ -87,7 +87,7 @@ impl LaunchShape {
                 let (batch, m, n) = (sizes(&stream.batch), sizes(&stream.m), sizes(&stream.n));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (t.rows, t.columns) };
                 let shared_bytes = plan.shared_bytes(t);
-                LaunchShape { units: stream_matrix::UNITS, cubes, shared_bytes }
+                LaunchShape { units: t.units(), cubes, shared_bytes }
             }
             Form::Stream(plan) => {
                 let tiles = stream::Tiles::of(body, &plan);

@@ -4,12 +4,14 @@ use std::fmt::Write;
 use std::sync::Mutex;
 
 use cubecl_core::Compiler;
-use cubecl_core::prelude::{ExecutionMode, KernelMetadata, KernelTask};
+use cubecl_core::ir::StorageType;
+use cubecl_core::prelude::{CompiledKernel, ExecutionMode, KernelId, KernelMetadata, KernelTask};
 use cubecl_cpp::cuda::CudaDialect;
 use cubecl_cpp::cuda::mma::CudaWmmaCompiler;
 use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
-use cubecl_runtime::compiler::CubeTask;
+use cubecl_runtime::compiler::{CompilationError, CubeTask};
 
+use super::emit::AWAIT_COPIES;
 use super::kernel::CubeIr;
 use super::refuse;
 use super::shape::LaunchShape;
@@ -107,10 +109,61 @@ where
     C: Compiler + Default,
 {
     let address = ir.address_type();
-    let task = KernelTask::<C, CubeIr>::new(ir);
+    let task = Task::<C>::new(ir);
     // Accesses are in bounds by construction, so none is guarded.
-    let compiled = task.compile(&mut C::default(), options, ExecutionMode::Unchecked, address);
+    let compiled: Result<CompiledKernel<C>, _> =
+        task.compile(&mut C::default(), options, ExecutionMode::Unchecked, address);
     compiled.map(|c| c.source).map_err(|e| refuse(kernel, e.to_string()))
+}
+
+/// A kernel on its way to a compiler, with the instructions that CubeCL has no name for.
+pub(super) struct Task<C: Compiler>(KernelTask<C, CubeIr>);
+
+impl<C: Compiler> Task<C> {
+    pub(super) fn new(ir: CubeIr) -> Task<C> {
+        Task(KernelTask::new(ir))
+    }
+}
+
+impl<C: Compiler> KernelMetadata for Task<C> {
+    fn id(&self) -> KernelId {
+        self.0.id()
+    }
+
+    fn address_type(&self) -> StorageType {
+        self.0.address_type()
+    }
+}
+
+impl<C: Compiler> CubeTask<C> for Task<C> {
+    fn compile(
+        &self,
+        compiler: &mut C,
+        options: &C::CompilationOptions,
+        mode: ExecutionMode,
+        address: StorageType,
+    ) -> Result<CompiledKernel<C>, CompilationError> {
+        let mut compiled = self.0.compile(compiler, options, mode, address)?;
+        if compiled.source.contains(AWAIT_COPIES) {
+            compiled.source = with_copies(&compiled.source);
+        }
+        Ok(compiled)
+    }
+}
+
+/// CubeCL 0.10 begins copies (`cp.async`) by a function of its own, and waits for them by `cuda::barrier` only, whose headers NVRTC
+/// takes seconds for. This waits by the plain instruction, and leaves out the function that names the barrier.
+fn with_copies(text: &str) -> String {
+    const FIRST: &str =
+        "// Wrapper for https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization";
+    const NEXT: &str =
+        "// Wrappers for https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement";
+    let wait = "asm volatile(\"cp.async.wait_all;\" ::: \"memory\");";
+    let text = text.replace(&format!("// {AWAIT_COPIES}"), wait);
+    match (text.find(FIRST), text.find(NEXT)) {
+        (Some(from), Some(to)) if from < to => [&text[..from], &text[to..]].concat(),
+        _ => text,
+    }
 }
 
 /// What the kernel computes and how it is launched.

@@ -1,9 +1,10 @@
 //! Streamed softmaxes on tensor cores: both products of a block are multiplied by `mma`, and the scores between them stay in registers.
 //!
-//! A cube of 8 planes has 16, 32, 64 or 128 rows and all columns of the product (as many rows as there are, up to that). Rows are what
-//! the plan calls *m*: tokens of a head, or tokens and heads, where these share keys. The operands of the rows lie in shared memory from
-//! the start; of each block of positions, keys and values are brought there, 16 bytes at a time where they lie so in memory, decoded
-//! where they are expressions. Values that are the keys of a product lie there once.
+//! A cube of 4 or 8 planes has 16, 32, 64 or 128 rows and all columns of the product (as many rows as there are, up to that). Rows are
+//! what the plan calls *m*: tokens of a head, or tokens and heads, where these share keys. The operands of the rows lie in shared memory
+//! from the start; of each block of positions, keys and values are brought there. Where they lie in memory in packs of 16 bytes, they are
+//! copied past the registers, into one of two stages, while the block before is worked on; where they are expressions, they are decoded
+//! on the way. Values that are the keys of a product lie there once.
 //!
 //! Planes that have the same rows share out the block's positions for the scores and the columns for the sums: scores then pass
 //! through shared memory, as f32. Each plane turns those of its rows into weights (a unit has two rows, four units a row), rounds them to
@@ -22,19 +23,13 @@ use super::split::KEPT;
 use super::stream::{At, Scores, Span, divisor, finish, index, products, seen, up, where_seen};
 use crate::stream::{StreamPlan, cone, defined, is_elementwise};
 
-/// Units of a cube.
-pub(crate) const UNITS: u32 = 256;
-/// Planes of a cube.
-const PLANES: u32 = UNITS / 32;
 /// Elements of a pack of 16 bytes.
 const PACK: u32 = 8;
-/// The most columns that a plane sums, if it can be so.
-const COLUMNS: u32 = 128;
-/// The most that it can.
-const MOST_COLUMNS: u32 = 256;
-/// Shared memory that a cube has on every GPU with these instructions in data centres (CUDA C++ Programming Guide, table of compute
-/// capabilities: 163 KB on 8.0, 227 KB from 9.0 on).
-const SHARED: u32 = 163 << 10;
+/// Shared memory that a cube has at most on GPUs of data centres, from compute capability 9.0 on (CUDA C++ Programming Guide). A device
+/// that has less takes other ways.
+const SHARED: usize = 227 << 10;
+/// With as much, there are two cubes at once.
+const HALF: usize = 113 << 10;
 
 /// A streamed softmax whose products tensor cores can multiply.
 #[derive(Clone, Debug)]
@@ -51,6 +46,8 @@ pub(crate) struct MatrixPlan {
     columns: u32,
     /// The product whose keys are the values.
     shared: Option<usize>,
+    /// Blocks are brought while the one before is worked on: they lie in packs, and none is left out.
+    ahead: bool,
 }
 
 /// How a cube is laid out.
@@ -60,8 +57,12 @@ pub(crate) struct Tiling {
     pub(crate) rows: u32,
     /// Columns of a cube.
     pub(crate) columns: u32,
+    /// Planes of a cube.
+    planes: u32,
     /// Planes that have the same rows.
     across: u32,
+    /// Times 16 rows that a plane has.
+    high: u32,
     /// Positions of a block.
     positions: u32,
 }
@@ -94,7 +95,10 @@ impl MatrixPlan {
         let columns = number(&stream.n).filter(|&n| n > 0)?;
         let shared = scores.iter().position(|p| p.keys == stream.values && p.depth == stream.n);
         let sums = sums_of(body, &stream, &scores);
-        let plan = MatrixPlan { stream, dtype, scores, sums, depths, columns, shared };
+        let packs = scores.iter().all(|p| packed(body, p.keys, &p.depth, dtype))
+            && packed(body, stream.values, &stream.n, dtype);
+        let ahead = packs && stream.mask.is_none_or(|mask| limit(body, &stream, mask).is_some());
+        let plan = MatrixPlan { stream, dtype, scores, sums, depths, columns, shared, ahead };
         (!plan.heights().is_empty()).then_some(plan)
     }
 
@@ -105,21 +109,27 @@ impl MatrixPlan {
 
     /// The cube with so many times 16 rows, if it has room for all columns.
     pub(crate) fn tiling(&self, tall: u8) -> Option<Tiling> {
-        let (rows, across) = (16 * u32::from(tall), PLANES / u32::from(tall));
+        let narrow = self.columns <= 128;
+        let (planes, across, high, positions) = match tall {
+            1 => (4, 4, 1, [64, 32]),
+            2 => (8, 4, 1, [32, 32]),
+            4 if narrow => (4, 1, 1, [64, 32]),
+            4 => (8, 2, 1, [64, 32]),
+            8 if narrow => (4, 1, 2, [32, 32]),
+            _ => return None,
+        };
+        let rows = 16 * u32::from(tall);
         let columns = self.columns.next_multiple_of(16 * across);
-        if columns > across * if tall == 4 { MOST_COLUMNS } else { COLUMNS } {
+        // Sums of 64 tiles are half of a unit's registers.
+        if columns > 512 {
             return None;
         }
-        let tiling = |positions| Tiling { rows, columns, across, positions };
-        // A tile of positions for each plane. Where planes have fewer, more registers are left for sums.
-        let least = 8 * across.max(4);
-        let fits = |most: u32| {
-            let mut sizes =
-                [if tall == 2 { 32 } else { 64 }, 64, 32].into_iter().filter(|&n| n >= least).map(tiling);
-            sizes.find(|t| self.shared_bytes(*t) <= most as usize)
+        let tiling = |positions| Tiling { rows, columns, planes, across, high, positions };
+        let fits = |most: usize| {
+            let mut sizes = positions.into_iter().map(tiling);
+            sizes.find(|t| self.shared_bytes(*t) <= most)
         };
-        // Two cubes at once, if they fit.
-        fits(SHARED * 2 / 3).or_else(|| fits(SHARED))
+        fits(HALF).or_else(|| fits(SHARED))
     }
 
     /// Numbers that a line of the keys' tile has for a product.
@@ -150,18 +160,24 @@ impl MatrixPlan {
     fn elements(&self, t: Tiling) -> [u32; 4] {
         let values = if self.shared.is_some() { 0 } else { t.positions * (t.columns + PACK) };
         let scores = if t.across > 1 { t.rows * t.score_pitch() } else { 0 };
-        [t.rows * self.row_pitch(), t.positions * self.key_pitch(t), values, scores]
+        let stages = if self.ahead { 2 } else { 1 };
+        [t.rows * self.row_pitch(), stages * t.positions * self.key_pitch(t), stages * values, scores]
     }
 
     /// Bytes of shared memory.
     pub(crate) fn shared_bytes(&self, t: Tiling) -> usize {
         let [rows, keys, values, scores] = self.elements(t);
-        let fold = if self.stream.mask.is_some() { UNITS } else { 0 };
+        let fold = if self.stream.mask.is_some() { t.units() } else { 0 };
         (2 * (rows + keys + values) + 4 * (scores + fold)) as usize
     }
 }
 
 impl Tiling {
+    /// Units of a cube.
+    pub(crate) fn units(self) -> u32 {
+        32 * self.planes
+    }
+
     /// From one row of scores to the next: units that write two neighbours meet in no bank.
     fn score_pitch(self) -> u32 {
         self.positions + 8
@@ -289,15 +305,16 @@ pub(crate) fn emit(
             down,
             right,
             mine: Vec::new(),
+            stage: e.u32(0),
         };
         cube.walk(e, &mut x, (from, to), |cube, e, x, [max, sum], sums| match chunk {
-            None => cube.store(e, x, sum, sums, output),
+            None => cube.store(e, x, &sum, sums, output),
             Some(_) => {
                 let lines = e.mul(repeats, rows);
                 let first = e.mul(part, lines);
                 let before = e.mul(repeat, rows);
                 let first = e.add(first, before);
-                cube.keep(e, first, max, sum, sums, output);
+                cube.keep(e, first, [&max, &sum], sums, output);
             }
         });
     });
@@ -333,12 +350,16 @@ struct Cube<'a> {
     /// The plane's rows, and its columns and positions, among those of the cube.
     down: Val,
     right: Val,
-    /// The two rows of the unit.
+    /// The rows of the unit, two of each tile.
     mine: Vec<Row>,
+    /// Which stage the block at hand lies in, of as many as there are.
+    stage: Val,
 }
 
-/// What a unit keeps of its two rows.
-type OfRows = [Var; 2];
+/// What a unit keeps of its rows.
+type OfRows = Vec<Var>;
+/// Tiles of sums, for each 16 rows of a plane.
+type Sums = Vec<Vec<Array>>;
 
 impl<'a> Cube<'a> {
     fn stream(&self) -> &'a StreamPlan {
@@ -351,27 +372,28 @@ impl<'a> Cube<'a> {
         e: &mut Emit,
         x: &mut Exprs<'x>,
         (from, to): (Val, Val),
-        end: impl FnOnce(&Self, &mut Emit, &mut Exprs<'x>, [OfRows; 2], &[Array]),
+        end: impl FnOnce(&Self, &mut Emit, &mut Exprs<'x>, [OfRows; 2], &Sums),
     ) {
         let (plan, t, body) = (self.plan, self.t, x.body());
-        let (sixteen, eight) = (e.u32(16), e.u32(8));
-        let first = e.mul(self.down, sixteen);
+        let of_plane = e.u32(16 * t.high);
+        let first = e.mul(self.down, of_plane);
         let first = e.add(first, self.plane.row);
-        let second = e.add(first, eight);
-        self.mine = [first, second]
-            .map(|number| {
+        self.mine = (0..2 * t.high)
+            .map(|n| {
+                let below = e.u32(8 * n);
+                let number = e.add(first, below);
                 let (index, exists) = self.rows.at(e, x, number);
                 Row { number, index, exists }
             })
-            .into();
+            .collect();
         self.once_for_rows(e, x);
         for (n, p) in plan.scores.iter().enumerate() {
             let width = plan.depths[n].next_multiple_of(16);
-            let to = (self.left, plan.row_first(n), plan.row_pitch());
+            let to = (self.left, plan.row_first(n), plan.row_pitch(), e.u32(0));
             self.stage(e, x, (p.rows, &p.depth, plan.depths[n]), self.rows, (e.u32(0), width), to);
         }
         let mask = self.stream().mask.map(|mask| (mask, limit(body, self.stream(), mask)));
-        let flag = mask.as_ref().map(|_| e.shared(Elem::I32, UNITS as usize));
+        let flag = mask.as_ref().map(|_| e.shared(Elem::I32, t.units() as usize));
         // The first position that no row sees, and the first that not all of them do: for those no mask is asked.
         let (until, free) = match (&mask, flag) {
             (Some((_, Some(limit))), Some(scratch)) => {
@@ -383,26 +405,41 @@ impl<'a> Cube<'a> {
         };
         self.positions.total = until;
         let (nothing, least) = (e.f32(0.0), e.f32(f32::MIN));
-        let max = [e.var(least), e.var(least)];
-        let sum = [e.var(nothing), e.var(nothing)];
-        let sums: Vec<Array> = (0..t.tiles())
-            .map(|_| {
-                let tile = sums(e);
-                clear(e, tile);
-                tile
-            })
-            .collect();
-        let step = e.u32(t.positions);
+        let max: OfRows = self.mine.iter().map(|_| e.var(least)).collect();
+        let sum: OfRows = self.mine.iter().map(|_| e.var(nothing)).collect();
+        let sums = tiles(e, t.high, t.tiles());
+        let (step, zero, one) = (e.u32(t.positions), e.u32(0), e.u32(1));
+        let stage = e.var(zero);
+        self.positions.from = from;
+        if plan.ahead {
+            let some = e.lt(from, until);
+            e.if_(some, |e| x.scope(|x| self.bring(e, x)));
+        }
+        let marked = mask.as_ref().map(|m| m.0);
         e.for_step(from, until, step, |e, first| {
-            self.positions.from = first;
             x.scope(|x| {
+                if plan.ahead {
+                    // What was begun in the round before is there, and what that round read is free.
+                    e.await_copies();
+                    e.sync();
+                    let here = e.get(stage);
+                    let next = e.add(first, step);
+                    let some = e.lt(next, until);
+                    (self.stage, self.positions.from) = (e.sub(one, here), next);
+                    e.if_(some, |e| x.scope(|x| self.bring(e, x)));
+                    e.set(stage, self.stage);
+                    (self.stage, self.positions.from) = (here, first);
+                    self.add_block(e, x, (marked, free), [&max, &sum], &sums);
+                    return;
+                }
+                self.positions.from = first;
                 let asked = match (&mask, flag) {
                     (Some((mask, None)), Some(flag)) => Some(seen(
                         e,
                         x,
                         (self.stream(), *mask, &self.batch),
                         [self.rows, self.positions],
-                        (flag, UNITS),
+                        (flag, t.units()),
                     )),
                     _ => None,
                 };
@@ -411,18 +448,12 @@ impl<'a> Cube<'a> {
                     e.sync();
                     self.bring(e, x);
                     e.sync();
-                    let mask = mask.as_ref().map(|m| m.0);
-                    let mut scores = self.score(e, x, mask, free);
-                    if let Some(shared) = self.scores {
-                        scores = self.exchange(e, shared, &scores);
-                    }
-                    self.weigh(e, &scores, max, sum, &sums);
-                    self.add_values(e, &scores, &sums);
+                    self.add_block(e, x, (marked, free), [&max, &sum], &sums);
                 });
             });
         });
         // What four units have of a row.
-        for sum in sum {
+        for &sum in &sum {
             for bits in [1, 2] {
                 let mine = e.get(sum);
                 let other = e.shuffle_xor(mine, bits);
@@ -431,6 +462,23 @@ impl<'a> Cube<'a> {
             }
         }
         end(self, e, x, [max, sum], &sums);
+    }
+
+    /// Adds a block that lies in shared memory.
+    fn add_block(
+        &self,
+        e: &mut Emit,
+        x: &mut Exprs<'_>,
+        (mask, free): (Option<ValueId>, Option<Val>),
+        [max, sum]: [&OfRows; 2],
+        sums: &Sums,
+    ) {
+        let mut scores = self.score(e, x, mask, free);
+        if let Some(shared) = self.scores {
+            scores = self.exchange(e, shared, &scores);
+        }
+        self.weigh(e, &scores, [max, sum], sums);
+        self.add_values(e, &scores, sums);
     }
 
     /// Computes what the scores have of the rows alone once.
@@ -461,7 +509,7 @@ impl<'a> Cube<'a> {
         let last = x.scope(|x| x.element(e, limit.value, &index(axes, &known)));
         let (zero, one) = (e.u32(0), e.u32(1));
         let of = |e: &mut Emit, op: Bin| {
-            let last = e.fold_cube(op, last, scratch, UNITS);
+            let last = e.fold_cube(op, last, scratch, self.t.units());
             let none = e.i32(0);
             let some = e.cmp(if limit.inclusive { Cmp::Le } else { Cmp::Lt }, none, last);
             let last = e.cast(last, Elem::U32);
@@ -477,13 +525,13 @@ impl<'a> Cube<'a> {
         let (plan, t) = (self.plan, self.t);
         let none = e.u32(0);
         for (n, p) in plan.scores.iter().enumerate() {
-            let to = (self.keys, plan.first(t, n), plan.key_pitch(t));
+            let to = (self.keys, plan.first(t, n), plan.key_pitch(t), self.stage);
             let width = (none, plan.width(t, n));
             self.stage(e, x, (p.keys, &p.depth, plan.depths[n]), self.positions, width, to);
         }
         if plan.shared.is_none() {
             let of = (self.stream().values, &self.stream().n[..], plan.columns);
-            let to = (self.values, 0, t.columns + PACK);
+            let to = (self.values, 0, t.columns + PACK, self.stage);
             self.stage(e, x, of, self.positions, (self.columns.from, t.columns), to);
         }
     }
@@ -496,19 +544,18 @@ impl<'a> Cube<'a> {
         (leaf, axes, total): (ValueId, &[AxisId], u32),
         lines: Span<'_>,
         (first, width): (Val, u32),
-        (to, place, pitch): (Shared, u32, u32),
+        (to, place, pitch, staged): (Shared, u32, u32, Val),
     ) {
         let memory = &x.body().ty(leaf).axes;
         let buf = (self.inputs)(leaf).filter(|_| packed(x.body(), leaf, axes, self.plan.dtype));
         let batch: At<'_> = (&self.stream().batch, &self.batch);
         let packs = width / PACK;
+        let (units, ahead) = (self.t.units(), buf.is_some() && self.plan.ahead);
         if packs == 0 {
             return;
         }
-        let all = lines.count * packs;
-        let one = |e: &mut Emit, x: &mut Exprs<'_>, number: Val| {
-            let (of_line, pack, end) = (e.u32(packs), e.u32(PACK), e.u32(total));
-            let (line, across) = (e.div(number, of_line), e.rem(number, of_line));
+        let one = |e: &mut Emit, x: &mut Exprs<'_>, (line, across): (Val, Val)| {
+            let (pack, end) = (e.u32(PACK), e.u32(total));
             let across = e.mul(across, pack);
             let column = e.add(first, across);
             let (at_line, exists) = lines.at(e, x, line);
@@ -516,6 +563,26 @@ impl<'a> Cube<'a> {
                 let at = x.split(e, column, axes);
                 index(memory, &[batch, (lines.axes, &at_line[..]), (axes, &at[..])])
             };
+            let pitch = e.u32(pitch / PACK);
+            let place_of = |e: &mut Emit| {
+                let line = e.mul(line, pitch);
+                let (place, across) = (e.u32(place / PACK), e.div(across, pack));
+                let at = e.add(line, place);
+                let at = e.add(at, across);
+                let size = e.u32(lines.count);
+                let before = e.mul(size, pitch);
+                let before = e.mul(before, staged);
+                e.add(at, before)
+            };
+            if let Some(buf) = buf.filter(|_| ahead) {
+                let inside = e.lt(column, end);
+                let exists = e.and(exists, inside);
+                let at = wanted(e, x, column);
+                let (at, to_pack) = (x.join(e, &at, memory), place_of(e));
+                let to_place = e.mul(to_pack, pack);
+                e.copy_ahead(exists, buf, at, to, to_place);
+                return;
+            }
             let pack_of = match buf {
                 Some(buf) => {
                     let inside = e.lt(column, end);
@@ -551,85 +618,85 @@ impl<'a> Cube<'a> {
                     Pack::Vector(e.vector(self.elem, &numbers))
                 }
             };
-            let pitch = e.u32(pitch / PACK);
-            let line = e.mul(line, pitch);
-            let (place, across) = (e.u32(place / PACK), e.div(across, pack));
-            let at = e.add(line, place);
-            let at = e.add(at, across);
+            let at = place_of(e);
             e.store_pack(to, at, &pack_of);
         };
         let unit = e.unit();
         if buf.is_some() {
-            for n in 0..all.div_ceil(UNITS) {
-                let (before, end) = (e.u32(n * UNITS), e.u32(all));
-                let number = e.add(unit, before);
-                if (n + 1) * UNITS <= all {
-                    x.scope(|x| one(e, x, number));
-                } else {
-                    let inside = e.lt(number, end);
-                    e.if_(inside, |e| x.scope(|x| one(e, x, number)));
+            // A unit has the same packs of each of its lines, so that one place follows from another by a sum.
+            let side = gcd(packs, units);
+            let (wide, down, count) = (e.u32(side), units / side, e.u32(lines.count));
+            let (line, pack) = (e.div(unit, wide), e.rem(unit, wide));
+            for n in 0..lines.count.div_ceil(down) {
+                for across in (0..packs).step_by(side as usize) {
+                    let (below, right) = (e.u32(n * down), e.u32(across));
+                    let at = (e.add(line, below), e.add(pack, right));
+                    if (n + 1) * down <= lines.count {
+                        x.scope(|x| one(e, x, at));
+                    } else {
+                        let inside = e.lt(at.0, count);
+                        e.if_(inside, |e| x.scope(|x| one(e, x, at)));
+                    }
                 }
             }
         } else {
-            let (end, step) = (e.u32(all), e.u32(UNITS));
-            e.for_step(unit, end, step, |e, number| x.scope(|x| one(e, x, number)));
+            let (end, step, of_line) = (e.u32(lines.count * packs), e.u32(units), e.u32(packs));
+            e.for_step(unit, end, step, |e, number| {
+                let at = (e.div(number, of_line), e.rem(number, of_line));
+                x.scope(|x| one(e, x, at));
+            });
         }
     }
 
     /// The scores of the plane's positions: by tile, as sums of tensor cores lie.
-    fn score(&self, e: &mut Emit, x: &mut Exprs<'_>, mask: Option<ValueId>, free: Option<Val>) -> Vec<Array> {
+    fn score(&self, e: &mut Emit, x: &mut Exprs<'_>, mask: Option<ValueId>, free: Option<Val>) -> Sums {
         let (plan, t) = (self.plan, self.t);
-        let (sixteen, part) = (e.u32(16), e.u32(t.positions / t.across));
+        let (of_plane, part) = (e.u32(16 * t.high), e.u32(t.positions / t.across));
         let of_rows = e.u32(plan.row_pitch());
-        let row = e.mul(self.down, sixteen);
+        let row = e.mul(self.down, of_plane);
         let start = e.mul(row, of_rows);
         let rows = self.plane.rows(e, Lines { start, pitch: plan.row_pitch() });
         let before = e.mul(self.right, part);
-        let of_keys = e.u32(plan.key_pitch(t));
-        let start = e.mul(before, of_keys);
-        let lines = Lines { start, pitch: plan.key_pitch(t) };
-        let keys = self.plane.columns_along(e, lines);
-        let found: Vec<Vec<Array>> = plan
-            .sums
-            .iter()
-            .map(|(_, of)| {
-                let tiles: Vec<_> = (0..t.scored())
-                    .map(|_| {
-                        let tile = sums(e);
-                        clear(e, tile);
-                        tile
-                    })
-                    .collect();
-                for &p in of {
-                    let deep = plan.depths[p].div_ceil(16);
-                    // As many at once as are worth their text.
-                    let at_once =
-                        (1..=deep.clamp(1, 12)).rev().find(|n| deep.is_multiple_of(*n)).unwrap_or(1);
-                    let (none, all, step) = (e.u32(0), e.u32(16 * deep), e.u32(16 * at_once));
-                    let body = |e: &mut Emit, k: Val| {
-                        let (rows, keys) = (e.add(rows, k), e.add(keys, k));
-                        for k in 0..at_once {
-                            let a = left(e, self.elem);
-                            load_rows(e, a, self.left, rows, plan.row_first(p) + 16 * k);
-                            for (n, tiles) in tiles.chunks(2).enumerate() {
-                                let more = plan.first(t, p) + 16 * k + n as u32 * 16 * plan.key_pitch(t);
-                                if let [tile] = tiles {
-                                    let b = load_eight(e, self.elem, self.keys, keys, more, false);
-                                    e.multiply_matrices(a, b, *tile, self.elem);
-                                    continue;
-                                }
-                                let b = load_columns(e, self.elem, self.keys, keys, more, false);
-                                for (&tile, b) in tiles.iter().zip(b) {
-                                    e.multiply_matrices(a, b, tile, self.elem);
+        let start = self.staged(e, before, plan.key_pitch(t));
+        let keys = self.plane.columns_along(e, Lines { start, pitch: plan.key_pitch(t) });
+        let mut found: Vec<Sums> = Vec::new();
+        for (_, of) in &plan.sums {
+            let sums = tiles(e, t.high, t.scored());
+            for &p in of {
+                let deep = plan.depths[p].div_ceil(16);
+                // As many at once as are worth their text.
+                let at_once = (1..=deep.clamp(1, 12)).rev().find(|n| deep.is_multiple_of(*n)).unwrap_or(1);
+                let (none, all, step) = (e.u32(0), e.u32(16 * deep), e.u32(16 * at_once));
+                let body = |e: &mut Emit, k: Val| {
+                    let (rows, keys) = (e.add(rows, k), e.add(keys, k));
+                    for k in 0..at_once {
+                        let a: Vec<_> = (0..t.high)
+                            .map(|h| {
+                                let a = left(e, self.elem);
+                                let more = plan.row_first(p) + 16 * k + h * 16 * plan.row_pitch();
+                                load_rows(e, a, self.left, rows, more);
+                                a
+                            })
+                            .collect();
+                        for n in (0..t.scored()).step_by(2) {
+                            let more = plan.first(t, p) + 16 * k + n * 8 * plan.key_pitch(t);
+                            let b = if n + 1 == t.scored() {
+                                vec![load_eight(e, self.elem, self.keys, keys, more, false)]
+                            } else {
+                                load_columns(e, self.elem, self.keys, keys, more, false).into()
+                            };
+                            for (a, sums) in a.iter().zip(&sums) {
+                                for (&sum, &b) in sums[n as usize..].iter().zip(&b) {
+                                    e.multiply_matrices(*a, b, sum, self.elem);
                                 }
                             }
                         }
-                    };
-                    if deep == at_once { body(e, none) } else { e.for_step(none, all, step, body) }
-                }
-                tiles
-            })
-            .collect();
+                    }
+                };
+                if deep == at_once { body(e, none) } else { e.for_step(none, all, step, body) }
+            }
+            found.push(sums);
+        }
         let first = e.add(self.positions.from, before);
         let first = e.add(first, self.plane.column);
         let made = |e: &mut Emit, x: &mut Exprs<'_>, asked: bool| {
@@ -652,24 +719,32 @@ impl<'a> Cube<'a> {
                 e.if_(masked, |e| made(e, x, true));
             }
         }
-        found.into_iter().next().expect("there is a product")
+        found.swap_remove(0)
     }
 
-    /// Makes the scores of a position and the unit's two rows, in the place of the first sum.
+    /// Where a line of the block begins in its tile.
+    fn staged(&self, e: &mut Emit, line: Val, pitch: u32) -> Val {
+        let (size, pitch) = (e.u32(self.t.positions), e.u32(pitch));
+        let before = e.mul(self.stage, size);
+        let line = e.add(before, line);
+        e.mul(line, pitch)
+    }
+
+    /// Makes the scores of a position and the unit's rows, in the place of the first sum.
     fn expression(
         &self,
         e: &mut Emit,
         x: &mut Exprs<'_>,
         (position, asked): (Val, bool),
         mask: Option<ValueId>,
-        found: &[Vec<Array>],
+        found: &[Sums],
         (tile, right): (u32, u32),
     ) {
         let (at_position, exists) =
             if asked { self.positions.clamped(e, position) } else { (position, e.bool(true)) };
         let least = e.f32(f32::NEG_INFINITY);
         for (n, row) in self.mine.iter().enumerate() {
-            let at = e.u32(2 * n as u32 + right);
+            let (high, at) = (n / 2, e.u32(2 * (n as u32 % 2) + right));
             let known = [
                 (&self.stream().batch[..], &self.batch[..]),
                 (self.rows.axes, &row.index[..]),
@@ -678,7 +753,7 @@ impl<'a> Cube<'a> {
             let score = x.scope(|x| {
                 let body = x.body();
                 for ((value, _), tiles) in self.plan.sums.iter().zip(found) {
-                    let sum = e.load(tiles[tile as usize], at);
+                    let sum = e.load(tiles[high][tile as usize], at);
                     x.define(*value, index(&body.ty(*value).axes, &known), sum);
                 }
                 if let (Some(mask), false) = (mask, asked) {
@@ -688,62 +763,65 @@ impl<'a> Cube<'a> {
                 x.element(e, self.stream().scores, &index(&body.ty(self.stream().scores).axes, &known))
             });
             let score = if asked { e.select(exists, score, least) } else { score };
-            e.store(found[0][tile as usize], at, score);
+            e.store(found[0][high][tile as usize], at, score);
         }
     }
 
     /// Scores of all positions of the block for those of the plane's own part.
-    fn exchange(&self, e: &mut Emit, shared: Shared, own: &[Array]) -> Vec<Array> {
+    fn exchange(&self, e: &mut Emit, shared: Shared, own: &Sums) -> Sums {
         let t = self.t;
-        let (sixteen, pitch, part, two) =
-            (e.u32(16), e.u32(t.score_pitch()), e.u32(t.positions / t.across), e.u32(2));
-        let row = e.mul(self.down, sixteen);
+        let (of_plane, pitch, part, two) =
+            (e.u32(16 * t.high), e.u32(t.score_pitch()), e.u32(t.positions / t.across), e.u32(2));
+        let row = e.mul(self.down, of_plane);
         let row = e.add(row, self.plane.row);
         let row = e.mul(row, pitch);
         let row = e.add(row, self.plane.column);
         let before = e.mul(self.right, part);
         let start = e.add(row, before);
-        let place = |e: &mut Emit, start: Val, tile: usize, half: u32| {
-            let more = e.u32(8 * tile as u32 + half * 8 * t.score_pitch());
+        // In pairs.
+        let place = |e: &mut Emit, start: Val, high: usize, tile: usize, half: u32| {
+            let more = e.u32(8 * tile as u32 + (16 * high as u32 + 8 * half) * t.score_pitch());
             let at = e.add(start, more);
             e.div(at, two)
         };
-        for (n, &tile) in own.iter().enumerate() {
-            for half in 0..2 {
-                let pair = [0, 1].map(|i| {
-                    let i = e.u32(2 * half + i);
-                    e.load(tile, i)
-                });
-                let pair = Pack::Vector(e.vector(Elem::F32, &pair));
-                let at = place(e, start, n, half);
-                e.store_pack(shared, at, &pair);
+        for (high, own) in own.iter().enumerate() {
+            for (n, &tile) in own.iter().enumerate() {
+                for half in 0..2 {
+                    let pair = [0, 1].map(|i| {
+                        let i = e.u32(2 * half + i);
+                        e.load(tile, i)
+                    });
+                    let pair = Pack::Vector(e.vector(Elem::F32, &pair));
+                    let at = place(e, start, high, n, half);
+                    e.store_pack(shared, at, &pair);
+                }
             }
         }
         e.sync();
-        (0..t.positions / 8)
-            .map(|n| {
-                let tile = sums(e);
-                for half in 0..2 {
-                    let at = place(e, row, n as usize, half);
-                    let pair = e.load_pack(shared, at, 2, true);
-                    for i in 0..2 {
-                        let (to, number) = (e.u32(2 * half + i), e.element_of(&pair, i));
-                        e.store(tile, to, number);
-                    }
+        let mut tile = |high: usize, n: usize| {
+            let tile = sums(e);
+            for half in 0..2 {
+                let at = place(e, row, high, n, half);
+                let pair = e.load_pack(shared, at, 2, true);
+                for i in 0..2 {
+                    let (to, number) = (e.u32(2 * half + i), e.element_of(&pair, i));
+                    e.store(tile, to, number);
                 }
-                tile
-            })
-            .collect()
+            }
+            tile
+        };
+        (0..own.len()).map(|high| (0..t.positions as usize / 8).map(|n| tile(high, n)).collect()).collect()
     }
 
     /// Turns the block's scores into weights. What was summed of earlier blocks counts less by a factor of the row.
-    fn weigh(&self, e: &mut Emit, scores: &[Array], max: OfRows, sum: OfRows, sums: &[Array]) {
-        let places = |half: usize| [2 * half as u32, 2 * half as u32 + 1];
-        for half in 0..2 {
-            let old = e.get(max[half]);
+    fn weigh(&self, e: &mut Emit, scores: &Sums, [max, sum]: [&OfRows; 2], sums: &Sums) {
+        for row in 0..self.mine.len() {
+            let (high, half) = (row / 2, row % 2);
+            let places = [2 * half as u32, 2 * half as u32 + 1];
+            let old = e.get(max[row]);
             let mut new = old;
-            for &tile in scores {
-                for at in places(half) {
+            for &tile in &scores[high] {
+                for at in places {
                     let at = e.u32(at);
                     let score = e.load(tile, at);
                     new = e.binary(Bin::Max, new, score);
@@ -753,13 +831,13 @@ impl<'a> Cube<'a> {
                 let other = e.shuffle_xor(new, bits);
                 new = e.binary(Bin::Max, new, other);
             }
-            e.set(max[half], new);
+            e.set(max[row], new);
             let less = e.sub(old, new);
             let factor = e.quick_exp(less);
-            let known = e.get(sum[half]);
+            let known = e.get(sum[row]);
             let mut total = e.mul(known, factor);
-            for &tile in scores {
-                for at in places(half) {
+            for &tile in &scores[high] {
+                for at in places {
                     let at = e.u32(at);
                     let score = e.load(tile, at);
                     let less = e.sub(score, new);
@@ -768,9 +846,9 @@ impl<'a> Cube<'a> {
                     total = e.add(total, weight);
                 }
             }
-            e.set(sum[half], total);
-            for &tile in sums {
-                for at in places(half) {
+            e.set(sum[row], total);
+            for &tile in &sums[high] {
+                for at in places {
                     let at = e.u32(at);
                     let known = e.load(tile, at);
                     let known = e.mul(known, factor);
@@ -781,48 +859,49 @@ impl<'a> Cube<'a> {
     }
 
     /// Adds the block's values times their weights.
-    fn add_values(&self, e: &mut Emit, weights: &[Array], sums: &[Array]) {
+    fn add_values(&self, e: &mut Emit, weights: &Sums, sums: &Sums) {
         let (plan, t) = (self.plan, self.t);
         let (first, pitch) = match plan.shared {
             Some(product) => (plan.first(t, product), plan.key_pitch(t)),
             None => (0, t.columns + PACK),
         };
-        let own = e.u32(t.columns / t.across);
-        let start = e.mul(self.right, own);
-        let first = e.u32(first);
-        let mut start = e.add(start, first);
-        if plan.shared.is_some() {
-            start = e.add(start, self.columns.from);
-        }
+        let (own, none) = (e.u32(t.columns / t.across), e.u32(0));
+        let columns = e.mul(self.right, own);
+        let start = self.staged(e, none, pitch);
+        let start = e.add(start, columns);
         let named = self.plane.columns_across(e, Lines { start, pitch });
-        for (k, pair) in weights.chunks_exact(2).enumerate() {
-            let a = as_left(e, self.elem, [pair[0], pair[1]]);
-            for (n, tiles) in sums.chunks_exact(2).enumerate() {
-                let more = 16 * (k as u32 * pitch + n as u32);
+        for k in 0..t.positions as usize / 16 {
+            let a: Vec<_> = weights.iter().map(|w| as_left(e, self.elem, [w[2 * k], w[2 * k + 1]])).collect();
+            for n in (0..t.tiles() as usize).step_by(2) {
+                let more = first + 16 * k as u32 * pitch + 8 * n as u32;
                 let b = load_columns(e, self.elem, self.values, named, more, true);
-                for (&tile, b) in tiles.iter().zip(b) {
-                    e.multiply_matrices(a, b, tile, self.elem);
+                for (a, sums) in a.iter().zip(sums) {
+                    for (&sum, b) in sums[n..].iter().zip(b) {
+                        e.multiply_matrices(*a, b, sum, self.elem);
+                    }
                 }
             }
         }
     }
 
-    /// Does something with each of the unit's sums: the row's place among its two, the column's number in the cube, the sum.
-    fn each(&self, e: &mut Emit, sums: &[Array], mut body: impl FnMut(&mut Emit, usize, Val, Val)) {
+    /// Does something with each of the unit's sums: which of its rows it is of, the column's number in the cube, the sum.
+    fn each(&self, e: &mut Emit, sums: &Sums, mut body: impl FnMut(&mut Emit, usize, Val, Val)) {
         let own = e.u32(self.t.columns / self.t.across);
         let first = e.mul(self.right, own);
         let first = e.add(first, self.plane.column);
-        for (n, &tile) in sums.iter().enumerate() {
-            for i in 0..4 {
-                let (more, at) = (e.u32(8 * n as u32 + i % 2), e.u32(i));
-                let (column, sum) = (e.add(first, more), e.load(tile, at));
-                body(e, i as usize / 2, column, sum);
+        for (high, sums) in sums.iter().enumerate() {
+            for (n, &tile) in sums.iter().enumerate() {
+                for i in 0..4 {
+                    let (more, at) = (e.u32(8 * n as u32 + i % 2), e.u32(i));
+                    let (column, sum) = (e.add(first, more), e.load(tile, at));
+                    body(e, 2 * high + i as usize / 2, column, sum);
+                }
             }
         }
     }
 
     /// Leaves what is known of a part, as [`split`](super::split) wants it. `first` is the number of the first row there.
-    fn keep(&self, e: &mut Emit, first: Val, max: OfRows, sum: OfRows, sums: &[Array], kept: Buf) {
+    fn keep(&self, e: &mut Emit, first: Val, [max, sum]: [&OfRows; 2], sums: &Sums, kept: Buf) {
         let columns = self.columns.total;
         let (more, one, zero) = (e.u32(KEPT), e.u32(1), e.u32(0));
         let pitch = e.add(columns, more);
@@ -862,13 +941,16 @@ impl<'a> Cube<'a> {
     }
 
     /// Divides by the sums of the weights, computes the epilogue, stores.
-    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, sum: OfRows, sums: &[Array], output: Buf) {
+    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, sum: &OfRows, sums: &Sums, output: Buf) {
         let one = e.f32(1.0);
-        let parts = sum.map(|sum| {
-            let sum = e.get(sum);
-            let divisor = divisor(e, sum);
-            e.div(one, divisor)
-        });
+        let parts: Vec<_> = sum
+            .iter()
+            .map(|&sum| {
+                let sum = e.get(sum);
+                let divisor = divisor(e, sum);
+                e.div(one, divisor)
+            })
+            .collect();
         self.each(e, sums, |e, half, column, sum| {
             let row = &self.mine[half];
             let (at_column, column_exists) = self.columns.at(e, x, column);
@@ -884,6 +966,20 @@ impl<'a> Cube<'a> {
             });
         });
     }
+}
+
+/// So many times 16 rows of so many tiles of sums, all zero.
+fn tiles(e: &mut Emit, high: u32, count: u32) -> Sums {
+    let mut tile = || {
+        let tile = sums(e);
+        clear(e, tile);
+        tile
+    };
+    (0..high).map(|_| (0..count).map(|_| tile()).collect()).collect()
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Whether numbers of these axes that lie in one pack of 8 lie in one of a parameter.

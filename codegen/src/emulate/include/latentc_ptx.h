@@ -1,5 +1,7 @@
-// Instructions of PTX that generated kernels name: `ldmatrix` and `mma`, for elements of 16 bits.
+// Instructions of PTX that generated kernels name: `ldmatrix` and `mma`, for elements of 16 bits, and `cp.async`.
 #pragma once
+
+#include <vector>
 
 namespace emulate {
 
@@ -68,7 +70,58 @@ void multiply_matrices(int line, Operands mine) {
     });
 }
 
+/// Copies that a thread has begun. What they bring is read at once, and there when the thread has waited; till then, the place
+/// holds NaN.
+struct Copies {
+    struct Copy {
+        unsigned to;
+        int all;
+        unsigned char bytes[16];
+    };
+    uint3 block;
+    std::vector<Copy> begun;
+};
+
+inline Copies& copies() {
+    static std::vector<Copies> all;
+    if (all.size() <= thread()) all.resize(thread() + 1);
+    Copies& mine = all[thread()];
+    // A thread may end without waiting.
+    if (mine.block.x != blockIdx.x || mine.block.y != blockIdx.y || mine.block.z != blockIdx.z) mine.begun.clear();
+    mine.block = blockIdx;
+    return mine;
+}
+
 }  // namespace emulate
+
+/// Begins to copy `size` of `all` bytes into the block's memory, and zeros for the others.
+inline void ptx_cp_async_ca_shared_cta_global(unsigned to, unsigned long long from, int all, int size) {
+    auto* source = reinterpret_cast<const unsigned char*>(from);
+    if ((all != 4 && all != 8 && all != 16) || size < 0 || size > all) emulate::fail("cp.async of %d of %d bytes", size, all);
+    if (from % all || to % all)
+        emulate::fail("cp.async from %p to byte %u of the block's memory, no multiples of %d", source, to, all);
+    emulate::Copies::Copy copy{to, all, {}};
+    for (int n = 0; n < size; ++n) copy.bytes[n] = source[n];
+    for (int n = 0; n < all; ++n) emulate::block_memory[to + n] = 0xff;
+    emulate::copies().begun.push_back(copy);
+}
+inline void ptx_cp_async_ca_shared_cta_global(unsigned to, unsigned long long from, int all) {
+    ptx_cp_async_ca_shared_cta_global(to, from, all, all);
+}
+/// The same for 16 bytes, past the nearest cache.
+inline void ptx_cp_async_cg_shared_cta_global(unsigned to, unsigned long long from, int all, int size) {
+    if (all != 16) emulate::fail("cp.async.cg of %d bytes", all);
+    ptx_cp_async_ca_shared_cta_global(to, from, all, size);
+}
+inline void ptx_cp_async_cg_shared_cta_global(unsigned to, unsigned long long from, int all) {
+    ptx_cp_async_cg_shared_cta_global(to, from, all, all);
+}
+
+inline void ptx_cp_async_wait_all() {
+    for (const auto& copy : emulate::copies().begun)
+        std::memcpy(emulate::block_memory + copy.to, copy.bytes, copy.all);
+    emulate::copies().begun.clear();
+}
 
 /// The place of a pointer in the block's memory.
 inline size_t __cvta_generic_to_shared(const void* pointer) {
