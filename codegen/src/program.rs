@@ -153,10 +153,13 @@ pub enum KernelKind {
         /// Times 16 rows that a cube has: 1, 2, 4 or 8.
         tall: u8,
     },
-    /// What a device with tensor cores makes of a product with many rows at a launch.
+    /// What a device with tensor cores makes of a product with many rows, or many for each group, at a launch. It may be several on the
+    /// device.
     Matrix {
         /// The side of the operands that has the columns of the result's tiles, as in `Few`.
         wide: u8,
+        /// Rows of a tile.
+        rows: u8,
     },
 }
 

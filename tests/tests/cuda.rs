@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use latentc_codegen::cube::{cuda_source, cuda_split_sources, typical};
+use latentc_codegen::cube::{cuda_sources, typical};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
 use latentc_codegen::program::Kernel;
 use latentc_ir::DType;
@@ -31,9 +31,8 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
     }
     let mut sources = Vec::new();
     for k in kernels.into_values() {
-        let whole = cuda_source(&k).unwrap_or_else(|e| panic!("{e}"));
-        let parts = cuda_split_sources(&k).unwrap_or_else(|e| panic!("{e}"));
-        sources.extend([whole].into_iter().chain(parts).map(|source| (k.name.clone(), source)));
+        let all = cuda_sources(&k).unwrap_or_else(|e| panic!("{e}"));
+        sources.extend(all.into_iter().map(|source| (source.name, source.text)));
     }
     println!("{} distinct sources", sources.len());
     let toolkit = match Toolkit::find() {

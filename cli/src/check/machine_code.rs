@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use latentc_codegen::cube::{
-    LaunchShape, cuda_source, cuda_split_sources, cuda_together_source, side_by_side, together_name, typical,
+    LaunchShape, cuda_sources, cuda_together_source, side_by_side, together_name, typical,
 };
 use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode, machine_code};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
@@ -102,11 +102,9 @@ fn rows(args: &Args, kernels: &[Kernel], together: &[Vec<Kernel>]) -> anyhow::Re
         spinner.say(format!("{} ({} of {})", kernel.name, n + 1, kernels.len()));
         // A launch takes one of these, by its sizes.
         for way in typical(kernel) {
-            let mut sources = vec![cuda_source(&way)?];
-            sources.extend(cuda_split_sources(&way)?);
-            for (part, source) in sources.iter().enumerate() {
+            for (part, source) in cuda_sources(&way)?.iter().enumerate() {
                 let row = row(&kernel.name, &way.name, way.kind.to_string(), part);
-                compile(&row, source, &LaunchShape::of(&way));
+                compile(&row, &source.text, &source.launch);
             }
         }
     }

@@ -19,6 +19,7 @@ use super::refuse;
 use super::shape::{Grid, LaunchShape, side_by_side};
 use super::source::Task;
 use super::split::{Role, Split};
+use super::stages::{Kept, Operand, Stage, Stages};
 use super::target::Target;
 use super::ways::{Ways, joins, way};
 use crate::device::{Data, Device, DeviceError, Launch};
@@ -31,7 +32,7 @@ pub trait CubeRuntime: Runtime {
     const TARGET: Target;
 }
 
-/// A device of a CubeCL runtime. Launches run in order, without waiting (one of a streamed softmax may be two on the device, several that may run at the same time one); errors of the device come out at the next
+/// A device of a CubeCL runtime. Launches run in order, without waiting (one may be several on the device, several that may run at the same time one); errors of the device come out at the next
 /// [`read`](Device::read), or at the first launch of the kernel that causes them, if it does not compile.
 pub struct CubeDevice<R: CubeRuntime> {
     client: ComputeClient<R>,
@@ -49,7 +50,13 @@ struct Compiled {
     kernel: Kernel,
     ways: Ways,
     /// The ways that were taken.
-    taken: Vec<(KernelKind, CubeIr, LaunchShape)>,
+    taken: Vec<(KernelKind, Arc<Launches>)>,
+}
+
+/// What a kernel in one of its ways comes to: stages, each with its kernel for the device and how that is launched.
+struct Launches {
+    kept: Vec<Kept>,
+    stages: Vec<(Stage, CubeIr, LaunchShape)>,
 }
 
 /// Memory of a [`CubeDevice`].
@@ -244,7 +251,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         &mut self,
         kernel: &Kernel,
         extents: &[usize],
-    ) -> Result<(KernelKind, CubeIr, LaunchShape, bool), DeviceError> {
+    ) -> Result<(KernelKind, Arc<Launches>, bool), DeviceError> {
         let known = self.kernels.entry(kernel.name.clone()).or_default();
         let place = known.iter().position(|c| c.kernel == *kernel).unwrap_or_else(|| {
             known.push(Compiled {
@@ -256,35 +263,42 @@ impl<R: CubeRuntime> CubeDevice<R> {
             known.len() - 1
         });
         let kind = known[place].ways.choose(extents);
-        if let Some((_, ir, shape)) = known[place].taken.iter().find(|(taken, ..)| *taken == kind) {
-            return Ok((kind, ir.clone(), shape.clone(), false));
+        if let Some((_, launches)) = known[place].taken.iter().find(|(taken, ..)| *taken == kind) {
+            return Ok((kind, Arc::clone(launches), false));
         }
-        let kernel = &way(kernel, kind);
-        let ir = CubeIr::new(kernel, R::TARGET)?;
-        let shape = LaunchShape::on(kernel, R::TARGET);
-        let hardware = &self.client.properties().hardware;
-        let buffers = kernel.body.params.len() + 1;
-        if buffers > hardware.max_bindings as usize {
-            let most = hardware.max_bindings;
-            return Err(refuse(kernel, format!("{buffers} buffers, where the device takes {most}")));
-        }
-        if shape.units > hardware.max_units_per_cube.min(hardware.max_cube_dim.0) {
-            let most = hardware.max_units_per_cube;
-            return Err(refuse(
-                kernel,
-                format!("{} units a cube, where the device takes {most}", shape.units),
-            ));
-        }
-        if shape.shared_bytes > hardware.max_shared_memory_size {
-            let (need, most) = (shape.shared_bytes, hardware.max_shared_memory_size);
-            return Err(refuse(
-                kernel,
-                format!("{need} bytes of shared memory, where the device has {most}"),
-            ));
-        }
-        known[place].taken.push((kind, ir.clone(), shape.clone()));
-        Ok((kind, ir, shape, true))
+        let Stages { kept, all } = Stages::of(&way(kernel, kind));
+        let stages = all.into_iter().map(|stage| {
+            let (ir, shape) = compiled(&self.client, &stage)?;
+            Ok((stage, ir, shape))
+        });
+        let launches = Arc::new(Launches { kept, stages: stages.collect::<Result<_, DeviceError>>()? });
+        known[place].taken.push((kind, Arc::clone(&launches)));
+        Ok((kind, launches, true))
     }
+}
+
+/// A kernel that the device can run.
+fn compiled<R: CubeRuntime>(
+    client: &ComputeClient<R>,
+    stage: &Stage,
+) -> Result<(CubeIr, LaunchShape), DeviceError> {
+    let (kernel, shape) = (&stage.kernel, stage.shape(R::TARGET));
+    let ir = stage.ir(R::TARGET)?;
+    let hardware = &client.properties().hardware;
+    let buffers = stage.inputs.len() + 1;
+    if buffers > hardware.max_bindings as usize {
+        let most = hardware.max_bindings;
+        return Err(refuse(kernel, format!("{buffers} buffers, where the device takes {most}")));
+    }
+    if shape.units > hardware.max_units_per_cube.min(hardware.max_cube_dim.0) {
+        let most = hardware.max_units_per_cube;
+        return Err(refuse(kernel, format!("{} units a cube, where the device takes {most}", shape.units)));
+    }
+    if shape.shared_bytes > hardware.max_shared_memory_size {
+        let (need, most) = (shape.shared_bytes, hardware.max_shared_memory_size);
+        return Err(refuse(kernel, format!("{need} bytes of shared memory, where the device has {most}")));
+    }
+    Ok((ir, shape))
 }
 
 /// Whether a buffer can stand for a value of the body.
@@ -439,6 +453,8 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
 struct Ready<'a> {
     kernel: &'a Kernel,
     kind: KernelKind,
+    launches: Arc<Launches>,
+    /// Of the only stage, or of the first of several.
     ir: CubeIr,
     shape: LaunchShape,
     grid: Grid,
@@ -460,7 +476,8 @@ impl<R: CubeRuntime> CubeDevice<R> {
             return Err(refuse(kernel, format!("{given}, not {} and {}", params.len(), symbols.len())));
         }
         let extents = kernel.extents(sizes);
-        let (kind, ir, shape, first) = self.compiled(kernel, &extents)?;
+        let (kind, launches, first) = self.compiled(kernel, &extents)?;
+        let (_, ir, shape) = launches.stages[0].clone();
         let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
         let grid = shape.grid(number).map_err(|why| refuse(kernel, why))?;
         let (x, y, _) = grid;
@@ -492,13 +509,14 @@ impl<R: CubeRuntime> CubeDevice<R> {
         fits(kernel, kernel.body.results[0], &extents, output)?;
         buffers.push(output);
         let split = ir.plan().and_then(|plan| Split::of(plan, x as usize * y as usize, &extents));
-        Ok(Some(Ready { kernel, kind, ir, shape, grid, buffers, sizes, split, first }))
+        Ok(Some(Ready { kernel, kind, launches, ir, shape, grid, buffers, sizes, split, first }))
     }
 
     /// Runs launches in one grid.
     fn run(&mut self, launches: &[Ready<'_>]) -> Result<(), DeviceError> {
         match launches {
             [Ready { split: Some(split), .. }] => self.run_split(&launches[0], split)?,
+            [one] if one.launches.stages.len() > 1 => self.run_stages(one)?,
             [one] => self.enqueue(&one.ir, one.grid, &one.buffers, one.sizes),
             several => {
                 let Ready { kernel, shape, .. } = &several[0];
@@ -519,6 +537,37 @@ impl<R: CubeRuntime> CubeDevice<R> {
         }
         // A kernel that does not compile is known by its name only as long as no other was launched.
         if launches.iter().any(|r| r.first) { self.flush() } else { Ok(()) }
+    }
+
+    /// Several launches with memory of the device in between.
+    fn run_stages(&mut self, launch: &Ready<'_>) -> Result<(), DeviceError> {
+        let Ready { kernel, launches, buffers, sizes, .. } = launch;
+        let symbols = kernel.size_symbols();
+        let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
+        let kept = launches.kept.iter().map(|kept| {
+            let (dtype, len) = kept.elements(number);
+            self.alloc(dtype, len)
+        });
+        let kept = kept.collect::<Result<Vec<_>, _>>()?;
+        let most = self.client.properties().hardware.max_cube_count;
+        for (stage, ir, shape) in &launches.stages {
+            let (x, y, z) = shape.grid(number).map_err(|why| refuse(kernel, why))?;
+            if x > most.0 || y > most.1 {
+                let cubes = format!("{x} x {y} cubes, where the device takes {} x {}", most.0, most.1);
+                return Err(refuse(kernel, cubes));
+            }
+            // All parameters of a kernel that comes to several are read, so they are numbered as its buffers are.
+            let at = |operand: &Operand| match *operand {
+                Operand::Param(n) => buffers[n],
+                Operand::Kept(n) => &kept[n],
+                Operand::Output => buffers[buffers.len() - 1],
+            };
+            let used: Vec<_> = stage.inputs.iter().chain([&stage.output]).map(at).collect();
+            if x > 0 {
+                self.enqueue(ir, (x, y, z), &used, sizes);
+            }
+        }
+        Ok(())
     }
 
     /// A streamed softmax as two launches.

@@ -604,6 +604,11 @@ impl Emit {
         self.push_as(Operator::InitVector(VectorInitOperator { inputs }), ty)
     }
 
+    /// The same as a pack.
+    pub(crate) fn pack(&mut self, elem: Elem, numbers: &[Val]) -> Pack {
+        Pack::Vector(self.vector(elem, numbers))
+    }
+
     /// Registers for so many vectors.
     pub(crate) fn array(&mut self, elem: Elem, width: usize, len: usize) -> Array {
         Array(*self.builder.scope.create_local_array(elem.ty().with_vector_size(width), len))

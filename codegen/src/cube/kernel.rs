@@ -13,11 +13,12 @@ use latentc_ir::{AxisId, DType, Function, Op, Size, ValueId, Want, infer};
 use super::emit::{Buf, Elem, Emit, Val};
 use super::expr::Exprs;
 use super::map::Map;
+use super::matrix::Tile;
 use super::shape::LaunchShape;
 use super::split::Role;
 use super::stream_matrix::{self, MatrixPlan};
 use super::target::Target;
-use super::{contract, few, matrix, refuse, scatter, split, stream};
+use super::{contract, few, matrix, refuse, scatter, sort, split, stream};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::few::FewPlan;
@@ -44,7 +45,7 @@ pub(crate) struct CubeIr {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Part {
     spec: Arc<Spec>,
-    /// Which of the kernels of a streamed softmax; all others are whole.
+    /// Which of the kernels with that body; most are whole.
     role: Role,
 }
 
@@ -92,7 +93,8 @@ impl CubeIr {
         Ok(CubeIr { parts: Arc::new([part]), settings })
     }
 
-    /// One of the two kernels that a streamed softmax can be split into. Its buffers are the parameters that it reads, in order, then
+    /// Another of the kernels with that body: what sorts the rows of a grouped product, or one of the two that a streamed softmax can be
+    /// split into. Of these, the buffers are the parameters that it reads, in order, then
     /// what the first leaves for the second, then the second's output; its last size is the number of positions of a part.
     pub(crate) fn of_role(&self, role: Role) -> CubeIr {
         let part = Part { role, ..self.parts[0].clone() };
@@ -177,6 +179,8 @@ struct Declared {
     inputs: Vec<Option<Buf>>,
     /// What the parts of a streamed softmax have left.
     kept: Option<Buf>,
+    /// The rows of a grouped product by groups.
+    order: Option<Buf>,
     output: Buf,
     /// In the order of [`Kernel::size_symbols`].
     sizes: Vec<Val>,
@@ -193,25 +197,37 @@ impl Part {
     fn declare(&self, e: &mut Emit) -> Declared {
         let Spec { kernel, plan, .. } = &*self.spec;
         let body = &kernel.body;
-        let read = match plan {
-            Some(plan) => self.role.reads(body, plan),
-            None => body.params.clone(),
+        let grouped = match Form::of(kernel) {
+            Form::Matrix(plan, _) => matrix::index(&plan).map(|(_, index)| index),
+            Form::Map(_)
+            | Form::Tiles(_)
+            | Form::Scatter(_)
+            | Form::Stream(_)
+            | Form::StreamMatrix(..)
+            | Form::Few(..) => None,
+        };
+        let read = match (plan, grouped) {
+            (Some(plan), _) => self.role.reads(body, plan),
+            (None, Some(index)) if self.role == Role::Sort => vec![index],
+            (None, _) => body.params.clone(),
         };
         let reads = |p: ValueId| CubeIr::reads(body, p) && read.contains(&p);
         let inputs = body.params.iter().map(|&p| reads(p).then(|| e.input(self.stored(p)))).collect();
         let kept = (self.role == Role::Merge).then(|| e.input(Elem::F32));
+        let order = grouped.filter(|_| self.role == Role::Whole).map(|_| e.input(Elem::U32));
         let output = match self.role {
             Role::Whole | Role::Merge => e.output(self.stored(body.results[0])),
             Role::Part => e.output(Elem::F32),
+            Role::Sort => e.output(Elem::U32),
         };
         let sizes = kernel.size_symbols().into_iter().map(|_| e.size()).collect();
-        let chunk = (self.role != Role::Whole).then(|| e.size());
-        Declared { inputs, kept, output, sizes, chunk }
+        let chunk = matches!(self.role, Role::Part | Role::Merge).then(|| e.size());
+        Declared { inputs, kept, order, output, sizes, chunk }
     }
 
     fn emit(&self, e: &mut Emit, declared: Declared) {
         let Spec { kernel, target, .. } = &*self.spec;
-        let Declared { inputs, kept, output, sizes, chunk } = declared;
+        let Declared { inputs, kept, order, output, sizes, chunk } = declared;
         let body = &kernel.body;
         let symbols = kernel.size_symbols();
         let extents = body.axes.iter().map(|axis| match &axis.size {
@@ -240,10 +256,16 @@ impl Part {
                 scatter::emit(e, &exprs, &plan, &factors, input(plan.index), output);
             }
             Form::Few(plan, rows) => few::emit(e, exprs, &plan, (rows, *target), buffer, output),
-            Form::Matrix(plan) => {
-                let elem = self.stored(plan.products[0].narrow);
-                matrix::emit(e, exprs, &plan, buffer, output, elem);
-            }
+            Form::Matrix(plan, tile) => match (self.role, matrix::index(&plan)) {
+                (Role::Sort, Some((along, index))) => {
+                    let sizes = (exprs.total(e, &plan.rows), exprs.extent(along));
+                    sort::emit(e, sizes, input(index), output);
+                }
+                _ => {
+                    let buffer = |v: ValueId| (input(v), self.stored(v));
+                    matrix::emit(e, exprs, (&plan, tile), buffer, order, output);
+                }
+            },
             Form::Tiles(plan) => contract::emit(e, exprs, &plan, buffer, output),
         }
     }
@@ -264,7 +286,7 @@ pub(crate) enum Form {
     /// By so many rows at once, and some columns.
     Few(FewPlan, u32),
     /// By tiles that tensor cores multiply.
-    Matrix(FewPlan),
+    Matrix(FewPlan, Tile),
 }
 
 impl Form {
@@ -292,11 +314,13 @@ impl Form {
                 // What the check refuses is never emitted.
                 None => Form::Map(Map::of(&kernel.body)),
             },
-            KernelKind::Matrix { wide } => match matrix::plan(&kernel.body, wide.into()) {
-                Some(plan) => Form::Matrix(plan),
-                // What the check refuses is never emitted.
-                None => Form::Map(Map::of(&kernel.body)),
-            },
+            KernelKind::Matrix { wide, rows } => {
+                match (matrix::plan(&kernel.body, wide.into()), Tile::of(rows)) {
+                    (Some(plan), Some(tile)) => Form::Matrix(plan, tile),
+                    // What the check refuses is never emitted.
+                    _ => Form::Map(Map::of(&kernel.body)),
+                }
+            }
             KernelKind::Contract | KernelKind::Tiles => {
                 let plan = ContractPlan::of(&kernel.body);
                 if plan.m.is_empty() && plan.n.is_empty() {
@@ -348,9 +372,10 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
                 _ => Err(format!("tensor cores do not multiply this in {target}")),
             }
         }
-        KernelKind::Matrix { wide } => {
+        KernelKind::Matrix { wide, rows } => {
             check_map(body)?;
-            let has = wide < 2 && target == Target::Cuda && matrix::plan(body, wide.into()).is_some();
+            let known = wide < 2 && Tile::of(rows).is_some() && target == Target::Cuda;
+            let has = known && matrix::plan(body, wide.into()).is_some();
             if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }
         }
         KernelKind::Few { wide, rows } => {

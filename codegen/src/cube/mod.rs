@@ -2,7 +2,7 @@
 //!
 //! A kernel's body is lowered to CubeCL's representation, not to text: `map`, `contract` and their like say which unit computes what,
 //! `expr` how an element follows from the parameters, `emit` writes the instructions. [`cuda_source`] prints a kernel with
-//! no device at hand; a [`CubeDevice`] runs it.
+//! no device at hand; a [`CubeDevice`] runs it. A kernel may be several launches: see `stages`.
 //!
 //! What a kernel cannot see for itself is left to the host: an index of a `gather` outside of its axis reads 0 here, and one of a
 //! `scatter_add` or a position of an `append` that lies outside writes nothing. The runtime checks token ids before it uploads them.
@@ -19,8 +19,10 @@ mod matrix;
 mod resident;
 mod scatter;
 mod shape;
+mod sort;
 mod source;
 mod split;
+mod stages;
 mod stream;
 mod stream_matrix;
 mod target;
@@ -39,8 +41,9 @@ pub use shape::{Cubes, LaunchShape};
 pub(crate) use source::cuda_role;
 #[cfg(feature = "wgpu")]
 pub use source::wgsl_source;
-pub use source::{cuda_source, cuda_split_sources, cuda_together_source, together_name};
+pub use source::{CudaSource, cuda_source, cuda_sources, cuda_together_source, together_name};
 pub(crate) use split::{Role, Split};
+pub(crate) use stages::{Kept, Operand, Stages};
 pub use target::Target;
 pub(crate) use ways::joins;
 pub use ways::{chosen, side_by_side, typical, ways};

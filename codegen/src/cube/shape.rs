@@ -2,14 +2,16 @@
 
 use std::fmt;
 
-use latentc_ir::{AxisId, Size};
+use latentc_ir::{AxisId, Function, Size};
 use serde::{Deserialize, Serialize};
 
 use super::contract::{self, TILE};
 use super::kernel::Form;
 use super::map::Walk;
+use super::split::Role;
 use super::target::Target;
-use super::{few, matrix, scatter, stream};
+use super::{few, matrix, scatter, sort, stream};
+use crate::few::FewPlan;
 use crate::program::Kernel;
 
 /// Cubes along one side of a grid; what is more goes into a second dimension. Every runtime takes as many.
@@ -37,6 +39,14 @@ pub enum Cubes {
     /// One cube per tile of a matrix product, of so many rows and columns, repeated over a batch.
     #[expect(missing_docs, reason = "the groups of a contraction")]
     Tiles { batch: Vec<Size>, m: Vec<Size>, n: Vec<Size>, tile: (u32, u32) },
+    /// One cube per tile of a matrix product whose rows fall into so many groups, each of which begins another tile.
+    #[expect(missing_docs, reason = "the groups of a contraction")]
+    Groups { m: Vec<Size>, groups: u64, n: Vec<Size>, tile: (u32, u32) },
+}
+
+/// How many groups the rows of a product for tensor cores fall into, if an index chooses.
+fn groups(body: &Function, plan: &FewPlan) -> Option<u64> {
+    matrix::index(plan).and_then(|(along, _)| body.axis(along).size.fixed())
 }
 
 impl LaunchShape {
@@ -75,10 +85,14 @@ impl LaunchShape {
                 let shared_bytes = tiling.shared_bytes(body, &plan);
                 LaunchShape { units: few::UNITS, cubes, shared_bytes }
             }
-            Form::Matrix(plan) => {
+            Form::Matrix(plan, tile) => {
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
-                let cubes = Cubes::Tiles { batch, m, n, tile: (matrix::ROWS, matrix::columns(&plan)) };
-                let shared_bytes = matrix::shared_bytes(&plan);
+                let shared_bytes = tile.shared_bytes(body, &plan);
+                let tile = (tile.rows, tile.columns(&plan));
+                let cubes = match groups(body, &plan) {
+                    None => Cubes::Tiles { batch, m, n, tile },
+                    Some(groups) => Cubes::Groups { m, groups, n, tile },
+                };
                 LaunchShape { units: matrix::UNITS, cubes, shared_bytes }
             }
             Form::StreamMatrix(plan, tall) => {
@@ -103,6 +117,19 @@ impl LaunchShape {
         LaunchShape { shared_bytes: self.shared_bytes + other.shared_bytes, ..self }
     }
 
+    /// The launch of one of the kernels with a body.
+    pub(crate) fn of_role(kernel: &Kernel, role: Role, target: Target) -> LaunchShape {
+        match (role, Form::of(kernel)) {
+            (Role::Sort, Form::Matrix(plan, _)) => {
+                // A cube for each group, and one for indices that are none.
+                let cubes = groups(&kernel.body, &plan).map_or(0, |n| n + 1);
+                let cubes = Cubes::Rows(vec![Size::Fixed(cubes)]);
+                LaunchShape { units: matrix::UNITS, cubes, shared_bytes: sort::SHARED_BYTES }
+            }
+            (Role::Whole | Role::Part | Role::Merge | Role::Sort, _) => LaunchShape::on(kernel, target),
+        }
+    }
+
     /// The grid of a launch, given the number behind each run-time size; all zeros if there is nothing to do.
     ///
     /// # Errors
@@ -122,6 +149,10 @@ impl LaunchShape {
             Cubes::Tiles { batch, m, n, tile: (rows, columns) } => {
                 total(batch).saturating_mul(tiles(m, *rows)).saturating_mul(tiles(n, *columns))
             }
+            Cubes::Groups { m, groups, n, tile: (rows, columns) } => match total(m) {
+                0 => 0,
+                lines => (lines / u64::from(*rows) + groups + 1).saturating_mul(tiles(n, *columns)),
+            },
         };
         self.arranged(cubes)
     }
@@ -182,6 +213,10 @@ impl fmt::Display for LaunchShape {
                 if !batch.is_empty() {
                     write!(f, " for each of [{}]", list(batch))?;
                 }
+            }
+            Cubes::Groups { m, groups, n, tile: (rows, columns) } => {
+                let (m, n) = (list(m), list(n));
+                write!(f, "tile of {rows} x {columns} in [{m}] x [{n}] by {groups} groups")?;
             }
         }
         write!(f, ", {} B shared", self.shared_bytes)

@@ -14,8 +14,9 @@ use cubecl_runtime::compiler::{CompilationError, CubeTask};
 use super::emit::AWAIT_COPIES;
 use super::kernel::CubeIr;
 use super::refuse;
-use super::shape::LaunchShape;
+use super::shape::{Cubes, LaunchShape};
 use super::split::Role;
+use super::stages::{Stage, Stages};
 use super::target::Target;
 use crate::device::DeviceError;
 use crate::program::Kernel;
@@ -29,7 +30,7 @@ static PRINTER: Mutex<()> = Mutex::new(());
 /// has the kernel's name, and equal kernels have equal text.
 ///
 /// # Errors
-/// If the kernel cannot be expressed.
+/// If the kernel cannot be expressed, or is several: see [`cuda_sources`].
 pub fn cuda_source(kernel: &Kernel) -> Result<String, DeviceError> {
     cuda_role(kernel, Role::Whole)
 }
@@ -40,14 +41,39 @@ pub(crate) fn cuda_role(kernel: &Kernel, role: Role) -> Result<String, DeviceErr
     Ok(if role == Role::Whole { header(kernel, Target::Cuda) + &text } else { text })
 }
 
-/// The two kernels that share out the positions of a streamed softmax, in CUDA C++ for sm_90. Their entries are called as the kernel,
-/// with `_part` and `_merge` behind. Empty for other kernels.
+/// One of the kernels in CUDA C++ that a launch may come to.
+#[derive(Clone, Debug)]
+pub struct CudaSource {
+    /// The entry.
+    pub name: String,
+    /// As of [`cuda_source`].
+    pub text: String,
+    /// How it is launched.
+    pub launch: LaunchShape,
+}
+
+/// All kernels in CUDA C++ for sm_90 that launches of a kernel may come to. Mostly that is one. A product on tensor cores may have others
+/// before it and behind it; a streamed softmax is one, or two (`_part` and `_merge`) that share out the positions.
 ///
 /// # Errors
-/// As for [`cuda_source`].
-pub fn cuda_split_sources(kernel: &Kernel) -> Result<Vec<String>, DeviceError> {
-    let roles: &[Role] = if kernel.kind.streams() { &[Role::Part, Role::Merge] } else { &[] };
-    roles.iter().map(|&role| cuda_text(kernel, role)).collect()
+/// If one of them cannot be expressed.
+pub fn cuda_sources(kernel: &Kernel) -> Result<Vec<CudaSource>, DeviceError> {
+    let mut sources = Vec::new();
+    for stage in Stages::of(kernel).all {
+        sources.push(stage_source(&stage)?);
+        let split = if stage.kernel.kind.streams() { &[Role::Part, Role::Merge][..] } else { &[] };
+        for &role in split {
+            sources.push(stage_source(&Stage { role, ..stage.clone() })?);
+        }
+    }
+    Ok(sources)
+}
+
+/// One of the launches of a kernel in CUDA C++.
+fn stage_source(stage: &Stage) -> Result<CudaSource, DeviceError> {
+    let name = format!("{}{}", stage.kernel.name, stage.role.suffix());
+    let text = cuda_role(&stage.kernel, stage.role)?;
+    Ok(CudaSource { name, text, launch: stage.shape(Target::Cuda) })
 }
 
 /// Kernels side by side in one grid, in CUDA C++ for sm_90. The entry is called as [`together_name`] says.
@@ -181,8 +207,19 @@ fn header(kernel: &Kernel, target: Target) -> String {
             "// few cubes and many positions: {name}_part for parts of these, then {name}_merge"
         );
     }
-    let inputs = body.params.iter().copied().filter(|&p| CubeIr::reads(body, p));
-    for (n, (v, role)) in inputs.map(|p| (p, "in")).chain([(body.results[0], "out")]).enumerate() {
+    let inputs: Vec<_> = body.params.iter().copied().filter(|&p| CubeIr::reads(body, p)).collect();
+    // The order of rows comes behind the parameters.
+    let ordered = matches!(LaunchShape::of(kernel).cubes, Cubes::Groups { .. });
+    let output = inputs.len() + usize::from(ordered);
+    if ordered {
+        let n = inputs.len();
+        let _ = writeln!(
+            text,
+            "// buffer_{n}: in, where each group of rows begins, and the rows by groups, 4 B an element"
+        );
+    }
+    let places = (0..).zip(inputs.iter().map(|&p| (p, "in"))).chain([(output, (body.results[0], "out"))]);
+    for (n, (v, role)) in places {
         let value = body.value(v);
         let dims: Vec<_> = value.ty.axes.iter().map(|&a| body.axis(a).size.to_string()).collect();
         let bytes = target.bytes(value.ty.dtype).unwrap_or(0);

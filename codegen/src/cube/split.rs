@@ -12,7 +12,7 @@ const BUSY: usize = 264;
 /// The fewest positions that are worth a part of their own.
 const PART: usize = 128;
 
-/// Which of the kernels of a streamed softmax this is.
+/// Which of the kernels with one body this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Role {
     /// All of it.
@@ -21,6 +21,8 @@ pub(crate) enum Role {
     Part,
     /// The second: parts are merged.
     Merge,
+    /// The first of a grouped product: its rows in the order of their groups.
+    Sort,
 }
 
 impl Role {
@@ -30,13 +32,14 @@ impl Role {
             Role::Whole => "",
             Role::Part => "_part",
             Role::Merge => "_merge",
+            Role::Sort => "_sort",
         }
     }
 
     /// The parameters that it reads.
     pub(crate) fn reads(self, body: &Function, plan: &StreamPlan) -> Vec<ValueId> {
         match self {
-            Role::Whole => body.params.clone(),
+            Role::Whole | Role::Sort => body.params.clone(),
             Role::Part => cone(body, plan.product, |_| true),
             Role::Merge => cone(body, body.results[0], |op| *op != Op::Contract),
         }

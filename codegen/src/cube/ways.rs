@@ -4,18 +4,23 @@
 
 use latentc_ir::{AxisId, Function};
 
-use super::matrix;
+use super::matrix::Tile;
 use super::shape::LaunchShape;
+use super::stages::Stages;
 use super::stream_matrix::MatrixPlan;
 use super::target::Target;
 use crate::few::FewPlan;
 use crate::program::{Kernel, KernelKind};
 
-/// Rows that a product with few rows has at most: with as many, and eight at once, its matrix has been read four times. Tiles for
-/// tensor cores have 128, and take as long for fewer.
+/// Rows that a product with few rows has at most where there are no tensor cores for it: with as many, and eight at once, its matrix
+/// has been read four times. Plain tiles take as long for fewer as for 64.
 const FEW: usize = 32;
+/// The same where there are: with as many rows, tiles of 32 take less time (measured on an H200).
+const FEWER: usize = 8;
 /// The most rows that are multiplied with what was read once.
 const ROWS: usize = 8;
+/// Large tiles that keep a large GPU busy, which has 132 multiprocessors.
+const BUSY: usize = 132;
 
 /// The ways to compute one kernel.
 #[derive(Clone, Debug)]
@@ -42,22 +47,37 @@ struct Side {
     wide: u8,
     rows: Vec<AxisId>,
     columns: Vec<AxisId>,
+    batch: Vec<AxisId>,
+    products: usize,
+    /// Of a grouped product, the axes of the index, and the groups.
+    lines: Option<(Vec<AxisId>, usize)>,
+}
+
+impl Side {
+    fn of(body: &Function, wide: u8) -> Option<Side> {
+        let FewPlan { batch, rows, columns, products, .. } = FewPlan::of(body, wide.into())?;
+        let lines = products[0].index.and_then(|(along, index)| {
+            Some((body.ty(index).axes.clone(), body.axis(along).size.fixed()? as usize))
+        });
+        Some(Side { wide, rows, columns, batch, products: products.len(), lines })
+    }
 }
 
 impl Ways {
     /// Those of a kernel on a target. A kernel that is one of the ways has no others.
     pub(crate) fn of(kernel: &Kernel, target: Target) -> Ways {
-        let sides = |plan: fn(&Function, usize) -> Option<FewPlan>| {
-            let side = |wide: u8| {
-                let plan = plan(&kernel.body, wide.into())?;
-                Some(Side { wide, rows: plan.rows, columns: plan.columns })
-            };
-            [0, 1].into_iter().filter_map(side).collect::<Vec<_>>()
-        };
+        let sides = || [0, 1].into_iter().filter_map(|wide| Side::of(&kernel.body, wide));
         let (few, matrix) = match kernel.kind {
             KernelKind::Contract | KernelKind::Grouped => {
-                let matrix = if target == Target::Cuda { sides(matrix::plan) } else { Vec::new() };
-                (sides(FewPlan::of), matrix)
+                let launches = |s: Side| {
+                    let stages = Stages::of_matrix(kernel, s.wide.into())?;
+                    (target == Target::Cuda).then_some((stages.all.len(), s))
+                };
+                let all: Vec<_> = sides().filter_map(launches).collect();
+                // A side that takes more launches than the other is not worth them.
+                let fewest = all.iter().map(|(launches, _)| *launches).min();
+                let matrix = all.into_iter().filter(|(launches, _)| Some(*launches) == fewest);
+                (sides().collect(), matrix.map(|(_, side)| side).collect())
             }
             KernelKind::Map
             | KernelKind::Scatter
@@ -93,18 +113,40 @@ impl Ways {
             let tall = heights.iter().find(|(tall, _)| usize::from(*tall) >= wanted).or(heights.last());
             return tall.map_or(self.plain, |&(tall, _)| KernelKind::StreamMatrix { tall });
         }
-        let widest = |sides: &[Side], most: usize| {
-            let sides = sides.iter().map(|s| (total(&s.columns), s.wide, total(&s.rows)));
-            sides.filter(|(.., rows)| *rows <= most).max()
+        let widest = |sides: &'_ [Side], most: usize| {
+            let sides = sides.iter().filter(|s| total(&s.rows) <= most);
+            sides.max_by_key(|s| (total(&s.columns), s.wide)).cloned()
         };
-        if let Some((_, wide, rows)) = widest(&self.few, FEW) {
-            let rows = rows.clamp(1, ROWS).next_power_of_two() as u8;
-            return KernelKind::Few { wide, rows };
+        let matrix = widest(&self.matrix, usize::MAX);
+        let grouped = matrix.as_ref().and_then(|s| {
+            let (lines, groups) = s.lines.as_ref()?;
+            Some((total(lines), *groups))
+        });
+        // A row of a group reads its matrix alone, but where there are tiles.
+        let many = grouped.is_some_and(|(lines, groups)| lines >= groups);
+        let few = if matrix.is_some() { FEWER } else { FEW };
+        if !many && let Some(side) = widest(&self.few, few) {
+            let rows = total(&side.rows).clamp(1, ROWS).next_power_of_two() as u8;
+            return KernelKind::Few { wide: side.wide, rows };
         }
-        match widest(&self.matrix, usize::MAX) {
-            Some((_, wide, _)) => KernelKind::Matrix { wide },
-            None => self.plain,
-        }
+        let Some(side) = matrix else { return self.plain };
+        let rows = match grouped {
+            // Of the last tile of a group, half is idle.
+            Some((lines, groups)) if lines < 24 * groups => 32,
+            Some((lines, groups)) if lines < 96 * groups => 64,
+            Some(_) => 128,
+            None => {
+                let (rows, columns) = (total(&side.rows), side.products * total(&side.columns));
+                let cubes = rows.div_ceil(128) * columns.div_ceil(128) * total(&side.batch);
+                match cubes {
+                    _ if rows <= 32 => 32,
+                    ..BUSY if rows <= 64 || cubes < BUSY / 2 => 32,
+                    ..BUSY => 64,
+                    BUSY.. => 128,
+                }
+            }
+        };
+        KernelKind::Matrix { wide: side.wide, rows }
     }
 
     /// All of them but the plain one.
@@ -113,10 +155,13 @@ impl Ways {
             let wide = s.wide;
             [1, 2, 4, 8].map(|rows| KernelKind::Few { wide, rows })
         };
-        let matrix = self.matrix.iter().map(|s| KernelKind::Matrix { wide: s.wide });
+        let matrix = |s: &Side| {
+            let wide = s.wide;
+            Tile::ALL.map(|tile| KernelKind::Matrix { wide, rows: tile.rows as u8 })
+        };
         let heights = self.stream.iter().flat_map(|tall| &tall.heights);
         let stream = heights.map(|&(tall, _)| KernelKind::StreamMatrix { tall });
-        self.few.iter().flat_map(few).chain(matrix).chain(stream).collect()
+        self.few.iter().flat_map(few).chain(self.matrix.iter().flat_map(matrix)).chain(stream).collect()
     }
 }
 
@@ -138,7 +183,9 @@ pub(crate) fn joins(kind: KernelKind) -> bool {
 pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
         KernelKind::Few { wide, rows } if kernel.kind != kind => format!("{}_few{wide}{rows}", kernel.name),
-        KernelKind::Matrix { wide } if kernel.kind != kind => format!("{}_matrix{wide}", kernel.name),
+        KernelKind::Matrix { wide, rows } if kernel.kind != kind => {
+            format!("{}_matrix{wide}{rows}", kernel.name)
+        }
         KernelKind::StreamMatrix { tall } if kernel.kind != kind => format!("{}_matrix{tall}", kernel.name),
         _ => kernel.name.clone(),
     };

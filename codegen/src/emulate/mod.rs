@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use latentc_ir::{DType, Value, ValueId};
 use rayon::prelude::*;
 
-use crate::cube::{self, CubeIr, Grid, LaunchShape, Role, Split, Target, cuda_role};
+use crate::cube::{self, CubeIr, Grid, Kept, LaunchShape, Operand, Role, Split, Stages, Target, cuda_role};
 use crate::device::{Data, Device, DeviceError, Launch};
 use crate::memory::Layout;
 use crate::program::{Kernel, KernelKind};
@@ -92,9 +92,11 @@ impl Emulator {
     pub fn prepare<'k>(&mut self, kernels: impl IntoIterator<Item = &'k Kernel>) -> Result<(), DeviceError> {
         let mut new: Vec<(Vec<Kernel>, Role)> = Vec::new();
         for kernel in kernels {
-            let one = std::slice::from_ref(kernel);
-            if self.program(one, Role::Whole).is_none() && !new.iter().any(|(k, _)| k == one) {
-                new.push((one.to_vec(), Role::Whole));
+            for stage in Stages::of(kernel).all {
+                let one = (vec![stage.kernel], stage.role);
+                if self.program(&one.0, one.1).is_none() && !new.contains(&one) {
+                    new.push(one);
+                }
             }
         }
         self.compile(new)
@@ -135,7 +137,7 @@ impl Emulator {
     /// One program of several texts. If it does not compile, the error is about the one that is to blame.
     fn build(&self, texts: &[Text]) -> Result<Vec<Program>, DeviceError> {
         let part = |Text { kernels, role, .. }: &Text| {
-            let shapes = kernels.iter().map(LaunchShape::of);
+            let shapes = kernels.iter().map(|k| LaunchShape::of_role(k, *role, Target::Cuda));
             let shape = shapes.reduce(LaunchShape::beside).ok_or_else(|| {
                 let why = "no kernel, and a text".to_owned();
                 DeviceError::Kernel { kernel: String::new(), why }
@@ -407,10 +409,51 @@ impl Emulator {
         Ok(Some(Ready { kernel, replaced, joins, shape, grid, given, buffers, output, sizes }))
     }
 
+    /// Runs a launch that is several, and gives what it writes.
+    fn run_stages(&mut self, launch: &Ready<'_>, stages: &Stages) -> Result<Vec<u8>, DeviceError> {
+        let Ready { kernel, sizes, buffers, .. } = launch;
+        self.prepare([kernel])?;
+        let symbols = kernel.size_symbols();
+        let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
+        let memory = |kept: &Kept| {
+            let (dtype, len) = kept.elements(number);
+            let element = Target::Cuda.bytes(dtype).unwrap_or(1);
+            Bytes { bytes: vec![0xff; len * element], element, written: false }
+        };
+        // All parameters of a kernel that comes to several are read, so they are numbered as its buffers are.
+        let (mut params, mut kept) = (buffers.clone(), stages.kept.iter().map(memory).collect::<Vec<_>>());
+        let last = params.len() - 1;
+        for stage in &stages.all {
+            let kernels = std::slice::from_ref(&stage.kernel);
+            let grid = stage.shape(Target::Cuda).grid(number).map_err(|why| cube::refuse(kernel, why))?;
+            if grid.0 == 0 {
+                continue;
+            }
+            let operands = stage.inputs.iter().chain([&stage.output]).map(|operand| match *operand {
+                Operand::Param(n) => params[n].clone(),
+                Operand::Kept(n) => kept[n].clone(),
+                Operand::Output => params[last].clone(),
+            });
+            let mut used: Vec<_> = operands.collect();
+            used.iter_mut().for_each(|b| b.written = false);
+            used.last_mut().expect("there is an output").written = true;
+            let bytes = self.execute((kernels, stage.role), grid, sizes, &used)?;
+            match stage.output {
+                Operand::Kept(n) => kept[n].bytes = bytes,
+                Operand::Param(_) | Operand::Output => params[last].bytes = bytes,
+            }
+        }
+        Ok(params.swap_remove(last).bytes)
+    }
+
     /// Runs a launch, by parts if a device would, and gives what it writes.
     fn run(&mut self, launch: &Ready<'_>) -> Result<Vec<u8>, DeviceError> {
         let Ready { kernel, shape, grid, sizes, .. } = launch;
         let kernels = std::slice::from_ref(kernel);
+        let stages = Stages::of(kernel);
+        if stages.all.len() > 1 && !launch.replaced {
+            return self.run_stages(launch, &stages);
+        }
         let ir = CubeIr::new(kernel, Target::Cuda)?;
         let cubes = grid.0 as usize * grid.1 as usize;
         let split = ir.plan().filter(|_| !launch.replaced);

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::sync::{Mutex, OnceLock};
 
 use latentc_codegen::check::{launch, meaning};
-use latentc_codegen::cube::{CudaDevice, WgpuDevice, cuda_source};
+use latentc_codegen::cube::{CudaDevice, WgpuDevice, cuda_source, cuda_sources};
 use latentc_codegen::device::{Device, DeviceError};
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::nvrtc::{Nvrtc, NvrtcError, Resources, Toolkit};
@@ -130,8 +130,10 @@ pub(crate) fn means_the_same(kernel: &Kernel, args: &[Tensor], sizes: &[usize], 
 /// [`agree_on`] for a kernel that there is for CUDA only.
 pub(crate) fn on_cuda(kernel: &Kernel, args: &[Tensor], sizes: &[usize], tolerance: f64) {
     means_the_same_on_cuda(kernel, args, sizes, tolerance);
-    if let Some(resources) = cuda(kernel) {
-        assert_eq!(resources.spill_bytes, 0, "{} spills: {resources:?}", kernel.name);
+    for source in cuda_sources(kernel).unwrap() {
+        if let Some(resources) = cuda_text(&source.name, &source.text) {
+            assert_eq!(resources.spill_bytes, 0, "{} spills: {resources:?}", source.name);
+        }
     }
 }
 

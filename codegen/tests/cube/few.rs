@@ -4,7 +4,7 @@ use latentc_codegen::cube::{Target, ways};
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_ir::DType;
 
-use crate::bench::{agree_on, inputs, kernel, on_cuda};
+use crate::bench::{agree_on, inputs, kernel};
 
 /// Each way to compute a kernel means what the kernel means, spilling nothing. There are so many.
 fn agree(kernel: &Kernel, count: usize, sizes: &[&[usize]]) {
@@ -110,35 +110,4 @@ fn indexed(kernel: &Kernel, index: usize, choice: &[f64]) {
     for way in &ways[..2] {
         agree_on(way, &inputs(way, &[2], &[(index, choice)]), &[2], 3e-5);
     }
-}
-
-/// The ways on tensor cores mean what the kernel means, on the emulator at least, spilling nothing.
-fn multiplied(kernel: &Kernel, count: usize, sizes: &[usize]) {
-    let all = ways(kernel, Target::Cuda);
-    let ways: Vec<_> = all.iter().filter(|w| matches!(w.kind, KernelKind::Matrix { .. })).collect();
-    assert_eq!(ways.len(), count, "{all:?}");
-    for way in ways {
-        on_cuda(way, &inputs(way, sizes, &[]), sizes, 3e-5);
-    }
-}
-
-#[test]
-fn many_rows_on_tensor_cores() {
-    // Along the summed axes, which are more than one stage and end within a pack of stages; two products meet.
-    let k = kernel(
-        KernelKind::Contract,
-        "many",
-        "axes a0=n0, a1=70, a2=72\nparam p0: bf16[a1, a2]\nparam p1: bf16[a0, a2]\nparam p2: bf16[a1, a2]\n\
-         param p3: f32[a0]\ng: f32[a0, a1] = contract p0, p1 over a2\nu: f32[a0, a1] = contract p2, p1 over a2\n\
-         s: f32[a0, a1] = mul g, u\ny: f32[a0, a1] = add s, p3\nreturn y",
-    );
-    multiplied(&k, 1, &[131]);
-    // Across the columns, head by head, and along two axes with another between.
-    let k = kernel(
-        KernelKind::Contract,
-        "heads",
-        "axes a0=n0, a1=2, a2=136, a3=8, a4=3\nparam p0: f16[a0, a1, a4, a3]\nparam p1: f16[a1, a4, a3, a2]\n\
-         y: f16[a1, a0, a2] = contract p0, p1 over a4, a3\nreturn y",
-    );
-    multiplied(&k, 1, &[33]);
 }

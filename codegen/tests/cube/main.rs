@@ -12,6 +12,7 @@ mod few;
 mod fused;
 mod limits;
 mod map;
+mod matrix;
 mod random;
 mod resident;
 mod rows;

@@ -1,7 +1,7 @@
 //! Streamed softmaxes.
 
 use latentc_codegen::check::launch;
-use latentc_codegen::cube::{LaunchShape, cuda_split_sources};
+use latentc_codegen::cube::{LaunchShape, cuda_sources};
 use proptest::prelude::*;
 
 use crate::bench::{agree, cuda, cuda_text, inputs, means_the_same, tolerance};
@@ -73,10 +73,10 @@ fn shapes_of_the_published_models() {
     );
     for k in [latents, latent("lite", "bf16", [16, 512, 64]), causal("prefill", "bf16", [128, 192, 128])] {
         assert!(LaunchShape::of(&k).shared_bytes <= 32 << 10, "{}", k.name);
-        let parts = cuda_split_sources(&k).unwrap();
-        let parts = parts.iter().zip(["part", "merge"]);
-        let parts = parts.map(|(text, part)| cuda_text(&format!("{}_{part}", k.name), text));
-        for resources in parts.chain([cuda(&k)]).flatten() {
+        let sources = cuda_sources(&k).unwrap();
+        let names: Vec<_> = sources.iter().map(|s| &s.name[k.name.len()..]).collect();
+        assert_eq!(names, ["", "_part", "_merge"]);
+        for resources in sources.iter().filter_map(|s| cuda_text(&s.name, &s.text)) {
             assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{}: {resources:?}", k.name);
         }
     }

@@ -1,7 +1,7 @@
 //! Streamed softmaxes on tensor cores: the text for CUDA, emulated and through NVIDIA's compilers.
 
 use latentc_codegen::check::check;
-use latentc_codegen::cube::{Target, cuda_source, cuda_split_sources, ways};
+use latentc_codegen::cube::{Target, cuda_source, cuda_sources, ways};
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::program::{Kernel, KernelKind};
 use proptest::prelude::*;
@@ -100,8 +100,9 @@ fn shapes_of_the_published_models() {
     let latents = on_tensor_cores(&latent("decode", "bf16", [128, 512, 64]), 3);
     let prompts = on_tensor_cores(&causal("prefill", "bf16", [128, 192, 128]), 4);
     for k in [&latents[2], &prompts[3]] {
-        let part = &cuda_split_sources(k).unwrap()[0];
-        for resources in [cuda_text(&format!("{}_part", k.name), part), cuda(k)].into_iter().flatten() {
+        // The whole, and the part of the positions.
+        let sources = cuda_sources(k).unwrap();
+        for resources in sources[..2].iter().filter_map(|s| cuda_text(&s.name, &s.text)) {
             assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{}: {resources:?}", k.name);
         }
     }

@@ -1,0 +1,169 @@
+//! The rows of a grouped product in the order of their groups.
+//!
+//! A cube for each group reads all indices. Its units share them out, so that each has a run of neighbours: how many are of the group
+//! and how many of an earlier one says where the group begins and where each unit's rows go, and a second walk puts them there. So
+//! rows of a group stay in their order, and no cube waits for another. Indices that are none make one group more, behind all others.
+//!
+//! What is kept is, in one buffer, where each group begins, the number of rows, and then the rows.
+
+use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val};
+use super::matrix::UNITS;
+
+/// Bytes of shared memory.
+pub(crate) const SHARED_BYTES: usize = 4 * UNITS as usize;
+
+/// How many numbers are kept of so many rows in so many groups.
+pub(crate) fn kept(lines: usize, groups: usize) -> usize {
+    groups + 2 + lines
+}
+
+/// The instructions of the kernel that sorts.
+pub(crate) fn emit(e: &mut Emit, (lines, groups): (Val, Val), index: Buf, order: Buf) {
+    let (group, unit) = (e.cube(), e.unit());
+    let (zero, one, units, rounding) = (e.u32(0), e.u32(1), e.u32(UNITS), e.u32(UNITS - 1));
+    let all = e.add(groups, one);
+    let inside = e.lt(group, all);
+    e.if_(inside, |e| {
+        let run = e.add(lines, rounding);
+        let run = e.div(run, units);
+        let from = e.mul(unit, run);
+        let to = e.add(from, run);
+        let to = e.binary(Bin::Min, to, lines);
+        // A negative index becomes a large one.
+        let group_of = |e: &mut Emit, line: Val| {
+            let index = e.load(index, line);
+            let index = e.cast(index, Elem::U32);
+            e.binary(Bin::Min, index, groups)
+        };
+        let (own, earlier) = (e.var(zero), e.var(zero));
+        e.for_step(from, to, one, |e, line| {
+            let of = group_of(e, line);
+            let (same, less) = (e.cmp(Cmp::Eq, of, group), e.lt(of, group));
+            for (count, counts) in [(own, same), (earlier, less)] {
+                let (known, more) = (e.get(count), e.cast(counts, Elem::U32));
+                let sum = e.add(known, more);
+                e.set(count, sum);
+            }
+        });
+        let scratch = e.shared(Elem::U32, UNITS as usize);
+        let (own, earlier) = (e.get(own), e.get(earlier));
+        let start = e.fold_cube(Bin::Add, earlier, scratch, UNITS);
+        let upto = sums(e, own, scratch);
+        let before = e.sub(upto, own);
+        let behind = e.u32(2);
+        let head = e.add(groups, behind);
+        let first = e.add(head, start);
+        let first = e.add(first, before);
+        let next = e.var(first);
+        e.for_step(from, to, one, |e, line| {
+            let of = group_of(e, line);
+            let same = e.cmp(Cmp::Eq, of, group);
+            e.if_(same, |e| {
+                let place = e.get(next);
+                e.store(order, place, line);
+                let behind = e.add(place, one);
+                e.set(next, behind);
+            });
+        });
+        let writes = e.cmp(Cmp::Eq, unit, zero);
+        e.if_(writes, |e| {
+            e.store(order, group, start);
+            let last = e.cmp(Cmp::Eq, group, groups);
+            e.if_(last, |e| e.store(order, all, lines));
+        });
+    });
+}
+
+/// For each unit, the sum of what it and those before it bring.
+fn sums(e: &mut Emit, value: Val, scratch: Shared) -> Val {
+    let (unit, zero) = (e.unit(), e.u32(0));
+    let sum = e.var(value);
+    let mut apart = 1;
+    while apart < UNITS {
+        let known = e.get(sum);
+        e.store(scratch, unit, known);
+        e.sync();
+        let apart_ = e.u32(apart);
+        let first = e.lt(unit, apart_);
+        let other = e.sub(unit, apart_);
+        let other = e.select(first, zero, other);
+        let more = e.load(scratch, other);
+        let more = e.select(first, zero, more);
+        let known = e.add(known, more);
+        e.set(sum, known);
+        e.sync();
+        apart *= 2;
+    }
+    e.get(sum)
+}
+
+/// The rows of one tile of a group.
+pub(super) struct Group {
+    /// Which group; the number of groups is that of indices that are none.
+    pub(super) number: Val,
+    /// The first of the tile's rows in the order, and the end of the group. There are none if the first is not before it.
+    pub(super) first: Val,
+    pub(super) end: Val,
+}
+
+impl Group {
+    /// Bytes of shared memory that finding one takes.
+    pub(super) const SHARED_BYTES: u32 = 16;
+
+    /// As many tiles as there may be of so many rows. The tiles of a group are numbered from where its first row would be if each
+    /// group before it had a tile more than fills: these numbers follow from where groups begin, and none has too few.
+    pub(super) fn tiles(e: &mut Emit, lines: Val, groups: Val, rows: u32) -> Val {
+        let (rows, one) = (e.u32(rows), e.u32(1));
+        let full = e.div(lines, rows);
+        let more = e.add(groups, one);
+        e.add(full, more)
+    }
+
+    /// Finds the group of a tile, all units of a cube together.
+    pub(super) fn find(e: &mut Emit, order: Buf, groups: Val, tile: Val, rows: u32) -> Group {
+        let found = e.shared(Elem::U32, 3);
+        let (zero, one, two, units, of_rows) = (e.u32(0), e.u32(1), e.u32(2), e.u32(UNITS), e.u32(rows));
+        let (unit, all) = (e.unit(), e.add(groups, one));
+        e.for_step(unit, all, units, |e, group| {
+            let next = e.add(group, one);
+            let (start, end) = (e.load(order, group), e.load(order, next));
+            let [low, high] = [(start, group), (end, next)].map(|(at, before)| {
+                let full = e.div(at, of_rows);
+                e.add(full, before)
+            });
+            let (above, below) = (e.cmp(Cmp::Le, low, tile), e.lt(tile, high));
+            let own = e.and(above, below);
+            e.if_(own, |e| {
+                let skipped = e.sub(tile, low);
+                let skipped = e.mul(skipped, of_rows);
+                let first = e.add(start, skipped);
+                for (at, value) in [(zero, group), (one, first), (two, end)] {
+                    e.store(found, at, value);
+                }
+            });
+        });
+        e.sync();
+        let [number, first, end] = [zero, one, two].map(|at| e.load(found, at));
+        Group { number, first, end }
+    }
+
+    /// The numbers of the tile's rows, in shared memory; 0 where there is none.
+    pub(super) fn lines(&self, e: &mut Emit, order: Buf, groups: Val, rows: u32) -> Shared {
+        let lines = e.shared(Elem::U32, rows as usize);
+        let (unit, zero, of_rows, behind) = (e.unit(), e.u32(0), e.u32(rows), e.u32(2));
+        let own = e.lt(unit, of_rows);
+        e.if_(own, |e| {
+            e.store(lines, unit, zero);
+            let at = e.add(self.first, unit);
+            let exists = e.lt(at, self.end);
+            e.if_(exists, |e| {
+                let head = e.add(groups, behind);
+                let at = e.add(head, at);
+                let line = e.load(order, at);
+                e.store(lines, unit, line);
+            });
+        });
+        e.sync();
+        lines
+    }
+}

@@ -1,0 +1,172 @@
+//! Products on tensor cores, in each of their ways and with all launches that they come to.
+
+use latentc_codegen::check::{launch, meaning};
+use latentc_codegen::cube::{Target, cuda_sources, ways};
+use latentc_codegen::program::{Kernel, KernelKind};
+
+use crate::bench::{emulated, inputs, kernel, on_cuda};
+
+/// The ways on tensor cores.
+fn tiled(kernel: &Kernel) -> Vec<Kernel> {
+    ways(kernel, Target::Cuda).into_iter().filter(|w| matches!(w.kind, KernelKind::Matrix { .. })).collect()
+}
+
+/// Those with tiles of these rows mean what the kernel means, on the emulator at least, spilling nothing. They are so many launches.
+fn agree(kernel: &Kernel, tiles: &[u8], launches: usize, sizes: &[usize], given: &[(usize, &[f64])]) {
+    let ways = tiled(kernel);
+    let names: Vec<_> = ways.iter().map(|w| &w.name).collect();
+    assert_eq!(ways.len(), 3, "{names:?}");
+    for way in &ways {
+        let KernelKind::Matrix { rows, .. } = way.kind else { unreachable!("these were taken") };
+        assert_eq!(cuda_sources(way).unwrap().len(), launches, "{}", way.name);
+        if tiles.contains(&rows) {
+            let tolerance = if kernel.name == "normed" { 1e-2 } else { 3e-5 };
+            on_cuda(way, &inputs(way, sizes, given), sizes, tolerance);
+        }
+    }
+}
+
+#[test]
+fn many_rows() {
+    // Along the summed axes, which are more than one stage and end within a pack of stages; two products meet.
+    let k = kernel(
+        KernelKind::Contract,
+        "many",
+        "axes a0=n0, a1=70, a2=72\nparam p0: bf16[a1, a2]\nparam p1: bf16[a0, a2]\nparam p2: bf16[a1, a2]\n\
+         param p3: f32[a0]\ng: f32[a0, a1] = contract p0, p1 over a2\nu: f32[a0, a1] = contract p2, p1 over a2\n\
+         s: f32[a0, a1] = mul g, u\ny: f32[a0, a1] = add s, p3\nreturn y",
+    );
+    agree(&k, &[32, 64, 128], 1, &[131], &[]);
+    // Across the columns, head by head, and along two axes with another between.
+    let k = kernel(
+        KernelKind::Contract,
+        "heads",
+        "axes a0=n0, a1=2, a2=136, a3=8, a4=3\nparam p0: f16[a0, a1, a4, a3]\nparam p1: f16[a1, a4, a3, a2]\n\
+         y: f16[a1, a0, a2] = contract p0, p1 over a4, a3\nreturn y",
+    );
+    agree(&k, &[64, 128], 1, &[33], &[]);
+}
+
+#[test]
+fn an_operand_in_f32_loses_nothing() {
+    // So few terms that three numbers of 16 bits stand for each, and so many that two do.
+    for (depth, rows) in [(24, 32), (72, 128)] {
+        let k = kernel(
+            KernelKind::Contract,
+            "wider",
+            &format!(
+                "axes a0=n0, a1=40, a2={depth}\nparam p0: f32[a0, a2]\nparam p1: bf16[a1, a2]\n\
+                 y: f32[a0, a1] = contract p0, p1 over a2\nreturn y"
+            ),
+        );
+        agree(&k, &[rows], 1, &[37], &[]);
+    }
+}
+
+#[test]
+fn an_operand_that_is_an_expression_is_stored_first() {
+    let k = kernel(
+        KernelKind::Contract,
+        "normed",
+        "axes a0=n0, a1=40, a2=48\nparam p0: bf16[a1, a2]\nparam p1: bf16[a2]\nparam p2: bf16[a0, a2]\n\
+         param p3: bf16[a0, a1]\nsquares: f32[a0, a2] = mul p2, p2\nsum: f32[a0] = reduce_sum squares over a2\n\
+         scale: f32[a0] = rsqrt sum\nnormed: f32[a0, a2] = mul p2, scale\nh: bf16[a0, a2] = mul normed, p1\n\
+         g: bf16[a0, a1] = contract p0, h over a2\ny: f32[a0, a1] = add g, p3\nreturn y",
+    );
+    // The operand is rounded, as its dtype says.
+    agree(&k, &[32], 2, &[35], &[]);
+}
+
+#[test]
+fn products_of_different_operands_are_stored_one_by_one() {
+    let k = kernel(
+        KernelKind::Contract,
+        "both",
+        "axes a0=n0, a1=40, a2=16\nparam p0: bf16[a0, a2]\nparam p1: bf16[a2, a1]\nparam p2: bf16[a0, a2]\n\
+         param p3: bf16[a2, a1]\nx: bf16[a0, a1] = contract p0, p1 over a2\n\
+         z: f32[a0, a1] = contract p2, p3 over a2\ny: f32[a0, a1] = add x, z\nreturn y",
+    );
+    agree(&k, &[32], 3, &[35], &[]);
+}
+
+/// Experts for three groups of rows: some have none, one has most.
+fn skewed(lines: usize) -> Vec<f64> {
+    (0..lines).map(|n| if n % 5 == 0 { (n % 7) as f64 } else { 3.0 }).collect()
+}
+
+/// Gate and up, SwiGLU and the gate's weight: rows are gathered, and results go to their own places.
+fn up(groups: usize) -> Kernel {
+    kernel(
+        KernelKind::Grouped,
+        "up",
+        &format!(
+            "axes a0=n0, a1=3, a2=37, a3={groups}, a4=72\nparam p0: f32[a0, a1]\nparam p1: i32[a0, a1]\n\
+             param p2: bf16[a3, a2, a4]\nparam p3: bf16[a0, a4]\nparam p4: bf16[a3, a2, a4]\n\
+             w1: bf16[a0, a1, a2, a4] = gather p2, p1 along a3\n\
+             x1: f32[a0, a1, a2] = contract w1, p3 over a4\n\
+             w2: bf16[a0, a1, a2, a4] = gather p4, p1 along a3\n\
+             x2: f32[a0, a1, a2] = contract w2, p3 over a4\n\
+             s: f32[a0, a1, a2] = silu x1\nm: f32[a0, a1, a2] = mul s, x2\ny: f32[a0, a1, a2] = mul p0, m\nreturn y"
+        ),
+    )
+}
+
+#[test]
+fn groups_of_rows() {
+    agree(&up(7), &[32, 128], 2, &[47], &[(1, &skewed(141))]);
+    // One group has all rows.
+    agree(&up(7), &[64], 2, &[23], &[(1, &[6.0; 69])]);
+    // More groups than units of a cube, and than rows.
+    let spread: Vec<f64> = (0..6).map(|n| (n * 59 % 300) as f64).collect();
+    agree(&up(300), &[32], 2, &[2], &[(1, &spread)]);
+}
+
+#[test]
+fn groups_that_are_added_up_by_row() {
+    let k = kernel(
+        KernelKind::Grouped,
+        "down",
+        "axes a0=n0, a1=19, a2=3, a3=72, a4=7\nparam p0: f32[a0, a2, a3]\nparam p1: bf16[a4, a1, a3]\n\
+         param p2: i32[a0, a2]\nparam p3: f32[a0, a1]\nw: bf16[a0, a2, a1, a3] = gather p1, p2 along a4\n\
+         x: f32[a0, a1] = contract p0, w over a2, a3\ny: f32[a0, a1] = add x, p3\nreturn y",
+    );
+    // What sorts, what multiplies, what adds up.
+    agree(&k, &[64], 3, &[47], &[(2, &skewed(141))]);
+}
+
+#[test]
+fn the_order_of_rows_is_made_once() {
+    let k = kernel(
+        KernelKind::Grouped,
+        "back",
+        "axes a0=n0, a1=16, a2=3, a3=24, a4=7\nparam p0: bf16[a0, a2, a3]\nparam p1: bf16[a4, a3, a1]\n\
+         param p2: i32[a0, a2]\nparam p3: bf16[a0, a2, a3]\nparam p4: bf16[a4, a3, a1]\n\
+         w: bf16[a0, a2, a3, a1] = gather p1, p2 along a4\nx: f32[a0, a1] = contract p0, w over a2, a3\n\
+         v: bf16[a0, a2, a3, a1] = gather p4, p2 along a4\nz: f32[a0, a1] = contract p3, v over a2, a3\n\
+         y: f32[a0, a1] = add x, z\nreturn y",
+    );
+    agree(&k, &[32], 4, &[47], &[(2, &skewed(141))]);
+}
+
+#[test]
+fn an_index_that_is_none_reads_zero() {
+    let k = kernel(
+        KernelKind::Grouped,
+        "none",
+        "axes a0=n0, a1=16, a2=4, a3=8\nparam p0: i32[a0]\nparam p1: bf16[a2, a1, a3]\nparam p2: bf16[a0, a3]\n\
+         w: bf16[a0, a1, a3] = gather p1, p0 along a2\nx: f32[a0, a1] = contract w, p2 over a3\n\
+         y: f32[a0, a1] = mul x, x\nreturn y",
+    );
+    let index = [1.0, -1.0, 3.0, 4.0, 0.0];
+    let way = tiled(&k).swap_remove(0);
+    let mut args = inputs(&way, &[5], &[(0, &index)]);
+    emulated(|emulator| {
+        let got = launch(emulator, &way, &args, &[5]).unwrap();
+        args[0].data = index.iter().map(|&i| if (0.0..4.0).contains(&i) { i } else { 0.0 }).collect();
+        let mut want = meaning(&way, &args, &[5]).unwrap();
+        for row in [1, 3] {
+            want.data[16 * row..16 * row + 16].fill(0.0);
+        }
+        got.close_to(&want, 3e-5, 3e-5).unwrap();
+    });
+}
