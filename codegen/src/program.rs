@@ -160,6 +160,8 @@ pub enum KernelKind {
         wide: u8,
         /// Rows of a tile.
         rows: u8,
+        /// Parts that a summed axis is cut into, each added up by other cubes.
+        parts: u8,
     },
 }
 

@@ -314,7 +314,7 @@ impl Form {
                 // What the check refuses is never emitted.
                 None => Form::Map(Map::of(&kernel.body)),
             },
-            KernelKind::Matrix { wide, rows } => {
+            KernelKind::Matrix { wide, rows, .. } => {
                 match (matrix::plan(&kernel.body, wide.into()), Tile::of(rows)) {
                     (Some(plan), Some(tile)) => Form::Matrix(plan, tile),
                     // What the check refuses is never emitted.
@@ -372,7 +372,7 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
                 _ => Err(format!("tensor cores do not multiply this in {target}")),
             }
         }
-        KernelKind::Matrix { wide, rows } => {
+        KernelKind::Matrix { wide, rows, .. } => {
             check_map(body)?;
             let known = wide < 2 && Tile::of(rows).is_some() && target == Target::Cuda;
             let has = known && matrix::plan(body, wide.into()).is_some();

@@ -24,7 +24,7 @@ use crate::few::FewPlan;
 /// Units of a cube.
 pub(crate) const UNITS: u32 = 256;
 /// Elements of a pack.
-const PACK: u32 = 8;
+pub(crate) const PACK: u32 = 8;
 /// Rows that are finished at a time.
 const SLAB: u32 = 32;
 /// Planes above one another in a tile, and beside one another.
@@ -39,7 +39,7 @@ pub(crate) struct Tile {
     /// Rows.
     pub(crate) rows: u32,
     /// Columns, of all products together.
-    columns: u32,
+    pub(crate) columns: u32,
     /// Depth that is brought in at a time.
     depth: u32,
 }

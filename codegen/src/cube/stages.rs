@@ -6,14 +6,14 @@
 //!
 //! - an operand that is an expression, such as a normed row, is stored by a map;
 //! - rows are sorted by their index ([`sort`](super::sort));
-//! - where an index is summed over (the experts of one token), or products have different operands, each product is stored in f32, one row
-//!   for each index, and a map adds them up and makes the result.
+//! - where an index is summed over (the experts of one token), products have different operands, or a summed axis is cut into parts so
+//!   that there are more tiles, each product is stored in f32, with what is still to be summed, and a map does that and makes the result.
 //!
 //! What lies in between belongs to the device.
 
 use std::collections::BTreeSet;
 
-use latentc_ir::{DType, Function, Op, Reduce, Size, Type, ValueId};
+use latentc_ir::{AxisId, DType, Function, Op, Reduce, Size, Type, ValueId};
 
 use super::kernel::CubeIr;
 use super::matrix;
@@ -106,8 +106,8 @@ impl Stages {
     /// Those of a kernel in the way that its kind says.
     pub(crate) fn of(kernel: &Kernel) -> Stages {
         match kernel.kind {
-            KernelKind::Matrix { wide, .. } => {
-                Stages::of_matrix(kernel, wide.into()).unwrap_or_else(|| Stages::whole(kernel))
+            KernelKind::Matrix { wide, parts, .. } => {
+                Stages::of_matrix(kernel, wide.into(), parts.into()).unwrap_or_else(|| Stages::whole(kernel))
             }
             KernelKind::Map
             | KernelKind::Contract
@@ -129,10 +129,11 @@ impl Stages {
         Stages { kept: Vec::new(), all: vec![stage] }
     }
 
-    /// Those of a product on tensor cores with the operands of one side as the wide ones, if it can be computed so.
-    pub(crate) fn of_matrix(kernel: &Kernel, wide: usize) -> Option<Stages> {
+    /// Those of a product on tensor cores with the operands of one side as the wide ones and so many parts of a summed axis, if it can be
+    /// computed so.
+    pub(crate) fn of_matrix(kernel: &Kernel, wide: usize, parts: u64) -> Option<Stages> {
         let body = &kernel.body;
-        if matrix::plan(body, wide).is_some_and(|plan| matrix::index(&plan).is_none()) {
+        if parts == 1 && matrix::plan(body, wide).is_some_and(|plan| matrix::index(&plan).is_none()) {
             return Some(Stages::whole(kernel));
         }
         let plan = FewPlan::of(body, wide)?;
@@ -145,10 +146,10 @@ impl Stages {
         }
         let root = body.results[0];
         let (whole, _) = cut.function(body, root);
-        if matrix::plan(&whole, wide).is_some() {
+        if parts == 1 && matrix::plan(&whole, wide).is_some() {
             cut.tiles(body, root, "", Operand::Output)?;
         } else {
-            cut.products(&plan)?;
+            cut.products(&plan, parts)?;
         }
         Some(Stages { kept: cut.kept, all: cut.stages })
     }
@@ -243,51 +244,82 @@ impl Cut<'_> {
         Some(())
     }
 
-    /// Stores each product, with all axes of an index, and makes the result of them.
-    fn products(&mut self, plan: &FewPlan) -> Option<()> {
+    /// Stores each product, with all axes of an index and those that tell parts apart, and makes the result of them.
+    fn products(&mut self, plan: &FewPlan, parts: u64) -> Option<()> {
         let mut body = self.kernel.body.clone();
+        // What is summed as parts of a run.
+        let cut = match parts {
+            1 => None,
+            _ => {
+                let (axis, size) = deep(&body, plan).filter(|(_, size)| divides(*size, parts))?;
+                let [part, rest] = [("part", parts), ("rest", size / parts)].map(|(name, n)| {
+                    body.add_axis(&format!("{}_{name}", body.axis(axis).name), Size::Fixed(n), None)
+                });
+                Some((axis, part, rest))
+            }
+        };
         let mut made = Vec::new();
         for (n, product) in plan.products.iter().enumerate() {
             let ty = body.ty(product.result).clone();
             let lines = product.index.map_or(&[][..], |(_, index)| &body.ty(index).axes);
-            let summed: Vec<_> = lines.iter().copied().filter(|a| !ty.has(*a)).collect();
+            let part = cut.iter().map(|(_, part, _)| *part);
+            let summed: Vec<_> = part.chain(lines.iter().copied()).filter(|a| !ty.has(*a)).collect();
             let own = ty.axes.iter().copied().filter(|a| !lines.contains(a));
-            let axes: Vec<_> = lines.iter().copied().chain(own).collect();
-            let ty = Type::new(DType::F32, axes);
+            let part = cut.iter().map(|(_, part, _)| *part);
+            let axes: Vec<_> = part.chain(lines.iter().copied()).chain(own).collect();
+            let mut ty = Type::new(DType::F32, axes);
             let at = body.body.iter().position(|i| i.result() == product.result)?;
-            let (mut alone, args) = (body.clone(), body.body[at].args.clone());
-            alone.body.remove(at);
+            let inst = body.body.remove(at);
             let name = format!("{}_lines", body.value(product.result).name);
-            let lines = alone.push(Op::Contract, &args, &[(&name, ty.clone())])[0];
+            let lines = body.push(Op::Contract, &inst.args, &[(&name, ty.clone())])[0];
+            // The operands are the same memory with the axis as two.
+            let mut alone = body.clone();
+            body.body.pop();
+            for operand in cut.iter().flat_map(|_| [product.table, product.narrow]) {
+                let (axis, part, rest) = cut?;
+                let axes = &mut alone.values[operand.0 as usize].ty.axes;
+                let at = axes.iter().position(|a| *a == axis)?;
+                axes.splice(at..=at, [part, rest]);
+            }
             let kept = self.keep(Kept::value(&body, &ty));
             self.tiles(&alone, lines, &format!("product{n}"), kept)?;
-            // What was summed is added up.
-            let mut rest = alone;
-            rest.body.pop();
-            let (mut sum, mut ty) = (lines, ty);
+            // What is left is added up.
+            let mut sum = lines;
             for (n, &axis) in summed.iter().enumerate() {
                 ty.axes.retain(|a| *a != axis);
-                let name = format!("{name}_sum{n}");
                 let op = Op::Reduce { by: Reduce::Sum, axis };
-                let made = rest.push(op, &[sum], &[(&name, ty.clone())])[0];
-                let mut inst = rest.body.pop()?;
+                let made = body.push(op, &[sum], &[(&format!("{name}_sum{n}"), ty.clone())])[0];
+                let mut inst = body.body.pop()?;
                 if n + 1 == summed.len() {
                     inst.results = vec![product.result];
                 }
-                rest.body.insert(at + n, inst);
+                body.body.insert(at + n, inst);
                 sum = made;
             }
             if summed.is_empty() {
-                rest.values[product.result.0 as usize].ty = ty;
+                body.values[product.result.0 as usize].ty = ty;
                 made.push((product.result, kept));
             } else {
                 made.push((lines, kept));
             }
-            body = rest;
         }
         self.given.extend(made);
         let result = self.function(&body, body.results[0]);
         self.stage(result, KernelKind::Map, "rest", Operand::Output);
         Some(())
     }
+}
+
+/// The summed axis of a product that can be cut into parts, with its size: the longest of known size that no index has.
+pub(crate) fn deep(body: &Function, plan: &FewPlan) -> Option<(AxisId, u64)> {
+    if matrix::index(plan).is_some() {
+        return None;
+    }
+    let known = plan.outer.iter().chain(&plan.inner).filter_map(|&a| Some((a, body.axis(a).size.fixed()?)));
+    known.max_by_key(|(_, size)| *size)
+}
+
+/// Whether so many equal parts of an axis have whole packs.
+pub(crate) fn divides(size: u64, parts: u64) -> bool {
+    size.is_multiple_of(parts * u64::from(matrix::PACK))
 }

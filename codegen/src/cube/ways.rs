@@ -6,7 +6,7 @@ use latentc_ir::{AxisId, Function};
 
 use super::matrix::Tile;
 use super::shape::LaunchShape;
-use super::stages::Stages;
+use super::stages::{Stages, deep, divides};
 use super::stream_matrix::MatrixPlan;
 use super::target::Target;
 use crate::few::FewPlan;
@@ -21,6 +21,8 @@ const FEWER: usize = 8;
 const ROWS: usize = 8;
 /// Large tiles that keep a large GPU busy, which has 132 multiprocessors.
 const BUSY: usize = 132;
+/// The least depth that is worth cubes of its own.
+const PART: u64 = 256;
 
 /// The ways to compute one kernel.
 #[derive(Clone, Debug)]
@@ -49,17 +51,37 @@ struct Side {
     columns: Vec<AxisId>,
     batch: Vec<AxisId>,
     products: usize,
+    /// The size of a summed axis that can be cut into parts.
+    deep: Option<u64>,
     /// Of a grouped product, the axes of the index, and the groups.
     lines: Option<(Vec<AxisId>, usize)>,
 }
 
 impl Side {
     fn of(body: &Function, wide: u8) -> Option<Side> {
-        let FewPlan { batch, rows, columns, products, .. } = FewPlan::of(body, wide.into())?;
+        let plan = FewPlan::of(body, wide.into())?;
+        let deep = deep(body, &plan).map(|(_, size)| size);
+        let FewPlan { batch, rows, columns, products, .. } = plan;
         let lines = products[0].index.and_then(|(along, index)| {
             Some((body.ty(index).axes.clone(), body.axis(along).size.fixed()? as usize))
         });
-        Some(Side { wide, rows, columns, batch, products: products.len(), lines })
+        Some(Side { wide, rows, columns, batch, products: products.len(), deep, lines })
+    }
+}
+
+impl Side {
+    /// How many parts the summed axis is cut into, so that tiles of so many rows keep a GPU busy.
+    fn parts(&self, rows: u8, total: impl Fn(&[AxisId]) -> usize) -> u8 {
+        // Where rows are many, what parts leave behind takes longer than they save.
+        let (Some(tile), Some(deep), 32) = (Tile::of(rows), self.deep, rows) else { return 1 };
+        let down = total(&self.rows).div_ceil(tile.rows as usize);
+        let across = (self.products * total(&self.columns)).div_ceil(tile.columns as usize);
+        let cubes = (down * across * total(&self.batch)) as u64;
+        let worth = |parts: &u8| {
+            let parts = u64::from(*parts);
+            cubes * parts <= 4 * BUSY as u64 && deep / parts >= PART && divides(deep, parts)
+        };
+        [8, 4, 2].into_iter().find(worth).unwrap_or(1)
     }
 }
 
@@ -70,7 +92,7 @@ impl Ways {
         let (few, matrix) = match kernel.kind {
             KernelKind::Contract | KernelKind::Grouped => {
                 let launches = |s: Side| {
-                    let stages = Stages::of_matrix(kernel, s.wide.into())?;
+                    let stages = Stages::of_matrix(kernel, s.wide.into(), 1)?;
                     (target == Target::Cuda).then_some((stages.all.len(), s))
                 };
                 let all: Vec<_> = sides().filter_map(launches).collect();
@@ -146,7 +168,7 @@ impl Ways {
                 }
             }
         };
-        KernelKind::Matrix { wide: side.wide, rows }
+        KernelKind::Matrix { wide: side.wide, rows, parts: side.parts(rows, total) }
     }
 
     /// All of them but the plain one.
@@ -157,7 +179,10 @@ impl Ways {
         };
         let matrix = |s: &Side| {
             let wide = s.wide;
-            Tile::ALL.map(|tile| KernelKind::Matrix { wide, rows: tile.rows as u8 })
+            let whole = Tile::ALL.map(|tile| KernelKind::Matrix { wide, rows: tile.rows as u8, parts: 1 });
+            let cut =
+                s.deep.filter(|&n| divides(n, 2)).map(|_| KernelKind::Matrix { wide, rows: 32, parts: 2 });
+            whole.into_iter().chain(cut)
         };
         let heights = self.stream.iter().flat_map(|tall| &tall.heights);
         let stream = heights.map(|&(tall, _)| KernelKind::StreamMatrix { tall });
@@ -183,8 +208,8 @@ pub(crate) fn joins(kind: KernelKind) -> bool {
 pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
         KernelKind::Few { wide, rows } if kernel.kind != kind => format!("{}_few{wide}{rows}", kernel.name),
-        KernelKind::Matrix { wide, rows } if kernel.kind != kind => {
-            format!("{}_matrix{wide}{rows}", kernel.name)
+        KernelKind::Matrix { wide, rows, parts } if kernel.kind != kind => {
+            format!("{}_matrix{wide}{rows}_{parts}", kernel.name)
         }
         KernelKind::StreamMatrix { tall } if kernel.kind != kind => format!("{}_matrix{tall}", kernel.name),
         _ => kernel.name.clone(),
