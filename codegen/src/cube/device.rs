@@ -508,7 +508,8 @@ impl<R: CubeRuntime> CubeDevice<R> {
         }
         fits(kernel, kernel.body.results[0], &extents, output)?;
         buffers.push(output);
-        let split = ir.plan().and_then(|plan| Split::of(plan, x as usize * y as usize, &extents));
+        let split =
+            ir.plan().and_then(|plan| Split::of(plan, x as usize * y as usize, shape.shared_bytes, &extents));
         Ok(Some(Ready { kernel, kind, launches, ir, shape, grid, buffers, sizes, split, first }))
     }
 

@@ -7,8 +7,10 @@ use super::expr::Exprs;
 use super::stream::{POSITIONS, divisor, finish};
 use crate::stream::{StreamPlan, cone};
 
-/// Cubes that keep a large GPU busy: two for each of 132 multiprocessors.
-const BUSY: usize = 264;
+/// Multiprocessors of a large GPU. Two cubes for each keep it busy, or one where no two fit into its shared memory.
+const MULTIPROCESSORS: usize = 132;
+/// Bytes of shared memory that two cubes have each.
+pub(super) const HALF: usize = 113 << 10;
 /// The fewest positions that are worth a part of their own.
 const PART: usize = 128;
 
@@ -60,11 +62,18 @@ pub(crate) struct Split {
 }
 
 impl Split {
-    /// For a launch that would have so many cubes; `None` if these are enough, or the positions too few.
-    pub(crate) fn of(plan: &StreamPlan, cubes: usize, extents: &[usize]) -> Option<Split> {
+    /// For a launch that would have so many cubes, each with so many bytes of shared memory; `None` if these are enough, or the
+    /// positions too few.
+    pub(crate) fn of(
+        plan: &StreamPlan,
+        cubes: usize,
+        shared_bytes: usize,
+        extents: &[usize],
+    ) -> Option<Split> {
+        let busy = MULTIPROCESSORS * if shared_bytes > HALF { 1 } else { 2 };
         let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
         let positions = extents[plan.along.0 as usize];
-        let parts = (BUSY / cubes.max(1)).min(positions / PART);
+        let parts = (busy / cubes.max(1)).min(positions / PART);
         if parts < 2 {
             return None;
         }

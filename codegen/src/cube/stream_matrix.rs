@@ -19,7 +19,7 @@ use latentc_ir::{AxisId, Binary, DType, Function, Op, Size, ValueId};
 use super::emit::{Array, Bin, Buf, Cmp, Elem, Emit, Pack, Shared, Val, Var};
 use super::expr::Exprs;
 use super::fragment::{Lines, Plane, as_left, clear, left, load_columns, load_eight, load_rows, sums};
-use super::split::KEPT;
+use super::split::{HALF, KEPT};
 use super::stream::{At, Scores, Span, divisor, finish, index, products, seen, up, where_seen};
 use crate::stream::{StreamPlan, cone, defined, is_elementwise};
 
@@ -28,8 +28,6 @@ const PACK: u32 = 8;
 /// Shared memory that a cube has at most on GPUs of data centres, from compute capability 9.0 on (CUDA C++ Programming Guide). A device
 /// that has less takes other ways.
 const SHARED: usize = 227 << 10;
-/// With as much, there are two cubes at once.
-const HALF: usize = 113 << 10;
 
 /// A streamed softmax whose products tensor cores can multiply.
 #[derive(Clone, Debug)]

@@ -457,7 +457,9 @@ impl Emulator {
         let ir = CubeIr::new(kernel, Target::Cuda)?;
         let cubes = grid.0 as usize * grid.1 as usize;
         let split = ir.plan().filter(|_| !launch.replaced);
-        let split = split.and_then(|plan| Some((plan, Split::of(plan, cubes, &kernel.extents(sizes))?)));
+        let split = split.and_then(|plan| {
+            Some((plan, Split::of(plan, cubes, shape.shared_bytes, &kernel.extents(sizes))?))
+        });
         let Some((plan, split)) = split else {
             self.prepare(kernels)?;
             return self.execute((kernels, Role::Whole), *grid, sizes, &launch.buffers);
