@@ -11,8 +11,10 @@
 //! A softmax that is left whole weighs a sum: its [`stream`] computes scores and weights piece by piece, so these have no memory.
 //!
 //! A kernel that reduces works row by row, so the reductions in it must agree on what a row is: their results have the same
-//! axes. Reductions that several kernels want are repeated only where that is cheaper than a launch. Reductions and selections that feed
-//! one another are one kernel where a row of them fits: see [`rows`].
+//! axes. Reductions that several kernels want are repeated only where that is cheaper than a launch. A row is walked by one processor, so
+//! a reduction whose rows are too few to keep a machine busy is stored where more than these rows wait for it: a sum over all of
+//! a batch that every element of a matrix is divided by. Reductions and selections that feed one another are one kernel where a row of
+//! them fits: see [`rows`].
 
 mod rows;
 mod stream;
@@ -422,7 +424,15 @@ impl<'a> Storage<'a> {
                 }
                 row = Some(other.clone());
             }
-            rows[result.0 as usize] = if self.is_stored(result) { None } else { row };
+            rows[result.0 as usize] = match row {
+                Some(_) if self.is_stored(result) => {
+                    if self.spread(result) {
+                        return true;
+                    }
+                    None
+                }
+                row => row,
+            };
         }
         // The kernels that each expression would be computed in, by the value that the kernel makes.
         let mut homes: Vec<BTreeSet<ValueId>> = vec![BTreeSet::new(); f.values.len()];

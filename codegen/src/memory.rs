@@ -13,9 +13,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use latentc_ir::{DType, Op, Size};
+use latentc_ir::{DType, Inst, Op, Size};
 use serde::Serialize;
 
+use crate::map::MapPlan;
 use crate::program::{Buffer, BufferId, Kernel, KernelKind, Program, Role, Step};
 
 pub use account::Account;
@@ -180,12 +181,18 @@ impl Plan {
 
 /// The parameters whose place the result of a kernel may take: those of the result's type, laid out like it, that an
 /// element of the result needs at its own index only. Every other reader of that element would come too late, so all that is
-/// computed from the parameter must be elementwise, and the kernel may have no rows that are read more than once.
+/// computed from the parameter must be elementwise, or folds of the row that the element is in: whoever walks a row has folded all of it
+/// before the first element is written, and nobody else reads it.
 pub fn in_place(kernel: &Kernel) -> Vec<usize> {
     let body = &kernel.body;
-    let whole = |op: &Op| matches!(op, Op::Reduce { .. } | Op::Append { .. });
     let &[result] = &body.results[..] else { return Vec::new() };
-    if kernel.kind != KernelKind::Map || body.body.iter().any(|i| whole(&i.op)) {
+    if kernel.kind != KernelKind::Map || body.body.iter().any(|i| matches!(i.op, Op::Append { .. })) {
+        return Vec::new();
+    }
+    let rows: Option<BTreeSet<_>> = MapPlan::of(body).rows.map(|rows| rows.into_iter().collect());
+    let is_fold = |inst: &Inst| matches!(inst.op, Op::Reduce { .. });
+    let in_row = |inst: &Inst| Some(body.ty(inst.result()).axes.iter().copied().collect()) == rows;
+    if !body.body.iter().filter(|i| is_fold(i)).all(in_row) {
         return Vec::new();
     }
     let elementwise = |op: &Op| matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast);
@@ -195,10 +202,11 @@ pub fn in_place(kernel: &Kernel) -> Vec<usize> {
         body.ty(param) == body.ty(result)
             && body.body.iter().all(|inst| {
                 let reads = inst.args.iter().any(|a| from.contains(a));
-                if reads {
+                // What is folded is there before anything is written.
+                if reads && !is_fold(inst) {
                     from.extend(&inst.results);
                 }
-                !reads || elementwise(&inst.op)
+                !reads || elementwise(&inst.op) || is_fold(inst)
             })
     };
     (0..body.params.len()).filter(fits).collect()
@@ -664,7 +672,14 @@ mod tests {
         assert_eq!(replaced(&format!("{params}{sum}")), [0]);
         let turned = "  x: f32[a=3, c=4] = rename p from b to c\n  z: f32[a=3, b=4] = rename x from c to b\n";
         assert_eq!(replaced(&format!("{params}{turned}  y: f32[a=3, b=4] = add z, q\n")), [0; 0]);
+        // A row is folded before it is written; where a fold goes across rows, others come too late.
         let row = "  s: f32[a=3] = reduce_sum p over b\n  y: f32[a=3, b=4] = div p, s\n";
-        assert_eq!(replaced(&format!("{params}{row}")), [0; 0]);
+        assert_eq!(replaced(&format!("{params}{row}")), [0]);
+        let twice = "  m: f32[a=3] = reduce_max p over b\n  z: f32[a=3, b=4] = sub p, m\n  s: f32[a=3] = reduce_sum z over b\n  \
+                     y: f32[a=3, b=4] = div z, s\n";
+        assert_eq!(replaced(&format!("{params}{twice}")), [0]);
+        let across = "  s: f32[a=3] = reduce_sum p over b\n  t: f32[b=4] = reduce_sum p over a\n  z: f32[a=3, b=4] = div p, s\n  \
+                      y: f32[a=3, b=4] = div z, t\n";
+        assert_eq!(replaced(&format!("{params}{across}")), [0; 0]);
     }
 }

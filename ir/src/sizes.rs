@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::graph::Module;
+use crate::graph::{Module, ValueId};
 use crate::types::Size;
 
 /// The symbols among the sizes of a program, by what they count.
@@ -12,7 +12,7 @@ pub struct Symbols {
     pub past: BTreeSet<String>,
     /// New tokens: sizes of the axes that those are like. When training they are the past as well.
     pub new: BTreeSet<String>,
-    /// Sequences: the other sizes that caches have.
+    /// Sequences: the other sizes that caches have, and those beside tokens in what the entry takes.
     pub batch: BTreeSet<String>,
     /// All that is left.
     pub other: BTreeSet<String>,
@@ -40,6 +40,14 @@ impl Symbols {
                 });
                 found.batch.extend(sizes);
             }
+        }
+        // What tokens come in: programs without caches have sequences, too.
+        if let Some(f) = module.entry() {
+            let symbols = |&p: &ValueId| f.ty(p).axes.iter().map(|&a| f.axis(a).size.to_string()).collect();
+            let params = f.params.iter().map(symbols);
+            let tokens = params.filter(|s: &BTreeSet<String>| s.iter().any(|s| found.new.contains(s)));
+            let beside: Vec<_> = tokens.flatten().filter(|s| found.other.contains(s)).collect();
+            found.batch.extend(beside);
         }
         found.batch.retain(|s| !found.past.contains(s) && !found.new.contains(s));
         for known in [&found.past, &found.new, &found.batch] {
@@ -93,5 +101,26 @@ func @f {
         let bound: Vec<_> = symbols.bind(8, 2, 100).into_iter().collect();
         let want = [("b", 8), ("q", 1), ("s", 100), ("t", 2)].map(|(s, n)| (s.to_owned(), n));
         assert_eq!(bound, want);
+    }
+
+    #[test]
+    fn tokens_come_in_sequences_without_caches_too() {
+        let text = r#"
+module m entry @f
+
+func @f {
+  axes b, t, q, s=t like t
+  param x: f32[b, t]
+  param z: f32[q]
+
+  p: f32[b, s] = past x from t to s
+  y: f32[q, b, s] = mul p, z
+  return y
+}
+"#;
+        let symbols = Symbols::of(&parse("m.ir", text).unwrap());
+        let set = |s: &str| BTreeSet::from([s.to_owned()]);
+        let want = Symbols { past: set("t"), new: set("t"), batch: set("b"), other: set("q") };
+        assert_eq!(symbols, want);
     }
 }

@@ -21,6 +21,8 @@
 //!
 //! **Where there is no derivative.** What `top_k` and `top_indices` select is a constant. Of equals, `max` and `min` give to the
 //! first operand, `reduce_max` to all in equal parts; `abs` at 0 has the slope 1.
+//!
+//! **What nothing depends on.** `log(sum exp(x - m)) + m` is the same for all `m`, so that no gradient goes into the shift of a logsumexp.
 
 mod keep;
 mod rules;
@@ -28,7 +30,7 @@ mod single;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use latentc_ir::{AxisId, DType, Function, Inst, Module, Op, Origin, Type, ValueId, scoped};
+use latentc_ir::{AxisId, Binary, DType, Function, Inst, Module, Op, Origin, Type, Unary, ValueId, scoped};
 
 use crate::PassError;
 
@@ -297,6 +299,9 @@ impl<'m> Joint<'m> {
                 }
             }
         }
+        for shift in shifts(f) {
+            self.active[shift.0 as usize] = false;
+        }
     }
 
     // --- where adjoints come from ---------------------------------------------------------------------------
@@ -541,6 +546,33 @@ fn extract(f: &Function, name: String, params: &[ValueId], body: &[&Inst], resul
     }
     new.results = results.iter().map(|r| map[r]).collect();
     new
+}
+
+/// Values of which nothing depends: an `m` that is read by `log(sum exp(x - m)) + m` and nothing else.
+fn shifts(f: &Function) -> Vec<ValueId> {
+    let users = f.users();
+    // The one instruction that reads a value.
+    let user = |v: ValueId| match users[v.0 as usize][..] {
+        [one] if !f.results.contains(&v) => Some(&f.body[one]),
+        _ => None,
+    };
+    let shift = |log: &Inst| {
+        let sum = f.body.iter().find(|i| i.results.contains(&log.args[0]))?;
+        let Op::Reduce { by: latentc_ir::Reduce::Sum, axis } = sum.op else { return None };
+        let exp = f.body.iter().find(|i| i.results.contains(&sum.args[0]))?;
+        let sub = f.body.iter().find(|i| i.results.contains(&exp.args[0]))?;
+        let &[_, m] = &sub.args[..] else { return None };
+        let add = user(log.result())?;
+        let shifted = exp.op == Op::Unary(Unary::Exp)
+            && sub.op == Op::Binary(Binary::Sub)
+            && add.op == Op::Binary(Binary::Add)
+            && !f.ty(m).has(axis)
+            && [log.result(), m] == add.args[..];
+        let alone = [sub.result(), exp.result(), sum.result()].into_iter().all(|v| user(v).is_some());
+        let twice = users[m.0 as usize].len() == 2 && !f.results.contains(&m);
+        (shifted && alone && twice).then_some(m)
+    };
+    f.body.iter().filter(|i| i.op == Op::Unary(Unary::Log)).filter_map(shift).collect()
 }
 
 /// What a sum of numbers of a dtype is made in.

@@ -17,16 +17,29 @@ pub struct Machine {
     pub memory: f64,
     /// From the end of one kernel to the start of the next, in seconds, where launches are recorded ahead.
     pub launch: f64,
+    /// Multiprocessors: what one of them computes alone has so small a part of all rates.
+    pub processors: f64,
 }
 
 /// No data sheet has it; microseconds on all of them.
 const LAUNCH: f64 = 2e-6;
 
+/// What the data sheets of these have in common.
+const HOPPER: Machine = Machine {
+    name: "h800",
+    flops: 989e12,
+    scalars: 67e12,
+    bandwidth: 3.35e12,
+    memory: 80e9,
+    launch: LAUNCH,
+    processors: 132.0,
+};
+
 /// Vendors' data sheets: dense rates, no sparsity.
 pub const MACHINES: [Machine; 4] = [
-    Machine { name: "h800", flops: 989e12, scalars: 67e12, bandwidth: 3.35e12, memory: 80e9, launch: LAUNCH },
-    Machine { name: "h100", flops: 989e12, scalars: 67e12, bandwidth: 3.35e12, memory: 80e9, launch: LAUNCH },
-    Machine { name: "h200", flops: 989e12, scalars: 67e12, bandwidth: 4.8e12, memory: 141e9, launch: LAUNCH },
+    HOPPER,
+    Machine { name: "h100", ..HOPPER },
+    Machine { name: "h200", bandwidth: 4.8e12, memory: 141e9, ..HOPPER },
     Machine {
         name: "a100",
         flops: 312e12,
@@ -34,6 +47,7 @@ pub const MACHINES: [Machine; 4] = [
         bandwidth: 2.04e12,
         memory: 80e9,
         launch: LAUNCH,
+        processors: 108.0,
     },
 ];
 

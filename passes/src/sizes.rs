@@ -37,6 +37,7 @@ impl Sizes {
             for inst in &f.body {
                 if let Op::Position { axis } = inst.op
                     && f.axis(axis).like.is_none()
+                    && f.axis(axis).size.fixed().is_none()
                 {
                     tokens.insert(f.axis(axis).size.clone());
                 }

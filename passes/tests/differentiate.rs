@@ -243,6 +243,17 @@ fn the_largest_share_what_the_maximum_gets() {
 }
 
 #[test]
+fn a_shift_that_is_put_back_has_no_gradient() {
+    let lines = "m: f64[b] = reduce_max u over t\n  z: f64[b, t] = sub u, m\n  e: f64[b, t] = exp z\n  s: f64[b] = reduce_sum e over t\n  \
+                 g: f64[b] = log s\n  x: f64[b] = add g, m\n  ";
+    op("", "[b, t]", "[b]", "[b]", &format!("{lines}y: f64[b] = mul x, v"));
+    // Where something else reads the shift, or it is not all put back, it has one.
+    op("", "[b, t]", "[b]", "[b]", &format!("{lines}y: f64[b] = mul x, m"));
+    op("", "[b, t]", "[b]", "[b]", &format!("{lines}n: f64[b] = mul v, s\n  y: f64[b] = mul x, n"));
+    op("", "[b, t]", "[b]", "[b]", &lines.replace("add g, m", "add g, v").replace("x: f64[b]", "y: f64[b]"));
+}
+
+#[test]
 fn other_axes() {
     op(
         ", s=t",
@@ -316,6 +327,15 @@ fn indexing() {
         "[j]",
         "[b, j]",
         &format!("{both}x: f64[j, b] = gather u, n along e\n  y: f64[b, j] = mul x, v"),
+    );
+    // One element of each row, which needs no sums.
+    let one = "i: i32[j] = const [2, 0, 2]\n  ";
+    op(
+        axes,
+        "[e, b, j]",
+        "[j]",
+        "[b, j]",
+        &format!("{one}x: f64[j, b] = gather u, i along e\n  y: f64[b, j] = mul x, v"),
     );
     op(
         axes,

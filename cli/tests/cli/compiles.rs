@@ -182,6 +182,10 @@ fn temporaries_are_planned_at_sizes_that_are_given() {
         assert!(bound <= bytes && bytes < 2 * bound, "{memory}");
         says(&text, &[&format!("at {sizes}, ")]);
     }
+    // Graphs that keep no caches have sequences as well.
+    let whole = "compile {} --target cuda --graph train --graph gradient --batch 3 --tokens 5 -o {}";
+    let text = ok(whole, &[&case("tiny"), &out]);
+    assert_eq!(text.matches(" bytes at b=3 t=5, ").count(), 2, "{text}");
     let short = "compile {} --target cuda --tokens 9 --context 8 -o {}";
     let why = error(short, &[&case("tiny"), &folder.path().join("none")]);
     says(&why, &["--context 8 is less than --tokens 9"]);

@@ -89,6 +89,21 @@ impl<'a> Storage<'a> {
         false
     }
 
+    /// Stores what the kernel of a value folds, if it takes longer to walk all of the kernel in the few rows of the folds than to have
+    /// them in memory. Changes nothing otherwise.
+    pub(super) fn spread(&mut self, root: ValueId) -> bool {
+        let folds = self.part(root).0.into_iter().filter(|i| matches!(i.op, Op::Reduce { .. }));
+        let folds: Vec<_> = folds.map(Inst::result).filter(|&v| v != root).collect();
+        let together = self.launch(root);
+        folds.iter().for_each(|&v| self.store(v));
+        let apart = folds.iter().chain([&root]).map(|&v| self.launch(v)).sum::<f64>();
+        if apart < together {
+            return true;
+        }
+        folds.iter().for_each(|v| self.stored[v.0 as usize] = false);
+        false
+    }
+
     /// For each value, whether a product or a stream is computed in the kernel that computes it.
     fn over_products(&self) -> Vec<bool> {
         let mut over = vec![false; self.f.values.len()];
@@ -129,7 +144,13 @@ impl<'a> Storage<'a> {
         let (part, leaves) = self.part(root);
         let f = self.f;
         let elements = |v: ValueId| self.elements(f.ty(v).axes.iter().copied());
-        let bytes = self.bytes(root) + leaves.iter().map(|&v| self.bytes(v)).sum::<f64>();
+        // Of a cache that is appended to, only what is new is touched.
+        let (made, cache) = match part.last() {
+            Some(Inst { op: Op::Append { .. }, args, .. }) => (args[1], Some(args[0])),
+            Some(_) | None => (root, None),
+        };
+        let read = leaves.iter().filter(|v| Some(**v) != cache).map(|&v| self.bytes(v));
+        let bytes = self.bytes(made) + read.sum::<f64>();
         let flops = part.iter().map(|inst| match inst.op {
             Op::Reduce { .. } | Op::Pack { .. } => elements(inst.args[0]),
             Op::TopK { axis, .. } | Op::TopIndices { axis, .. } => {
@@ -158,6 +179,10 @@ impl<'a> Storage<'a> {
             | Op::RmsNorm { .. }
             | Op::Call { .. } => elements(inst.result()),
         });
-        self.machine.launch + self.seconds(flops.sum(), bytes)
+        // A row is walked by one processor, and others wait where there are fewer rows than processors.
+        let rows = fits(f, &part).ok().and_then(|plan| plan.rows);
+        let rows = rows.map_or(f64::INFINITY, |rows| self.elements(rows));
+        let idle = (self.machine.processors / rows).max(1.0);
+        self.machine.launch + idle * self.seconds(flops.sum(), bytes)
     }
 }

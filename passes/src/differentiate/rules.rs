@@ -61,6 +61,15 @@ impl Joint<'_> {
                     start += self.f.axis(part).size.fixed().unwrap_or(0);
                 }
             }
+            // One element of each row is read, so nothing has to be added up: no memory is needed for zeros.
+            Op::Gather { axis } if self.picks(inst, *axis) => {
+                let at = self.push("", Op::Position { axis: *axis }, &[], Type::new(DType::I32, [*axis]));
+                let met = |a: &AxisId| a == axis || self.f.ty(x(1)).has(*a);
+                let axes: Vec<_> = self.f.ty(x(0)).axes.iter().copied().filter(met).collect();
+                let is = self.push("", Op::Binary(Binary::Eq), &[at, x(1)], Type::new(DType::Bool, axes));
+                let zero = self.number(0.0, wide(self.f.ty(y).dtype));
+                self.add(x(0), Term::Op(Op::Select, vec![is, dy, zero]));
+            }
             Op::Gather { axis } => self.add(x(0), Term::Op(Op::ScatterAdd { axis: *axis }, vec![dy, x(1)])),
             Op::ScatterAdd { axis } => {
                 // The result may lack an axis of the index, but the index has it.
@@ -97,6 +106,15 @@ impl Joint<'_> {
             Op::Call { .. } => unreachable!("calls have a rule of their own"),
         }
         Ok(())
+    }
+
+    /// Whether a gather reads one element of each row along the axis. Positions along axes of run-time sizes are those of tokens, of
+    /// which `derive` makes what it needs.
+    fn picks(&self, inst: &Inst, axis: AxisId) -> bool {
+        let (rows, index) = (self.f.ty(inst.args[0]), self.f.ty(inst.args[1]));
+        index.dtype == DType::I32
+            && self.f.axis(axis).size.fixed().is_some()
+            && index.axes.iter().all(|a| rows.has(*a))
     }
 
     // --- terms of given shape -------------------------------------------------------------------------------
