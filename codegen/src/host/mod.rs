@@ -388,7 +388,7 @@ fn plain(
         KernelKind::Map => map::run(kernel, &views, output, extents),
         KernelKind::Contract => contract::run(kernel, &views, output, extents),
         KernelKind::Grouped => grouped::run(kernel, &views, output, extents, spare),
-        KernelKind::Scatter => scatter::run(kernel, &views, output, extents),
+        KernelKind::Scatter => scatter::run(kernel, &views, output, extents, spare),
         KernelKind::Stream | KernelKind::StreamMatrix { .. } => stream::run(kernel, &views, output, extents),
         // Ways of GPUs to do one of the others.
         KernelKind::Tiles | KernelKind::Few { .. } | KernelKind::Matrix { .. } => {

@@ -76,9 +76,11 @@ pub(super) unsafe fn multiply<E: Element>(
     }
 }
 
+/// All of a product in f32, by the `gemm` crate.
+///
 /// # Safety
 /// See [`multiply`].
-unsafe fn product(
+pub(super) unsafe fn product(
     x: Rows<*const f32>,
     matrix: Matrix<f32>,
     y: Rows<*mut f32>,

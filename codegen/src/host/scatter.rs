@@ -1,13 +1,18 @@
 //! Scatters on the CPU: every thread has columns of its own, and adds the rows to them in order.
+//!
+//! Sums of outer products, as gradients of experts' weights are, are products of matrices: the rows are sorted by index, and each
+//! group of them is one.
 
 use std::borrow::Cow;
 
+use gemm::Parallelism;
 use latentc_ir::AxisId;
 use rayon::prelude::*;
 
-use super::multiply::wide;
+use super::few::{Matrix, Rows};
+use super::multiply::{product, wide};
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
-use super::{Shared, View, ViewMut};
+use super::{Shared, Spare, View, ViewMut};
 use crate::device::{DeviceError, Floats};
 use crate::map::strides;
 use crate::program::Kernel;
@@ -16,12 +21,16 @@ use crate::scatter::ScatterPlan;
 /// Fewer columns than these are not worth a thread.
 const COLUMNS: usize = 64;
 
+/// Rows of a matrix that one task makes.
+const BLOCK: usize = 128;
+
 /// Runs a scatter. `extents` are those of the body's axes.
 pub(super) fn run(
     kernel: &Kernel,
     inputs: &[Option<View<'_>>],
     output: ViewMut<'_>,
     extents: &[usize],
+    spare: &mut Spare,
 ) -> Result<(), DeviceError> {
     let body = &kernel.body;
     let fail = |why: &str| DeviceError::Kernel { kernel: kernel.name.clone(), why: why.to_owned() };
@@ -58,6 +67,23 @@ pub(super) fn run(
     if let Some(&wrong) = index.iter().find(|&&e| e < 0 || e as usize >= size) {
         return Err(DeviceError::Index { kernel: kernel.name.clone(), index: i64::from(wrong), size });
     }
+    let e_step = step(plan.along, y_axes, &y_steps);
+    // Each column belongs to one of two factors, and no row to the result: a product of matrices for each index.
+    let of = |n: usize| plan.columns.iter().copied().filter(|a| x_axes[n].contains(a)).collect::<Vec<_>>();
+    let sides = [of(0), of(1)];
+    let apart = sides[0].iter().all(|a| !sides[1].contains(a)) && sides.iter().all(|s| !s.is_empty());
+    if plan.factors.len() == 2 && apart && y_row.iter().all(|&step| step == 0) {
+        let side = |n: usize| {
+            let axes = &sides[n];
+            let inner = strides(axes, extents);
+            let loops = axes.iter().zip(&inner).map(|(a, &dense)| {
+                (extent(a), [step(*a, x_axes[n], &x_steps[n]), dense, step(*a, y_axes, &y_steps)])
+            });
+            Side { x: &copies[n], row: &x_row[n], loops: merge(loops) }
+        };
+        let groups = Groups { index, row_extents: &row_extents, size, step: e_step };
+        return groups.multiply([side(0), side(1)], y, spare);
+    }
     let mut loops: Vec<Loop<3>> = merge(plan.columns.iter().map(|&a| {
         let [p, q] = [0, 1].map(|n| step(a, x_axes[n], &x_steps[n]));
         (extent(&a), [p, q, step(a, y_axes, &y_steps)])
@@ -70,7 +96,6 @@ pub(super) fn run(
     let part =
         if loops.is_empty() { sweep.0.div_ceil(rayon::current_num_threads()).max(COLUMNS) } else { sweep.0 };
     let shared = if loops.is_empty() { (1, [0; 3]) } else { take_longest(&mut loops) };
-    let e_step = step(plan.along, y_axes, &y_steps);
     let out = Shared(y.as_mut_ptr());
     let parts = sweep.0.div_ceil(part);
     let chunk = shared.0.div_ceil(rayon::current_num_threads());
@@ -94,6 +119,84 @@ pub(super) fn run(
         }
     });
     Ok(())
+}
+
+/// A factor of outer products.
+struct Side<'a> {
+    x: &'a [f32],
+    /// From one row to the next, along each axis of the index.
+    row: &'a [usize],
+    /// Its columns, with steps in the factor, in a dense row of them, and in the result.
+    loops: Vec<Loop<3>>,
+}
+
+/// Rows that belong together by an index.
+struct Groups<'a> {
+    index: &'a [i32],
+    row_extents: &'a [usize],
+    /// How many groups there are.
+    size: usize,
+    /// From one group's matrix to the next in the result.
+    step: usize,
+}
+
+impl Groups<'_> {
+    /// Makes the matrix of each group that has rows: `y[e, a, b]` is the sum over the rows of `e`, in order, of their outer products.
+    fn multiply(&self, sides: [Side<'_>; 2], y: &mut [f32], spare: &mut Spare) -> Result<(), DeviceError> {
+        let mut of: Vec<Vec<usize>> = vec![Vec::new(); self.size];
+        self.index.iter().enumerate().for_each(|(row, &e)| of[e as usize].push(row));
+        let order: Vec<usize> = of.iter().flatten().copied().collect();
+        let widths = [0, 1].map(|n| turns(&sides[n].loops));
+        let mut packed = [spare.take(order.len() * widths[0])?, spare.take(order.len() * widths[1])?];
+        for (n, side) in sides.iter().enumerate() {
+            let rows = packed[n][..order.len() * widths[n]].par_chunks_mut(widths[n].max(1));
+            rows.zip(&order).for_each(|(to, &row)| {
+                let from = &side.x[offset(row, self.row_extents, side.row)..];
+                match side.loops[..] {
+                    [] => to[0] = from[0],
+                    [(len, [1, 1, _])] => to.copy_from_slice(&from[..len]),
+                    _ => to.iter_mut().enumerate().for_each(|(i, to)| *to = from[place(&side.loops, i)[0]]),
+                }
+            });
+        }
+        // What does not fit into one matrix is several.
+        let [(longest_a, outer_a), (longest_b, outer_b)] = sides.map(|side| {
+            let mut loops = side.loops;
+            (take_longest(&mut loops), loops)
+        });
+        let mut tasks = Vec::new();
+        let mut start = 0;
+        for (e, rows) in of.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
+            for outer in 0..turns(&outer_a) * turns(&outer_b) {
+                tasks.extend(
+                    (0..longest_a.0).step_by(BLOCK).map(|first| (e, start, rows.len(), outer, first)),
+                );
+            }
+            start += rows.len();
+        }
+        let out = Shared(y.as_mut_ptr());
+        let [a, b] = [&packed[0], &packed[1]];
+        // The step along an axis of one element is never taken.
+        let step = |(extent, steps): Loop<3>, of: usize| if extent == 1 { 1 } else { steps[of] };
+        tasks.par_iter().for_each(|&(e, start, count, outer, first)| {
+            let [_, a_at, y_a] = place(&outer_a, outer / turns(&outer_b));
+            let [_, b_at, y_b] = place(&outer_b, outer % turns(&outer_b));
+            let a = &a[start * widths[0] + a_at + first * longest_a.1[1]..];
+            let b = &b[start * widths[1] + b_at..];
+            let rows = BLOCK.min(longest_a.0 - first);
+            let a = Rows { data: a.as_ptr(), count: rows, row: step(longest_a, 1), step: widths[0] };
+            let b = Matrix { data: b.as_ptr(), column: step(longest_b, 1), along: widths[1] };
+            // SAFETY: `check` made sure that the output holds all indices of its type. Each task has columns of its own, and what
+            // is packed holds `count` rows from `start` on.
+            unsafe {
+                let to = out.get().add(e * self.step + y_a + y_b + first * longest_a.1[2]);
+                let to = Rows { data: to, count: rows, row: step(longest_a, 2), step: step(longest_b, 2) };
+                product(a, b, to, (longest_b.0, count), false, Parallelism::None);
+            }
+        });
+        packed.into_iter().for_each(|v| spare.give(v));
+        Ok(())
+    }
 }
 
 /// Adds products to a run of the result, of factors with their steps.

@@ -4,6 +4,7 @@
 //! integers: sums and products of a few are exact in f32, so comparisons and selections fall out alike on both sides and
 //! what differs is rounding alone.
 
+mod loss;
 mod rows;
 mod stream;
 #[path = "../common/streams.rs"]
@@ -225,6 +226,39 @@ proptest! {
         seed: u64,
     ) {
         check(&grouped(&order, sums_rows), seed)?;
+    }
+}
+
+/// A sum of outer products with its axes in any order: rows `r`, `q`, matrices `e`, of `m` and `n` by `k` and `l`. Rows of the second
+/// factor are shared along `q`.
+fn outer(order: &[usize], keeps_row: bool) -> Kernel {
+    let mut f = Function::new("outer");
+    let sizes = [("r", 7u64), ("q", 2), ("e", 4), ("m", 150), ("n", 2), ("k", 3), ("l", 2)];
+    let axes: Vec<_> = sizes.iter().map(|(n, s)| f.add_axis(n, Size::Fixed(*s), None)).collect();
+    let [r, q, e, m, n, k, l] = axes[..] else { unreachable!("seven") };
+    let f32_of = |mut of: Vec<AxisId>, by: usize| {
+        of.sort_by_key(|a| order[(a.0 as usize + by) % order.len()]);
+        Type::new(DType::F32, of)
+    };
+    let a = f.add_param("p0", f32_of(vec![r, q, m, n], 0));
+    let b = f.add_param("p1", f32_of(vec![r, k, l], 1));
+    let index = f.add_param("p2", Type::new(DType::I32, vec![r, q]));
+    let x =
+        f.push(Op::Binary(latentc_ir::Binary::Mul), &[a, b], &[("", f32_of(vec![r, q, m, n, k, l], 2))])[0];
+    let y = if keeps_row { vec![q, e, m, n, k, l] } else { vec![e, m, n, k, l] };
+    f.results = f.push(Op::ScatterAdd { axis: e }, &[x, index], &[("", f32_of(y, 3))]);
+    Kernel { name: "outer".into(), kind: KernelKind::Scatter, body: f }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #[test]
+    fn outer_products_of_axes_in_any_order(
+        order in Just((0..7).collect::<Vec<usize>>()).prop_shuffle(),
+        keeps_row: bool,
+        seed: u64,
+    ) {
+        check(&outer(&order, keeps_row), seed)?;
     }
 }
 
