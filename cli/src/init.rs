@@ -1,7 +1,9 @@
 //! `latentc init`: a model folder with random weights.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use latentc_models::config;
 use latentc_passes::Graph;
 use latentc_runtime::checkpoint::DType;
@@ -14,7 +16,8 @@ use crate::{print, progress};
 
 /// Makes a model folder in Hugging Face form with random weights: config.json and safetensors.
 ///
-/// Matrices are drawn from a normal distribution with the configuration's initializer_range, norms are 1.
+/// Matrices are drawn from a normal distribution with the configuration's initializer_range, norms are 1. A tokenizer.json that lies
+/// beside the configuration comes along.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A folder, a config.json, or a bundled name.
@@ -47,6 +50,13 @@ pub(crate) fn init(args: &Args) -> anyhow::Result<()> {
 
     let folder = NewFolder::begin(&args.out, |_| false, "init overwrites nothing")?;
     folder.write("config.json", &(serde_json::to_string_pretty(&json)? + "\n"))?;
+    let given = Path::new(&args.config);
+    // A bundled name is no path.
+    let beside = if given.is_file() { given.parent() } else { Some(given).filter(|dir| dir.is_dir()) };
+    if let Some(tokenizer) = beside.map(|dir| dir.join("tokenizer.json")).filter(|file| file.is_file()) {
+        let bytes = fs::read(&tokenizer).with_context(|| format!("{}: cannot read", tokenizer.display()))?;
+        folder.write("tokenizer.json", &bytes)?;
+    }
     let total = inventory.elements() * dtype.bytes() as u64;
     let bar = progress::bytes("writing weights", total);
     let with = Init { seed: args.seed, std: common.initializer_range, dtype };

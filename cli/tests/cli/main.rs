@@ -1,6 +1,7 @@
 //! The command as its users meet it: the built binary, its output, its files, its errors.
 
 mod benches;
+mod bundled;
 mod checks;
 mod compiles;
 mod counts_and_dumps;
