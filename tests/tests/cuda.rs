@@ -1,8 +1,12 @@
 //! Every kernel of the published models, in real size, through NVIDIA's own compilers: no GPU is needed for that.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
-use latentc_codegen::cube::{cuda_sources, typical};
+use latentc_codegen::cube::{cuda_sources, cuda_together_source, side_by_side, together_name, typical};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
 use latentc_codegen::program::Kernel;
 use latentc_ir::DType;
@@ -21,11 +25,18 @@ fn compiled(config: &ModelConfig, graph: Graph) -> Compiled {
 fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
     // The sources must come out without any toolkit; only what follows needs it.
     let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
+    let mut together: BTreeMap<String, Vec<Kernel>> = BTreeMap::new();
     for name in ["deepseek-v2", "deepseek-v2-lite", "deepseek-67b"] {
         let config = ModelConfig::bundled(name).expect("bundled");
         for graph in Graph::ALL {
-            for kernel in compiled(&config, graph).program.kernels.iter().flat_map(typical) {
-                kernels.insert(format!("{}\n{:?}", kernel.body, kernel.kind), kernel);
+            let program = compiled(&config, graph).program;
+            let text = |k: &Kernel| format!("{}\n{:?}", k.body, k.kind);
+            for kernel in program.kernels.iter().flat_map(typical) {
+                kernels.insert(text(&kernel), kernel);
+            }
+            for group in program.together().iter().filter(|_| graph == Graph::Decode) {
+                let group = side_by_side(group.iter().map(|&n| &program.kernels[n]));
+                together.insert(group.iter().map(text).collect(), group);
             }
         }
     }
@@ -33,6 +44,10 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
     for k in kernels.into_values() {
         let all = cuda_sources(&k).unwrap_or_else(|e| panic!("{e}"));
         sources.extend(all.into_iter().map(|source| (source.name, source.text)));
+    }
+    for group in together.into_values().filter(|group| !group.is_empty()) {
+        let source = cuda_together_source(&group).unwrap_or_else(|e| panic!("{e}"));
+        sources.push((together_name(&group), source));
     }
     println!("{} distinct sources", sources.len());
     let toolkit = match Toolkit::find() {
@@ -43,18 +58,27 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
         }
     };
     let nvrtc = Nvrtc::load(&toolkit).expect("the toolkit that was found loads");
-    let folder = tempfile::tempdir().expect("a temporary folder");
     // ptxas saves four registers around the slow path of a division: one in a softmax, two in the gradient of a norm,
     // three in that of a router's softmax, whose quotients are made again for the groups, the sum and the result.
     const SPILL_BYTES: u32 = 48;
-    let mut spilled = Vec::new();
-    for (name, source) in &sources {
-        let ptx = nvrtc.compile(source, "sm_90a").unwrap_or_else(|e| panic!("{name}: {e}\n{source}"));
-        let cubin = toolkit.assemble(&ptx, "sm_90a", folder.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
-        if cubin.resources.spill_bytes > SPILL_BYTES {
-            spilled.push(format!("{name}: {:?}", cubin.resources));
+    let spilled = Mutex::new(Vec::new());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        while let Some((name, source)) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let ptx = nvrtc.compile(source, "sm_90a").unwrap_or_else(|e| panic!("{name}: {e}\n{source}"));
+            let cubin = toolkit.assemble(&ptx, "sm_90a", folder.path());
+            let cubin = cubin.unwrap_or_else(|e| panic!("{name}: {e}"));
+            if cubin.resources.spill_bytes > SPILL_BYTES {
+                let found = format!("{name}: {:?}", cubin.resources);
+                spilled.lock().expect("no thread has panicked").push(found);
+            }
         }
-    }
+    };
+    // Most of the time is the compilers'.
+    let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
+    let spilled = spilled.into_inner().expect("no thread has panicked");
     assert!(spilled.is_empty(), "kernels that spill registers:\n{}", spilled.join("\n"));
 }
 
