@@ -5,14 +5,15 @@
 //! goes on with. Temporaries have places that a [`Plan`] gives them, in memory that is kept from run to run.
 
 mod given;
+mod launch;
 mod sizes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use latentc_codegen::device::{self, Data, Device, DeviceError};
+use latentc_codegen::device::{Data, Device, DeviceError};
 use latentc_codegen::memory::{Place, Plan, PlanError};
-use latentc_codegen::program::{Buffer, BufferId, Kernel, Program, Role, Routine, Step};
+use latentc_codegen::program::{Buffer, BufferId, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
 use latentc_ir::{AxisId, DType, Factor, Function, Layout, Size, Weight};
 use latentc_passes::{Graph, Guard};
@@ -24,6 +25,7 @@ use crate::load::{self, LoadError};
 use sizes::{Extent, Sizes, past_symbols, unbound};
 
 pub use given::{Given, Resident, Wanted};
+pub use launch::{Launch, Launcher, Source, at_once};
 
 /// A place in [`Engine::heap`].
 type Slot = usize;
@@ -32,42 +34,6 @@ type Slot = usize;
 /// be given.
 pub type Make<'m, D> =
     &'m mut dyn FnMut(&mut D, &str, &Function, &Weight) -> Result<Option<<D as Device>::Buffer>, LoadError>;
-
-/// What launches kernels of a run: one, or several that may run at the same time.
-pub type Launcher<'l, D> =
-    &'l mut dyn FnMut(&mut D, &mut [Launch<'_, <D as Device>::Buffer>]) -> Result<(), DeviceError>;
-
-/// A launch of a run.
-#[derive(Debug)]
-pub struct Launch<'a, B> {
-    /// The kernel.
-    pub kernel: &'a Kernel,
-    /// Its place in [`Program::kernels`].
-    pub number: usize,
-    /// As [`Device::launch`] takes them.
-    pub inputs: &'a [Option<&'a B>],
-    /// Where each of them comes from.
-    pub sources: &'a [Source],
-    /// Where the result goes.
-    pub output: &'a mut B,
-    /// Whether the result takes the place of an input.
-    pub in_place: bool,
-    /// The run-time sizes.
-    pub sizes: &'a [usize],
-}
-
-/// Where an input of a launch comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The checkpoint.
-    Weight,
-    /// Runs before this one.
-    Cache,
-    /// Whoever asked for this run.
-    Argument,
-    /// This run, which has made it, or the program's text.
-    Run,
-}
 
 /// Plans count with a past that is longer by less than so many positions, so that decode does not make one for every token.
 const PAST: u64 = 256;
@@ -125,35 +91,6 @@ impl Where {
             (Where::Held(_) | Where::Planned(..), _) => false,
         }
     }
-}
-
-/// Launches kernels.
-///
-/// # Errors
-/// Those of the device.
-pub fn at_once<D: Device>(device: &mut D, launches: &mut [Launch<'_, D::Buffer>]) -> Result<(), DeviceError> {
-    if let [launch] = launches {
-        return device.launch(launch.kernel, launch.inputs, launch.output, launch.sizes);
-    }
-    let plain = launches.iter_mut().map(|l| device::Launch {
-        kernel: l.kernel,
-        inputs: l.inputs,
-        output: &mut *l.output,
-        sizes: l.sizes,
-    });
-    device.launch_together(plain.collect())
-}
-
-/// What a launch works on.
-struct Operands<B> {
-    /// The kernel's.
-    number: usize,
-    inputs: Vec<Option<Where>>,
-    /// Those of them that are temporaries.
-    parts: Vec<Option<B>>,
-    output: Where,
-    out: B,
-    sizes: Vec<usize>,
 }
 
 /// A call of a routine: where its own buffers are, and the instances that it calls, by step.
@@ -638,68 +575,6 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    /// What a launch works on. An output that is held is taken out of the heap.
-    fn operands(
-        &mut self,
-        program: &Program,
-        number: usize,
-        inputs: Vec<Where>,
-        output: Where,
-        sizes: Vec<usize>,
-    ) -> Result<Operands<D::Buffer>, DeviceError> {
-        // Of a kernel that appends, the first input is the output.
-        let appends = program.kernels[number].cache().is_some();
-        let inputs = inputs.into_iter().enumerate().map(|(n, at)| (n > 0 || !appends).then_some(at));
-        let inputs: Vec<_> = inputs.collect();
-        let mut parts = Vec::with_capacity(inputs.len());
-        for at in &inputs {
-            parts.push(match at {
-                Some(Where::Planned(place, dtype, len)) => Some(self.part(*place, *dtype, *len)?),
-                Some(Where::Held(_)) | None => None,
-            });
-        }
-        let out = match output {
-            Where::Held(slot) => self.heap[slot].take().expect("outputs are held"),
-            Where::Planned(place, dtype, len) => self.part(place, dtype, len)?,
-        };
-        Ok(Operands { number, inputs, parts, output, out, sizes })
-    }
-
-    fn launch(
-        &mut self,
-        program: &Program,
-        mut ready: Vec<Operands<D::Buffer>>,
-        launcher: Launcher<'_, D>,
-    ) -> Result<(), DeviceError> {
-        let Engine { device, heap, sources, .. } = self;
-        let source = |at: &Option<Where>| match at {
-            Some(Where::Held(slot)) => sources[*slot],
-            Some(Where::Planned(..)) | None => Source::Run,
-        };
-        let from: Vec<Vec<_>> = ready.iter().map(|o| o.inputs.iter().map(source).collect()).collect();
-        let mut bound = Vec::with_capacity(ready.len());
-        for Operands { number, inputs, parts, output, out, sizes } in &mut ready {
-            let buffers = inputs.iter().zip(&*parts).map(|(at, part)| match at {
-                Some(Where::Held(slot)) => heap[*slot].as_ref(),
-                Some(Where::Planned(..)) | None => part.as_ref(),
-            });
-            let in_place = inputs.iter().flatten().any(|at| at.meets(*output));
-            bound.push((*number, buffers.collect::<Vec<_>>(), out, in_place, &sizes[..]));
-        }
-        let launches =
-            bound.iter_mut().zip(&from).map(|((number, inputs, output, in_place, sizes), from)| {
-                let (kernel, number, in_place) = (&program.kernels[*number], *number, *in_place);
-                Launch { kernel, number, inputs, sources: from, output, in_place, sizes }
-            });
-        let done = launcher(device, &mut launches.collect::<Vec<_>>());
-        for operands in ready {
-            if let Where::Held(slot) = operands.output {
-                heap[slot] = Some(operands.out);
-            }
-        }
-        done
-    }
-
     fn hold(&mut self, buffer: D::Buffer, source: Source) -> Slot {
         self.place(Some(buffer), source)
     }
@@ -708,13 +583,6 @@ impl<D: Device> Engine<D> {
         self.heap.push(buffer);
         self.sources.push(source);
         self.heap.len() - 1
-    }
-
-    /// The temporary at a place of the plan.
-    fn part(&mut self, place: Place, dtype: DType, len: usize) -> Result<D::Buffer, DeviceError> {
-        // SAFETY: a plan gives values that live at the same time places that share no byte, but where a result takes the place of
-        // an operand of a kernel that may work so, on a device that allows it.
-        unsafe { self.device.part(&self.pages[place.page].1, place.offset, dtype, len) }
     }
 }
 
