@@ -426,7 +426,8 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
             ready.extend(self.ready(launch)?);
         }
         let hardware = &self.client.properties().hardware;
-        let (bindings, shared) = (hardware.max_bindings as usize, hardware.max_shared_memory_size);
+        // Half of the memory of a cube at most, so that two of them fit on a processor.
+        let (bindings, shared) = (hardware.max_bindings as usize, hardware.max_shared_memory_size / 2);
         // As many in one grid as fit.
         let room = |grid: &[Ready<'_>], next: &Ready<'_>| {
             let all = || grid.iter().chain([next]);
