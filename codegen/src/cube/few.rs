@@ -125,15 +125,25 @@ impl Tiling {
         self.products * splits * self.rows * self.columns
     }
 
-    /// Bytes of shared memory on CUDA, and a little more than on other targets.
-    pub(crate) fn shared_bytes(&self, body: &Function, plan: &FewPlan) -> usize {
+    /// Bytes of shared memory.
+    pub(crate) fn shared_bytes(&self, body: &Function, plan: &FewPlan, target: Target) -> usize {
         let bytes = |elements: u32| (elements as usize * Elem::F32.bytes()).next_multiple_of(16);
         let folds = folds(body, plan).len();
         let scratch = if folds > 0 { bytes(UNITS) } else { 0 };
-        let across = if plan.along { 0 } else { bytes(UNITS * self.pack) };
+        // Where units of a plane, or of a cube, add up what they summed.
+        let meet = match plan.along {
+            true if vectors(target) => 0,
+            true => bytes(UNITS),
+            false => bytes(UNITS * self.pack),
+        };
         let narrow = self.narrows as usize * bytes(self.rows * self.chunk);
-        narrow + bytes(self.sums(plan)) + folds * bytes(self.rows) + scratch + across
+        narrow + bytes(self.sums(plan)) + folds * bytes(self.rows) + scratch + meet
     }
+}
+
+/// Whether there are vectors, and planes of known size.
+fn vectors(target: Target) -> bool {
+    target == Target::Cuda
 }
 
 /// What is folded for each row.
@@ -458,7 +468,7 @@ impl Few<'_> {
     }
 
     fn vectors(&self) -> bool {
-        self.target == Target::Cuda
+        vectors(self.target)
     }
 
     /// Runs rounds. What is read for the next is on its way while one is worked on; the first while the narrow operand is brought.

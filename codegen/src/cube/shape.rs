@@ -82,7 +82,7 @@ impl LaunchShape {
                 let tiling = few::Tiling::of(body, &plan, rows, target);
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (tiling.rows, tiling.columns) };
-                let shared_bytes = tiling.shared_bytes(body, &plan);
+                let shared_bytes = tiling.shared_bytes(body, &plan, target);
                 LaunchShape { units: few::UNITS, cubes, shared_bytes }
             }
             Form::Matrix(plan, tile) => {
@@ -220,5 +220,44 @@ impl fmt::Display for LaunchShape {
             }
         }
         write!(f, ", {} B shared", self.shared_bytes)
+    }
+}
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::super::{ways, wgsl_source};
+    use super::*;
+    use crate::program::KernelKind;
+
+    /// Bytes of the shared arrays that a text declares, such as `var<workgroup> shared_memory_1: array<f32, 64>;`.
+    fn declared(wgsl: &str) -> usize {
+        let arrays = wgsl.lines().filter(|l| l.contains("var<workgroup>"));
+        let lengths =
+            arrays.map(|l| l.rsplit(',').next().unwrap_or("").trim_matches([' ', '>', ';']).to_owned());
+        lengths
+            .map(|n| {
+                n.trim_end_matches('u').parse::<usize>().unwrap_or_else(|_| panic!("{n} in\n{wgsl}")) * 4
+            })
+            .sum()
+    }
+
+    #[test]
+    fn products_of_few_rows_have_as_much_shared_memory_as_they_say() {
+        for order in ["a1, a2", "a2, a1"] {
+            let text = format!(
+                "module m entry @f\n\nfunc @f {{\n  axes a0=n0, a1=70, a2=72\n  param p0: f32[{order}]\n  \
+                 param p1: f32[a0, a2]\n\n  sum: f32[a0] = reduce_sum p1 over a2\n  h: f32[a0, a2] = mul p1, sum\n  \
+                 y: f32[a0, a1] = contract p0, h over a2\n  return y\n}}\n"
+            );
+            let body = latentc_ir::parse("m.ir", &text).expect("it parses").functions.remove(0);
+            let kernel = Kernel { name: "f".to_owned(), kind: KernelKind::Contract, body };
+            let all = ways(&kernel, Target::Wgsl);
+            assert!(!all.is_empty());
+            for way in all {
+                let shape = LaunchShape::on(&way, Target::Wgsl);
+                let text = wgsl_source(&way).expect("it can be written");
+                assert_eq!(shape.shared_bytes, declared(&text), "{order}, {}:\n{text}", way.name);
+            }
+        }
     }
 }
