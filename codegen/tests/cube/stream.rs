@@ -1,10 +1,11 @@
 //! Streamed softmaxes.
 
 use latentc_codegen::check::launch;
-use latentc_codegen::cube::{LaunchShape, cuda_sources};
+use latentc_codegen::cube::{LaunchShape, chosen, cuda_sources};
 use proptest::prelude::*;
 
-use crate::bench::{agree, cuda, cuda_text, inputs, means_the_same, tolerance};
+use crate::bench::{agree, cuda, cuda_text, inputs, means_the_same, means_the_same_on_wgpu, tolerance};
+use crate::stream_matrix::right;
 use crate::streams::{arb_case, causal, latent, stream};
 
 #[test]
@@ -58,7 +59,14 @@ proptest! {
     #[test]
     fn streams_of_axes_in_any_order(case in arb_case(), sizes in (0usize..4, 0usize..15, prop_oneof![0usize..80, 256usize..400])) {
         let (k, sizes) = (case.kernel(), [sizes.0, sizes.1, sizes.2]);
-        means_the_same(&k, &inputs(&k, &sizes, &[]), &sizes, tolerance(&k));
+        let args = inputs(&k, &sizes, &[]);
+        if chosen(&k, &sizes).kind == k.kind {
+            means_the_same(&k, &args, &sizes, tolerance(&k));
+        } else {
+            // Tensor cores round operands and weights to the dtype of the values: what they may be off by follows from that.
+            means_the_same_on_wgpu(&k, &args, &sizes, tolerance(&k));
+            right(&k, &sizes);
+        }
         // Nobody writes such kernels, so a spill is no matter.
         cuda(&k);
     }

@@ -19,7 +19,7 @@ fn on_tensor_cores(kernel: &Kernel, count: usize) -> Vec<Kernel> {
 }
 
 /// Within the bound of the arithmetic, on the emulator and on a GPU, if there is one.
-fn right(way: &Kernel, sizes: &[usize]) {
+pub(crate) fn right(way: &Kernel, sizes: &[usize]) {
     let said = |outcome: latentc_codegen::check::Outcome| {
         assert!(outcome.passes(), "{} {:?}: {outcome:?}\n{}", way.name, way.kind, way.body);
     };
