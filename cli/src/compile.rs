@@ -159,7 +159,7 @@ fn write_together(folder: &NewFolder, graphs: &[Compiled]) -> anyhow::Result<Vec
     let mut written: Vec<Together> = Vec::new();
     for program in graphs.iter().filter(|c| c.graph == Graph::Decode).map(|c| &c.program) {
         for group in program.together() {
-            let group = side_by_side(group.iter().map(|&n| &program.kernels[n]));
+            let group = side_by_side(group);
             let kernels: Vec<_> = group.iter().map(|k| k.name.clone()).collect();
             if kernels.is_empty() || written.iter().any(|t| t.kernels == kernels) {
                 continue;

@@ -485,8 +485,9 @@ impl Replay<'_> {
         mut written: BTreeMap<BufferId, usize>,
     ) -> Result<Vec<Option<usize>>, String> {
         let routine = self.program.routine(name).ok_or_else(|| format!("there is no routine @{name}"))?;
-        let call = self.calls;
+        let (plan, call) = (self.plan, self.calls);
         self.calls += 1;
+        let at = |id: &BufferId| plan.place(call, *id);
         for group in routine.groups() {
             if let Step::Call { routine: callee, inputs, outputs, .. } = &group[0] {
                 let missing = || format!("there is no routine @{callee}");
@@ -497,20 +498,18 @@ impl Replay<'_> {
                 written.extend(outputs.iter().zip(made).filter_map(|(id, w)| Some((*id, w?))));
                 continue;
             }
-            let at = |id: &BufferId| self.plan.place(call, *id);
             let read: Vec<_> = group.iter().flat_map(Step::inputs).collect();
             let made: Vec<_> = group.iter().flat_map(Step::outputs).filter_map(at).collect();
             for step in group {
                 let Step::Launch { kernel, inputs, .. } = step else { continue };
                 self.launches += 1;
                 let kernel = &self.program.kernels[*kernel];
-                for (id, place) in inputs.iter().filter_map(|id| Some((id, self.plan.place(call, *id)?))) {
+                for (id, place) in inputs.iter().filter_map(|id| Some((id, at(id)?))) {
                     self.intact(place, written.get(id).copied(), &routine.buffer(*id).name)?;
                 }
                 let allowed = if self.layout.in_place { in_place(kernel) } else { Vec::new() };
                 for &id in step.outputs() {
-                    let Some(out) = self.plan.place(call, id) else { continue };
-                    let at = |id: &BufferId| self.plan.place(call, *id);
+                    let Some(out) = at(&id) else { continue };
                     // By all launches that may run at the same time.
                     let shared =
                         read.iter().filter(|id| at(id).is_some_and(|place| place.meets(out))).count();

@@ -41,11 +41,11 @@ impl Program {
     }
 
     /// The kernels of each group of launches that may run at the same time, in order; equal groups once.
-    pub fn together(&self) -> Vec<Vec<usize>> {
-        let mut all: Vec<Vec<usize>> = Vec::new();
+    pub fn together(&self) -> Vec<Vec<&Kernel>> {
+        let mut all: Vec<Vec<&Kernel>> = Vec::new();
         for group in self.routines.iter().flat_map(Routine::groups).filter(|g| g.len() > 1) {
             let kernels = group.iter().filter_map(|step| match step {
-                Step::Launch { kernel, .. } => Some(*kernel),
+                Step::Launch { kernel, .. } => Some(&self.kernels[*kernel]),
                 Step::Call { .. } => None,
             });
             let kernels = kernels.collect();
@@ -87,6 +87,12 @@ impl Kernel {
             }
         }
         symbols
+    }
+
+    /// What is behind each run-time size when the sizes are these; 0 behind what is none.
+    pub fn number<'k>(&'k self, sizes: &'k [usize]) -> impl Fn(&str) -> usize + 'k {
+        let symbols = self.size_symbols();
+        move |size| symbols.iter().position(|s| *s == size).map_or(0, |n| sizes[n])
     }
 
     /// The extent of each axis when the run-time sizes are these.

@@ -34,8 +34,8 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
             for kernel in program.kernels.iter().flat_map(typical) {
                 kernels.insert(text(&kernel), kernel);
             }
-            for group in program.together().iter().filter(|_| graph == Graph::Decode) {
-                let group = side_by_side(group.iter().map(|&n| &program.kernels[n]));
+            for group in program.together().into_iter().filter(|_| graph == Graph::Decode) {
+                let group = side_by_side(group);
                 together.insert(group.iter().map(text).collect(), group);
             }
         }

@@ -193,7 +193,7 @@ fn chosen(args: &Args, model: &Model) -> anyhow::Result<Chosen> {
     let mut together: Vec<Vec<Kernel>> = Vec::new();
     for program in graphs.iter().filter(|c| c.graph == Graph::Decode).map(|c| &c.program) {
         for group in program.together() {
-            let group: Vec<_> = group.iter().map(|&n| program.kernels[n].clone()).collect();
+            let group: Vec<_> = group.into_iter().cloned().collect();
             if !side_by_side(&group).is_empty() && !together.contains(&group) {
                 together.push(group);
             }

@@ -7,7 +7,6 @@ use latentc_passes::Machine;
 use latentc_passes::quantise::GROUP;
 
 use super::Report;
-
 use super::figures::{BF16, Bound, CACHES, FP8, Figures, Point, SERVED};
 use crate::table::{grouped, short, table};
 

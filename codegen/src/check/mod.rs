@@ -209,10 +209,8 @@ fn work(kernel: &Kernel, sizes: &[usize]) -> u64 {
             most = most.max(values.map(of).max().unwrap_or(0));
         }
     }
-    let symbols = kernel.size_symbols();
-    let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
     let shape = LaunchShape::of(kernel);
-    let units = match shape.grid(number) {
+    let units = match shape.grid(kernel.number(sizes)) {
         Ok((x, y, z)) => u64::from(shape.units) * u64::from(x) * u64::from(y) * u64::from(z),
         Err(_) => u64::MAX,
     };

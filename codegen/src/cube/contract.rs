@@ -295,11 +295,8 @@ pub(crate) fn emit(
     let [m, n, depth] = [&plan.m, &plan.n, &plan.k].map(|axes| x.total(e, axes));
 
     // Tiles are numbered along n, then m, then the batch.
-    let (cube, tile, rounding) = (e.cube(), e.u32(TILE), e.u32(TILE - 1));
-    let [m_tiles, n_tiles] = [m, n].map(|size| {
-        let up = e.add(size, rounding);
-        e.div(up, tile)
-    });
+    let (cube, tile) = (e.cube(), e.u32(TILE));
+    let [m_tiles, n_tiles] = [m, n].map(|size| e.tiles(size, TILE));
     let repeats = x.total(e, &plan.batch);
     let row_of_tiles = e.div(cube, n_tiles);
     let batch = e.div(row_of_tiles, m_tiles);

@@ -16,7 +16,7 @@ use latentc_ir::{DType, Type, ValueId};
 use super::emit::Elem;
 use super::kernel::{CubeIr, Part};
 use super::refuse;
-use super::shape::{Grid, LaunchShape, side_by_side};
+use super::shape::{Grid, LaunchShape, in_one_grid};
 use super::source::Task;
 use super::split::{Role, Split};
 use super::stages::{Kept, Operand, Stage, Stages};
@@ -254,12 +254,8 @@ impl<R: CubeRuntime> CubeDevice<R> {
     ) -> Result<(KernelKind, Arc<Launches>, bool), DeviceError> {
         let known = self.kernels.entry(kernel.name.clone()).or_default();
         let place = known.iter().position(|c| c.kernel == *kernel).unwrap_or_else(|| {
-            known.push(Compiled {
-                kernel: kernel.clone(),
-                ways: Ways::of(kernel, R::TARGET)
-                    .within(self.client.properties().hardware.max_shared_memory_size),
-                taken: Vec::new(),
-            });
+            let ways = ways(&self.client, kernel);
+            known.push(Compiled { kernel: kernel.clone(), ways, taken: Vec::new() });
             known.len() - 1
         });
         let kind = known[place].ways.choose(extents);
@@ -275,6 +271,11 @@ impl<R: CubeRuntime> CubeDevice<R> {
         known[place].taken.push((kind, Arc::clone(&launches)));
         Ok((kind, launches, true))
     }
+}
+
+/// The ways that a device has for a kernel.
+fn ways<R: CubeRuntime>(client: &ComputeClient<R>, kernel: &Kernel) -> Ways {
+    Ways::of(kernel, R::TARGET).within(client.properties().hardware.max_shared_memory_size)
 }
 
 /// A kernel that the device can run.
@@ -373,8 +374,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
     }
 
     fn way(&self, kernel: &Kernel, sizes: &[usize]) -> KernelKind {
-        let shared = self.client.properties().hardware.max_shared_memory_size;
-        Ways::of(kernel, R::TARGET).within(shared).choose(&kernel.extents(sizes))
+        ways(&self.client, kernel).choose(&kernel.extents(sizes))
     }
 
     fn layout(&self) -> Layout {
@@ -431,10 +431,10 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         // As many in one grid as fit.
         let room = |grid: &[Ready<'_>], next: &Ready<'_>| {
             let all = || grid.iter().chain([next]);
-            all().all(|r| joins(r.kind) && r.split.is_none() && r.shape.units == next.shape.units)
+            all().all(|r| joins(r.kind) && r.split.is_none() && r.shape().units == next.shape().units)
                 && all().map(|r| r.buffers.len()).sum::<usize>() <= bindings
-                && all().map(|r| r.shape.shared_bytes).sum::<usize>() <= shared
-                && side_by_side(all().map(|r| r.grid), next.shape.units).is_ok()
+                && all().map(|r| r.shape().shared_bytes).sum::<usize>() <= shared
+                && in_one_grid(all().map(|r| r.grid), next.shape().units).is_ok()
         };
         let mut grids: Vec<Vec<Ready<'_>>> = Vec::new();
         for launch in ready {
@@ -455,9 +455,7 @@ struct Ready<'a> {
     kernel: &'a Kernel,
     kind: KernelKind,
     launches: Arc<Launches>,
-    /// Of the only stage, or of the first of several.
-    ir: CubeIr,
-    shape: LaunchShape,
+    /// Of the first stage; mostly there is no other.
     grid: Grid,
     /// In the order of the kernel's arguments, the output last.
     buffers: Vec<&'a CubeBuffer>,
@@ -467,7 +465,36 @@ struct Ready<'a> {
     first: bool,
 }
 
+impl Ready<'_> {
+    /// The first stage.
+    fn ir(&self) -> &CubeIr {
+        &self.launches.stages[0].1
+    }
+
+    /// How it is launched.
+    fn shape(&self) -> &LaunchShape {
+        &self.launches.stages[0].2
+    }
+}
+
 impl<R: CubeRuntime> CubeDevice<R> {
+    /// The grid of a launch, all zeros if there is nothing to do.
+    fn grid(
+        &self,
+        kernel: &Kernel,
+        shape: &LaunchShape,
+        number: impl Fn(&str) -> usize,
+    ) -> Result<Grid, DeviceError> {
+        let grid = shape.grid(number).map_err(|why| refuse(kernel, why))?;
+        let most = self.client.properties().hardware.max_cube_count;
+        if grid.0 > most.0 || grid.1 > most.1 {
+            let (x, y, _) = grid;
+            let cubes = format!("{x} x {y} cubes, where the device takes {} x {}", most.0, most.1);
+            return Err(refuse(kernel, cubes));
+        }
+        Ok(grid)
+    }
+
     /// Checks a launch, and compiles what was not launched before. `None` if there is nothing to do.
     fn ready<'a>(&mut self, launch: Launch<'a, CubeBuffer>) -> Result<Option<Ready<'a>>, DeviceError> {
         let Launch { kernel, inputs, output, sizes } = launch;
@@ -478,21 +505,12 @@ impl<R: CubeRuntime> CubeDevice<R> {
         }
         let extents = kernel.extents(sizes);
         let (kind, launches, first) = self.compiled(kernel, &extents)?;
-        let (_, ir, shape) = launches.stages[0].clone();
-        let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
-        let grid = shape.grid(number).map_err(|why| refuse(kernel, why))?;
+        let (_, ir, shape) = &launches.stages[0];
+        let grid = self.grid(kernel, shape, kernel.number(sizes))?;
         let (x, y, _) = grid;
         if x == 0 {
             return Ok(None);
         }
-        let most = self.client.properties().hardware.max_cube_count;
-        if x > most.0 || y > most.1 {
-            return Err(refuse(
-                kernel,
-                format!("{x} x {y} cubes, where the device takes {} x {}", most.0, most.1),
-            ));
-        }
-
         let mut buffers = Vec::with_capacity(inputs.len() + 1);
         for (&param, input) in params.iter().zip(inputs) {
             match (CubeIr::reads(&kernel.body, param), input) {
@@ -511,7 +529,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         buffers.push(output);
         let split =
             ir.plan().and_then(|plan| Split::of(plan, x as usize * y as usize, shape.shared_bytes, &extents));
-        Ok(Some(Ready { kernel, kind, launches, ir, shape, grid, buffers, sizes, split, first }))
+        Ok(Some(Ready { kernel, kind, launches, grid, buffers, sizes, split, first }))
     }
 
     /// Runs launches in one grid.
@@ -519,14 +537,14 @@ impl<R: CubeRuntime> CubeDevice<R> {
         match launches {
             [Ready { split: Some(split), .. }] => self.run_split(&launches[0], split)?,
             [one] if one.launches.stages.len() > 1 => self.run_stages(one)?,
-            [one] => self.enqueue(&one.ir, one.grid, &one.buffers, one.sizes),
+            [one] => self.enqueue(one.ir(), one.grid, &one.buffers, one.sizes),
             several => {
-                let Ready { kernel, shape, .. } = &several[0];
                 let grids = several.iter().map(|r| r.grid);
-                let (ends, grid) = side_by_side(grids, shape.units).map_err(|why| refuse(kernel, why))?;
-                let irs: Vec<_> = several.iter().map(|r| r.ir.clone()).collect();
-                let known: Vec<_> = irs.iter().map(|ir| Arc::clone(ir.parts())).collect();
-                let ir = self.together.entry(known).or_insert_with(|| CubeIr::together(&irs)).clone();
+                let grid = in_one_grid(grids, several[0].shape().units);
+                let (ends, grid) = grid.map_err(|why| refuse(several[0].kernel, why))?;
+                let known: Vec<_> = several.iter().map(|r| Arc::clone(r.ir().parts())).collect();
+                let join = || CubeIr::together(several.iter().map(Ready::ir));
+                let ir = self.together.entry(known).or_insert_with(join).clone();
                 let buffers: Vec<_> = several.iter().flat_map(|r| r.buffers.iter().copied()).collect();
                 let sizes: Vec<_> = several.iter().flat_map(|r| r.sizes).copied().chain(ends).collect();
                 self.enqueue(&ir, grid, &buffers, &sizes);
@@ -544,20 +562,14 @@ impl<R: CubeRuntime> CubeDevice<R> {
     /// Several launches with memory of the device in between.
     fn run_stages(&mut self, launch: &Ready<'_>) -> Result<(), DeviceError> {
         let Ready { kernel, launches, buffers, sizes, .. } = launch;
-        let symbols = kernel.size_symbols();
-        let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
+        let number = kernel.number(sizes);
         let kept = launches.kept.iter().map(|kept| {
-            let (dtype, len) = kept.elements(number);
+            let (dtype, len) = kept.elements(&number);
             self.alloc(dtype, len)
         });
         let kept = kept.collect::<Result<Vec<_>, _>>()?;
-        let most = self.client.properties().hardware.max_cube_count;
         for (stage, ir, shape) in &launches.stages {
-            let (x, y, z) = shape.grid(number).map_err(|why| refuse(kernel, why))?;
-            if x > most.0 || y > most.1 {
-                let cubes = format!("{x} x {y} cubes, where the device takes {} x {}", most.0, most.1);
-                return Err(refuse(kernel, cubes));
-            }
+            let grid = self.grid(kernel, shape, &number)?;
             // All parameters of a kernel that comes to several are read, so they are numbered as its buffers are.
             let at = |operand: &Operand| match *operand {
                 Operand::Param(n) => buffers[n],
@@ -565,8 +577,8 @@ impl<R: CubeRuntime> CubeDevice<R> {
                 Operand::Output => buffers[buffers.len() - 1],
             };
             let used: Vec<_> = stage.inputs.iter().chain([&stage.output]).map(at).collect();
-            if x > 0 {
-                self.enqueue(ir, (x, y, z), &used, sizes);
+            if grid.0 > 0 {
+                self.enqueue(ir, grid, &used, sizes);
             }
         }
         Ok(())
@@ -574,13 +586,10 @@ impl<R: CubeRuntime> CubeDevice<R> {
 
     /// A streamed softmax as two launches.
     fn run_split(&mut self, launch: &Ready<'_>, split: &Split) -> Result<(), DeviceError> {
-        let Ready { kernel, ir, shape, grid: (x, y, _), buffers, sizes, .. } = launch;
+        let Ready { kernel, grid, buffers, sizes, .. } = launch;
+        let ir = launch.ir();
         let Some(plan) = ir.plan() else { return Ok(()) };
-        let arranged = |cubes: usize| shape.arranged(cubes as u64).map_err(|why| refuse(kernel, why));
-        let grids = [
-            arranged(split.parts * *x as usize * *y as usize)?,
-            arranged(split.elements.div_ceil(shape.units as usize))?,
-        ];
+        let grids = split.grids(launch.shape(), *grid).map_err(|why| refuse(kernel, why))?;
         let kept = self.alloc(DType::F32, split.scratch)?;
         let sizes = [*sizes, &[split.chunk]].concat();
         for (role, grid) in [Role::Part, Role::Merge].into_iter().zip(grids) {

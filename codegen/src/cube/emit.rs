@@ -383,6 +383,13 @@ impl Emit {
         self.binary(Bin::Rem, a, b)
     }
 
+    /// How many tiles of that size hold so many.
+    pub(crate) fn tiles(&mut self, total: Val, tile: u32) -> Val {
+        let (rounding, tile) = (self.u32(tile - 1), self.u32(tile));
+        let sum = self.add(total, rounding);
+        self.div(sum, tile)
+    }
+
     /// An operation on bits. A shift is by less than 32.
     pub(crate) fn bits(&mut self, op: Bits, a: Val, b: Val) -> Val {
         debug_assert_eq!(a.0.ty, b.0.ty, "{op:?} of two types");

@@ -209,11 +209,8 @@ pub(crate) fn emit(
     let [rows, columns, repeats] = [&plan.rows, &plan.columns, &plan.batch].map(|axes| x.total(e, axes));
     // Cubes are numbered along the rows, so that those which read the same run together, then the columns, then the batch.
     let cube = e.cube();
-    let [row_tiles, column_tiles] = [(rows, t.rows), (columns, t.columns)].map(|(total, tile)| {
-        let (rounding, tile) = (e.u32(tile - 1), e.u32(tile));
-        let up = e.add(total, rounding);
-        e.div(up, tile)
-    });
+    let [row_tiles, column_tiles] =
+        [(rows, t.rows), (columns, t.columns)].map(|(total, tile)| e.tiles(total, tile));
     let (tile, across) = (e.rem(cube, row_tiles), e.div(cube, row_tiles));
     let (block, batch) = (e.rem(across, column_tiles), e.div(across, column_tiles));
     let (of_rows, of_columns) = (e.u32(t.rows), e.u32(t.columns));

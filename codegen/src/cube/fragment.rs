@@ -3,7 +3,21 @@
 //! A product is of 16 rows, 8 columns and 16 numbers of depth. Of the sums, a unit has two neighbouring columns of two rows, eight
 //! apart: numbers 0 and 1 of the upper row, 2 and 3 of the lower (PTX ISA, "Matrix Fragments for mma.m16n8k16").
 
+use latentc_ir::{AxisId, Function, Size, ValueId};
+
 use super::emit::{Array, Elem, Emit, Shared, Val};
+
+/// Elements of a pack of 16 bytes.
+pub(super) const PACK: u32 = 8;
+
+/// Whether numbers of these axes that lie in one pack lie in one of a value, too.
+pub(super) fn in_packs(body: &Function, value: ValueId, axes: &[AxisId]) -> bool {
+    let wide = |a: &&AxisId| body.axis(**a).size != Size::Fixed(1);
+    let (own, wanted) = (body.ty(value).axes.iter().rev(), axes.iter().rev());
+    let same = own.filter(wide).zip(wanted.filter(wide)).take_while(|(a, b)| a == b);
+    let length = same.map(|(a, _)| body.axis(*a).size.fixed().unwrap_or(1)).fold(1, u64::saturating_mul);
+    length.is_multiple_of(PACK.into())
+}
 
 /// A plane of 32 units, as seen by one of them.
 #[derive(Clone, Copy)]
@@ -87,11 +101,16 @@ pub(super) fn clear(e: &mut Emit, sums: Array) {
     }
 }
 
-/// Loads the 16 rows by 16 numbers of depth that are `more` numbers behind what the units name.
-pub(super) fn load_rows(e: &mut Emit, to: Array, memory: Shared, named: Val, more: u32) {
+/// Loads so many matrices of 8 by 8 that are `more` numbers behind what the units name.
+fn load(e: &mut Emit, to: Array, memory: Shared, (named, more): (Val, u32), matrices: usize, across: bool) {
     let more = e.u32(more);
     let at = e.add(named, more);
-    e.load_matrix(to, memory, at, 4, false);
+    e.load_matrix(to, memory, at, matrices, across);
+}
+
+/// Loads the 16 rows by 16 numbers of depth that are `more` numbers behind what the units name.
+pub(super) fn load_rows(e: &mut Emit, to: Array, memory: Shared, named: Val, more: u32) {
+    load(e, to, memory, (named, more), 4, false);
 }
 
 /// Loads 16 columns by 16 numbers of depth, as the right operands of two products.
@@ -103,9 +122,8 @@ pub(super) fn load_columns(
     more: u32,
     across: bool,
 ) -> [Array; 2] {
-    let (both, more) = (e.array(elem, 2, 4), e.u32(more));
-    let at = e.add(named, more);
-    e.load_matrix(both, memory, at, 4, across);
+    let both = e.array(elem, 2, 4);
+    load(e, both, memory, (named, more), 4, across);
     [0, 2].map(|first| {
         let one = e.array(elem, 2, 2);
         for n in 0..2 {
@@ -126,9 +144,8 @@ pub(super) fn load_eight(
     more: u32,
     across: bool,
 ) -> Array {
-    let (to, more) = (e.array(elem, 2, 2), e.u32(more));
-    let at = e.add(named, more);
-    e.load_matrix(to, memory, at, 2, across);
+    let to = e.array(elem, 2, 2);
+    load(e, to, memory, (named, more), 2, across);
     to
 }
 

@@ -108,10 +108,12 @@ impl CubeIr {
     ///
     /// # Panics
     /// If there are none.
-    pub(crate) fn together(kernels: &[CubeIr]) -> CubeIr {
-        let parts: Vec<_> = kernels.iter().flat_map(|k| k.parts.iter().cloned()).collect();
+    pub(crate) fn together<'k>(kernels: impl IntoIterator<Item = &'k CubeIr>) -> CubeIr {
+        let mut kernels = kernels.into_iter().peekable();
+        let settings = kernels.peek().expect("there are some").settings.clone();
+        let parts: Vec<_> = kernels.flat_map(|k| k.parts.iter().cloned()).collect();
         let name = together_name(parts.iter().map(|p| p.spec.kernel.name.as_str()));
-        let settings = kernels[0].settings.clone().kernel_name(name.as_str());
+        let settings = settings.kernel_name(name.as_str());
         CubeIr { parts: parts.into(), settings }
     }
 

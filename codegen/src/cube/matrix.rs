@@ -12,19 +12,18 @@
 //!
 //! A narrow operand in f32 is split into numbers of 16 bits that add up to it, which are multiplied one after the other.
 
-use latentc_ir::{AxisId, DType, Function, Op, Size, ValueId};
+use latentc_ir::{AxisId, DType, Function, Op, ValueId};
 
 use super::contract::{Offsets, gather_index};
 use super::emit::{Array, Buf, Elem, Emit, Pack, Shared, Val};
 use super::expr::{Exprs, Fold};
 use super::few::place;
+use super::fragment::{PACK, clear, in_packs, left as left_operand, sums};
 use super::sort::Group;
 use crate::few::FewPlan;
 
 /// Units of a cube.
 pub(crate) const UNITS: u32 = 256;
-/// Elements of a pack.
-pub(crate) const PACK: u32 = 8;
 /// Rows that are finished at a time.
 const SLAB: u32 = 32;
 /// Planes above one another in a tile, and beside one another.
@@ -126,7 +125,12 @@ pub(crate) fn plan(body: &Function, wide: usize) -> Option<FewPlan> {
     // What an epilogue folds would be folded for each element.
     let folds = body.body.iter().any(|i| i.op != Op::Contract && Fold::of(body, i).is_some());
     let whole = plan.factor(body).is_multiple_of(PACK.into());
-    if !multiplies || folds || !whole || !body.params.contains(&narrow) || !packed(body, &plan, narrow) {
+    if !multiplies
+        || folds
+        || !whole
+        || !body.params.contains(&narrow)
+        || !in_packs(body, narrow, &plan.inner)
+    {
         return None;
     }
     if let Some((_, index)) = index(&plan) {
@@ -140,15 +144,6 @@ pub(crate) fn plan(body: &Function, wide: usize) -> Option<FewPlan> {
         plan.batch.clear();
     }
     Some(plan)
-}
-
-/// Whether numbers of depth that lie in one pack of 8 lie in one of the narrow operand, too.
-fn packed(body: &Function, plan: &FewPlan, narrow: ValueId) -> bool {
-    let wide = |a: &&AxisId| body.axis(**a).size != Size::Fixed(1);
-    let (own, deep) = (body.ty(narrow).axes.iter().rev(), plan.inner.iter().rev());
-    let same = own.filter(wide).zip(deep.filter(wide)).take_while(|(a, b)| a == b);
-    let length = same.map(|(a, _)| body.axis(*a).size.fixed().unwrap_or(1)).fold(1, u64::saturating_mul);
-    length.is_multiple_of(PACK.into())
 }
 
 /// The rows of a cube.
@@ -267,17 +262,12 @@ pub(crate) fn emit(
     let (of_rows, of_columns) = (e.u32(tile.rows), e.u32(width));
     // Cubes are numbered along the rows, then the columns, then the batch.
     let cube = e.cube();
-    let up = |e: &mut Emit, total: Val, of: u32| {
-        let (rounding, of) = (e.u32(of - 1), e.u32(of));
-        let up = e.add(total, rounding);
-        e.div(up, of)
-    };
     let groups = index(plan).map(|(along, _)| x.extent(along));
     let row_tiles = match groups {
-        None => up(e, rows, tile.rows),
+        None => e.tiles(rows, tile.rows),
         Some(groups) => Group::tiles(e, rows, groups, tile.rows),
     };
-    let column_tiles = up(e, columns, width);
+    let column_tiles = e.tiles(columns, width);
     let (number, across) = (e.rem(cube, row_tiles), e.div(cube, row_tiles));
     let (block, batch) = (e.rem(across, column_tiles), e.div(across, column_tiles));
     let column0 = e.mul(block, of_columns);
@@ -446,18 +436,14 @@ impl<'p> Tiles<'p> {
         right: &'p [Shared],
     ) -> Tiles<'p> {
         let wide = tile.columns(plan) / ACROSS / 8;
-        let zero = e.f32(0.0);
-        let sum = |e: &mut Emit| {
-            let sum = e.array(Elem::F32, 1, 4);
-            for n in 0..4 {
-                let n = e.u32(n);
-                e.store(sum, n, zero);
-            }
-            sum
+        let zeros = |e: &mut Emit| {
+            let tile = sums(e);
+            clear(e, tile);
+            tile
         };
-        let row = |e: &mut Emit| (0..wide).map(|_| sum(e)).collect::<Vec<_>>();
+        let row = |e: &mut Emit| (0..wide).map(|_| zeros(e)).collect::<Vec<_>>();
         let sums = plan.products.iter().map(|_| (0..tile.high()).map(|_| row(e)).collect()).collect();
-        let a = (0..tile.high()).map(|_| e.array(elem, 2, 4)).collect();
+        let a = (0..tile.high()).map(|_| left_operand(e, elem)).collect();
         let b = plan.products.iter().map(|_| (0..wide).map(|_| e.array(elem, 2, 2)).collect()).collect();
         let (unit, plane, across) = (e.unit(), e.u32(32), e.u32(ACROSS));
         let (number, lane) = (e.div(unit, plane), e.rem(unit, plane));

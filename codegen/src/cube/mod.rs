@@ -35,14 +35,13 @@ pub use device::WgpuDevice;
 pub(crate) use device::launch_info;
 pub use device::{CubeArena, CubeBuffer, CubeDevice, CubeRuntime};
 pub(crate) use kernel::CubeIr;
-pub(crate) use shape::Grid;
-pub(crate) use shape::side_by_side as grid_side_by_side;
 pub use shape::{Cubes, LaunchShape};
+pub(crate) use shape::{Grid, in_one_grid};
 pub(crate) use source::cuda_role;
 #[cfg(feature = "wgpu")]
 pub use source::wgsl_source;
 pub use source::{CudaSource, cuda_source, cuda_sources, cuda_together_source, together_name};
-pub(crate) use split::{Role, Split};
+pub(crate) use split::{Role, SHARED, Split};
 pub(crate) use stages::{Kept, Operand, Stages};
 pub use target::Target;
 pub(crate) use ways::joins;

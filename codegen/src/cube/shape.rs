@@ -186,7 +186,7 @@ fn arranged(cubes: u64, units: u32) -> Result<Grid, String> {
 ///
 /// # Errors
 /// As for [`LaunchShape::grid`].
-pub(crate) fn side_by_side(
+pub(crate) fn in_one_grid(
     grids: impl Iterator<Item = Grid>,
     units: u32,
 ) -> Result<(Vec<usize>, Grid), String> {

@@ -4,11 +4,15 @@ use latentc_ir::{AxisId, Function, Op, ValueId};
 
 use super::emit::{Bin, Buf, Emit, Un, Val};
 use super::expr::Exprs;
+use super::shape::{Grid, LaunchShape};
 use super::stream::{POSITIONS, divisor, finish};
 use crate::stream::{StreamPlan, cone};
 
 /// Multiprocessors of a large GPU. Two cubes for each keep it busy, or one where no two fit into its shared memory.
-const MULTIPROCESSORS: usize = 132;
+pub(super) const MULTIPROCESSORS: usize = 132;
+/// Shared memory that a cube has at most on GPUs of data centres, from compute capability 9.0 on (CUDA C++ Programming Guide). A device
+/// that has less takes other ways.
+pub(crate) const SHARED: usize = 227 << 10;
 /// Bytes of shared memory that two cubes have each.
 pub(super) const HALF: usize = 113 << 10;
 /// The fewest positions that are worth a part of their own.
@@ -82,6 +86,18 @@ impl Split {
         let (lines, columns) = (size(&plan.batch) * size(&plan.m), size(&plan.n));
         let scratch = parts * lines * (columns + KEPT as usize);
         Some(Split { chunk, parts, scratch, elements: lines * columns })
+    }
+}
+
+impl Split {
+    /// The grids of both launches, where that of the whole would be this.
+    ///
+    /// # Errors
+    /// As for [`LaunchShape::grid`].
+    pub(crate) fn grids(&self, shape: &LaunchShape, (x, y, _): Grid) -> Result<[Grid; 2], String> {
+        let arranged = |cubes: usize| shape.arranged(cubes as u64);
+        let parts = self.parts * x as usize * y as usize;
+        Ok([arranged(parts)?, arranged(self.elements.div_ceil(shape.units as usize))?])
     }
 }
 

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 
 use latentc_ir::{AxisId, DType, Function, Op, Reduce, Size, Type, ValueId};
 
+use super::fragment::PACK;
 use super::kernel::CubeIr;
 use super::matrix;
 use super::shape::LaunchShape;
@@ -262,11 +263,11 @@ impl Cut<'_> {
         for (n, product) in plan.products.iter().enumerate() {
             let ty = body.ty(product.result).clone();
             let lines = product.index.map_or(&[][..], |(_, index)| &body.ty(index).axes);
-            let part = cut.iter().map(|(_, part, _)| *part);
-            let summed: Vec<_> = part.chain(lines.iter().copied()).filter(|a| !ty.has(*a)).collect();
+            let part = cut.map(|(_, part, _)| part);
+            let summed: Vec<_> =
+                part.into_iter().chain(lines.iter().copied()).filter(|a| !ty.has(*a)).collect();
             let own = ty.axes.iter().copied().filter(|a| !lines.contains(a));
-            let part = cut.iter().map(|(_, part, _)| *part);
-            let axes: Vec<_> = part.chain(lines.iter().copied()).chain(own).collect();
+            let axes: Vec<_> = part.into_iter().chain(lines.iter().copied()).chain(own).collect();
             let mut ty = Type::new(DType::F32, axes);
             let at = body.body.iter().position(|i| i.result() == product.result)?;
             let inst = body.body.remove(at);
@@ -321,5 +322,5 @@ pub(crate) fn deep(body: &Function, plan: &FewPlan) -> Option<(AxisId, u64)> {
 
 /// Whether so many equal parts of an axis have whole packs.
 pub(crate) fn divides(size: u64, parts: u64) -> bool {
-    size.is_multiple_of(parts * u64::from(matrix::PACK))
+    size.is_multiple_of(parts * u64::from(PACK))
 }

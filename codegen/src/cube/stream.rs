@@ -182,6 +182,45 @@ pub(super) fn products(body: &Function, plan: &StreamPlan) -> Vec<Scores> {
     tiled.collect()
 }
 
+/// What a cube walks: the positions of an index of the batch, or a part of them.
+pub(super) struct Walk {
+    pub(super) repeat: Val,
+    part: Val,
+    /// The first position, and the first beyond.
+    pub(super) from: Val,
+    pub(super) to: Val,
+    /// Whether there is such an index, and such a part.
+    pub(super) inside: Val,
+}
+
+impl Walk {
+    /// For a number that counts the indices of the batch, and then the parts, each of so many positions if there are several.
+    pub(super) fn of(
+        e: &mut Emit,
+        (number, repeats): (Val, Val),
+        positions: Val,
+        chunk: Option<Val>,
+    ) -> Walk {
+        let Some(chunk) = chunk else {
+            let (zero, inside) = (e.u32(0), e.lt(number, repeats));
+            return Walk { repeat: number, part: zero, from: zero, to: positions, inside };
+        };
+        let (part, repeat) = (e.div(number, repeats), e.rem(number, repeats));
+        let from = e.mul(part, chunk);
+        let end = e.add(from, chunk);
+        let to = e.binary(Bin::Min, end, positions);
+        Walk { repeat, part, from, to, inside: e.lt(from, positions) }
+    }
+
+    /// The number of the first row of the index, of so many for each, among what all parts keep.
+    pub(super) fn first_line(&self, e: &mut Emit, repeats: Val, rows: Val) -> Val {
+        let lines = e.mul(repeats, rows);
+        let first = e.mul(self.part, lines);
+        let before = e.mul(self.repeat, rows);
+        e.add(first, before)
+    }
+}
+
 /// The instructions of the kernel, or of its first part, which gives the number of positions of a part.
 pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Option<Val>, output: Buf) {
     let tiles = Tiles::of(x.body(), plan);
@@ -190,7 +229,7 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
     // Cubes are numbered along the columns, then the rows, the batch, the parts.
     let cube = e.cube();
     let [row_tiles, column_tiles] =
-        [(rows, tiles.rows), (columns, tiles.columns)].map(|(size, tile)| up(e, size, tile));
+        [(rows, tiles.rows), (columns, tiles.columns)].map(|(size, tile)| e.tiles(size, tile));
     let row_of_tiles = e.div(cube, column_tiles);
     let repeat = e.div(row_of_tiles, row_tiles);
     let [row0, column0] = [(row_of_tiles, row_tiles, tiles.rows), (cube, column_tiles, tiles.columns)].map(
@@ -200,19 +239,11 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
         },
     );
     let positions = x.extent(plan.along);
-    let (repeat, part, from, to, inside) = match chunk {
-        None => (repeat, e.u32(0), e.u32(0), positions, e.lt(repeat, repeats)),
-        Some(chunk) => {
-            let (part, repeat) = (e.div(repeat, repeats), e.rem(repeat, repeats));
-            let from = e.mul(part, chunk);
-            let end = e.add(from, chunk);
-            let to = e.binary(Bin::Min, end, positions);
-            (repeat, part, from, to, e.lt(from, positions))
-        }
-    };
+    let walk = Walk::of(e, (repeat, repeats), positions, chunk);
+    let (from, to) = (walk.from, walk.to);
     // All units of a cube agree.
-    e.if_(inside, |e| {
-        let batch = x.split(e, repeat, &plan.batch);
+    e.if_(walk.inside, |e| {
+        let batch = x.split(e, walk.repeat, &plan.batch);
         let along = [plan.along];
         let mut cube = Cube {
             plan,
@@ -248,10 +279,7 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
         if chunk.is_none() {
             cube.store(e, &mut x, sum, &sums, output);
         } else {
-            let lines = e.mul(repeats, rows);
-            let first = e.mul(part, lines);
-            let before = e.mul(repeat, rows);
-            let first = e.add(first, before);
+            let first = walk.first_line(e, repeats, rows);
             cube.keep(e, first, [max, sum], &sums, output);
         }
     });
@@ -297,13 +325,6 @@ pub(super) fn seen(
     let seen = e.load(flag, zero);
     let seen = e.cast(seen, Elem::U32);
     e.cmp(Cmp::Eq, seen, one)
-}
-
-/// How many tiles hold so many.
-pub(super) fn up(e: &mut Emit, size: Val, tile: u32) -> Val {
-    let (rounding, tile) = (e.u32(tile - 1), e.u32(tile));
-    let sum = e.add(size, rounding);
-    e.div(sum, tile)
 }
 
 /// What a row is divided by. A row of nothing but -inf is zeros.

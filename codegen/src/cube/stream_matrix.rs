@@ -14,20 +14,17 @@
 //! A mask that lets each row see the positions up to a number, as causal ones do, is an end for the cube's walk, and a position up to
 //! which it need not be asked. Any other is asked for each block, as in [`stream`](super::stream).
 
-use latentc_ir::{AxisId, Binary, DType, Function, Op, Size, ValueId};
+use latentc_ir::{AxisId, Binary, DType, Function, Op, ValueId};
 
-use super::emit::{Array, Bin, Buf, Cmp, Elem, Emit, Pack, Shared, Val, Var};
+use super::emit::{Array, Bin, Buf, Cmp, Elem, Emit, Shared, Val, Var};
 use super::expr::Exprs;
-use super::fragment::{Lines, Plane, as_left, clear, left, load_columns, load_eight, load_rows, sums};
-use super::split::{HALF, KEPT};
-use super::stream::{At, Scores, Span, divisor, finish, index, products, seen, up, where_seen};
+use super::fragment::{
+    Lines, PACK, Plane, as_left, clear, in_packs, left, load_columns, load_eight, load_rows, sums,
+};
+use super::split::{HALF, KEPT, SHARED};
+use super::stream::{At, Scores, Span, Walk, divisor, finish, index, products, seen, where_seen};
+use crate::few::gcd;
 use crate::stream::{StreamPlan, cone, defined, is_elementwise};
-
-/// Elements of a pack of 16 bytes.
-const PACK: u32 = 8;
-/// Shared memory that a cube has at most on GPUs of data centres, from compute capability 9.0 on (CUDA C++ Programming Guide). A device
-/// that has less takes other ways.
-const SHARED: usize = 227 << 10;
 
 /// A streamed softmax whose products tensor cores can multiply.
 #[derive(Clone, Debug)]
@@ -255,7 +252,7 @@ pub(crate) fn emit(
     // Cubes are numbered along the columns, then the rows, the batch, the parts.
     let cube = e.cube();
     let [row_tiles, column_tiles] =
-        [(rows, t.rows), (columns, t.columns)].map(|(size, tile)| up(e, size, tile));
+        [(rows, t.rows), (columns, t.columns)].map(|(size, tile)| e.tiles(size, tile));
     let row_of_tiles = e.div(cube, column_tiles);
     let repeat = e.div(row_of_tiles, row_tiles);
     // The last rows see most: they come first.
@@ -267,19 +264,11 @@ pub(crate) fn emit(
         e.mul(number, size)
     });
     let positions = x.extent(stream.along);
-    let (repeat, part, from, to, inside) = match chunk {
-        None => (repeat, e.u32(0), e.u32(0), positions, e.lt(repeat, repeats)),
-        Some(chunk) => {
-            let (part, repeat) = (e.div(repeat, repeats), e.rem(repeat, repeats));
-            let from = e.mul(part, chunk);
-            let end = e.add(from, chunk);
-            let to = e.binary(Bin::Min, end, positions);
-            (repeat, part, from, to, e.lt(from, positions))
-        }
-    };
+    let walk = Walk::of(e, (repeat, repeats), positions, chunk);
+    let (from, to) = (walk.from, walk.to);
     // All units of a cube agree.
-    e.if_(inside, |e| {
-        let batch = x.split(e, repeat, &stream.batch);
+    e.if_(walk.inside, |e| {
+        let batch = x.split(e, walk.repeat, &stream.batch);
         let along = [stream.along];
         let plane = Plane::new(e);
         let across = e.u32(t.across);
@@ -308,10 +297,7 @@ pub(crate) fn emit(
         cube.walk(e, &mut x, (from, to), |cube, e, x, [max, sum], sums| match chunk {
             None => cube.store(e, x, &sum, sums, output),
             Some(_) => {
-                let lines = e.mul(repeats, rows);
-                let first = e.mul(part, lines);
-                let before = e.mul(repeat, rows);
-                let first = e.add(first, before);
+                let first = walk.first_line(e, repeats, rows);
                 cube.keep(e, first, [&max, &sum], sums, output);
             }
         });
@@ -613,7 +599,7 @@ impl<'a> Cube<'a> {
                             e.get(number)
                         })
                         .collect();
-                    Pack::Vector(e.vector(self.elem, &numbers))
+                    e.pack(self.elem, &numbers)
                 }
             };
             let at = place_of(e);
@@ -622,7 +608,7 @@ impl<'a> Cube<'a> {
         let unit = e.unit();
         if buf.is_some() {
             // A unit has the same packs of each of its lines, so that one place follows from another by a sum.
-            let side = gcd(packs, units);
+            let side = gcd(packs.into(), units.into()) as u32;
             let (wide, down, count) = (e.u32(side), units / side, e.u32(lines.count));
             let (line, pack) = (e.div(unit, wide), e.rem(unit, wide));
             for n in 0..lines.count.div_ceil(down) {
@@ -789,7 +775,7 @@ impl<'a> Cube<'a> {
                         let i = e.u32(2 * half + i);
                         e.load(tile, i)
                     });
-                    let pair = Pack::Vector(e.vector(Elem::F32, &pair));
+                    let pair = e.pack(Elem::F32, &pair);
                     let at = place(e, start, high, n, half);
                     e.store_pack(shared, at, &pair);
                 }
@@ -976,15 +962,7 @@ fn tiles(e: &mut Emit, high: u32, count: u32) -> Sums {
     (0..high).map(|_| (0..count).map(|_| tile()).collect()).collect()
 }
 
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
 /// Whether numbers of these axes that lie in one pack of 8 lie in one of a parameter.
 fn packed(body: &Function, leaf: ValueId, axes: &[AxisId], dtype: DType) -> bool {
-    let wide = |a: &&AxisId| body.axis(**a).size != Size::Fixed(1);
-    let (own, wanted) = (body.ty(leaf).axes.iter().rev(), axes.iter().rev());
-    let same = own.filter(wide).zip(wanted.filter(wide)).take_while(|(a, b)| a == b);
-    let length = same.map(|(a, _)| body.axis(*a).size.fixed().unwrap_or(1)).fold(1, u64::saturating_mul);
-    body.params.contains(&leaf) && body.ty(leaf).dtype == dtype && length.is_multiple_of(PACK.into())
+    body.params.contains(&leaf) && body.ty(leaf).dtype == dtype && in_packs(body, leaf, axes)
 }

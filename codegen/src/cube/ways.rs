@@ -6,6 +6,7 @@ use latentc_ir::{AxisId, Function};
 
 use super::matrix::Tile;
 use super::shape::LaunchShape;
+use super::split::MULTIPROCESSORS;
 use super::stages::{Stages, deep, divides};
 use super::stream_matrix::MatrixPlan;
 use super::target::Target;
@@ -19,8 +20,8 @@ const FEW: usize = 32;
 const FEWER: usize = 8;
 /// The most rows that are multiplied with what was read once.
 const ROWS: usize = 8;
-/// Large tiles that keep a large GPU busy, which has 132 multiprocessors.
-const BUSY: usize = 132;
+/// Large tiles that keep a large GPU busy.
+const BUSY: usize = MULTIPROCESSORS;
 /// The least depth that is worth cubes of its own.
 const PART: u64 = 256;
 
@@ -67,9 +68,7 @@ impl Side {
         });
         Some(Side { wide, rows, columns, batch, products: products.len(), deep, lines })
     }
-}
 
-impl Side {
     /// How many parts the summed axis is cut into, so that tiles of so many rows keep a GPU busy.
     fn parts(&self, rows: u8, total: impl Fn(&[AxisId]) -> usize) -> u8 {
         // Where rows are many, what parts leave behind takes longer than they save.

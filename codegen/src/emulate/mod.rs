@@ -34,8 +34,6 @@ use workshop::Workshop;
 /// Kernels that are compiled together: most of the time goes to the headers.
 const TOGETHER: usize = 8;
 
-/// The most shared memory that a block of any GPU has.
-const SHARED_BYTES: usize = 227 << 10;
 /// The most threads that a block of any GPU has.
 const THREADS: u32 = 1024;
 
@@ -142,7 +140,7 @@ impl Emulator {
                 let why = "no kernel, and a text".to_owned();
                 DeviceError::Kernel { kernel: String::new(), why }
             })?;
-            if shape.units > THREADS || shape.shared_bytes > SHARED_BYTES {
+            if shape.units > THREADS || shape.shared_bytes > cube::SHARED {
                 return Err(cube::refuse(&kernels[0], format!("{shape}, which no GPU has")));
             }
             Ok((format!("{}{}", cube::together_name(kernels), role.suffix()), shape.shared_bytes))
@@ -375,13 +373,11 @@ impl Emulator {
         let replaced = program.is_some_and(|p| p.replaced);
         let kernel = if replaced { kernel.clone() } else { cube::chosen(kernel, sizes) };
         let refuse = |why: String| cube::refuse(&kernel, why);
-        let symbols = kernel.size_symbols();
-        if inputs.len() != kernel.body.params.len() || sizes.len() != symbols.len() {
+        if inputs.len() != kernel.body.params.len() || sizes.len() != kernel.size_symbols().len() {
             return Err(refuse(format!("{} buffers and {} sizes do not fit", inputs.len(), sizes.len())));
         }
         let shape = LaunchShape::of(&kernel);
-        let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
-        let grid = shape.grid(number).map_err(refuse)?;
+        let grid = shape.grid(kernel.number(sizes)).map_err(refuse)?;
         if grid.0 == 0 {
             return Ok(None);
         }
@@ -413,10 +409,9 @@ impl Emulator {
     fn run_stages(&mut self, launch: &Ready<'_>, stages: &Stages) -> Result<Vec<u8>, DeviceError> {
         let Ready { kernel, sizes, buffers, .. } = launch;
         self.prepare([kernel])?;
-        let symbols = kernel.size_symbols();
-        let number = |s: &str| symbols.iter().position(|x| *x == s).map_or(0, |n| sizes[n]);
+        let number = kernel.number(sizes);
         let memory = |kept: &Kept| {
-            let (dtype, len) = kept.elements(number);
+            let (dtype, len) = kept.elements(&number);
             let element = Target::Cuda.bytes(dtype).unwrap_or(1);
             Bytes { bytes: vec![0xff; len * element], element, written: false }
         };
@@ -425,7 +420,7 @@ impl Emulator {
         let last = params.len() - 1;
         for stage in &stages.all {
             let kernels = std::slice::from_ref(&stage.kernel);
-            let grid = stage.shape(Target::Cuda).grid(number).map_err(|why| cube::refuse(kernel, why))?;
+            let grid = stage.shape(Target::Cuda).grid(&number).map_err(|why| cube::refuse(kernel, why))?;
             if grid.0 == 0 {
                 continue;
             }
@@ -467,9 +462,7 @@ impl Emulator {
         let roles = [Role::Part, Role::Merge];
         let new = roles.into_iter().filter(|&role| self.program(kernels, role).is_none());
         self.compile(new.map(|role| (kernels.to_vec(), role)).collect())?;
-        let arranged = |cubes: usize| shape.arranged(cubes as u64).map_err(|why| cube::refuse(kernel, why));
-        let grids =
-            [arranged(split.parts * cubes)?, arranged(split.elements.div_ceil(shape.units as usize))?];
+        let grids = split.grids(shape, *grid).map_err(|why| cube::refuse(kernel, why))?;
         let sizes = [*sizes, &[split.chunk]].concat();
         let mut kept = vec![0xff; split.scratch * 4];
         for (role, grid) in roles.into_iter().zip(grids) {
@@ -490,7 +483,7 @@ impl Emulator {
             self.compile(vec![(kernels.clone(), Role::Whole)])?;
         }
         let grids = launches.iter().map(|r| r.grid);
-        let (ends, grid) = cube::grid_side_by_side(grids, launches[0].shape.units)
+        let (ends, grid) = cube::in_one_grid(grids, launches[0].shape.units)
             .map_err(|why| cube::refuse(&kernels[0], why))?;
         let sizes: Vec<_> = launches.iter().flat_map(|r| r.sizes).copied().chain(ends).collect();
         let buffers: Vec<_> = launches.iter().flat_map(|r| &r.buffers).cloned().collect();

@@ -48,9 +48,6 @@ pub enum Source {
 /// # Errors
 /// Those of the device.
 pub fn at_once<D: Device>(device: &mut D, launches: &mut [Launch<'_, D::Buffer>]) -> Result<(), DeviceError> {
-    if let [launch] = launches {
-        return device.launch(launch.kernel, launch.inputs, launch.output, launch.sizes);
-    }
     let plain = launches.iter_mut().map(|l| device::Launch {
         kernel: l.kernel,
         inputs: l.inputs,
