@@ -137,6 +137,8 @@ if wants bench; then
       operation experts-v2 "t$t" 5 --size "t=$t"
       operation experts-lite "t$t" 5 --size "t=$t"
     done
+    operation experts-gradient-lite t2048 5 --size t=2048
+    operation embedding-gradient-lite t2048 5 --size t=2048
     operation experts-v2 t128.skewed 5 --size t=128 --skew 1
     operation experts-v2 t1024.skewed 5 --size t=1024 --skew 1
     for t in 512 2048 4096 16384; do operation prefill-attention "t$t" 3 --size "t=$t" --size "s=$t"; done

@@ -2,8 +2,9 @@
 """What PyTorch takes for what `latentc bench` has measured: python gpu_peers.py DIR -o FILE [--seconds N].
 
 DIR holds the JSON of `latentc bench`. Of each kernel that was measured there, the main part is done with torch at the same sizes: a
-matrix product, a grouped one, an attention. What stands around it (norms, gates, residuals) is not, which favours torch. Of each
-step, a DeepSeek-V2 of as many layers is run, written below with the same operations, eager and through torch.compile.
+matrix product, a grouped one, one summed by groups, an attention. What stands around it (norms, gates, residuals) is not, which
+favours torch. Of each step, a DeepSeek-V2 of as many layers is run, written below with the same operations, eager and through
+torch.compile.
 
 Kernels are timed by device events, many launches behind a wait that lasts until all are enqueued, over sets of operands that together
 are larger than the cache. Steps are timed by the host, from a device that waits to one that waits again, as ours are. Figures are
@@ -137,6 +138,29 @@ def grouped(work, dtype):
 
     by = "_grouped_mm" if hasattr(torch, "_grouped_mm") and CUDA and dtype == torch.bfloat16 else "loop of matmul"
     return by, launches(by_groups, [make() for _ in range(16)])
+
+
+def over_rows(a, b, ends):
+    """For each group, the transposed rows of a times the rows of b, both sorted by group."""
+    if hasattr(torch, "_grouped_mm") and CUDA and a.dtype == torch.bfloat16:
+        return torch._grouped_mm(a.T, b, offs=ends)
+    y = a.new_zeros(ends.shape[0], a.shape[1], b.shape[1])
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        y[group] = a[start:end].T @ b[start:end]
+        start = end
+    return y
+
+
+def outer(work, dtype):
+    groups, rows, m, n = (work[k] for k in ("groups", "rows", "m", "n"))
+
+    def make():
+        counts = torch.bincount(torch.randint(groups, (rows,)), minlength=groups)
+        return normal(rows, m, dtype=dtype), normal(rows, n, dtype=dtype), counts.cumsum(0).to(torch.int32).to(DEVICE)
+
+    by = "_grouped_mm" if hasattr(torch, "_grouped_mm") and CUDA and dtype == torch.bfloat16 else "loop of matmul"
+    return by, launches(over_rows, [make() for _ in range(4)])
 
 
 def attention(work, dtype):
@@ -374,7 +398,7 @@ def main():
         save()
 
     reports = {file.stem: json.loads(file.read_text()) for file in sorted(args.dir.glob("*.json"))}
-    kinds = {"product": product, "grouped": grouped, "stream": attention}
+    kinds = {"product": product, "grouped": grouped, "outer": outer, "stream": attention}
     done = {}
     for stem, report in reports.items():
         dtype = DTYPES[report["dtype"]]

@@ -154,6 +154,11 @@ pub enum KernelKind {
         /// Rows that are multiplied with what was read.
         rows: u8,
     },
+    /// What a device with tensor cores makes of a sum of outer products by index at a launch. It is several on the device.
+    ScatterMatrix {
+        /// Rows and columns of a tile.
+        side: u8,
+    },
     /// What a device with tensor cores makes of a streamed softmax at a launch.
     StreamMatrix {
         /// Times 16 rows that a cube has: 1, 2, 4 or 8.
@@ -205,6 +210,7 @@ impl fmt::Display for KernelKind {
             KernelKind::Grouped => "grouped",
             KernelKind::Scatter => "scatter",
             KernelKind::Stream => "stream",
+            KernelKind::ScatterMatrix { .. } => "scatter matrix",
             KernelKind::StreamMatrix { .. } => "stream matrix",
             KernelKind::Tiles => "tiles",
             KernelKind::Few { .. } => "few rows",

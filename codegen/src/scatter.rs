@@ -44,6 +44,37 @@ impl ScatterPlan {
     }
 }
 
+impl ScatterPlan {
+    /// What tensor cores multiply of the factors, and how many numbers of that dtype stand for one of each. Two of bf16 hold an f16, and an
+    /// f32 up to 2^-17 of it: the first leaves 2^-8 of the power of two below, of which the second leaves 2^-9.
+    pub(crate) fn narrow(&self, body: &Function) -> (DType, Vec<u32>) {
+        let dtypes: Vec<_> = self.factors.iter().map(|&v| body.ty(v).dtype).collect();
+        match dtypes[0] {
+            dtype @ (DType::Bf16 | DType::F16) if dtypes.iter().all(|&d| d == dtype) => {
+                (dtype, vec![1; dtypes.len()])
+            }
+            _ => (DType::Bf16, dtypes.iter().map(|&d| if d == DType::Bf16 { 1 } else { 2 }).collect()),
+        }
+    }
+
+    /// The rows that the result has too, in its order.
+    pub fn kept(&self, body: &Function) -> Vec<AxisId> {
+        let result = &body.ty(body.results[0]).axes;
+        result.iter().copied().filter(|a| self.rows.contains(a)).collect()
+    }
+
+    /// Of a sum of outer products, the columns of each factor, in the result's order. Each column belongs to one of the two, and no row
+    /// to the result: what the result has at an index is a product of two matrices, summed over the index's rows.
+    pub fn sides(&self, body: &Function) -> Option<[Vec<AxisId>; 2]> {
+        let &[a, b] = &self.factors[..] else { return None };
+        let sides =
+            [a, b].map(|v| self.columns.iter().copied().filter(|&c| body.ty(v).has(c)).collect::<Vec<_>>());
+        let apart = !sides[0].iter().any(|c| sides[1].contains(c)) && sides.iter().all(|s| !s.is_empty());
+        let summed = !self.rows.iter().any(|&r| body.ty(body.results[0]).has(r));
+        (apart && summed).then_some(sides)
+    }
+}
+
 /// Whether a kernel can multiply while it adds up: both factors are floats, and the product is not rounded to less than f32.
 pub(crate) fn is_product(f: &Function, inst: &Inst) -> bool {
     inst.op == Op::Binary(Binary::Mul)

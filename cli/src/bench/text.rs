@@ -81,6 +81,7 @@ fn cells(row: &Row) -> Vec<String> {
 fn way(way: KernelKind) -> String {
     match way {
         KernelKind::Few { rows, .. } => format!("{way}, {rows}"),
+        KernelKind::ScatterMatrix { side } => format!("{way}, {side}"),
         KernelKind::StreamMatrix { tall } => format!("{way}, {}", 16 * u32::from(tall)),
         KernelKind::Map
         | KernelKind::Contract

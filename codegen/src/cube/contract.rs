@@ -81,11 +81,9 @@ pub(super) struct Run {
 pub(super) struct Offsets(Vec<Run>);
 
 impl Offsets {
-    /// For the axes of `group` in a tensor with the axes `memory`.
+    /// For the axes of `group` in a tensor with the axes `memory`, which may lack some: these lead nowhere.
     pub(super) fn of(e: &mut Emit, x: &Exprs<'_>, group: &[AxisId], memory: &[AxisId]) -> Offsets {
         let one = e.u32(1);
-        let place =
-            |a: AxisId| memory.iter().position(|&m| m == a).expect("groups are made from the operands");
         // An axis of extent 1 is always at 0, and lies between others that would be neighbours without it.
         let wide = |a: &AxisId| x.extent(*a) != one;
         let memory_wide: Vec<_> = memory.iter().copied().filter(wide).collect();
@@ -102,8 +100,10 @@ impl Offsets {
         for (n, run) in runs.iter().enumerate().rev() {
             let size = x.total(e, run);
             let last = *run.last().expect("a run has an axis");
-            let stride = x.total(e, &memory[place(last) + 1..]);
-            offsets.push(Run { after, wrap: (n > 0).then_some(size), stride });
+            if let Some(place) = memory.iter().position(|&m| m == last) {
+                let stride = x.total(e, &memory[place + 1..]);
+                offsets.push(Run { after, wrap: (n > 0).then_some(size), stride });
+            }
             after = e.mul(after, size);
         }
         Offsets(offsets)

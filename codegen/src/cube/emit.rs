@@ -18,6 +18,9 @@ use cubecl_core::prelude::{KernelBuilder, KernelDefinition};
 /// What stands in a text for the instruction that waits for copies.
 pub(super) const AWAIT_COPIES: &str = "latentc: cp.async.wait_all";
 
+/// What stands in a text whose kernel is to leave registers for two cubes on a processor.
+pub(super) const TWO_CUBES: &str = "latentc: two cubes";
+
 /// The type of an element in memory or in a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Elem {
@@ -661,6 +664,12 @@ impl Emit {
     pub(crate) fn await_copies(&mut self) {
         // CubeCL has no name for it: see `source`.
         self.builder.scope.register(NonSemantic::Comment { content: AWAIT_COPIES.to_owned() });
+    }
+
+    /// Asks for so few registers that two cubes fit on a processor.
+    pub(crate) fn two_cubes(&mut self) {
+        // CubeCL has no name for it: see `source`.
+        self.builder.scope.register(NonSemantic::Comment { content: TWO_CUBES.to_owned() });
     }
 
     /// The value of the unit whose number in the plane differs in these bits. All units of the plane must come here.

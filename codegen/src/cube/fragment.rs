@@ -5,7 +5,7 @@
 
 use latentc_ir::{AxisId, Function, Size, ValueId};
 
-use super::emit::{Array, Elem, Emit, Shared, Val};
+use super::emit::{Array, Elem, Emit, Pack, Shared, Val};
 
 /// Elements of a pack of 16 bytes.
 pub(super) const PACK: u32 = 8;
@@ -71,6 +71,11 @@ impl Plane {
         self.named(e, lines, 3)
     }
 
+    /// For [`load_rows_across`].
+    pub(super) fn rows_across(&self, e: &mut Emit, lines: Lines) -> Val {
+        self.named(e, lines, 4)
+    }
+
     /// For [`load_columns`], of columns that lie along the depth.
     pub(super) fn columns_along(&self, e: &mut Emit, lines: Lines) -> Val {
         self.named(e, lines, 4)
@@ -111,6 +116,11 @@ fn load(e: &mut Emit, to: Array, memory: Shared, (named, more): (Val, u32), matr
 /// Loads the 16 rows by 16 numbers of depth that are `more` numbers behind what the units name.
 pub(super) fn load_rows(e: &mut Emit, to: Array, memory: Shared, named: Val, more: u32) {
     load(e, to, memory, (named, more), 4, false);
+}
+
+/// The same of rows that lie side by side, the 16 numbers of a depth behind one another.
+pub(super) fn load_rows_across(e: &mut Emit, to: Array, memory: Shared, named: Val, more: u32) {
+    load(e, to, memory, (named, more), 4, true);
 }
 
 /// Loads 16 columns by 16 numbers of depth, as the right operands of two products.
@@ -164,4 +174,21 @@ pub(super) fn as_left(e: &mut Emit, elem: Elem, sums: [Array; 2]) -> Array {
         }
     }
     to
+}
+
+/// Numbers as so many packs of narrower ones that add up to them: in each is what those before have left, rounded.
+pub(super) fn split(e: &mut Emit, elem: Elem, numbers: &[Val], pieces: usize) -> Vec<Pack> {
+    let mut rest: Vec<_> = numbers.iter().map(|&x| e.cast(x, Elem::F32)).collect();
+    let mut packs = Vec::new();
+    for n in 0..pieces {
+        let piece: Vec<_> = rest.iter().map(|&x| e.cast(x, elem)).collect();
+        packs.push(e.pack(elem, &piece));
+        if n + 1 < pieces {
+            for (rest, piece) in rest.iter_mut().zip(piece) {
+                let piece = e.cast(piece, Elem::F32);
+                *rest = e.sub(*rest, piece);
+            }
+        }
+    }
+    packs
 }

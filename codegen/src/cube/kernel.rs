@@ -14,6 +14,7 @@ use super::emit::{Buf, Elem, Emit, Val};
 use super::expr::Exprs;
 use super::map::Map;
 use super::matrix::Tile;
+use super::scatter_matrix::{self, OuterPlan};
 use super::shape::LaunchShape;
 use super::split::Role;
 use super::stream_matrix::{self, MatrixPlan};
@@ -201,6 +202,7 @@ impl Part {
         let body = &kernel.body;
         let grouped = match Form::of(kernel) {
             Form::Matrix(plan, _) => matrix::index(&plan).map(|(_, index)| index),
+            Form::ScatterMatrix(plan, _) => Some(plan.scatter.index),
             Form::Map(_)
             | Form::Tiles(_)
             | Form::Scatter(_)
@@ -257,6 +259,16 @@ impl Part {
                 let factors: Vec<_> = plan.factors.iter().map(|&x| input(x)).collect();
                 scatter::emit(e, &exprs, &plan, &factors, input(plan.index), output);
             }
+            Form::ScatterMatrix(plan, side) => match order {
+                Some(order) => {
+                    let buffer = |v: ValueId| (input(v), self.stored(v));
+                    scatter_matrix::emit(e, &exprs, (&plan, side), buffer, order, output);
+                }
+                None => {
+                    let sizes = (exprs.total(e, &plan.scatter.rows), exprs.extent(plan.scatter.along));
+                    sort::emit(e, sizes, input(plan.scatter.index), output);
+                }
+            },
             Form::Few(plan, rows) => few::emit(e, exprs, &plan, (rows, *target), buffer, output),
             Form::Matrix(plan, tile) => match (self.role, matrix::index(&plan)) {
                 (Role::Sort, Some((along, index))) => {
@@ -281,6 +293,8 @@ pub(crate) enum Form {
     Tiles(ContractPlan),
     /// By rows that are added up where an index says.
     Scatter(ScatterPlan),
+    /// The same by tiles that tensor cores multiply, of so many rows and columns.
+    ScatterMatrix(OuterPlan, u32),
     /// By tiles of rows and columns, along a streamed axis.
     Stream(StreamPlan),
     /// The same by tiles that tensor cores multiply, so many times 16 rows high.
@@ -308,6 +322,11 @@ impl Form {
             },
             KernelKind::Scatter => match ScatterPlan::of(&kernel.body) {
                 Some(plan) => Form::Scatter(plan),
+                // What the check refuses is never emitted.
+                None => Form::Map(Map::of(&kernel.body)),
+            },
+            KernelKind::ScatterMatrix { side } => match OuterPlan::of(&kernel.body) {
+                Some(plan) => Form::ScatterMatrix(plan, side.into()),
                 // What the check refuses is never emitted.
                 None => Form::Map(Map::of(&kernel.body)),
             },
@@ -365,6 +384,12 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
         KernelKind::Map | KernelKind::Grouped => check_map(body),
         KernelKind::Contract | KernelKind::Tiles => check_contract(body),
         KernelKind::Scatter => check_scatter(body),
+        KernelKind::ScatterMatrix { side } => {
+            check_scatter(body)?;
+            let known = scatter_matrix::SIDES.contains(&side) && target == Target::Cuda;
+            let has = known && OuterPlan::of(body).is_some();
+            if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }
+        }
         KernelKind::Stream => check_stream(body),
         KernelKind::StreamMatrix { tall } => {
             check_stream(body)?;

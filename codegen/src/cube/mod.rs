@@ -18,6 +18,7 @@ mod map;
 mod matrix;
 mod resident;
 mod scatter;
+mod scatter_matrix;
 mod shape;
 mod sort;
 mod source;

@@ -10,7 +10,7 @@ use super::kernel::Form;
 use super::map::Walk;
 use super::split::Role;
 use super::target::Target;
-use super::{few, matrix, scatter, sort, stream};
+use super::{few, matrix, scatter, scatter_matrix, sort, stream};
 use crate::few::FewPlan;
 use crate::program::Kernel;
 
@@ -69,8 +69,16 @@ impl LaunchShape {
                 LaunchShape { units: map.units(), cubes, shared_bytes: map.shared_bytes() }
             }
             Form::Scatter(plan) => {
-                let cubes = Cubes::Elements(sizes(&scatter::units(body, &plan)));
-                LaunchShape { units: scatter::UNITS, cubes, shared_bytes: 0 }
+                let (batch, m, n) = (plan.kept(body), [plan.along], &plan.columns);
+                let tile = (scatter::BLOCK, scatter::COLUMNS);
+                let cubes = Cubes::Tiles { batch: sizes(&batch), m: sizes(&m), n: sizes(n), tile };
+                LaunchShape { units: scatter::UNITS, cubes, shared_bytes: scatter::SHARED_BYTES }
+            }
+            Form::ScatterMatrix(plan, side) => {
+                let [m, n] = [0, 1].map(|n| sizes(&plan.sides[n].columns));
+                let batch = sizes(&[plan.scatter.along]);
+                let cubes = Cubes::Tiles { batch, m, n, tile: (side, side) };
+                LaunchShape { units: scatter_matrix::UNITS, cubes, shared_bytes: plan.shared_bytes(side) }
             }
             Form::Tiles(plan) => {
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.m), sizes(&plan.n));
@@ -119,14 +127,18 @@ impl LaunchShape {
 
     /// The launch of one of the kernels with a body.
     pub(crate) fn of_role(kernel: &Kernel, role: Role, target: Target) -> LaunchShape {
-        match (role, Form::of(kernel)) {
-            (Role::Sort, Form::Matrix(plan, _)) => {
+        let sorted = match (role, Form::of(kernel)) {
+            (Role::Sort, Form::Matrix(plan, _)) => groups(&kernel.body, &plan),
+            (Role::Sort, Form::ScatterMatrix(plan, _)) => kernel.body.axis(plan.scatter.along).size.fixed(),
+            (Role::Whole | Role::Part | Role::Merge | Role::Sort, _) => None,
+        };
+        match sorted {
+            None => LaunchShape::on(kernel, target),
+            Some(groups) => {
                 // A cube for each group, and one for indices that are none.
-                let cubes = groups(&kernel.body, &plan).map_or(0, |n| n + 1);
-                let cubes = Cubes::Rows(vec![Size::Fixed(cubes)]);
+                let cubes = Cubes::Rows(vec![Size::Fixed(groups + 1)]);
                 LaunchShape { units: matrix::UNITS, cubes, shared_bytes: sort::SHARED_BYTES }
             }
-            (Role::Whole | Role::Part | Role::Merge | Role::Sort, _) => LaunchShape::on(kernel, target),
         }
     }
 

@@ -74,8 +74,8 @@ pub(crate) fn emit(e: &mut Emit, (lines, groups): (Val, Val), index: Buf, order:
     });
 }
 
-/// For each unit, the sum of what it and those before it bring.
-fn sums(e: &mut Emit, value: Val, scratch: Shared) -> Val {
+/// For each unit of so many as [`UNITS`], the sum of what it and those before it bring. All units of the cube must come here.
+pub(super) fn sums(e: &mut Emit, value: Val, scratch: Shared) -> Val {
     let (unit, zero) = (e.unit(), e.u32(0));
     let sum = e.var(value);
     let mut apart = 1;
@@ -117,6 +117,28 @@ impl Group {
         let full = e.div(lines, rows);
         let more = e.add(groups, one);
         e.add(full, more)
+    }
+
+    /// All rows of a group, as one tile.
+    pub(super) fn whole(e: &mut Emit, order: Buf, number: Val) -> Group {
+        let one = e.u32(1);
+        let next = e.add(number, one);
+        let (first, end) = (e.load(order, number), e.load(order, next));
+        Group { number, first, end }
+    }
+
+    /// The row at a place in the order, by its number among all; 0 behind the group's end.
+    pub(super) fn line(&self, e: &mut Emit, order: Buf, groups: Val, at: Val) -> Val {
+        let (zero, behind) = (e.u32(0), e.u32(2));
+        let line = e.var(zero);
+        let exists = e.lt(at, self.end);
+        e.if_(exists, |e| {
+            let head = e.add(groups, behind);
+            let at = e.add(head, at);
+            let known = e.load(order, at);
+            e.set(line, known);
+        });
+        e.get(line)
     }
 
     /// Finds the group of a tile, all units of a cube together.

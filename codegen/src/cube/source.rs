@@ -12,6 +12,7 @@ use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
 use cubecl_runtime::compiler::{CompilationError, CubeTask};
 
 use super::emit::AWAIT_COPIES;
+use super::emit::TWO_CUBES;
 use super::kernel::CubeIr;
 use super::refuse;
 use super::shape::{Cubes, LaunchShape};
@@ -19,7 +20,7 @@ use super::split::Role;
 use super::stages::{Stage, Stages};
 use super::target::Target;
 use crate::device::DeviceError;
-use crate::program::Kernel;
+use crate::program::{Kernel, KernelKind};
 
 type CudaCompiler = CppCompiler<CudaDialect<CudaWmmaCompiler>>;
 
@@ -173,6 +174,9 @@ impl<C: Compiler> CubeTask<C> for Task<C> {
         if compiled.source.contains(AWAIT_COPIES) {
             compiled.source = with_copies(&compiled.source);
         }
+        if compiled.source.contains(TWO_CUBES) {
+            compiled.source = for_two_cubes(&compiled.source);
+        }
         Ok(compiled)
     }
 }
@@ -189,6 +193,17 @@ fn with_copies(text: &str) -> String {
     match (text.find(FIRST), text.find(NEXT)) {
         (Some(from), Some(to)) if from < to => [&text[..from], &text[to..]].concat(),
         _ => text,
+    }
+}
+
+/// Says that two cubes are to fit on a processor, where CubeCL says only how many units each has.
+fn for_two_cubes(text: &str) -> String {
+    let mark = format!("// {TWO_CUBES}\n");
+    match text.split_once("__launch_bounds__(").and_then(|(head, rest)| Some((head, rest.split_once(')')?))) {
+        Some((head, (units, rest))) => {
+            format!("{head}__launch_bounds__({units}, 2){}", rest.replacen(&mark, "", 1))
+        }
+        None => text.to_owned(),
     }
 }
 
@@ -209,7 +224,8 @@ fn header(kernel: &Kernel, target: Target) -> String {
     }
     let inputs: Vec<_> = body.params.iter().copied().filter(|&p| CubeIr::reads(body, p)).collect();
     // The order of rows comes behind the parameters.
-    let ordered = matches!(LaunchShape::of(kernel).cubes, Cubes::Groups { .. });
+    let ordered = matches!(LaunchShape::of(kernel).cubes, Cubes::Groups { .. })
+        || matches!(kernel.kind, KernelKind::ScatterMatrix { .. });
     let output = inputs.len() + usize::from(ordered);
     if ordered {
         let n = inputs.len();

@@ -18,6 +18,7 @@ use latentc_ir::{AxisId, DType, Function, Op, Reduce, Size, Type, ValueId};
 use super::fragment::PACK;
 use super::kernel::CubeIr;
 use super::matrix;
+use super::scatter_matrix::OuterPlan;
 use super::shape::LaunchShape;
 use super::sort;
 use super::split::Role;
@@ -25,6 +26,7 @@ use super::target::Target;
 use crate::device::DeviceError;
 use crate::few::FewPlan;
 use crate::program::{Kernel, KernelKind};
+use crate::scatter::ScatterPlan;
 
 /// What a launch reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +112,9 @@ impl Stages {
             KernelKind::Matrix { wide, parts, .. } => {
                 Stages::of_matrix(kernel, wide.into(), parts.into()).unwrap_or_else(|| Stages::whole(kernel))
             }
+            KernelKind::ScatterMatrix { .. } => {
+                Stages::of_outer(kernel).unwrap_or_else(|| Stages::whole(kernel))
+            }
             KernelKind::Map
             | KernelKind::Contract
             | KernelKind::Grouped
@@ -128,6 +133,21 @@ impl Stages {
         let inputs = read.map(Operand::Param).collect();
         let stage = Stage { kernel: kernel.clone(), role: Role::Whole, inputs, output: Operand::Output };
         Stages { kept: Vec::new(), all: vec![stage] }
+    }
+
+    /// Those of a sum of outer products on tensor cores: what sorts its rows, and what multiplies.
+    fn of_outer(kernel: &Kernel) -> Option<Stages> {
+        let body = &kernel.body;
+        let ScatterPlan { along, index, .. } = OuterPlan::of(body)?.scatter;
+        let groups = body.axis(along).size.fixed()? as usize;
+        let order = Operand::Kept(0);
+        let mut whole = Stages::whole(kernel);
+        let at = Operand::Param(body.params.iter().position(|p| *p == index)?);
+        let sort = Stage { kernel: kernel.clone(), role: Role::Sort, inputs: vec![at], output: order };
+        whole.all[0].inputs.push(order);
+        whole.all.insert(0, sort);
+        whole.kept.push(Kept::Order(sizes(body, body.ty(index)), groups));
+        Some(whole)
     }
 
     /// Those of a product on tensor cores with the operands of one side as the wide ones and so many parts of a summed axis, if it can be

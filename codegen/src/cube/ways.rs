@@ -5,6 +5,7 @@
 use latentc_ir::{AxisId, Function};
 
 use super::matrix::Tile;
+use super::scatter_matrix::{self, OuterPlan};
 use super::shape::LaunchShape;
 use super::split::MULTIPROCESSORS;
 use super::stages::{Stages, deep, divides};
@@ -33,6 +34,8 @@ pub(crate) struct Ways {
     /// For each side that can be the wide one of a product with few rows, and of one for tensor cores.
     few: Vec<Side>,
     matrix: Vec<Side>,
+    /// For a sum of outer products on tensor cores.
+    outer: Option<OuterPlan>,
     /// For a streamed softmax on tensor cores.
     stream: Option<Tall>,
 }
@@ -102,6 +105,7 @@ impl Ways {
             }
             KernelKind::Map
             | KernelKind::Scatter
+            | KernelKind::ScatterMatrix { .. }
             | KernelKind::Stream
             | KernelKind::Tiles
             | KernelKind::StreamMatrix { .. }
@@ -114,7 +118,10 @@ impl Ways {
             let of = |tall| Some((tall, plan.shared_bytes(plan.tiling(tall)?)));
             Tall { heights: plan.heights().into_iter().filter_map(of).collect(), rows: plan.stream.m }
         });
-        Ways { plain: kernel.kind, few, matrix, stream }
+        let outer = (kernel.kind == KernelKind::Scatter && target == Target::Cuda)
+            .then(|| OuterPlan::of(&kernel.body))
+            .flatten();
+        Ways { plain: kernel.kind, few, matrix, outer, stream }
     }
 
     /// Those that need no more shared memory than this.
@@ -133,6 +140,11 @@ impl Ways {
             let wanted = total(rows).div_ceil(16);
             let tall = heights.iter().find(|(tall, _)| usize::from(*tall) >= wanted).or(heights.last());
             return tall.map_or(self.plain, |&(tall, _)| KernelKind::StreamMatrix { tall });
+        }
+        if let Some(OuterPlan { scatter, sides, .. }) = &self.outer {
+            let tiles = |side: &scatter_matrix::Side| total(&side.columns).div_ceil(128);
+            let large = extents[scatter.along.0 as usize] * tiles(&sides[0]) * tiles(&sides[1]) >= BUSY;
+            return KernelKind::ScatterMatrix { side: if large { 128 } else { 64 } };
         }
         let widest = |sides: &'_ [Side], most: usize| {
             let sides = sides.iter().filter(|s| total(&s.rows) <= most);
@@ -185,7 +197,10 @@ impl Ways {
         };
         let heights = self.stream.iter().flat_map(|tall| &tall.heights);
         let stream = heights.map(|&(tall, _)| KernelKind::StreamMatrix { tall });
-        self.few.iter().flat_map(few).chain(self.matrix.iter().flat_map(matrix)).chain(stream).collect()
+        let outer = self.outer.iter().flat_map(|_| scatter_matrix::SIDES);
+        let outer = outer.map(|side| KernelKind::ScatterMatrix { side });
+        let products = self.few.iter().flat_map(few).chain(self.matrix.iter().flat_map(matrix));
+        products.chain(outer).chain(stream).collect()
     }
 }
 
@@ -199,7 +214,10 @@ pub(crate) fn joins(kind: KernelKind) -> bool {
         | KernelKind::Scatter
         | KernelKind::Tiles
         | KernelKind::Few { .. } => true,
-        KernelKind::Stream | KernelKind::StreamMatrix { .. } | KernelKind::Matrix { .. } => false,
+        KernelKind::Stream
+        | KernelKind::StreamMatrix { .. }
+        | KernelKind::Matrix { .. }
+        | KernelKind::ScatterMatrix { .. } => false,
     }
 }
 
@@ -210,6 +228,7 @@ pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
         KernelKind::Matrix { wide, rows, parts } if kernel.kind != kind => {
             format!("{}_matrix{wide}{rows}_{parts}", kernel.name)
         }
+        KernelKind::ScatterMatrix { side } if kernel.kind != kind => format!("{}_matrix{side}", kernel.name),
         KernelKind::StreamMatrix { tall } if kernel.kind != kind => format!("{}_matrix{tall}", kernel.name),
         _ => kernel.name.clone(),
     };

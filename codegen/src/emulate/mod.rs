@@ -446,7 +446,9 @@ impl Emulator {
         let Ready { kernel, shape, grid, sizes, .. } = launch;
         let kernels = std::slice::from_ref(kernel);
         let stages = Stages::of(kernel);
-        if stages.all.len() > 1 && !launch.replaced {
+        // A text that replaces that of one of several is run among them.
+        let among = stages.all.iter().any(|stage| stage.kernel == *kernel);
+        if stages.all.len() > 1 && (among || !launch.replaced) {
             return self.run_stages(launch, &stages);
         }
         let ir = CubeIr::new(kernel, Target::Cuda)?;

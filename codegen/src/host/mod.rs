@@ -322,9 +322,11 @@ impl Device for Host {
         let views: Vec<_> = inputs.iter().map(|b| b.map(Buffer::view)).collect();
         check(kernel, &views, output, &extents)?;
         let pieces = match kernel.kind {
-            KernelKind::Map | KernelKind::Scatter | KernelKind::Stream | KernelKind::StreamMatrix { .. } => {
-                Arc::from([])
-            }
+            KernelKind::Map
+            | KernelKind::Scatter
+            | KernelKind::ScatterMatrix { .. }
+            | KernelKind::Stream
+            | KernelKind::StreamMatrix { .. } => Arc::from([]),
             // What stands around a product goes through memory: the cache holds it, and a launch costs nothing here.
             KernelKind::Contract
             | KernelKind::Grouped
@@ -388,7 +390,9 @@ fn plain(
         KernelKind::Map => map::run(kernel, &views, output, extents),
         KernelKind::Contract => contract::run(kernel, &views, output, extents),
         KernelKind::Grouped => grouped::run(kernel, &views, output, extents, spare),
-        KernelKind::Scatter => scatter::run(kernel, &views, output, extents, spare),
+        KernelKind::Scatter | KernelKind::ScatterMatrix { .. } => {
+            scatter::run(kernel, &views, output, extents, spare)
+        }
         KernelKind::Stream | KernelKind::StreamMatrix { .. } => stream::run(kernel, &views, output, extents),
         // Ways of GPUs to do one of the others.
         KernelKind::Tiles | KernelKind::Few { .. } | KernelKind::Matrix { .. } => {
@@ -416,7 +420,10 @@ fn widened(kernel: &Kernel, inputs: &[Option<View<'_>>], extents: &[usize]) -> V
                 |(n, &a): (usize, &ValueId)| a != param || n == 0 && matches!(inst.op, Op::Gather { .. });
             inst.args.iter().enumerate().all(reads)
         }),
-        KernelKind::Scatter | KernelKind::Stream | KernelKind::StreamMatrix { .. } => false,
+        KernelKind::Scatter
+        | KernelKind::ScatterMatrix { .. }
+        | KernelKind::Stream
+        | KernelKind::StreamMatrix { .. } => false,
     };
     let widen = |(&param, view): (&ValueId, &Option<View<'_>>)| {
         let view = view.filter(|v| v.is_float() && !matches!(v, View::F(_)))?;

@@ -68,11 +68,8 @@ pub(super) fn run(
         return Err(DeviceError::Index { kernel: kernel.name.clone(), index: i64::from(wrong), size });
     }
     let e_step = step(plan.along, y_axes, &y_steps);
-    // Each column belongs to one of two factors, and no row to the result: a product of matrices for each index.
-    let of = |n: usize| plan.columns.iter().copied().filter(|a| x_axes[n].contains(a)).collect::<Vec<_>>();
-    let sides = [of(0), of(1)];
-    let apart = sides[0].iter().all(|a| !sides[1].contains(a)) && sides.iter().all(|s| !s.is_empty());
-    if plan.factors.len() == 2 && apart && y_row.iter().all(|&step| step == 0) {
+    // A product of matrices for each index.
+    if let Some(sides) = plan.sides(body) {
         let side = |n: usize| {
             let axes = &sides[n];
             let inner = strides(axes, extents);

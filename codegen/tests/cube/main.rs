@@ -17,6 +17,7 @@ mod random;
 mod resident;
 mod rows;
 mod scatter;
+mod scatter_matrix;
 mod stream;
 mod stream_matrix;
 #[path = "../common/streams.rs"]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use latentc_codegen::contract::ContractPlan;
 use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_codegen::scatter::ScatterPlan;
 use latentc_codegen::stream::StreamPlan;
 use latentc_ir::{AxisId, Op};
 use serde::Serialize;
@@ -18,6 +19,9 @@ pub enum Work {
     /// `count` times `rows` rows, each multiplied with one of `groups` matrices of `n` rows of `k`.
     #[expect(missing_docs, reason = "said above")]
     Grouped { count: u64, groups: u64, rows: u64, n: u64, k: u64 },
+    /// For each of `groups`, a product of `m` rows and `n` columns that is summed over its share of `rows`.
+    #[expect(missing_docs, reason = "said above")]
+    Outer { groups: u64, rows: u64, m: u64, n: u64 },
     /// Softmaxes over `positions`: `batch` times for `rows` rows, of scores that are sums of `keys` terms, weighing rows of `values`.
     #[expect(missing_docs, reason = "said above")]
     Stream {
@@ -40,7 +44,12 @@ impl Work {
         let products: Vec<_> = body.body.iter().filter(|i| i.op == Op::Contract).collect();
         let count = products.len() as u64;
         match kernel.kind {
-            KernelKind::Map | KernelKind::Scatter => None,
+            KernelKind::Map => None,
+            KernelKind::Scatter | KernelKind::ScatterMatrix { .. } => {
+                let plan = ScatterPlan::of(body)?;
+                let [m, n] = plan.sides(body)?.map(|side| of(&side));
+                Some(Work::Outer { groups: of(&[plan.along]), rows: of(&plan.rows), m, n })
+            }
             KernelKind::Stream | KernelKind::StreamMatrix { .. } => {
                 let plan = StreamPlan::of(body).ok()?;
                 let scores = products.iter().filter(|i| i.result() != plan.product);
@@ -138,6 +147,27 @@ mod tests {
   x4: f32[a0, a2=45] = contract p0, x3 over a1, a4
   return x4";
         assert_eq!(of(&[4], body), Some(Work::Grouped { count: 1, groups: 15, rows: 8, n: 45, k: 7 }));
+    }
+
+    #[test]
+    fn gradients_of_experts_are_summed_over_their_rows() {
+        let body = "  axes a0=15, a1=45, a2=7, a3=n0, a4=2
+  param p0: bf16[a3, a4=2, a1=45]
+  param p1: f32[a3, a2=7]
+  param p2: i32[a3, a4=2]
+
+  x3: f32[a3, a4=2, a1=45, a2=7] = mul p0, p1
+  x4: f32[a0=15, a1=45, a2=7] = scatter_add x3, p2 along a0
+  return x4";
+        assert_eq!(of(&[4], body), Some(Work::Outer { groups: 15, rows: 8, m: 45, n: 7 }));
+        // Rows that are only added up are no product.
+        let body = "  axes a0=15, a1=45, a3=n0
+  param p0: bf16[a3, a1=45]
+  param p1: i32[a3]
+
+  x2: f32[a0=15, a1=45] = scatter_add p0, p1 along a0
+  return x2";
+        assert_eq!(of(&[4], body), None);
     }
 
     #[test]
