@@ -171,6 +171,8 @@ pub enum KernelKind {
         wide: u8,
         /// Rows of a tile.
         rows: u8,
+        /// Columns of a tile, of all products together.
+        columns: u16,
         /// Parts that a summed axis is cut into, each added up by other cubes.
         parts: u8,
     },

@@ -83,13 +83,13 @@ fn way(way: KernelKind) -> String {
         KernelKind::Few { rows, .. } => format!("{way}, {rows}"),
         KernelKind::ScatterMatrix { side } => format!("{way}, {side}"),
         KernelKind::StreamMatrix { tall } => format!("{way}, {}", 16 * u32::from(tall)),
+        KernelKind::Matrix { rows, columns, .. } => format!("{way}, {rows} x {columns}"),
         KernelKind::Map
         | KernelKind::Contract
         | KernelKind::Grouped
         | KernelKind::Scatter
         | KernelKind::Stream
-        | KernelKind::Tiles
-        | KernelKind::Matrix { .. } => way.to_string(),
+        | KernelKind::Tiles => way.to_string(),
     }
 }
 

@@ -15,8 +15,8 @@ use cubecl_core::ir::{
 };
 use cubecl_core::prelude::{KernelBuilder, KernelDefinition};
 
-/// What stands in a text for the instruction that waits for copies.
-pub(super) const AWAIT_COPIES: &str = "latentc: cp.async.wait_all";
+/// What stands in a text before an instruction on copies that CubeCL has no name for: see `source`.
+pub(super) const COPIES: &str = "latentc: cp.async.";
 
 /// What stands in a text whose kernel is to leave registers for two cubes on a processor.
 pub(super) const TWO_CUBES: &str = "latentc: two cubes";
@@ -149,6 +149,7 @@ pub(crate) enum Bin {
 pub(crate) enum Bits {
     And,
     Or,
+    Xor,
     /// Shifted up.
     Left,
     /// Shifted down.
@@ -405,6 +406,7 @@ impl Emit {
         let op = match op {
             Bits::And => Bitwise::BitwiseAnd(ops),
             Bits::Or => Bitwise::BitwiseOr(ops),
+            Bits::Xor => Bitwise::BitwiseXor(ops),
             Bits::Left => Bitwise::ShiftLeft(ops),
             Bits::Right => Bitwise::ShiftRight(ops),
         };
@@ -600,6 +602,15 @@ impl Emit {
         }
     }
 
+    /// Writes numbers behind one another, converted, from `index` times as many on, in one access.
+    pub(crate) fn store_numbers(&mut self, memory: impl Memory, index: Val, numbers: &[Val]) {
+        let ty = memory.variable().ty;
+        let inputs = numbers.iter().map(|&x| self.convert(x, ty).0).collect();
+        let vector = self
+            .push_as(Operator::InitVector(VectorInitOperator { inputs }), ty.with_vector_size(numbers.len()));
+        self.store_pack(memory, index, &Pack::Vector(vector));
+    }
+
     /// Zeros, in one register.
     pub(crate) fn zero_pack(&mut self, elem: Elem, width: u32) -> Pack {
         let zero = Variable::constant(ConstantValue::Float(0.0), elem.ty());
@@ -662,8 +673,21 @@ impl Emit {
 
     /// Waits for all copies that this unit has begun. Those of other units are there when these have waited and all have met.
     pub(crate) fn await_copies(&mut self) {
-        // CubeCL has no name for it: see `source`.
-        self.builder.scope.register(NonSemantic::Comment { content: AWAIT_COPIES.to_owned() });
+        self.of_copies("wait_all");
+    }
+
+    /// Makes a group of the copies that this unit has begun since the last one.
+    pub(crate) fn group_copies(&mut self) {
+        self.of_copies("commit_group");
+    }
+
+    /// As [`await_copies`](Emit::await_copies) for all groups but so many, the last ones.
+    pub(crate) fn await_groups_but(&mut self, last: u32) {
+        self.of_copies(&format!("wait_group {last}"));
+    }
+
+    fn of_copies(&mut self, what: &str) {
+        self.builder.scope.register(NonSemantic::Comment { content: format!("{COPIES}{what}") });
     }
 
     /// Asks for so few registers that two cubes fit on a processor.

@@ -100,7 +100,8 @@ impl CubeIr {
     pub(crate) fn of_role(&self, role: Role) -> CubeIr {
         let part = Part { role, ..self.parts[0].clone() };
         let name = format!("{}{}", part.spec.kernel.name, role.suffix());
-        let settings = self.settings.clone().kernel_name(name.as_str());
+        let units = LaunchShape::of_role(&part.spec.kernel, role, part.spec.target).units;
+        let settings = self.settings.clone().kernel_name(name.as_str()).cube_dim(CubeDim::new_1d(units));
         CubeIr { parts: Arc::new([part]), settings }
     }
 
@@ -335,8 +336,8 @@ impl Form {
                 // What the check refuses is never emitted.
                 None => Form::Map(Map::of(&kernel.body)),
             },
-            KernelKind::Matrix { wide, rows, .. } => {
-                match (matrix::plan(&kernel.body, wide.into()), Tile::of(rows)) {
+            KernelKind::Matrix { wide, rows, columns, .. } => {
+                match (matrix::plan(&kernel.body, wide.into()), Tile::of(rows, columns)) {
                     (Some(plan), Some(tile)) => Form::Matrix(plan, tile),
                     // What the check refuses is never emitted.
                     _ => Form::Map(Map::of(&kernel.body)),
@@ -399,10 +400,11 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
                 _ => Err(format!("tensor cores do not multiply this in {target}")),
             }
         }
-        KernelKind::Matrix { wide, rows, .. } => {
+        KernelKind::Matrix { wide, rows, columns, .. } => {
             check_map(body)?;
-            let known = wide < 2 && Tile::of(rows).is_some() && target == Target::Cuda;
-            let has = known && matrix::plan(body, wide.into()).is_some();
+            let tile = Tile::of(rows, columns).filter(|_| wide < 2 && target == Target::Cuda);
+            let plan = tile.and_then(|tile| Some((tile, matrix::plan(body, wide.into())?)));
+            let has = plan.is_some_and(|(tile, plan)| tile.fits(body, &plan));
             if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }
         }
         KernelKind::Few { wide, rows } => {

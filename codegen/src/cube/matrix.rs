@@ -1,74 +1,90 @@
 //! Products with many rows on tensor cores, by tiles, in f32 sums of bf16 or f16.
 //!
-//! Operands are parameters, read in accesses of 16 bytes. A cube's 8 planes bring some depth of both operands into shared
-//! memory at a time, in rows that are padded so that eight of them meet in no bank; while they multiply, what comes next is on its
-//! way into registers, and then goes to the other of two stages. A plane has half of the rows and a quarter of the columns, as tiles of
-//! 16 by 8 that `mma` adds up in registers, with operands from `ldmatrix`. In the end the sums go through shared memory, 32 rows at a
-//! time, and each unit makes elements of the result of them. The axes are those of a [`FewPlan`]; what lies beyond an edge counts
-//! as 0 and is not stored.
+//! Operands are parameters, read in accesses of 16 bytes. A cube brings some depth of both operands into one of several stages in shared
+//! memory at a time ([`feed`](super::feed)), while its planes multiply another ([`tiles`](super::tiles)): each has some rows and columns of the
+//! tile, as tiles of 16 by 8 that `mma` adds up in registers, with operands from `ldmatrix`, of which the next ones are loaded while those at
+//! hand are multiplied. In the end the sums go through shared memory, 16 rows of each plane at a time, and each unit makes elements of
+//! the result of them. The axes are those of a [`FewPlan`]; what lies beyond an edge counts as 0 and is not stored.
 //!
 //! A *grouped* product has a matrix for each index. Its rows are those of the index, sorted by [`sort`](super::sort): a cube has rows of
 //! one group, and finds which in the same order as all others do.
 //!
-//! A narrow operand in f32 is split into numbers of 16 bits that add up to it, which are multiplied one after the other.
+//! Operands in f32 are split into numbers of 16 bits that add up to them, which are multiplied one after the other.
 
 use latentc_ir::{AxisId, DType, Function, Op, ValueId};
 
-use super::contract::{Offsets, gather_index};
-use super::emit::{Array, Buf, Elem, Emit, Pack, Shared, Val};
+use super::contract::Offsets;
+use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val};
 use super::expr::{Exprs, Fold};
+use super::feed::{Feed, Layout, Read, Staged};
 use super::few::place;
-use super::fragment::{PACK, clear, in_packs, left as left_operand, sums};
+use super::fragment::{PACK, in_packs};
 use super::sort::Group;
+use super::split::{HALF, SHARED};
+use super::tiles::Tiles;
 use crate::few::FewPlan;
+use crate::program::KernelKind;
 
-/// Units of a cube.
+/// Units of a cube that sorts, and of most that multiply.
 pub(crate) const UNITS: u32 = 256;
-/// Rows that are finished at a time.
-const SLAB: u32 = 32;
-/// Planes above one another in a tile, and beside one another.
-const DOWN: u32 = 2;
-const ACROSS: u32 = UNITS / 32 / DOWN;
 /// Terms of a sum, each of which may be off by 2^-18: as much as f32 sums of as many are off in any case.
 const FORGIVING: u64 = 64;
+/// Rows of tiles that cubes share out at a time, all columns of them: what these read is in the cache then.
+const BAND: u32 = 16;
 
-/// What a cube has of the result.
+/// What a cube has of the result, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tile {
     /// Rows.
     pub(crate) rows: u32,
     /// Columns, of all products together.
     pub(crate) columns: u32,
-    /// Depth that is brought in at a time.
-    depth: u32,
+    /// Depth of a stage, an even number of times 16.
+    pub(super) depth: u32,
+    /// Stages, at most.
+    stages: u32,
+    /// Planes above one another, and beside one another.
+    down: u32,
+    pub(super) across: u32,
+    /// Cubes that a multiprocessor is to have at the same time.
+    pub(crate) cubes: u32,
+    /// TFLOP/s that an H200 reaches with as many cubes as it has room for.
+    pub(crate) rate: u32,
 }
 
 impl Tile {
-    /// All of them. Low ones are for few rows: there are more of them, and each has more on its way.
-    pub(crate) const ALL: [Tile; 3] = [
-        Tile { rows: 32, columns: 64, depth: 64 },
-        Tile { rows: 64, columns: 64, depth: 64 },
-        Tile { rows: 128, columns: 128, depth: 32 },
+    /// All of them, by size. The lowest is for few rows: there are more of them, and each has more on its way. Large ones multiply more with
+    /// what they read, which is what limits them: the cache gives all multiprocessors together some 5 TB/s.
+    pub(crate) const ALL: [Tile; 4] = [
+        Tile { rows: 32, columns: 64, depth: 64, stages: 4, down: 2, across: 4, cubes: 2, rate: 110 },
+        Tile { rows: 64, columns: 128, depth: 64, stages: 3, down: 2, across: 2, cubes: 2, rate: 250 },
+        Tile { rows: 128, columns: 128, depth: 32, stages: 4, down: 2, across: 4, cubes: 1, rate: 310 },
+        Tile { rows: 128, columns: 256, depth: 64, stages: 3, down: 2, across: 4, cubes: 1, rate: 390 },
     ];
 
-    /// The tile with so many rows.
-    pub(crate) fn of(rows: u8) -> Option<Tile> {
-        Tile::ALL.into_iter().find(|t| t.rows == u32::from(rows))
+    /// The tile with so many rows and columns.
+    pub(crate) fn of(rows: u8, columns: u16) -> Option<Tile> {
+        Tile::ALL.into_iter().find(|t| (t.rows, t.columns) == (rows.into(), columns.into()))
     }
 
-    /// From one row of depth to the next.
-    fn pitch(self) -> u32 {
-        self.depth + PACK
+    /// The way that has it.
+    pub(crate) fn way(self, wide: u8, parts: u8) -> KernelKind {
+        KernelKind::Matrix { wide, rows: self.rows as u8, columns: self.columns as u16, parts }
     }
 
-    /// Elements of a stage of the narrow operand.
-    fn narrow_stage(self) -> u32 {
-        self.rows * self.pitch()
+    /// Units of a cube.
+    pub(crate) fn units(self) -> u32 {
+        32 * self.down * self.across
     }
 
     /// Tiles of 16 rows that a plane has.
-    fn high(self) -> u32 {
-        self.rows / DOWN / 16
+    pub(super) fn high(self) -> u32 {
+        self.rows / self.down / 16
+    }
+
+    /// Tiles of 8 columns of each product that a plane has.
+    pub(super) fn wide(self, plan: &FewPlan) -> u32 {
+        self.columns(plan) / self.across / 8
     }
 
     /// How many columns of each product a cube has.
@@ -76,23 +92,50 @@ impl Tile {
         self.columns / plan.products.len() as u32
     }
 
-    /// From one depth to the next where the wide operand lies across its columns.
-    fn pitch_across(self, plan: &FewPlan) -> u32 {
-        self.columns(plan) + PACK
+    /// Rows that are finished at a time.
+    pub(super) fn slab(self) -> u32 {
+        16 * self.down
     }
 
-    /// Elements of a stage of one product's wide operand.
-    fn wide_stage(self, plan: &FewPlan) -> u32 {
-        if plan.along { self.columns(plan) * self.pitch() } else { self.depth * self.pitch_across(plan) }
+    /// From one of these to the next: units that write two neighbours meet in no bank.
+    pub(super) fn slab_pitch(self, plan: &FewPlan) -> u32 {
+        self.columns(plan) + 8
+    }
+
+    /// How the narrow and the wide operands lie in a stage.
+    fn layouts(self, body: &Function, plan: &FewPlan) -> [Layout; 2] {
+        let depth = self.depth;
+        let narrow = Layout { lines: self.rows, depth, along: along(body, plan) };
+        [narrow, Layout { lines: self.columns(plan), depth, along: plan.along }]
+    }
+
+    /// Bytes of a stage, and of all else in shared memory.
+    fn bytes(self, body: &Function, plan: &FewPlan) -> [usize; 2] {
+        let products = plan.products.len() as u32;
+        let [narrow, wide] = self.layouts(body, plan).map(Layout::elements);
+        let [left, right] = pieces(body, plan);
+        let slab = 4 * products * self.slab() * self.slab_pitch(plan);
+        let lines = if index(plan).is_some() { 4 * self.rows + Group::SHARED_BYTES } else { 0 };
+        [2 * (left * narrow + products * right * wide), slab + lines].map(|bytes| bytes as usize)
+    }
+
+    /// How many stages there are.
+    fn stages(self, body: &Function, plan: &FewPlan) -> u32 {
+        let [stage, rest] = self.bytes(body, plan);
+        let most = if self.cubes > 1 { HALF } else { SHARED };
+        (3..=self.stages).rev().find(|&n| n as usize * stage + rest <= most).unwrap_or(2)
+    }
+
+    /// Whether a cube has room for it: where both operands are split, not for the widest.
+    pub(crate) fn fits(self, body: &Function, plan: &FewPlan) -> bool {
+        let both = pieces(body, plan).iter().all(|n| *n > 1);
+        self.shared_bytes(body, plan) <= SHARED && (self.columns <= 128 || !both)
     }
 
     /// Bytes of shared memory.
     pub(crate) fn shared_bytes(self, body: &Function, plan: &FewPlan) -> usize {
-        let products = plan.products.len() as u32;
-        let stages = 2 * 2 * (pieces(body, plan) * self.narrow_stage() + products * self.wide_stage(plan));
-        let sums = 4 * products * SLAB * (self.columns(plan) + 4);
-        let lines = if index(plan).is_some() { 4 * self.rows + Group::SHARED_BYTES } else { 0 };
-        (stages + sums + lines) as usize
+        let [stage, rest] = self.bytes(body, plan);
+        self.stages(body, plan) as usize * stage + rest
     }
 }
 
@@ -101,15 +144,46 @@ pub(crate) fn index(plan: &FewPlan) -> Option<(AxisId, ValueId)> {
     plan.products[0].index
 }
 
-/// How many numbers of 16 bits stand for one of the narrow operand.
-fn pieces(body: &Function, plan: &FewPlan) -> u32 {
-    let product = &plan.products[0];
-    if body.ty(product.narrow).dtype == body.ty(product.table).dtype {
-        return 1;
-    }
+/// Whether the numbers of a row lie behind one another in the narrow operand; if not, those of eight rows do.
+fn along(body: &Function, plan: &FewPlan) -> bool {
+    in_packs(body, plan.products[0].narrow, &plan.inner)
+}
+
+/// How many numbers of 16 bits stand for one of the narrow operand, and of the wide ones.
+fn pieces(body: &Function, plan: &FewPlan) -> [u32; 2] {
+    let (wide, terms) = (operands(plan).map(|v| body.ty(v).dtype == DType::F32), summed(body, plan));
     // Three have all 24 bits, two have 17.
-    let terms = plan.outer.iter().chain(&plan.inner).map(|a| body.axis(*a).size.fixed().unwrap_or(1));
-    if terms.fold(1, u64::saturating_mul) < FORGIVING { 3 } else { 2 }
+    let split = if terms.is_some_and(|terms| terms < forgiving(wide)) { 3 } else { 2 };
+    wide.map(|wide| if wide { split } else { 1 })
+}
+
+/// The narrow operand and the first of the wide ones.
+fn operands(plan: &FewPlan) -> [ValueId; 2] {
+    [plan.products[0].narrow, plan.products[0].table]
+}
+
+/// The number of terms, if it is known.
+fn summed(body: &Function, plan: &FewPlan) -> Option<u64> {
+    let sizes = plan.outer.iter().chain(&plan.inner).map(|a| body.axis(*a).size.fixed());
+    sizes.into_iter().try_fold(1u64, |n, size| Some(n.saturating_mul(size?)))
+}
+
+/// The fewest terms that may be off as far as operands are that are split in two. Of two such ones, what is least of both is not multiplied.
+fn forgiving(split: [bool; 2]) -> u64 {
+    match split {
+        [false, false] => 0,
+        [true, true] => 3 * FORGIVING,
+        _ => FORGIVING,
+    }
+}
+
+/// The fewest terms with which the kernel errs no more than f32 sums do, where their number is known at a launch.
+pub(crate) fn least(body: &Function, plan: &FewPlan) -> u64 {
+    if summed(body, plan).is_some() {
+        0
+    } else {
+        forgiving(operands(plan).map(|v| body.ty(v).dtype == DType::F32))
+    }
 }
 
 /// The plan of a body that one launch can compute so, with the operands of one side as the wide ones. The rows of a grouped product are
@@ -120,17 +194,17 @@ pub(crate) fn plan(body: &Function, wide: usize) -> Option<FewPlan> {
     let (dtype, tables) = (body.ty(narrow).dtype, body.ty(plan.products[0].table).dtype);
     let multiplies = plan.narrows().len() == 1
         && plan.products.len() <= 2
-        && matches!((dtype, tables), (DType::Bf16 | DType::F32, DType::Bf16) | (DType::F16, DType::F16))
+        && matches!(
+            (dtype, tables),
+            (DType::Bf16 | DType::F32, DType::Bf16 | DType::F32) | (DType::F16, DType::F16)
+        )
         && plan.products.iter().all(|p| p.index == index(&plan) && body.ty(p.table).dtype == tables);
     // What an epilogue folds would be folded for each element.
     let folds = body.body.iter().any(|i| i.op != Op::Contract && Fold::of(body, i).is_some());
     let whole = plan.factor(body).is_multiple_of(PACK.into());
-    if !multiplies
-        || folds
-        || !whole
-        || !body.params.contains(&narrow)
-        || !in_packs(body, narrow, &plan.inner)
-    {
+    // Rows of groups are anywhere, so none are neighbours.
+    let packed = along(body, &plan) || (index(&plan).is_none() && in_packs(body, narrow, &plan.rows));
+    if !multiplies || folds || !whole || !packed || !body.params.contains(&narrow) {
         return None;
     }
     if let Some((_, index)) = index(&plan) {
@@ -147,7 +221,7 @@ pub(crate) fn plan(body: &Function, wide: usize) -> Option<FewPlan> {
 }
 
 /// The rows of a cube.
-enum Rows {
+pub(super) enum Rows {
     /// From one on, of so many.
     Run { first: Val, total: Val },
     /// Of a group, with the number of each in shared memory.
@@ -156,7 +230,7 @@ enum Rows {
 
 impl Rows {
     /// The number of a row of the tile among all.
-    fn number(&self, e: &mut Emit, row: Val) -> Val {
+    pub(super) fn number(&self, e: &mut Emit, row: Val) -> Val {
         match self {
             Rows::Run { first, .. } => e.add(*first, row),
             Rows::Group { lines, .. } => e.load(*lines, row),
@@ -164,86 +238,13 @@ impl Rows {
     }
 
     /// Whether there is that row of the tile.
-    fn exists(&self, e: &mut Emit, row: Val) -> Val {
+    pub(super) fn exists(&self, e: &mut Emit, row: Val) -> Val {
         let (first, end) = match self {
             Rows::Run { first, total } => (*first, *total),
             Rows::Group { group, .. } => (group.first, group.end),
         };
         let at = e.add(first, row);
         e.lt(at, end)
-    }
-}
-
-/// A pack that this unit brings in: where it lies in memory but for the depth, whether its row exists, its depth in the stage, and
-/// its place there.
-struct Load {
-    buf: Buf,
-    /// How it is stored, and in how many accesses it is read.
-    elem: Elem,
-    accesses: u32,
-    start: Val,
-    exists: Val,
-    depth: Val,
-    /// Where a depth lies in the operand.
-    steps: usize,
-    /// One array for each number of 16 bits that an element is split into.
-    to: Vec<Shared>,
-    place: Val,
-    stage: u32,
-}
-
-impl Load {
-    /// What is there at a depth, as it is stored; 0 beyond an edge.
-    fn read(&self, e: &mut Emit, (base, steps): (Val, &Offsets), k0: Val, depth: Val) -> Vec<Pack> {
-        let width = PACK / self.accesses;
-        let k = e.add(k0, self.depth);
-        let deep = e.lt(k, depth);
-        let inside = e.and(self.exists, deep);
-        let nothing = e.zero_pack(self.elem, width);
-        let vars: Vec<_> = (0..self.accesses).map(|_| e.pack_var(&nothing)).collect();
-        e.if_(inside, |e| {
-            let step = steps.at(e, k);
-            let at = e.add(base, self.start);
-            let at = e.add(at, step);
-            let of_access = e.u32(width);
-            let at = e.div(at, of_access);
-            for (n, vars) in vars.iter().enumerate() {
-                let n = e.u32(n as u32);
-                let at = e.add(at, n);
-                let loaded = e.load_pack(self.buf, at, width, true);
-                e.set_pack(vars, &loaded);
-            }
-        });
-        vars.iter().map(|vars| e.get_pack(vars, &nothing)).collect()
-    }
-
-    /// Puts it into a stage.
-    fn keep(&self, e: &mut Emit, stage: Val, read: &[Pack], elem: Elem) {
-        let size = e.u32(self.stage);
-        let first = e.mul(stage, size);
-        let at = e.add(first, self.place);
-        let width = e.u32(PACK);
-        let at = e.div(at, width);
-        if let ([to], [pack]) = (&self.to[..], read) {
-            e.store_pack(*to, at, pack);
-            return;
-        }
-        let width = PACK / self.accesses;
-        let mut rest: Vec<Val> = Vec::new();
-        for pack in read {
-            rest.extend((0..width).map(|n| e.element_of(pack, n)));
-        }
-        for (n, to) in self.to.iter().enumerate() {
-            let piece: Vec<_> = rest.iter().map(|&x| e.cast(x, elem)).collect();
-            let pack = e.pack(elem, &piece);
-            e.store_pack(*to, at, &pack);
-            if n + 1 < self.to.len() {
-                for (rest, piece) in rest.iter_mut().zip(piece) {
-                    let piece = e.cast(piece, Elem::F32);
-                    *rest = e.sub(*rest, piece);
-                }
-            }
-        }
     }
 }
 
@@ -260,7 +261,7 @@ pub(crate) fn emit(
     let [rows, columns, repeats] = [&plan.rows, &plan.columns, &plan.batch].map(|axes| x.total(e, axes));
     let width = tile.columns(plan);
     let (of_rows, of_columns) = (e.u32(tile.rows), e.u32(width));
-    // Cubes are numbered along the rows, then the columns, then the batch.
+    // Cubes are numbered along the rows of a band, then the columns, then the bands, then the batch.
     let cube = e.cube();
     let groups = index(plan).map(|(along, _)| x.extent(along));
     let row_tiles = match groups {
@@ -268,14 +269,22 @@ pub(crate) fn emit(
         Some(groups) => Group::tiles(e, rows, groups, tile.rows),
     };
     let column_tiles = e.tiles(columns, width);
-    let (number, across) = (e.rem(cube, row_tiles), e.div(cube, row_tiles));
-    let (block, batch) = (e.rem(across, column_tiles), e.div(across, column_tiles));
+    let tiles = e.mul(row_tiles, column_tiles);
+    let (at, batch) = (e.rem(cube, tiles), e.div(cube, tiles));
+    let band = e.u32(BAND);
+    let of_band = e.mul(band, column_tiles);
+    let (before, at) = (e.div(at, of_band), e.rem(at, of_band));
+    let before = e.mul(before, band);
+    let high = e.sub(row_tiles, before);
+    let high = e.binary(Bin::Min, high, band);
+    let (number, block) = (e.rem(at, high), e.div(at, high));
+    let number = e.add(before, number);
     let column0 = e.mul(block, of_columns);
     // All units of a cube agree.
     let inside = e.lt(batch, repeats);
     e.if_(inside, |e| match (groups, order) {
         (Some(groups), Some(order)) => {
-            let group = Group::find(e, order, groups, number, tile.rows);
+            let group = Group::find(e, order, groups, number, (tile.rows, tile.units()));
             let some = e.lt(group.first, group.end);
             e.if_(some, |e| {
                 let lines = group.lines(e, order, groups, tile.rows);
@@ -301,39 +310,30 @@ fn multiply(
     output: Buf,
 ) {
     let body = x.body();
-    let width = tile.columns(plan);
     let batch_index = x.split(e, batch, &plan.batch);
     let repeat = (&plan.batch[..], &batch_index[..]);
-    let narrow = plan.products[0].narrow;
-    let (narrow_buf, narrow_elem) = buffer(narrow);
-    let elem = buffer(plan.products[0].table).1;
-    let stage = tile.narrow_stage();
-    let left: Vec<_> = (0..pieces(body, plan)).map(|_| e.shared(elem, (2 * stage) as usize)).collect();
-    let right: Vec<_> =
-        plan.products.iter().map(|_| e.shared(elem, (2 * tile.wide_stage(plan)) as usize)).collect();
-    let slab = e.shared(Elem::F32, plan.products.len() * (SLAB * (width + 4)) as usize);
-    let tiles = Tiles::new(e, (plan, tile), elem, &left, &right);
-    // Where a depth lies, for the narrow operand and then for each wide one.
-    let mut steps = vec![Offsets::of(e, x, &plan.inner, &body.ty(narrow).axes)];
-    let mut loads = Vec::new();
-    let unit = e.unit();
-    let (of_depth, pack, pitch) = (e.u32(tile.depth / PACK), e.u32(PACK), e.u32(tile.pitch()));
-    for n in 0..tile.rows * tile.depth / PACK / UNITS {
-        let first = e.u32(n * UNITS);
-        let number = e.add(unit, first);
-        let (row, k) = (e.div(number, of_depth), e.rem(number, of_depth));
-        let depth = e.mul(k, pack);
+    let operands: Vec<ValueId> =
+        [plan.products[0].narrow].into_iter().chain(plan.products.iter().map(|p| p.table)).collect();
+    // Of 16 bits; numbers in f32 are split into those of bf16.
+    let elems = operands.iter().map(|&v| buffer(v).1);
+    let elem = elems.into_iter().find(|&elem| elem != Elem::F32).unwrap_or(Elem::Bf16);
+    let ([narrow, wide], [left, right]) = (tile.layouts(body, plan), pieces(body, plan));
+    let stages = tile.stages(body, plan);
+    let left = Staged::new(e, elem, narrow, left, stages);
+    let right: Vec<_> = plan.products.iter().map(|_| Staged::new(e, elem, wide, right, stages)).collect();
+    let slab = plan.products.len() as u32 * tile.slab() * tile.slab_pitch(plan);
+    let slab = e.shared(Elem::F32, slab as usize);
+    let depth = x.total(e, &plan.inner);
+    let mut feed = Feed::new(elem, depth);
+    let memory = &body.ty(operands[0]).axes;
+    let steps = Offsets::of(e, x, &plan.inner, memory);
+    feed.add(e, tile.units(), buffer(operands[0]), (&left, steps), |e, row| {
         let exists = rows.exists(e, row);
         // An operand may lack axes of the index.
         let at = rows.number(e, row);
         let at = x.split(e, at, &plan.rows);
-        let start = place(e, x, &body.ty(narrow).axes, &[(&plan.rows[..], &at[..])]);
-        let place = e.mul(row, pitch);
-        let place = e.add(place, depth);
-        let (buf, elem, to) = (narrow_buf, narrow_elem, left.clone());
-        let accesses = (elem.bytes() / 2) as u32;
-        loads.push(Load { buf, elem, accesses, start, exists, depth, steps: 0, to, place, stage });
-    }
+        (place(e, x, memory, &[(&plan.rows[..], &at[..])]), exists)
+    });
     // No matrix is read for an index that is none: it counts as 0.
     let (chosen, known) = match (rows, index(plan)) {
         (Rows::Group { group, .. }, Some((along, _))) => {
@@ -341,258 +341,69 @@ fn multiply(
         }
         _ => (None, None),
     };
-    for (p, product) in plan.products.iter().enumerate() {
-        let memory = &body.ty(product.table).axes;
-        steps.push(Offsets::of(e, x, &plan.inner, memory));
+    for (&table, staged) in operands[1..].iter().zip(&right) {
+        let memory = &body.ty(table).axes;
+        let steps = Offsets::of(e, x, &plan.inner, memory);
         let starts = Offsets::of(e, x, &plan.columns, memory);
-        for n in 0..width * tile.depth / PACK / UNITS {
-            let first = e.u32(n * UNITS);
-            let number = e.add(unit, first);
-            let (column, depth, place) = if plan.along {
-                let (column, k) = (e.div(number, of_depth), e.rem(number, of_depth));
-                let depth = e.mul(k, pack);
-                let place = e.mul(column, pitch);
-                (column, depth, e.add(place, depth))
-            } else {
-                let (packs, pitch) = (e.u32(width / PACK), e.u32(tile.pitch_across(plan)));
-                let (depth, c) = (e.div(number, packs), e.rem(number, packs));
-                let column = e.mul(c, pack);
-                let place = e.mul(depth, pitch);
-                (column, depth, e.add(place, column))
-            };
+        feed.add(e, tile.units(), buffer(table), (staged, steps), |e, column| {
             let at = e.add(column0, column);
             let mut exists = e.lt(at, columns);
             if let Some(known) = known {
                 exists = e.and(exists, known);
             }
-            let start = starts.at(e, at);
-            let (buf, elem) = buffer(product.table);
-            let (to, stage) = (vec![right[p]], tile.wide_stage(plan));
-            loads.push(Load { buf, elem, accesses: 1, start, exists, depth, steps: p + 1, to, place, stage });
-        }
+            (starts.at(e, at), exists)
+        });
     }
-
+    let tiles = Tiles::new(e, (plan, tile), elem, &left, &right);
     let (zero, one, outer) = (e.u32(0), e.u32(1), x.total(e, &plan.outer));
-    let depth = x.total(e, &plan.inner);
-    let all = plan.products.iter().map(|p| p.table);
-    let operands: Vec<ValueId> = [narrow].into_iter().chain(all).collect();
     e.for_step(zero, outer, one, |e, o| {
         let outer_index = x.split(e, o, &plan.outer);
         let mut known = vec![repeat, (&plan.outer[..], &outer_index[..])];
         known.extend(chosen.as_ref().map(|(along, group)| (&along[..], &group[..])));
         let bases: Vec<_> = operands.iter().map(|&v| place(e, x, &body.ty(v).axes, &known)).collect();
-        let read = |e: &mut Emit, k0: Val| -> Vec<Vec<Pack>> {
-            let read = |load: &Load| load.read(e, (bases[load.steps], &steps[load.steps]), k0, depth);
-            loads.iter().map(read).collect()
-        };
-        let keep = |e: &mut Emit, stage: Val, read: &[Vec<Pack>]| {
-            loads.iter().zip(read).for_each(|(load, read)| load.keep(e, stage, read, elem));
-        };
-        let first = read(e, zero);
-        // What the other stage held for the index before has been used.
-        e.sync();
-        keep(e, zero, &first);
-        e.sync();
-        let step = e.u32(tile.depth);
-        e.for_step(zero, depth, step, |e, k0| {
-            let next = e.add(k0, step);
-            let ahead = read(e, next);
-            let number = e.div(k0, step);
-            let two = e.u32(2);
-            let stage = e.rem(number, two);
-            tiles.multiply(e, stage);
-            let other = e.sub(one, stage);
-            keep(e, other, &ahead);
+        if outer.known() != Some(1) {
+            // What the stages held for the index before has been used.
             e.sync();
+        }
+        // All stages are on their way, each as a group of copies; what is read into registers has one less.
+        for n in 0..stages {
+            let (k0, stage) = (e.u32(n * tile.depth), e.u32(n));
+            feed.copy(e, &bases, k0, stage);
+            if n + 1 < stages {
+                let read = feed.read(e, &bases, k0);
+                feed.keep(e, stage, &read);
+            }
+        }
+        e.await_groups_but(stages - 1);
+        e.sync();
+        let (here, free) = (e.var(zero), e.u32(stages - 1));
+        let free = e.var(free);
+        tiles.first(e, zero);
+        let [step, ahead, behind] = [1, stages - 1, stages].map(|n| e.u32(n * tile.depth));
+        let all = e.u32(stages);
+        e.for_step(zero, depth, step, |e, k0| {
+            let (stage, before) = (e.get(here), e.get(free));
+            let read = |e: &mut Emit| {
+                let k = e.add(k0, ahead);
+                feed.read(e, &bases, k)
+            };
+            let turn = |e: &mut Emit, read: Read| {
+                feed.keep(e, before, &read);
+                e.await_groups_but(stages - 2);
+                // The next stage is there, and the one at hand is in registers.
+                e.sync();
+                let next = e.add(stage, one);
+                let over = e.cmp(Cmp::Eq, next, all);
+                let next = e.select(over, zero, next);
+                e.set(here, next);
+                e.set(free, stage);
+                next
+            };
+            tiles.multiply(e, stage, read, turn, |e| {
+                let k = e.add(k0, behind);
+                feed.copy(e, &bases, k, stage);
+            });
         });
     });
     tiles.finish(e, x, repeat, (rows, column0, columns), (slab, output));
-}
-
-/// A plane's tiles.
-struct Tiles<'p> {
-    plan: &'p FewPlan,
-    tile: Tile,
-    elem: Elem,
-    left: &'p [Shared],
-    right: &'p [Shared],
-    /// Sums by product, 16 rows and 8 columns.
-    sums: Vec<Vec<Vec<Array>>>,
-    /// Operands of the tiles at hand.
-    a: Vec<Array>,
-    b: Vec<Vec<Array>>,
-    /// The unit's number in its plane; the plane's row and column in the cube.
-    lane: Val,
-    row: Val,
-    column: Val,
-}
-
-impl<'p> Tiles<'p> {
-    fn new(
-        e: &mut Emit,
-        (plan, tile): (&'p FewPlan, Tile),
-        elem: Elem,
-        left: &'p [Shared],
-        right: &'p [Shared],
-    ) -> Tiles<'p> {
-        let wide = tile.columns(plan) / ACROSS / 8;
-        let zeros = |e: &mut Emit| {
-            let tile = sums(e);
-            clear(e, tile);
-            tile
-        };
-        let row = |e: &mut Emit| (0..wide).map(|_| zeros(e)).collect::<Vec<_>>();
-        let sums = plan.products.iter().map(|_| (0..tile.high()).map(|_| row(e)).collect()).collect();
-        let a = (0..tile.high()).map(|_| left_operand(e, elem)).collect();
-        let b = plan.products.iter().map(|_| (0..wide).map(|_| e.array(elem, 2, 2)).collect()).collect();
-        let (unit, plane, across) = (e.unit(), e.u32(32), e.u32(ACROSS));
-        let (number, lane) = (e.div(unit, plane), e.rem(unit, plane));
-        let (down, right_of) = (e.div(number, across), e.rem(number, across));
-        let (high, width) = (e.u32(16 * tile.high()), e.u32(tile.columns(plan) / ACROSS));
-        let (row, column) = (e.mul(down, high), e.mul(right_of, width));
-        Tiles { plan, tile, elem, left, right, sums, a, b, lane, row, column }
-    }
-
-    /// Adds up what a stage holds.
-    fn multiply(&self, e: &mut Emit, stage: Val) {
-        let (tile, along) = (self.tile, self.plan.along);
-        let (eight, sixteen, pitch) = (e.u32(8), e.u32(16), e.u32(tile.pitch()));
-        let (low, high) = (e.rem(self.lane, sixteen), e.div(self.lane, sixteen));
-        for k in (0..tile.depth).step_by(16) {
-            for (p, b) in self.b.iter().enumerate() {
-                let size = e.u32(tile.wide_stage(self.plan));
-                let first = e.mul(stage, size);
-                let start = if along {
-                    let (row, half) = (e.rem(self.lane, eight), e.div(low, eight));
-                    let row = e.add(self.column, row);
-                    let row = e.mul(row, pitch);
-                    let half = e.mul(half, eight);
-                    e.add(row, half)
-                } else {
-                    let pitch = e.u32(tile.pitch_across(self.plan));
-                    let row = e.mul(low, pitch);
-                    e.add(row, self.column)
-                };
-                let start = e.add(first, start);
-                for (n, b) in b.iter().enumerate() {
-                    let n = n as u32 * 8;
-                    let more =
-                        if along { n * tile.pitch() + k } else { k * tile.pitch_across(self.plan) + n };
-                    let more = e.u32(more);
-                    let at = e.add(start, more);
-                    e.load_matrix(*b, self.right[p], at, 2, !along);
-                }
-            }
-            for left in self.left {
-                // Each unit names a row of 8 numbers: of 16 rows, first those of the first 8 numbers.
-                let size = e.u32(tile.narrow_stage());
-                let first = e.mul(stage, size);
-                let row = e.add(self.row, low);
-                let row = e.mul(row, pitch);
-                let start = e.add(first, row);
-                let across = e.mul(high, eight);
-                let start = e.add(start, across);
-                for (m, a) in self.a.iter().enumerate() {
-                    let more = e.u32(m as u32 * 16 * tile.pitch() + k);
-                    let at = e.add(start, more);
-                    e.load_matrix(*a, *left, at, 4, false);
-                }
-                for (sums, b) in self.sums.iter().zip(&self.b) {
-                    for (row, a) in sums.iter().zip(&self.a) {
-                        for (sum, b) in row.iter().zip(b) {
-                            e.multiply_matrices(*a, *b, *sum, self.elem);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Makes the elements of the result.
-    fn finish(
-        &self,
-        e: &mut Emit,
-        x: &mut Exprs<'_>,
-        repeat: (&[AxisId], &[Val]),
-        (rows, column0, columns): (&Rows, Val, Val),
-        (slab, output): (Shared, Buf),
-    ) {
-        let (plan, tile, body) = (self.plan, self.tile, x.body());
-        let root = body.results[0];
-        let memory = &body.ty(root).axes;
-        let base = place(e, x, memory, &[repeat]);
-        let (in_rows, in_columns) =
-            (Offsets::of(e, x, &plan.rows, memory), Offsets::of(e, x, &plan.columns, memory));
-        let plain = plan.products.len() == 1 && plan.products[0].result == root;
-        let width = tile.columns(plan);
-        let pitch = width + 4;
-        let (two, four, sixteen) = (e.u32(2), e.u32(4), e.u32(16));
-        let (of_row, of_plane) = (e.u32(pitch), e.u32(16 * tile.high()));
-        let (down, right) = (e.div(self.lane, four), e.rem(self.lane, four));
-        let plane = e.div(self.row, of_plane);
-        let plane = e.mul(plane, sixteen);
-        let row = e.add(plane, down);
-        let row = e.mul(row, of_row);
-        let right = e.mul(right, two);
-        let start = e.add(row, self.column);
-        let start = e.add(start, right);
-        for m in 0..tile.high() {
-            for (p, sums) in self.sums.iter().enumerate() {
-                for (n, sum) in sums[m as usize].iter().enumerate() {
-                    for i in 0..4 {
-                        let more = p as u32 * SLAB * pitch + n as u32 * 8 + i / 2 * 8 * pitch + i % 2;
-                        let (more, i) = (e.u32(more), e.u32(i));
-                        let (at, value) = (e.add(start, more), e.load(*sum, i));
-                        e.store(slab, at, value);
-                    }
-                }
-            }
-            e.sync();
-            let (unit, units, all) = (e.unit(), e.u32(UNITS), e.u32(SLAB * width));
-            e.for_step(unit, all, units, |e, flat| {
-                let wide = e.u32(width);
-                let (r, c) = (e.div(flat, wide), e.rem(flat, wide));
-                let (half, rest) = (e.div(r, sixteen), e.rem(r, sixteen));
-                let half = e.mul(half, of_plane);
-                let skipped = e.u32(m * 16);
-                let row = e.add(half, skipped);
-                let row = e.add(row, rest);
-                let column = e.add(column0, c);
-                let (row_exists, column_exists) = (rows.exists(e, row), e.lt(column, columns));
-                let inside = e.and(row_exists, column_exists);
-                e.if_(inside, |e| {
-                    let row = rows.number(e, row);
-                    let kept = e.mul(r, of_row);
-                    let kept = e.add(kept, c);
-                    let sum = |e: &mut Emit, p: usize| {
-                        let before = e.u32(p as u32 * SLAB * pitch);
-                        let at = e.add(before, kept);
-                        e.load(slab, at)
-                    };
-                    let (down, right) = (in_rows.at(e, row), in_columns.at(e, column));
-                    let address = e.add(base, down);
-                    let address = e.add(address, right);
-                    let element = if plain {
-                        sum(e, 0)
-                    } else {
-                        x.scope(|x| {
-                            let at = x.split(e, row, &plan.rows);
-                            let across = x.split(e, column, &plan.columns);
-                            let known = [repeat, (&plan.rows[..], &at[..]), (&plan.columns[..], &across[..])];
-                            for (p, product) in plan.products.iter().enumerate() {
-                                let element = sum(e, p);
-                                x.define(product.result, gather_index(x, product.result, &known), element);
-                            }
-                            let index = gather_index(x, root, &known);
-                            x.element(e, root, &index)
-                        })
-                    };
-                    e.store(output, address, element);
-                });
-            });
-            if m + 1 < tile.high() {
-                e.sync();
-            }
-        }
-    }
 }

@@ -11,6 +11,7 @@ mod contract;
 mod device;
 mod emit;
 mod expr;
+mod feed;
 mod few;
 mod fragment;
 mod kernel;
@@ -27,6 +28,7 @@ mod stages;
 mod stream;
 mod stream_matrix;
 mod target;
+mod tiles;
 mod ways;
 
 #[cfg(feature = "cuda")]

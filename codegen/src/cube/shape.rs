@@ -95,13 +95,13 @@ impl LaunchShape {
             }
             Form::Matrix(plan, tile) => {
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
-                let shared_bytes = tile.shared_bytes(body, &plan);
+                let (units, shared_bytes) = (tile.units(), tile.shared_bytes(body, &plan));
                 let tile = (tile.rows, tile.columns(&plan));
                 let cubes = match groups(body, &plan) {
                     None => Cubes::Tiles { batch, m, n, tile },
                     Some(groups) => Cubes::Groups { m, groups, n, tile },
                 };
-                LaunchShape { units: matrix::UNITS, cubes, shared_bytes }
+                LaunchShape { units, cubes, shared_bytes }
             }
             Form::StreamMatrix(plan, tall) => {
                 let t = plan.tiling(tall).expect("the form is checked");

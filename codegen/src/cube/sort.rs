@@ -141,10 +141,10 @@ impl Group {
         e.get(line)
     }
 
-    /// Finds the group of a tile, all units of a cube together.
-    pub(super) fn find(e: &mut Emit, order: Buf, groups: Val, tile: Val, rows: u32) -> Group {
+    /// Finds the group of a tile of so many rows, all of so many units of a cube together.
+    pub(super) fn find(e: &mut Emit, order: Buf, groups: Val, tile: Val, (rows, units): (u32, u32)) -> Group {
         let found = e.shared(Elem::U32, 3);
-        let (zero, one, two, units, of_rows) = (e.u32(0), e.u32(1), e.u32(2), e.u32(UNITS), e.u32(rows));
+        let (zero, one, two, units, of_rows) = (e.u32(0), e.u32(1), e.u32(2), e.u32(units), e.u32(rows));
         let (unit, all) = (e.unit(), e.add(groups, one));
         e.for_step(unit, all, units, |e, group| {
             let next = e.add(group, one);

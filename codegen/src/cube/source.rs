@@ -11,8 +11,7 @@ use cubecl_cpp::cuda::mma::CudaWmmaCompiler;
 use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
 use cubecl_runtime::compiler::{CompilationError, CubeTask};
 
-use super::emit::AWAIT_COPIES;
-use super::emit::TWO_CUBES;
+use super::emit::{COPIES, TWO_CUBES};
 use super::kernel::CubeIr;
 use super::refuse;
 use super::shape::{Cubes, LaunchShape};
@@ -171,7 +170,7 @@ impl<C: Compiler> CubeTask<C> for Task<C> {
         address: StorageType,
     ) -> Result<CompiledKernel<C>, CompilationError> {
         let mut compiled = self.0.compile(compiler, options, mode, address)?;
-        if compiled.source.contains(AWAIT_COPIES) {
+        if compiled.source.contains(COPIES) {
             compiled.source = with_copies(&compiled.source);
         }
         if compiled.source.contains(TWO_CUBES) {
@@ -182,14 +181,24 @@ impl<C: Compiler> CubeTask<C> for Task<C> {
 }
 
 /// CubeCL 0.10 begins copies (`cp.async`) by a function of its own, and waits for them by `cuda::barrier` only, whose headers NVRTC
-/// takes seconds for. This waits by the plain instruction, and leaves out the function that names the barrier.
+/// takes seconds for. This waits by plain instructions, and leaves out the function that names the barrier.
 fn with_copies(text: &str) -> String {
     const FIRST: &str =
         "// Wrapper for https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization";
     const NEXT: &str =
         "// Wrappers for https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement";
-    let wait = "asm volatile(\"cp.async.wait_all;\" ::: \"memory\");";
-    let text = text.replace(&format!("// {AWAIT_COPIES}"), wait);
+    // It may stand behind something else in its line.
+    let mark = format!("// {COPIES}");
+    let mut parts = text.split(&mark);
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (marked, rest) = part.split_once('\n').unwrap_or((part, ""));
+        let (name, operand) = match marked.split_once(' ') {
+            None => (marked.to_owned(), String::new()),
+            Some((name, n)) => (format!("{name} %0"), format!(" \"n\"({n}) ")),
+        };
+        text += &format!("asm volatile(\"cp.async.{name};\" ::{operand}: \"memory\");\n{rest}");
+    }
     match (text.find(FIRST), text.find(NEXT)) {
         (Some(from), Some(to)) if from < to => [&text[..from], &text[to..]].concat(),
         _ => text,

@@ -4,11 +4,11 @@
 
 use latentc_ir::{AxisId, Function};
 
-use super::matrix::Tile;
+use super::matrix::{self, Tile};
 use super::scatter_matrix::{self, OuterPlan};
 use super::shape::LaunchShape;
 use super::split::MULTIPROCESSORS;
-use super::stages::{Stages, deep, divides};
+use super::stages::{Stage, Stages, deep, divides};
 use super::stream_matrix::MatrixPlan;
 use super::target::Target;
 use crate::few::FewPlan;
@@ -59,23 +59,73 @@ struct Side {
     deep: Option<u64>,
     /// Of a grouped product, the axes of the index, and the groups.
     lines: Option<(Vec<AxisId>, usize)>,
+    /// What is summed, and the fewest terms with which tensor cores err no more than f32 sums do.
+    summed: Vec<AxisId>,
+    least: usize,
+    /// The tiles of tensor cores that there are, in order, each with its bytes of shared memory.
+    tiles: Vec<(Tile, usize)>,
 }
 
 impl Side {
     fn of(body: &Function, wide: u8) -> Option<Side> {
         let plan = FewPlan::of(body, wide.into())?;
         let deep = deep(body, &plan).map(|(_, size)| size);
-        let FewPlan { batch, rows, columns, products, .. } = plan;
+        let least = matrix::least(body, &plan) as usize;
+        let FewPlan { batch, rows, columns, outer, inner, products, .. } = plan;
+        let summed = [outer, inner].concat();
         let lines = products[0].index.and_then(|(along, index)| {
             Some((body.ty(index).axes.clone(), body.axis(along).size.fixed()? as usize))
         });
-        Some(Side { wide, rows, columns, batch, products: products.len(), deep, lines })
+        let (products, tiles) = (products.len(), Vec::new());
+        Some(Side { wide, rows, columns, batch, products, deep, lines, summed, least, tiles })
     }
 
-    /// How many parts the summed axis is cut into, so that tiles of so many rows keep a GPU busy.
-    fn parts(&self, rows: u8, total: impl Fn(&[AxisId]) -> usize) -> u8 {
+    /// The same with the tiles of tensor cores for a kernel, and the number of launches that it comes to, if there are any.
+    fn on_tensor_cores(mut self, kernel: &Kernel) -> Option<(usize, Side)> {
+        let launches = Stages::of_matrix(kernel, self.wide.into(), 1)?.all.len();
+        for tile in Tile::ALL {
+            let stages = Stages::of(&way(kernel, tile.way(self.wide, 1))).all;
+            let fits = |stage: &Stage| {
+                let body = &stage.kernel.body;
+                matrix::plan(body, self.wide.into()).is_none_or(|plan| tile.fits(body, &plan))
+            };
+            let bytes = stages.iter().map(|stage| stage.shape(Target::Cuda).shared_bytes).max();
+            self.tiles.extend(bytes.filter(|_| stages.iter().all(fits)).map(|bytes| (tile, bytes)));
+        }
+        (!self.tiles.is_empty()).then_some((launches, self))
+    }
+
+    /// The tile with so many rows, or the next one below where a device has none so large.
+    fn tile(&self, rows: u32) -> Tile {
+        let fits = self.tiles.iter().rev().find(|(tile, _)| tile.rows <= rows);
+        fits.unwrap_or(&self.tiles[0]).0
+    }
+
+    /// The tile that takes least time.
+    fn quickest(&self, total: impl Fn(&[AxisId]) -> usize) -> Tile {
+        let (rows, columns) = (total(&self.rows), self.products * total(&self.columns));
+        let low = self.tiles[0].0;
+        let cubes = |tile: Tile| {
+            rows.div_ceil(tile.rows as usize) * columns.div_ceil(tile.columns as usize) * total(&self.batch)
+        };
+        // Few rows are read rather than multiplied.
+        let large = rows.div_ceil(128) * columns.div_ceil(128) * total(&self.batch);
+        if rows <= low.rows as usize || large < BUSY / 2 || (large < BUSY && rows <= 64) {
+            return low;
+        }
+        let time = |tile: Tile| {
+            let at_once = BUSY * tile.cubes as usize;
+            let work = cubes(tile).div_ceil(at_once) * at_once * (tile.rows * tile.columns) as usize;
+            work / tile.rate as usize
+        };
+        let high = self.tiles.iter().map(|(tile, _)| *tile).filter(|tile| *tile != low);
+        high.min_by_key(|tile| time(*tile)).unwrap_or(low)
+    }
+
+    /// How many parts the summed axis is cut into, so that tiles keep a GPU busy.
+    fn parts(&self, tile: Tile, total: impl Fn(&[AxisId]) -> usize) -> u8 {
         // Where rows are many, what parts leave behind takes longer than they save.
-        let (Some(tile), Some(deep), 32) = (Tile::of(rows), self.deep, rows) else { return 1 };
+        let (Some(deep), 32) = (self.deep, tile.rows) else { return 1 };
         let down = total(&self.rows).div_ceil(tile.rows as usize);
         let across = (self.products * total(&self.columns)).div_ceil(tile.columns as usize);
         let cubes = (down * across * total(&self.batch)) as u64;
@@ -93,11 +143,8 @@ impl Ways {
         let sides = || [0, 1].into_iter().filter_map(|wide| Side::of(&kernel.body, wide));
         let (few, matrix) = match kernel.kind {
             KernelKind::Contract | KernelKind::Grouped => {
-                let launches = |s: Side| {
-                    let stages = Stages::of_matrix(kernel, s.wide.into(), 1)?;
-                    (target == Target::Cuda).then_some((stages.all.len(), s))
-                };
-                let all: Vec<_> = sides().filter_map(launches).collect();
+                let cuda = sides().filter(|_| target == Target::Cuda);
+                let all: Vec<_> = cuda.filter_map(|side| side.on_tensor_cores(kernel)).collect();
                 // A side that takes more launches than the other is not worth them.
                 let fewest = all.iter().map(|(launches, _)| *launches).min();
                 let matrix = all.into_iter().filter(|(launches, _)| Some(*launches) == fewest);
@@ -129,6 +176,10 @@ impl Ways {
         if let Some(Tall { heights, .. }) = &mut self.stream {
             heights.retain(|(_, bytes)| *bytes <= shared_bytes);
         }
+        for side in &mut self.matrix {
+            side.tiles.retain(|(_, bytes)| *bytes <= shared_bytes);
+        }
+        self.matrix.retain(|side| !side.tiles.is_empty());
         self
     }
 
@@ -150,7 +201,8 @@ impl Ways {
             let sides = sides.iter().filter(|s| total(&s.rows) <= most);
             sides.max_by_key(|s| (total(&s.columns), s.wide)).cloned()
         };
-        let matrix = widest(&self.matrix, usize::MAX);
+        let exact: Vec<_> = self.matrix.iter().filter(|s| total(&s.summed) >= s.least).cloned().collect();
+        let matrix = widest(&exact, usize::MAX);
         let grouped = matrix.as_ref().and_then(|s| {
             let (lines, groups) = s.lines.as_ref()?;
             Some((total(lines), *groups))
@@ -163,23 +215,14 @@ impl Ways {
             return KernelKind::Few { wide: side.wide, rows };
         }
         let Some(side) = matrix else { return self.plain };
-        let rows = match grouped {
+        let tile = match grouped {
             // Of the last tile of a group, half is idle.
-            Some((lines, groups)) if lines < 24 * groups => 32,
-            Some((lines, groups)) if lines < 96 * groups => 64,
-            Some(_) => 128,
-            None => {
-                let (rows, columns) = (total(&side.rows), side.products * total(&side.columns));
-                let cubes = rows.div_ceil(128) * columns.div_ceil(128) * total(&side.batch);
-                match cubes {
-                    _ if rows <= 32 => 32,
-                    ..BUSY if rows <= 64 || cubes < BUSY / 2 => 32,
-                    ..BUSY => 64,
-                    BUSY.. => 128,
-                }
-            }
+            Some((lines, groups)) if lines < 24 * groups => side.tile(32),
+            Some((lines, groups)) if lines < 96 * groups => side.tile(64),
+            Some(_) => side.tile(128),
+            None => side.quickest(total),
         };
-        KernelKind::Matrix { wide: side.wide, rows, parts: side.parts(rows, total) }
+        tile.way(side.wide, side.parts(tile, total))
     }
 
     /// All of them but the plain one.
@@ -189,11 +232,9 @@ impl Ways {
             [1, 2, 4, 8].map(|rows| KernelKind::Few { wide, rows })
         };
         let matrix = |s: &Side| {
-            let wide = s.wide;
-            let whole = Tile::ALL.map(|tile| KernelKind::Matrix { wide, rows: tile.rows as u8, parts: 1 });
-            let cut =
-                s.deep.filter(|&n| divides(n, 2)).map(|_| KernelKind::Matrix { wide, rows: 32, parts: 2 });
-            whole.into_iter().chain(cut)
+            let whole = s.tiles.iter().map(|(tile, _)| tile.way(s.wide, 1));
+            let cut = s.deep.filter(|&n| divides(n, 2)).map(|_| Tile::ALL[0].way(s.wide, 2));
+            whole.chain(cut).collect::<Vec<_>>()
         };
         let heights = self.stream.iter().flat_map(|tall| &tall.heights);
         let stream = heights.map(|&(tall, _)| KernelKind::StreamMatrix { tall });
@@ -225,8 +266,8 @@ pub(crate) fn joins(kind: KernelKind) -> bool {
 pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
         KernelKind::Few { wide, rows } if kernel.kind != kind => format!("{}_few{wide}{rows}", kernel.name),
-        KernelKind::Matrix { wide, rows, parts } if kernel.kind != kind => {
-            format!("{}_matrix{wide}{rows}_{parts}", kernel.name)
+        KernelKind::Matrix { wide, rows, columns, parts } if kernel.kind != kind => {
+            format!("{}_matrix{wide}{rows}x{columns}_{parts}", kernel.name)
         }
         KernelKind::ScatterMatrix { side } if kernel.kind != kind => format!("{}_matrix{side}", kernel.name),
         KernelKind::StreamMatrix { tall } if kernel.kind != kind => format!("{}_matrix{tall}", kernel.name),

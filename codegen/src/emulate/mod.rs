@@ -192,7 +192,8 @@ impl Emulator {
             cube::launch_info(sizes, &lens).data.iter().flat_map(|w| w.to_le_bytes()).collect();
         let program = self.program(kernels, role).ok_or_else(|| refuse("it is not compiled".to_owned()))?;
         let mut words = vec![program.number, self.seed];
-        words.extend([grid.0, grid.1, grid.2, LaunchShape::of(&kernels[0]).units].map(u64::from));
+        let units = LaunchShape::of_role(&kernels[0], role, Target::Cuda).units;
+        words.extend([grid.0, grid.1, grid.2, units].map(u64::from));
         words.extend([info.len() as u64, buffers.len() as u64]);
         let mut file: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         file.extend(&info);

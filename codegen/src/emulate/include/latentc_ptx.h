@@ -79,7 +79,16 @@ struct Copies {
         unsigned char bytes[16];
     };
     uint3 block;
-    std::vector<Copy> begun;
+    /// Those of the groups that it has not waited for, in order, and behind them those that are in no group yet.
+    std::vector<std::vector<Copy>> groups = std::vector<std::vector<Copy>>(1);
+
+    /// Waits until so many groups are left.
+    void wait(size_t left) {
+        while (groups.size() - 1 > left) {
+            for (const auto& copy : groups.front()) std::memcpy(block_memory + copy.to, copy.bytes, copy.all);
+            groups.erase(groups.begin());
+        }
+    }
 };
 
 inline Copies& copies() {
@@ -87,7 +96,7 @@ inline Copies& copies() {
     if (all.size() <= thread()) all.resize(thread() + 1);
     Copies& mine = all[thread()];
     // A thread may end without waiting.
-    if (mine.block.x != blockIdx.x || mine.block.y != blockIdx.y || mine.block.z != blockIdx.z) mine.begun.clear();
+    if (mine.block.x != blockIdx.x || mine.block.y != blockIdx.y || mine.block.z != blockIdx.z) mine.groups.assign(1, {});
     mine.block = blockIdx;
     return mine;
 }
@@ -103,7 +112,7 @@ inline void ptx_cp_async_ca_shared_cta_global(unsigned to, unsigned long long fr
     emulate::Copies::Copy copy{to, all, {}};
     for (int n = 0; n < size; ++n) copy.bytes[n] = source[n];
     for (int n = 0; n < all; ++n) emulate::block_memory[to + n] = 0xff;
-    emulate::copies().begun.push_back(copy);
+    emulate::copies().groups.back().push_back(copy);
 }
 inline void ptx_cp_async_ca_shared_cta_global(unsigned to, unsigned long long from, int all) {
     ptx_cp_async_ca_shared_cta_global(to, from, all, all);
@@ -117,10 +126,11 @@ inline void ptx_cp_async_cg_shared_cta_global(unsigned to, unsigned long long fr
     ptx_cp_async_cg_shared_cta_global(to, from, all, all);
 }
 
+inline void ptx_cp_async_commit_group() { emulate::copies().groups.emplace_back(); }
+inline void ptx_cp_async_wait_group(int left) { emulate::copies().wait(size_t(left)); }
 inline void ptx_cp_async_wait_all() {
-    for (const auto& copy : emulate::copies().begun)
-        std::memcpy(emulate::block_memory + copy.to, copy.bytes, copy.all);
-    emulate::copies().begun.clear();
+    ptx_cp_async_commit_group();
+    ptx_cp_async_wait_group(0);
 }
 
 /// The place of a pointer in the block's memory.

@@ -1,0 +1,242 @@
+//! How tiles of operands come into shared memory.
+//!
+//! An operand has some stages there, each with a tile's rows (or columns) by some numbers of depth. Where it is stored as it is multiplied, it
+//! is copied past the registers, in packs of 16 bytes: a copy is begun several stages before it is wanted. Where it is wider, what is read
+//! stays in registers while the stage at hand is multiplied, and is split into numbers of 16 bits that add up to it. What lies beyond an edge
+//! is 0 either way.
+
+use super::contract::Offsets;
+use super::emit::{Bits, Buf, Elem, Emit, Pack, Shared, Val};
+use super::fragment::{PACK, split};
+
+/// How a tile of an operand lies in a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Rows or columns.
+    pub(super) lines: u32,
+    /// Numbers of depth.
+    pub(super) depth: u32,
+    /// Whether the numbers of a row lie behind one another; if not, those of a depth do.
+    pub(super) along: bool,
+}
+
+impl Layout {
+    /// The numbers that lie behind one another.
+    fn run(self) -> u32 {
+        if self.along { self.depth } else { self.lines }
+    }
+
+    /// Whether eight packs that lie behind one another are turned round in each run, so that those of eight runs meet in no bank, and all
+    /// lie in a line of 128 bytes as they do in memory: copies are slower where they do not.
+    fn turned(self) -> bool {
+        self.run().is_multiple_of(8 * PACK)
+    }
+
+    /// From one run to the next. Where packs are not turned, those of eight runs meet in no bank because of this.
+    pub(super) fn pitch(self) -> u32 {
+        self.run() + if self.turned() { 0 } else { PACK }
+    }
+
+    /// Elements of a stage.
+    pub(super) fn elements(self) -> u32 {
+        self.pitch() * if self.along { self.lines } else { self.depth }
+    }
+
+    /// How many packs each of so many units brings in.
+    fn packs(self, units: u32) -> u32 {
+        self.lines * self.depth / PACK / units
+    }
+
+    /// Of a pack, by its number: its row, its depth, and where it lies in a stage.
+    fn pack(self, e: &mut Emit, number: Val) -> (Val, Val, Val) {
+        let (pack, of_run) = (e.u32(PACK), e.u32(self.run() / PACK));
+        let (outer, inner) = (e.div(number, of_run), e.rem(number, of_run));
+        let inner = e.mul(inner, pack);
+        let place = self.place(e, outer, inner);
+        if self.along { (outer, inner, place) } else { (inner, outer, place) }
+    }
+
+    /// Where a pack lies that is in a run at a place.
+    fn place(self, e: &mut Emit, run: Val, at: Val) -> Val {
+        let pitch = e.u32(self.pitch());
+        let start = e.mul(run, pitch);
+        let at = self.turn(e, run, at);
+        e.add(start, at)
+    }
+
+    /// The place in a run where what would be at another one lies.
+    pub(super) fn turn(self, e: &mut Emit, run: Val, at: Val) -> Val {
+        if !self.turned() {
+            return at;
+        }
+        let (eight, pack) = (e.u32(8), e.u32(PACK));
+        let turn = e.rem(run, eight);
+        let turn = e.mul(turn, pack);
+        e.bits(Bits::Xor, at, turn)
+    }
+}
+
+/// An operand in shared memory.
+pub(super) struct Staged {
+    pub(super) layout: Layout,
+    /// The stages of each number of 16 bits that stands for one of the operand.
+    pub(super) pieces: Vec<Shared>,
+}
+
+impl Staged {
+    /// Room for so many stages.
+    pub(super) fn new(e: &mut Emit, elem: Elem, layout: Layout, pieces: u32, stages: u32) -> Staged {
+        let elements = (stages * layout.elements()) as usize;
+        Staged { layout, pieces: (0..pieces).map(|_| e.shared(elem, elements)).collect() }
+    }
+
+    /// Where a stage begins.
+    pub(super) fn first(&self, e: &mut Emit, stage: Val) -> Val {
+        let size = e.u32(self.layout.elements());
+        e.mul(stage, size)
+    }
+}
+
+/// A pack that this unit brings in each time.
+struct Load {
+    buf: Buf,
+    /// How it is stored.
+    elem: Elem,
+    /// Its operand.
+    operand: usize,
+    /// Where it lies in memory but for the depth, whether its row exists, its depth in a stage, and its place there.
+    start: Val,
+    exists: Val,
+    depth: Val,
+    place: Val,
+}
+
+/// What has been read ahead, by load.
+pub(super) type Read = Vec<Option<Vec<Pack>>>;
+
+/// All that is brought in.
+pub(super) struct Feed<'s> {
+    /// Numbers of 16 bits.
+    elem: Elem,
+    operands: Vec<&'s Staged>,
+    /// Where a depth lies in each operand.
+    steps: Vec<Offsets>,
+    loads: Vec<Load>,
+    /// All depth, and whether it fills stages.
+    depth: Val,
+    whole: bool,
+}
+
+impl<'s> Feed<'s> {
+    /// Of operands with this depth.
+    pub(super) fn new(elem: Elem, depth: Val) -> Feed<'s> {
+        Feed { elem, operands: Vec::new(), steps: Vec::new(), loads: Vec::new(), depth, whole: true }
+    }
+
+    /// Adds an operand. `line` says where a row or column of the tile begins in its memory, and whether it exists; packs across lie in
+    /// eight neighbours.
+    pub(super) fn add(
+        &mut self,
+        e: &mut Emit,
+        units: u32,
+        (buf, elem): (Buf, Elem),
+        (staged, steps): (&'s Staged, Offsets),
+        mut line: impl FnMut(&mut Emit, Val) -> (Val, Val),
+    ) {
+        let unit = e.unit();
+        for n in 0..staged.layout.packs(units) {
+            let first = e.u32(n * units);
+            let number = e.add(unit, first);
+            let (row, depth, place) = staged.layout.pack(e, number);
+            let (start, exists) = line(e, row);
+            let operand = self.operands.len();
+            self.loads.push(Load { buf, elem, operand, start, exists, depth, place });
+        }
+        let fills = |depth: u64| depth.is_multiple_of(staged.layout.depth.into());
+        self.whole &= self.depth.known().is_some_and(fills);
+        self.operands.push(staged);
+        self.steps.push(steps);
+    }
+
+    /// Whether an operand is copied past the registers.
+    fn copies(&self, load: &Load) -> bool {
+        load.elem == self.elem && self.operands[load.operand].pieces.len() == 1
+    }
+
+    /// Whether a load reads something from this depth on, and where that lies.
+    fn at(&self, e: &mut Emit, load: &Load, base: Val, k0: Val) -> (Val, Val) {
+        let k = e.add(k0, load.depth);
+        let deep = e.lt(k, self.depth);
+        let inside = if self.whole { load.exists } else { e.and(load.exists, deep) };
+        let step = self.steps[load.operand].at(e, k);
+        let at = e.add(base, load.start);
+        (inside, e.add(at, step))
+    }
+
+    /// Begins to copy what lies from a depth on into a stage; `bases` is where each operand begins.
+    pub(super) fn copy(&self, e: &mut Emit, bases: &[Val], k0: Val, stage: Val) {
+        let some = e.lt(k0, self.depth);
+        e.if_(some, |e| {
+            let firsts: Vec<_> = self.operands.iter().map(|staged| staged.first(e, stage)).collect();
+            for load in self.loads.iter().filter(|l| self.copies(l)) {
+                let (inside, at) = self.at(e, load, bases[load.operand], k0);
+                let place = e.add(firsts[load.operand], load.place);
+                e.copy_ahead(inside, load.buf, at, self.operands[load.operand].pieces[0], place);
+            }
+        });
+        e.group_copies();
+    }
+
+    /// Reads what lies from a depth on and is not copied. It wants to be [kept](Feed::keep).
+    pub(super) fn read(&self, e: &mut Emit, bases: &[Val], k0: Val) -> Read {
+        let mut all = Vec::new();
+        for load in &self.loads {
+            if self.copies(load) {
+                all.push(None);
+                continue;
+            }
+            let accesses = (load.elem.bytes() / 2) as u32;
+            let width = PACK / accesses;
+            let nothing = e.zero_pack(load.elem, width);
+            let vars: Vec<_> = (0..accesses).map(|_| e.pack_var(&nothing)).collect();
+            let (mut inside, at) = self.at(e, load, bases[load.operand], k0);
+            if self.whole {
+                let some = e.lt(k0, self.depth);
+                inside = e.and(inside, some);
+            }
+            e.if_(inside, |e| {
+                let of_access = e.u32(width);
+                let at = e.div(at, of_access);
+                for (n, vars) in vars.iter().enumerate() {
+                    let n = e.u32(n as u32);
+                    let at = e.add(at, n);
+                    let loaded = e.load_pack(load.buf, at, width, true);
+                    e.set_pack(vars, &loaded);
+                }
+            });
+            all.push(Some(vars.iter().map(|vars| e.get_pack(vars, &nothing)).collect()));
+        }
+        all
+    }
+
+    /// Puts what was read into a stage.
+    pub(super) fn keep(&self, e: &mut Emit, stage: Val, read: &Read) {
+        for (load, read) in self.loads.iter().zip(read) {
+            let Some(read) = read else { continue };
+            let staged = self.operands[load.operand];
+            let first = staged.first(e, stage);
+            let at = e.add(first, load.place);
+            let width = e.u32(PACK);
+            let at = e.div(at, width);
+            let width = PACK / read.len() as u32;
+            let mut numbers: Vec<Val> = Vec::new();
+            for pack in read {
+                numbers.extend((0..width).map(|n| e.element_of(pack, n)));
+            }
+            let packs = split(e, self.elem, &numbers, staged.pieces.len());
+            for (&to, pack) in staged.pieces.iter().zip(&packs) {
+                e.store_pack(to, at, pack);
+            }
+        }
+    }
+}
