@@ -45,8 +45,8 @@ impl ScatterPlan {
 }
 
 impl ScatterPlan {
-    /// What tensor cores multiply of the factors, and how many numbers of that dtype stand for one of each. Two of bf16 hold an f16, and an
-    /// f32 up to 2^-17 of it: the first leaves 2^-8 of the power of two below, of which the second leaves 2^-9.
+    /// What tensor cores multiply of the factors, and how many numbers of that dtype stand for one of each. Two of bf16 hold an
+    /// f16, and an f32 up to 2^-17 of it: the first leaves 2^-8 of the power of two below, of which the second leaves 2^-9.
     pub(crate) fn narrow(&self, body: &Function) -> (DType, Vec<u32>) {
         let dtypes: Vec<_> = self.factors.iter().map(|&v| body.ty(v).dtype).collect();
         match dtypes[0] {
@@ -63,8 +63,8 @@ impl ScatterPlan {
         result.iter().copied().filter(|a| self.rows.contains(a)).collect()
     }
 
-    /// Of a sum of outer products, the columns of each factor, in the result's order. Each column belongs to one of the two, and no row
-    /// to the result: what the result has at an index is a product of two matrices, summed over the index's rows.
+    /// Of a sum of outer products, the columns of each factor, in the result's order. Each column belongs to one of the two, and
+    /// no row to the result: what the result has at an index is a product of two matrices, summed over the index's rows.
     pub fn sides(&self, body: &Function) -> Option<[Vec<AxisId>; 2]> {
         let &[a, b] = &self.factors[..] else { return None };
         let sides =

@@ -95,8 +95,8 @@ fn rounded(body: &Function) -> Result<Function, String> {
     Ok(out)
 }
 
-/// The factors of a sum of outer products that tensor cores multiply as two numbers each, and how far off that is, by element: 2^-17. Of two
-/// such factors the second numbers, 2^-8 of each at most, are not multiplied with each other.
+/// The factors of a sum of outer products that tensor cores multiply as two numbers each, and how far off that is, by element:
+/// 2^-17. Of two such factors the second numbers, 2^-8 of each at most, are not multiplied with each other.
 fn split(body: &Function) -> Vec<(ValueId, f64)> {
     let Some(plan) = ScatterPlan::of(body) else { return Vec::new() };
     let pieces = plan.narrow(body).1;

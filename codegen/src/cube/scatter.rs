@@ -1,9 +1,9 @@
-//! Scatters through CubeCL, without atomics: a cube has some indices of the result and some of its columns, and adds the rows that reach
-//! them in order.
+//! Scatters through CubeCL, without atomics: a cube has some indices of the result and some of its columns, and adds the rows
+//! that reach them in order.
 //!
-//! All units look for these rows, a run of neighbours each, and number them, so that the cube has them as a list in their order. Then a
-//! unit adds up its own columns. It has the sums of one index in registers, and goes to memory where the list goes on to another one. An
-//! index outside of the axis adds nothing.
+//! All units look for these rows, a run of neighbours each, and number them, so that the cube has them as a list in their order.
+//! Then a unit adds up its own columns. It has the sums of one index in registers, and goes to memory where the list goes on to
+//! another one. An index outside of the axis adds nothing.
 
 use latentc_ir::{AxisId, ValueId};
 
@@ -24,6 +24,8 @@ const EACH: u32 = 4;
 pub(crate) const COLUMNS: u32 = EACH * UNITS;
 /// Rows of a unit that are looked at before those of a cube are added.
 const RUN: u32 = 4;
+/// Rows that a unit reads before it adds them.
+const AHEAD: u32 = 4;
 /// Rows that a cube looks at before it adds.
 const ROWS: u32 = RUN * UNITS;
 /// Bytes of shared memory: what counts are added up in, the list, and its length.
@@ -152,36 +154,53 @@ pub(crate) fn emit(e: &mut Emit, x: &Exprs<'_>, plan: &ScatterPlan, values: &[Bu
                     store(e, at, &sums);
                 });
             };
-            e.for_step(zero, all, one, |e, n| {
-                let (row, at) = (e.load(list, n), e.load(goals, n));
-                let before = e.get(current);
-                let other = e.cmp(Cmp::Ne, before, at);
-                e.if_(other, |e| {
-                    leave(e);
-                    e.set(current, at);
-                    for (sum, place) in sum.iter().zip(places(e, at)) {
-                        let known = e.load(output, place);
-                        e.set(*sum, known);
-                    }
-                });
-                let starts: Vec<_> = factors
-                    .iter()
-                    .map(|reach| {
-                        let row = reach.rows.at(e, row);
-                        e.add(reach.base, row)
+            let last = e.sub(all, one);
+            let ahead = e.u32(AHEAD);
+            e.for_step(zero, all, ahead, |e, n0| {
+                // Rows are on their way together; behind the last one it is read again.
+                let read: Vec<_> = (0..AHEAD)
+                    .map(|n| {
+                        let n = e.u32(n);
+                        let n = e.add(n0, n);
+                        let exists = e.lt(n, all);
+                        let n = e.binary(Bin::Min, n, last);
+                        let (row, at) = (e.load(list, n), e.load(goals, n));
+                        let factors: Vec<Vec<Val>> = factors
+                            .iter()
+                            .zip(values)
+                            .map(|(reach, buffer)| {
+                                let row = reach.rows.at(e, row);
+                                let start = e.add(reach.base, row);
+                                let places = reach.columns.iter().map(|&column| {
+                                    let place = e.add(start, column);
+                                    e.load(*buffer, place)
+                                });
+                                places.collect()
+                            })
+                            .collect();
+                        (exists, at, factors)
                     })
                     .collect();
-                for (c, sum) in sum.iter().enumerate() {
-                    let term = factors.iter().zip(&starts).zip(values).map(|((reach, start), buffer)| {
-                        let place = e.add(*start, reach.columns[c]);
-                        let factor = e.load(*buffer, place);
-                        e.cast(factor, Elem::F32)
+                for (exists, at, factors) in read {
+                    e.if_(exists, |e| {
+                        let before = e.get(current);
+                        let other = e.cmp(Cmp::Ne, before, at);
+                        e.if_(other, |e| {
+                            leave(e);
+                            e.set(current, at);
+                            for (sum, place) in sum.iter().zip(places(e, at)) {
+                                let known = e.load(output, place);
+                                e.set(*sum, known);
+                            }
+                        });
+                        for (c, sum) in sum.iter().enumerate() {
+                            let factors: Vec<_> = factors.iter().map(|f| e.cast(f[c], Elem::F32)).collect();
+                            let term = factors[1..].iter().fold(factors[0], |product, &x| e.mul(product, x));
+                            let known = e.get(*sum);
+                            let more = e.add(known, term);
+                            e.set(*sum, more);
+                        }
                     });
-                    let term: Vec<_> = term.collect();
-                    let term = term[1..].iter().fold(term[0], |product, &x| e.mul(product, x));
-                    let known = e.get(*sum);
-                    let more = e.add(known, term);
-                    e.set(*sum, more);
                 }
             });
             leave(e);

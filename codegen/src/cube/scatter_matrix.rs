@@ -1,13 +1,15 @@
 //! Sums of outer products by index on tensor cores: for each index a product of two matrices, summed over the rows that have it.
 //!
-//! The rows are sorted by their index first ([`sort`](super::sort)), so all that has one index is a run of the order. A cube has a tile of
-//! the result at one index and walks this run: its 8 planes bring some rows of both factors into shared memory at a time, as packs of
-//! neighbouring columns, so a row of a stage is a depth of the product and both operands lie across it (`ldmatrix` turns them). While
-//! one stage is multiplied, the other is on its way: factors of 16 bits by asynchronous copies, f32 ones through registers, where they are split
-//! into numbers of bf16 that add up to them. What lies beyond an edge, or behind the last row, counts as 0. An index without rows has
-//! zeros. Each element is added up by one plane in the order of its rows, without atomics, so two runs agree to the last bit.
+//! The rows are sorted by their index first ([`sort`](super::sort)), so all that has one index is a run of the order. A cube has
+//! a tile of the result at one index and walks this run: its 8 planes bring some rows of both factors into shared memory at a
+//! time, as packs of neighbouring columns, so a row of a stage is a depth of the product and both operands lie across it
+//! (`ldmatrix` turns them). While one stage is multiplied, the other is on its way: factors of 16 bits by asynchronous copies,
+//! f32 ones through registers, where they are split into numbers of bf16 that add up to them. What lies beyond an edge, or behind
+//! the last row, counts as 0. An index without rows has zeros. Each element is added up by one plane in the order of its rows,
+//! without atomics, so two runs agree to the last bit.
 //!
-//! Two split factors take three products: the lower numbers are not multiplied with each other, which is as much off as a split is.
+//! Two split factors take three products: the lower numbers are not multiplied with each other, which is as much off as a split
+//! is.
 
 use latentc_ir::{AxisId, DType, Function, Size, ValueId};
 
@@ -144,8 +146,8 @@ impl Bring {
     }
 }
 
-/// The kernel's instructions, for tiles of so many rows and columns, over the buffers of the parameters, of the order of the rows, and of
-/// the output.
+/// The kernel's instructions, for tiles of so many rows and columns, over the buffers of the parameters, of the order of the
+/// rows, and of the output.
 pub(crate) fn emit(
     e: &mut Emit,
     x: &Exprs<'_>,

@@ -30,6 +30,21 @@ fn rows_are_added_up() {
 }
 
 #[test]
+fn more_than_a_cube_has_at_once() {
+    // Of indices, of columns, and of rows; indices that lie in one cube follow one another in runs and alone.
+    let k = scatter(
+        "blocks",
+        "axes a0=150, a1=n0, a2=n1\nparam p0: f32[a2, a1]\nparam p1: i32[a2]\n\
+         y: f32[a0, a1] = scatter_add p0, p1 along a0\nreturn y",
+    );
+    for sizes in [[3, 1200], [1030, 9]] {
+        let index: Vec<_> =
+            (0..sizes[1]).map(|i| if i % 7 < 4 { 65.0 } else { (i * i % 150) as f64 }).collect();
+        agree_on(&k, &inputs(&k, &sizes, &[(1, &index)]), &sizes, 1e-4);
+    }
+}
+
+#[test]
 fn some_axes_of_the_index_stay() {
     let k = scatter(
         "stays",

@@ -15,7 +15,8 @@ fn tiled(kernel: &Kernel) -> Vec<Kernel> {
     ways.filter(|w| matches!(w.kind, KernelKind::ScatterMatrix { .. })).collect()
 }
 
-/// Gradients of so many matrices of `rows` by `columns`, of which each of `n0` tokens chose two. The second factor has no axis of the choice.
+/// Gradients of so many matrices of `rows` by `columns`, of which each of `n0` tokens chose two. The second factor has no axis of
+/// the choice.
 fn matrices(name: &str, [first, second]: [&str; 2], [groups, rows, columns]: [u64; 3]) -> Kernel {
     let text = format!(
         "axes a0={groups}, a1={rows}, a2={columns}, a3=n0, a4=2\nparam p0: {first}[a3, a4, a1]\n\
@@ -66,7 +67,8 @@ fn any_choice_of_rows() {
 
 #[test]
 fn axes_in_any_order() {
-    // Several axes on a side, with one of the rows between, sides that alternate in the result, and rows in an order of the index's own.
+    // Several axes on a side, with one of the rows between, sides that alternate in the result, and rows in an order of the
+    // index's own.
     let k = kernel(
         KernelKind::Scatter,
         "order",
