@@ -26,8 +26,8 @@ impl Layout {
         if self.along { self.depth } else { self.lines }
     }
 
-    /// Whether eight packs that lie behind one another are turned round in each run, so that those of eight runs meet in no bank, and all
-    /// lie in a line of 128 bytes as they do in memory: copies are slower where they do not.
+    /// Whether eight packs that lie behind one another are turned round in each run, so that those of eight runs meet in no bank, with no
+    /// room between runs.
     fn turned(self) -> bool {
         self.run().is_multiple_of(8 * PACK)
     }

@@ -2,7 +2,7 @@
 //!
 //! A way is a kernel with the same body and another kind, so that whatever runs, prints or checks kernels does so with ways.
 
-use latentc_ir::{AxisId, Function};
+use latentc_ir::{AxisId, Function, Size};
 
 use super::matrix::{self, Tile};
 use super::scatter_matrix::{self, OuterPlan};
@@ -59,6 +59,8 @@ struct Side {
     deep: Option<u64>,
     /// Of a grouped product, the axes of the index, and the groups.
     lines: Option<(Vec<AxisId>, usize)>,
+    /// Whether neighbours of the result are in one row of it: what tiles make is stored in whole lines of memory then.
+    lines_up: bool,
     /// What is summed, and the fewest terms with which tensor cores err no more than f32 sums do.
     summed: Vec<AxisId>,
     least: usize,
@@ -73,11 +75,14 @@ impl Side {
         let least = matrix::least(body, &plan) as usize;
         let FewPlan { batch, rows, columns, outer, inner, products, .. } = plan;
         let summed = [outer, inner].concat();
+        let wide_axis = |a: &&AxisId| body.axis(**a).size != Size::Fixed(1);
+        let last = body.ty(body.results[0]).axes.iter().rfind(wide_axis);
+        let lines_up = last.is_none_or(|a| columns.contains(a));
         let lines = products[0].index.and_then(|(along, index)| {
             Some((body.ty(index).axes.clone(), body.axis(along).size.fixed()? as usize))
         });
         let (products, tiles) = (products.len(), Vec::new());
-        Some(Side { wide, rows, columns, batch, products, deep, lines, summed, least, tiles })
+        Some(Side { wide, rows, columns, batch, products, deep, lines, lines_up, summed, least, tiles })
     }
 
     /// The same with the tiles of tensor cores for a kernel, and the number of launches that it comes to, if there are any.
@@ -201,8 +206,8 @@ impl Ways {
             let sides = sides.iter().filter(|s| total(&s.rows) <= most);
             sides.max_by_key(|s| (total(&s.columns), s.wide)).cloned()
         };
-        let exact: Vec<_> = self.matrix.iter().filter(|s| total(&s.summed) >= s.least).cloned().collect();
-        let matrix = widest(&exact, usize::MAX);
+        let exact = self.matrix.iter().filter(|s| total(&s.summed) >= s.least);
+        let matrix = exact.max_by_key(|s| (s.lines_up, total(&s.columns), s.wide)).cloned();
         let grouped = matrix.as_ref().and_then(|s| {
             let (lines, groups) = s.lines.as_ref()?;
             Some((total(lines), *groups))

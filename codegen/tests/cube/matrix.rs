@@ -88,6 +88,23 @@ fn rows_side_by_side() {
 }
 
 #[test]
+fn neighbours_of_the_result_are_in_one_row_of_a_tile() {
+    // Whichever operand has more rows.
+    for (first, second) in [(64, 4096), (4096, 64)] {
+        let k = kernel(
+            KernelKind::Contract,
+            "sides",
+            &format!(
+                "axes a0=n0, a1={first}, a2={second}\nparam p0: bf16[a0, a1]\nparam p1: bf16[a0, a2]\n\
+                 y: f32[a1, a2] = contract p0, p1 over a0\nreturn y"
+            ),
+        );
+        let KernelKind::Matrix { wide, .. } = chosen(&k, &[500]).kind else { panic!("no tensor cores") };
+        assert_eq!(wide, 1, "{first} x {second}");
+    }
+}
+
+#[test]
 fn operands_in_f32_err_no_more_than_sums_do() {
     for (dtypes, least) in [(["f32", "f32"], 192usize), (["bf16", "f32"], 64), (["bf16", "bf16"], 0)] {
         let k = gradient(dtypes);
