@@ -8,7 +8,8 @@
 //! - a *prologue*: expressions of its operands, where computing them once more for every tile takes less time than a launch
 //!   and a trip through memory. RMS norm goes into the projections behind it when there are few rows.
 //!
-//! A softmax that is left whole weighs a sum: its [`stream`] computes scores and weights piece by piece, so these have no memory.
+//! A softmax that is left whole weighs a sum: its [`stream`] computes scores and weights piece by piece, so these have no memory. Other
+//! sums and maxima of what is made of products are streams where [`regions`](latentc_passes::stream_sums::regions) says so.
 //!
 //! A kernel that reduces works row by row, so the reductions in it must agree on what a row is: their results have the same
 //! axes. Reductions that several kernels want are repeated only where that is cheaper than a launch. A row is walked by one processor, so
@@ -51,7 +52,7 @@ pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> (Vec<bo
         stored: vec![false; f.values.len()],
         fixed: vec![false; f.values.len()],
         streams: BTreeMap::new(),
-        streamed: vec![false; f.values.len()],
+        streamed: vec![0; f.values.len()],
         remarks: Vec::new(),
     };
     s.seeds();
@@ -81,10 +82,10 @@ struct Storage<'a> {
     stored: Vec<bool>,
     /// What is stored in any case.
     fixed: Vec<bool>,
-    /// The products that a softmax weighs, by index of the body, and the axis that they walk.
+    /// The sums that a softmax weighs and other folds of pieces, by index of the body, and the axis that they walk.
     streams: BTreeMap<usize, AxisId>,
-    /// What a stream computes piece by piece: from the products that scores are made of to the weights.
-    streamed: Vec<bool>,
+    /// How many kernels compute each value piece by piece: from the products that scores are made of to the weights.
+    streamed: Vec<usize>,
     /// What was decided, by index of the body.
     remarks: Vec<(usize, Remark)>,
 }
@@ -203,7 +204,7 @@ impl<'a> Storage<'a> {
         let depths = self.depths();
         let products = (0..f.body.len()).filter(|&n| f.body[n].op == Op::Contract);
         let mut products: Vec<_> =
-            products.filter(|&n| !self.streamed[f.body[n].result().0 as usize]).collect();
+            products.filter(|&n| self.streamed[f.body[n].result().0 as usize] == 0).collect();
         products.sort_by_key(|&n| Reverse((depths[f.body[n].result().0 as usize], n)));
         for n in products {
             let inst = &f.body[n];
@@ -219,8 +220,8 @@ impl<'a> Storage<'a> {
                 for &u in &self.users[v.0 as usize] {
                     let user = &f.body[u];
                     let next = user.result();
-                    if !user.op.is_elementwise() || self.axes(next) != axes || self.streamed[next.0 as usize]
-                    {
+                    let streamed = self.streamed[next.0 as usize] > 0;
+                    if !user.op.is_elementwise() || self.axes(next) != axes || streamed {
                         exits.insert(v);
                     } else if let Some(&other) = claimed.get(&next) {
                         if self.shape(n) == self.shape(other) {
@@ -298,11 +299,12 @@ impl<'a> Storage<'a> {
         let f = self.f;
         let mut wanted: BTreeMap<ValueId, Wanted> = BTreeMap::new();
         for (n, inst) in f.body.iter().enumerate().filter(|(_, i)| i.op == Op::Contract) {
-            let streams = self.streams.contains_key(&n) || self.streamed[inst.result().0 as usize];
+            let again = self.streamed[inst.result().0 as usize];
+            let streams = self.streams.contains_key(&n) || again > 0;
             let grouped = if streams { None } else { gathered(f, inst, &self.defs).map(Inst::result) };
             let result = self.axes(inst.result());
             for &a in &inst.args {
-                if self.is_stored(a) || self.streamed[a.0 as usize] || grouped == Some(a) {
+                if self.is_stored(a) || self.streamed[a.0 as usize] > 0 || grouped == Some(a) {
                     continue;
                 }
                 let own = self.axes(a);
@@ -311,8 +313,8 @@ impl<'a> Storage<'a> {
                 let rows: BTreeSet<_> = result.intersection(&own).copied().collect();
                 let first = Wanted { uses: 0.0, tiles: 0.0, rows: own, folds: true };
                 let w = wanted.entry(a).or_insert(first);
-                w.uses += 1.0;
-                w.tiles += tiles;
+                w.uses += again.max(1) as f64;
+                w.tiles += again.max(1) as f64 * tiles;
                 w.rows.retain(|x| rows.contains(x));
                 w.folds &= !streams;
             }

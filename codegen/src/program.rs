@@ -10,6 +10,7 @@ use latentc_ir::{DType, Function, Module, Op, Origin, Real, Size, Type, ValueId}
 use serde::{Deserialize, Serialize};
 
 use crate::map::append;
+use crate::stream::folds;
 
 /// A whole program, target-independent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -143,7 +144,8 @@ pub enum KernelKind {
     Grouped,
     /// Elements added up where an index says: see [`scatter`](crate::scatter).
     Scatter,
-    /// Values weighed by a softmax and added up, with scores that are never stored: see [`stream`](crate::stream).
+    /// A sum or maximum of what is made of products piece by piece and never stored, such as values weighed by a softmax: see
+    /// [`stream`](crate::stream).
     Stream,
     /// A product that is computed by tiles on GPUs, whatever its size.
     Tiles,
@@ -184,9 +186,11 @@ impl KernelKind {
         let gathers =
             |v: &ValueId| body.body.iter().any(|i| i.result() == *v && matches!(i.op, Op::Gather { .. }));
         let mut kind = KernelKind::Map;
+        if body.body.iter().any(|i| matches!(i.op, Op::Softmax { .. })) || !folds(body).is_empty() {
+            return KernelKind::Stream;
+        }
         for inst in &body.body {
             match inst.op {
-                Op::Softmax { .. } => return KernelKind::Stream,
                 Op::ScatterAdd { .. } => kind = KernelKind::Scatter,
                 Op::Contract if inst.args.iter().any(gathers) => kind = KernelKind::Grouped,
                 Op::Contract if kind == KernelKind::Map => kind = KernelKind::Contract,

@@ -1,42 +1,55 @@
-//! Kernels that weigh values by the softmax of scores and add them up: attention whose scores no memory ever holds.
+//! Kernels that fold what is made of products, along an axis, piece by piece: attention whose scores no memory ever holds, and its
+//! gradient.
 //!
-//! The body is, from its end: an elementwise *epilogue* of a *product*, which is the contraction of the weights and the
-//! *values* over the axis of a softmax; the weights are that softmax, perhaps cast; its operand, the *scores*, are elementwise
-//! in contractions, masks and whatever else has some of their axes. Operands of contractions, the values, and what
-//! meets scores or product on the way are *leaves*: parameters or expressions of them that cost little (axes that move, casts,
+//! The body is, from its end: an elementwise *epilogue* of the *fold*. That is the contraction of *weights* and *values* over one axis, or
+//! the sum or maximum of weights along it. The weights are elementwise in contractions, masks and whatever else has some
+//! of their axes; or they are the softmax of such *scores* along the axis, perhaps cast. Operands of contractions, the values, and what
+//! meets weights, scores or the fold on the way are *leaves*: parameters or expressions of them that cost little (axes that move, casts,
 //! scales, rotations).
 //!
-//! Softmax is a monoid: of any part of the axis, keep for each row the maximum, the sum of the exponentials and the sum
-//! of the values times these, and two parts merge by rescaling both to the larger maximum. So a kernel walks the axis
-//! in pieces of any size, by one worker or several.
+//! A fold is a monoid: sums add up, and of maxima the larger one stays. So is softmax: of any part of the axis, keep for each row the
+//! maximum, the sum of the exponentials and the sum of the values times these, and two parts merge by rescaling both to the larger
+//! maximum. So a kernel walks the axis in pieces of any size, by one worker or several.
 //!
 //! What the mask hides in all of a piece need not be read: a value there that is no number does not reach the result.
 //!
-//! The axes fall into those of a batched matrix product of weights and values: *batch* (in weights, values and result), *m*
-//! (in weights and result: the rows), *n* (in values and result) and the streamed one.
+//! The axes fall into those of a batched matrix product of weights and values: *batch* (in weights and result, and in values or what
+//! weights are made of at each position), *m* (the others in weights and result: the rows), *n* (in values and result) and the
+//! streamed one.
 
-use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
+use latentc_ir::{AxisId, Binary, Function, Inst, Op, Reduce, Unary, ValueId};
 
-use latentc_passes::stream_softmax::{Weighed, weighed};
+use latentc_passes::stream_softmax::weighed;
 
-use crate::contract::ContractPlan;
+/// How pieces come together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Monoid {
+    /// A sum that the softmax of the scores weighs.
+    Softmax,
+    /// A sum.
+    Sum,
+    /// A maximum.
+    Max,
+}
 
-/// The parts of a streamed softmax.
+/// The parts of a streamed fold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamPlan {
-    /// The axis that is streamed: weights sum to one along it, values are added up along it.
+    /// The axis that is streamed.
     pub along: AxisId,
-    /// What the softmax reads.
+    /// How pieces come together.
+    pub by: Monoid,
+    /// What the softmax reads; else what is folded.
     pub scores: ValueId,
-    /// Where this is false, scores are -inf: the condition of the selection that makes them, if no contraction is in it.
+    /// Where this is false, scores are nothing to the fold: -inf for a softmax or a maximum, 0 for a sum. No contraction is in it.
     pub mask: Option<ValueId>,
-    /// What is weighed; a leaf.
-    pub values: ValueId,
-    /// The contraction of weights and values.
+    /// What is weighed; a leaf. Without it the weights are what is folded.
+    pub values: Option<ValueId>,
+    /// The fold.
     pub product: ValueId,
-    /// The axes of weights, values and product, in the product's order.
+    /// The axes of weights and product that values have, or what scores are made of at each position; in the product's order.
     pub batch: Vec<AxisId>,
-    /// The axes of weights and product.
+    /// The other axes of weights and product.
     pub m: Vec<AxisId>,
     /// The axes of values and product.
     pub n: Vec<AxisId>,
@@ -49,25 +62,69 @@ impl StreamPlan {
     /// If the body is none of this kind; says what is in the way.
     pub fn of(body: &Function) -> Result<StreamPlan, String> {
         let softmaxes: Vec<_> = body.body.iter().filter(|i| matches!(i.op, Op::Softmax { .. })).collect();
-        let [softmax] = softmaxes[..] else {
-            return Err(format!("{} instructions are `softmax`; a stream has one", softmaxes.len()));
-        };
-        let Weighed { along, product, weights, values } = weighed(body, &body.users(), softmax)?;
-        let scores = softmax.args[0];
-        let (w, v, y) = (body.ty(weights), body.ty(values), body.ty(product.result()));
-        let groups = ContractPlan::new(&w.axes, &v.axes, &y.axes);
-        let plan = StreamPlan {
-            along,
-            scores,
-            mask: mask(body, scores),
-            values,
-            product: product.result(),
-            batch: groups.batch,
-            m: groups.m,
-            n: groups.n,
+        let plan = match softmaxes[..] {
+            [softmax] => {
+                let sum = weighed(body, &body.users(), softmax)?;
+                let parts = (softmax.args[0], Some(sum.values), sum.weights);
+                StreamPlan::with(body, Monoid::Softmax, sum.along, sum.product, parts)
+            }
+            [] => {
+                let folds = folds(body);
+                let [fold] = folds[..] else {
+                    return Err(format!(
+                        "{} sums or maxima are of what is made of products; a stream has one, or one `softmax`",
+                        folds.len()
+                    ));
+                };
+                let over = over_products(body);
+                let parts = fold.args.iter().partition::<Vec<_>, _>(|a| over[a.0 as usize]);
+                let (&[weights], values) = (&parts.0[..], parts.1.first().copied()) else {
+                    let name = &body.value(fold.result()).name;
+                    return Err(format!("both operands of `{name}` are made of products"));
+                };
+                let (by, along) = match fold.op {
+                    Op::Reduce { by: Reduce::Max, axis } => (Monoid::Max, axis),
+                    Op::Reduce { by: Reduce::Sum, axis } => (Monoid::Sum, axis),
+                    _ => {
+                        let summed = body.summed(&fold.args, body.ty(fold.result()));
+                        match summed[..] {
+                            [along] if fold.args.iter().all(|&a| body.ty(a).has(along)) => {
+                                (Monoid::Sum, along)
+                            }
+                            _ => {
+                                let name = &body.value(fold.result()).name;
+                                return Err(format!("`{name}` is no sum over one axis of both operands"));
+                            }
+                        }
+                    }
+                };
+                StreamPlan::with(body, by, along, fold, (weights, values, weights))
+            }
+            _ => return Err(format!("{} instructions are `softmax`; a stream has one", softmaxes.len())),
         };
         plan.check(body)?;
         Ok(plan)
+    }
+
+    /// With scores, values and weights.
+    fn with(
+        body: &Function,
+        by: Monoid,
+        along: AxisId,
+        fold: &Inst,
+        (scores, values, weights): (ValueId, Option<ValueId>, ValueId),
+    ) -> StreamPlan {
+        let has = |v: Option<ValueId>, a: AxisId| v.is_some_and(|v| body.ty(v).has(a));
+        let below = cone(body, scores, is_elementwise);
+        let products = body.body.iter().filter(|i| i.op == Op::Contract && below.contains(&i.result()));
+        let keys: Vec<_> = products.filter_map(|i| keys(body, along, i)).map(|(keys, _)| keys).collect();
+        let axes = &body.ty(fold.result()).axes;
+        let (rows, n): (Vec<_>, Vec<_>) = axes.iter().partition(|a| body.ty(weights).has(**a));
+        let shared = |a: &AxisId| has(values, *a) || keys.iter().any(|&k| body.ty(k).has(*a));
+        let (batch, m) = rows.into_iter().partition(shared);
+        let nothing = if by == Monoid::Sum { 0.0 } else { f64::NEG_INFINITY };
+        let mask = mask(body, scores, nothing);
+        StreamPlan { along, by, scores, mask, values, product: fold.result(), batch, m, n }
     }
 
     /// Whether scores, values and epilogue are made as they must.
@@ -79,7 +136,9 @@ impl StreamPlan {
                 _ => check_leaf(body, v)?,
             }
         }
-        check_leaf(body, self.values)?;
+        if let Some(values) = self.values {
+            check_leaf(body, values)?;
+        }
         // Above the product: elements of the same axes.
         let mut above = vec![self.product];
         let y = body.ty(self.product);
@@ -225,25 +284,60 @@ fn check_leaf(body: &Function, leaf: ValueId) -> Result<(), String> {
     Ok(())
 }
 
-/// The condition of a selection between anything and -inf that makes a value, perhaps cast.
-fn mask(body: &Function, scores: ValueId) -> Option<ValueId> {
-    let inst = defined(body, scores)?;
-    if inst.op == Op::Cast {
-        return mask(body, inst.args[0]);
+/// For each value, whether a contraction is at it or below.
+fn over_products(body: &Function) -> Vec<bool> {
+    let mut over = vec![false; body.values.len()];
+    for inst in &body.body {
+        let here = inst.op == Op::Contract || inst.args.iter().any(|a| over[a.0 as usize]);
+        inst.results.iter().for_each(|r| over[r.0 as usize] = here);
     }
-    if inst.op != Op::Select || !is_least(body, inst.args[2]) {
-        return None;
-    }
-    let contracts = |v: &ValueId| defined(body, *v).is_some_and(|i| i.op == Op::Contract);
-    let below = cone(body, inst.args[0], |_| true);
-    (!below.iter().any(contracts)).then_some(inst.args[0])
+    over
 }
 
-/// Whether a value is -inf everywhere.
-fn is_least(body: &Function, value: ValueId) -> bool {
+/// The sums and maxima of what is made of contractions: what makes a body a stream if no softmax does.
+pub fn folds(body: &Function) -> Vec<&Inst> {
+    let over = over_products(body);
+    let folds = |inst: &&Inst| {
+        matches!(inst.op, Op::Contract | Op::Reduce { .. }) && inst.args.iter().any(|a| over[a.0 as usize])
+    };
+    body.body.iter().filter(folds).collect()
+}
+
+/// Of a product, the operand that has the streamed axis, and the one that has not.
+pub fn keys(body: &Function, along: AxisId, product: &Inst) -> Option<(ValueId, ValueId)> {
+    let has = |v: &ValueId| body.ty(*v).has(along);
+    match product.args[..] {
+        [a, b] if !has(&a) && has(&b) => Some((b, a)),
+        [a, b] if has(&a) && !has(&b) => Some((a, b)),
+        _ => None,
+    }
+}
+
+/// A condition without which a value is `nothing`: 0, or -inf.
+fn mask(body: &Function, value: ValueId, nothing: f64) -> Option<ValueId> {
+    let inst = defined(body, value)?;
+    let of = |n: usize| mask(body, inst.args[n], nothing);
+    match inst.op {
+        Op::Cast => of(0),
+        Op::Select if is_all(body, inst.args[2], nothing) => {
+            let contracts = |v: &ValueId| defined(body, *v).is_some_and(|i| i.op == Op::Contract);
+            let below = cone(body, inst.args[0], |_| true);
+            (!below.iter().any(contracts)).then_some(inst.args[0])
+        }
+        // Where one factor is 0, the product counts as 0, whatever the other is.
+        Op::Binary(Binary::Mul) if nothing == 0.0 => of(0).or_else(|| of(1)),
+        Op::Binary(Binary::Div) | Op::Unary(Unary::Neg) if nothing == 0.0 => of(0),
+        Op::Unary(Unary::Exp) if nothing == 0.0 => mask(body, inst.args[0], f64::NEG_INFINITY),
+        Op::Binary(Binary::Sub) if nothing != 0.0 => of(0),
+        _ => None,
+    }
+}
+
+/// Whether a value is this number everywhere.
+fn is_all(body: &Function, value: ValueId, number: f64) -> bool {
     let Some(inst) = defined(body, value) else { return false };
     if let Op::Const(numbers) = &inst.op {
-        return numbers.iter().all(|x| x.0 == f64::NEG_INFINITY);
+        return numbers.iter().all(|x| x.0 == number);
     }
-    matches!(inst.op, Op::Cast | Op::Broadcast { .. }) && is_least(body, inst.args[0])
+    matches!(inst.op, Op::Cast | Op::Broadcast { .. }) && is_all(body, inst.args[0], number)
 }

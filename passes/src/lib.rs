@@ -16,6 +16,7 @@ pub mod route;
 pub mod simplify;
 pub mod sizes;
 pub mod stream_softmax;
+pub mod stream_sums;
 pub mod validate;
 pub mod variants;
 
@@ -202,6 +203,13 @@ pub fn pipeline() -> Vec<Pass> {
             law: "softmax is a streaming monoid: where it weighs a sum it has no memory, elsewhere it is its definition",
             without: Without::Least(define),
             run: |m, cx| Ok(stream_softmax::stream_softmax(m, cx)),
+            rounds: None,
+        },
+        Pass {
+            name: "stream_sums",
+            law: "sums over two axes are one after the other, and sums of one thing are one: what is only added up has no memory",
+            without: Without::Nothing,
+            run: |m, cx| Ok(stream_sums::stream_sums(m, cx)),
             rounds: None,
         },
         Pass {

@@ -15,6 +15,7 @@ use latentc_ir::expand::expand_in;
 use latentc_ir::poly::Poly;
 use latentc_ir::{AxisId, Function, Inst, Module, Op, ValueId};
 
+use crate::stream_sums::only_for;
 use crate::{Context, Kind, Remark, Sizes, Unit};
 
 const NAME: &str = "stream_softmax";
@@ -114,24 +115,11 @@ pub fn weighed<'f>(f: &'f Function, users: &[Vec<usize>], softmax: &Inst) -> Res
 pub(crate) fn unstored(f: &Function) -> BTreeSet<ValueId> {
     let users = f.users();
     let mut all = BTreeSet::new();
-    let mut scores = BTreeSet::new();
-    for softmax in f.body.iter().filter(|i| matches!(i.op, Op::Softmax { .. })) {
+    for (at, softmax) in f.body.iter().enumerate().filter(|(_, i)| matches!(i.op, Op::Softmax { .. })) {
         if let Ok(sum) = weighed(f, &users, softmax) {
             all.extend([softmax.result(), sum.weights]);
-            scores.insert(softmax.args[0]);
-        }
-    }
-    // Readers stand behind what they read.
-    for inst in f.body.iter().rev() {
-        let &[value] = &inst.results[..] else { continue };
-        let wanted = |&user: &usize| {
-            let user = &f.body[user];
-            all.contains(&user.result()) && (user.op.is_elementwise() || scores.contains(&value))
-        };
-        let seen_there = !f.results.contains(&value) && users[value.0 as usize].iter().all(wanted);
-        let makes_scores = inst.op == Op::Contract || inst.op.is_elementwise();
-        if makes_scores && seen_there && !users[value.0 as usize].is_empty() {
-            all.insert(value);
+            let fold = [(at, softmax.args[0])];
+            all.extend(only_for(f, &users, &fold, &|_| false, &|i| i.op == Op::Contract).into_keys());
         }
     }
     all

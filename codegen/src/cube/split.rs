@@ -1,12 +1,12 @@
-//! A streamed softmax as two launches: parts of the positions, each by cubes of its own, and what merges them.
+//! A stream as two launches: parts of the positions, each by cubes of its own, and what merges them.
 
 use latentc_ir::{AxisId, Function, Op, ValueId};
 
 use super::emit::{Bin, Buf, Emit, Un, Val};
 use super::expr::Exprs;
 use super::shape::{Grid, LaunchShape};
-use super::stream::{POSITIONS, divisor, finish};
-use crate::stream::{StreamPlan, cone};
+use super::stream::{POSITIONS, divisor, finish, least};
+use crate::stream::{Monoid, StreamPlan, cone};
 
 /// Multiprocessors of a large GPU. Two cubes for each keep it busy, or one where no two fit into its shared memory.
 pub(super) const MULTIPROCESSORS: usize = 132;
@@ -47,7 +47,7 @@ impl Role {
         match self {
             Role::Whole | Role::Sort => body.params.clone(),
             Role::Part => cone(body, plan.product, |_| true),
-            Role::Merge => cone(body, body.results[0], |op| *op != Op::Contract),
+            Role::Merge => cone(body, body.results[0], |op| !matches!(op, Op::Contract | Op::Reduce { .. })),
         }
     }
 }
@@ -125,7 +125,7 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, kept: Buf,
             let number = e.add(before, line);
             e.mul(number, pitch)
         };
-        let (nothing, least) = (e.f32(0.0), e.f32(f32::MIN));
+        let (nothing, least) = (e.f32(0.0), e.f32(least(plan.by)));
         let (max, sum, y) = (e.var(least), e.var(nothing), e.var(nothing));
         e.for_step(zero, parts, one, |e, part| {
             let at = start(e, part);
@@ -153,9 +153,16 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, kept: Buf,
         let (batch, row) = (x.split(e, repeat, &plan.batch), x.split(e, row, &plan.m));
         let column = x.split(e, column, &plan.n);
         let known = [(&plan.batch[..], &batch[..]), (&plan.m[..], &row[..]), (&plan.n[..], &column[..])];
-        let sum = e.get(sum);
-        let (divisor, y) = (divisor(e, sum), e.get(y));
-        let y = e.div(y, divisor);
+        let (sum, y) = (e.get(sum), e.get(y));
+        let y = match plan.by {
+            Monoid::Softmax => {
+                let divisor = divisor(e, sum);
+                e.div(y, divisor)
+            }
+            // Maxima that no part has raised differ in no part: each counts as it is.
+            Monoid::Sum => y,
+            Monoid::Max => largest,
+        };
         finish(e, &mut x, plan, &known, y, output);
     });
 }

@@ -1,9 +1,10 @@
-//! Streamed softmaxes through CubeCL: a cube has some rows and columns of the product and walks the streamed axis in blocks.
+//! Streamed folds through CubeCL: a cube has some rows and columns of the product and walks the streamed axis in blocks.
 //!
 //! For each block of 32 positions the cube computes the scores of its rows, from tiles of both operands in shared memory, 32
 //! numbers of depth at a time; turns them into weights with what it knows of the rows so far; and adds the block's values, tile
 //! by tile, to the sums that each unit keeps in registers. All of it is f32; weights are not rounded, whatever dtype
-//! the body gives them. A score product whose operands both have the streamed axis, or one of them that and rows, is
+//! the body gives them. A sum without a softmax takes the scores as they are; one that weighs nothing, or a maximum, folds them alone.
+//! A score product whose operands both have the streamed axis, or one of them that and rows, is
 //! computed element by element instead.
 //!
 //! With few rows and many positions, as in decode, the cubes of one launch would be few. A device then shares the positions out: the
@@ -21,7 +22,7 @@ use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Un, Val, Var};
 use super::expr::Exprs;
 use super::split::KEPT;
 use crate::contract::ContractPlan;
-use crate::stream::{StreamPlan, cone, is_elementwise};
+use crate::stream::{Monoid, StreamPlan, cone, is_elementwise, keys};
 
 /// Units of a cube.
 pub(crate) const UNITS: u32 = 256;
@@ -169,12 +170,7 @@ pub(super) fn products(body: &Function, plan: &StreamPlan) -> Vec<Scores> {
     let below = cone(body, plan.scores, is_elementwise);
     let products = body.body.iter().filter(|i| i.op == Op::Contract && below.contains(&i.result()));
     let tiled = products.filter_map(|i| {
-        let along = |v: &ValueId| body.ty(*v).has(plan.along);
-        let (rows, keys) = match i.args[..] {
-            [a, b] if !along(&a) && along(&b) => (a, b),
-            [a, b] if along(&a) && !along(&b) => (b, a),
-            _ => return None,
-        };
+        let (keys, rows) = keys(body, plan.along, i)?;
         let groups = ContractPlan::new(&body.ty(keys).axes, &body.ty(rows).axes, &body.ty(i.result()).axes);
         let shared_by_rows = !body.ty(keys).axes.iter().any(|a| plan.m.contains(a));
         shared_by_rows.then_some(Scores { product: i.result(), rows, keys, depth: groups.k })
@@ -259,7 +255,7 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
             of_rows: e.shared(Elem::F32, tiles.rows as usize),
             seen: e.shared(Elem::U32, 1),
         };
-        let (nothing, least) = (e.f32(0.0), e.f32(f32::MIN));
+        let (nothing, least) = (e.f32(0.0), e.f32(least(plan.by)));
         let (max, sum) = (e.var(least), e.var(nothing));
         let width = tiles.columns / tiles.across;
         let sums: Vec<Vec<Var>> = (0..EACH).map(|_| (0..width).map(|_| e.var(nothing)).collect()).collect();
@@ -271,18 +267,38 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
                 let seen = cube.seen(e, x);
                 cube.scores(e, x, seen, &products);
                 e.sync();
-                where_seen(e, seen, |e| cube.weigh(e, max, sum));
-                e.sync();
-                cube.add_values(e, x, seen, &sums);
+                match plan.by {
+                    Monoid::Softmax => {
+                        where_seen(e, seen, |e| cube.weigh(e, max, sum));
+                        e.sync();
+                        cube.add_values(e, x, seen, &sums);
+                    }
+                    Monoid::Sum => cube.add_values(e, x, seen, &sums),
+                    Monoid::Max => {
+                        where_seen(e, seen, |e| cube.raise(e, max));
+                        e.sync();
+                    }
+                }
             });
         });
         if chunk.is_none() {
-            cube.store(e, &mut x, sum, &sums, output);
+            match plan.by {
+                Monoid::Softmax | Monoid::Sum => cube.store(e, &mut x, sum, &sums, output),
+                Monoid::Max => cube.store_largest(e, &mut x, max, output),
+            }
         } else {
             let first = walk.first_line(e, repeats, rows);
             cube.keep(e, first, [max, sum], &sums, output);
         }
     });
+}
+
+/// What a maximum begins with.
+pub(super) fn least(by: Monoid) -> f32 {
+    match by {
+        Monoid::Softmax | Monoid::Sum => f32::MIN,
+        Monoid::Max => f32::NEG_INFINITY,
+    }
 }
 
 /// What is left out in a block that no row sees.
@@ -437,7 +453,7 @@ impl<'a> Cube<'a> {
         }
         where_seen(e, seen, |e| {
             let (at_position, exists) = self.positions.at(e, x, position);
-            let least = e.f32(f32::NEG_INFINITY);
+            let nothing = e.f32(if self.plan.by == Monoid::Sum { 0.0 } else { f32::NEG_INFINITY });
             for (n, &row) in rows.iter().enumerate() {
                 let (at_row, _) = self.rows.at(e, x, row);
                 let known = [batch, (self.rows.axes, &at_row[..]), (self.positions.axes, &at_position[..])];
@@ -449,7 +465,7 @@ impl<'a> Cube<'a> {
                     }
                     x.element(e, self.plan.scores, &index(&body.ty(self.plan.scores).axes, &known))
                 });
-                let score = e.select(exists, score, least);
+                let score = e.select(exists, score, nothing);
                 let to = e.mul(row, pitch);
                 let to = e.add(to, position);
                 e.store(self.weights, to, score);
@@ -465,13 +481,7 @@ impl<'a> Cube<'a> {
             let (zero, one, end, pitch) = (e.u32(0), e.u32(1), e.u32(POSITIONS), e.u32(PITCH));
             let start = e.mul(unit, pitch);
             let old = e.get(max);
-            e.for_step(zero, end, one, |e, j| {
-                let at = e.add(start, j);
-                let x = e.load(self.weights, at);
-                let known = e.get(max);
-                let larger = e.binary(Bin::Max, known, x);
-                e.set(max, larger);
-            });
+            self.raise_row(e, start, max);
             let new = e.get(max);
             let less = e.sub(old, new);
             let factor = e.unary(Un::Exp, less);
@@ -492,6 +502,29 @@ impl<'a> Cube<'a> {
         });
     }
 
+    /// Takes the block's scores into the maximum of a row, which begin there.
+    fn raise_row(&self, e: &mut Emit, start: Val, max: Var) {
+        let (zero, one, end) = (e.u32(0), e.u32(1), e.u32(POSITIONS));
+        e.for_step(zero, end, one, |e, j| {
+            let at = e.add(start, j);
+            let x = e.load(self.weights, at);
+            let known = e.get(max);
+            let larger = e.binary(Bin::Max, known, x);
+            e.set(max, larger);
+        });
+    }
+
+    /// Takes the block's scores into the maxima: a unit a row.
+    fn raise(&self, e: &mut Emit, max: Var) {
+        let (unit, rows) = (e.unit(), e.u32(self.tiles.rows));
+        let mine = e.lt(unit, rows);
+        e.if_(mine, |e| {
+            let pitch = e.u32(PITCH);
+            let start = e.mul(unit, pitch);
+            self.raise_row(e, start, max);
+        });
+    }
+
     /// The rows of the cube that a unit sums, and its first column.
     fn share(&self, e: &mut Emit) -> (Vec<Val>, Val) {
         let (unit, across) = (e.unit(), e.u32(self.tiles.across));
@@ -508,8 +541,9 @@ impl<'a> Cube<'a> {
         let (rows, column) = self.share(e);
         let pitch = e.u32(PITCH);
         let starts: Vec<_> = rows.iter().map(|&row| e.mul(row, pitch)).collect();
-        where_seen(e, seen, |e| {
-            for (&row, sums) in rows.iter().zip(sums) {
+        let softmax = self.plan.by == Monoid::Softmax;
+        where_seen(e, seen.filter(|_| softmax), |e| {
+            for (&row, sums) in rows.iter().zip(sums).filter(|_| softmax) {
                 let factor = e.load(self.of_rows, row);
                 for &sum in sums {
                     let old = e.get(sum);
@@ -524,10 +558,12 @@ impl<'a> Cube<'a> {
             let from = e.add(self.positions.from, skip);
             let lines = Span { from, count: self.tiles.values, pitch: self.tiles.columns, ..self.positions };
             let batch: At<'_> = (&self.plan.batch, &self.batch);
-            where_seen(e, seen, |e| {
-                x.scope(|x| stage(e, x, self.plan.values, self.values, [lines, self.columns], &[batch]));
-            });
-            e.sync();
+            if let Some(values) = self.plan.values {
+                where_seen(e, seen, |e| {
+                    x.scope(|x| stage(e, x, values, self.values, [lines, self.columns], &[batch]));
+                });
+                e.sync();
+            }
             let count = e.u32(self.tiles.values);
             where_seen(e, seen, |e| {
                 e.for_step(zero, count, one, |e, j| {
@@ -538,7 +574,8 @@ impl<'a> Cube<'a> {
                         .map(|n| {
                             let right = e.u32(n as u32 * self.tiles.across);
                             let at = e.add(line, right);
-                            e.load(self.values, at)
+                            // What weighs nothing counts once.
+                            if self.plan.values.is_some() { e.load(self.values, at) } else { e.f32(1.0) }
                         })
                         .collect();
                     let position = e.add(skip, j);
@@ -600,20 +637,36 @@ impl<'a> Cube<'a> {
         }
     }
 
-    /// Divides by the sums of the weights, computes the epilogue, stores.
-    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, sum: Var, sums: &[Vec<Var>], output: Buf) {
+    /// Computes the epilogue of the maxima and stores it.
+    fn store_largest(&self, e: &mut Emit, x: &mut Exprs<'_>, max: Var, output: Buf) {
         let (unit, rows) = (e.unit(), e.u32(self.tiles.rows));
+        let (at_row, exists) = self.rows.at(e, x, unit);
         let mine = e.lt(unit, rows);
+        let mine = e.and(mine, exists);
+        let known = [(&self.plan.batch[..], &self.batch[..]), (self.rows.axes, &at_row[..])];
         e.if_(mine, |e| {
-            let sum = e.get(sum);
-            let divisor = divisor(e, sum);
-            e.store(self.of_rows, unit, divisor);
+            let y = e.get(max);
+            finish(e, x, self.plan, &known, y, output);
         });
-        e.sync();
+    }
+
+    /// Divides by the sums of the weights if these are a softmax, computes the epilogue, stores.
+    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, sum: Var, sums: &[Vec<Var>], output: Buf) {
+        let softmax = self.plan.by == Monoid::Softmax;
+        if softmax {
+            let (unit, rows) = (e.unit(), e.u32(self.tiles.rows));
+            let mine = e.lt(unit, rows);
+            e.if_(mine, |e| {
+                let sum = e.get(sum);
+                let divisor = divisor(e, sum);
+                e.store(self.of_rows, unit, divisor);
+            });
+            e.sync();
+        }
         let (rows, column) = self.share(e);
         for (&row, sums) in rows.iter().zip(sums) {
             let (at_row, row_exists) = self.rows.at(e, x, row);
-            let divisor = e.load(self.of_rows, row);
+            let divisor = softmax.then(|| e.load(self.of_rows, row));
             for (n, &sum) in sums.iter().enumerate() {
                 let right = e.u32(n as u32 * self.tiles.across);
                 let number = e.add(column, right);
@@ -626,7 +679,7 @@ impl<'a> Cube<'a> {
                 ];
                 e.if_(exists, |e| {
                     let sum = e.get(sum);
-                    let y = e.div(sum, divisor);
+                    let y = divisor.map_or(sum, |divisor| e.div(sum, divisor));
                     finish(e, x, self.plan, &known, y, output);
                 });
             }

@@ -24,12 +24,13 @@ use super::fragment::{
 use super::split::{HALF, KEPT, SHARED};
 use super::stream::{At, Scores, Span, Walk, divisor, finish, index, products, seen, where_seen};
 use crate::few::gcd;
-use crate::stream::{StreamPlan, cone, defined, is_elementwise};
+use crate::stream::{Monoid, StreamPlan, cone, defined, is_elementwise};
 
 /// A streamed softmax whose products tensor cores can multiply.
 #[derive(Clone, Debug)]
 pub(crate) struct MatrixPlan {
     pub(crate) stream: StreamPlan,
+    values: ValueId,
     /// Of keys and values, and what else is multiplied is rounded to.
     pub(crate) dtype: DType,
     scores: Vec<Scores>,
@@ -66,7 +67,8 @@ impl MatrixPlan {
     /// Of a body that can be computed so.
     pub(crate) fn of(body: &Function) -> Option<MatrixPlan> {
         let stream = StreamPlan::of(body).ok()?;
-        let dtype = body.ty(stream.values).dtype;
+        let values = stream.values.filter(|_| stream.by == Monoid::Softmax)?;
+        let dtype = body.ty(values).dtype;
         let elem = matches!(dtype, DType::Bf16 | DType::F16);
         // Beyond 65504 there is nothing in f16.
         let fits = |v: ValueId| {
@@ -88,12 +90,12 @@ impl MatrixPlan {
         };
         let depths = scores.iter().map(|p| number(&p.depth)).collect::<Option<Vec<_>>>()?;
         let columns = number(&stream.n).filter(|&n| n > 0)?;
-        let shared = scores.iter().position(|p| p.keys == stream.values && p.depth == stream.n);
+        let shared = scores.iter().position(|p| p.keys == values && p.depth == stream.n);
         let sums = sums_of(body, &stream, &scores);
         let packs = scores.iter().all(|p| packed(body, p.keys, &p.depth, dtype))
-            && packed(body, stream.values, &stream.n, dtype);
+            && packed(body, values, &stream.n, dtype);
         let ahead = packs && stream.mask.is_none_or(|mask| limit(body, &stream, mask).is_some());
-        let plan = MatrixPlan { stream, dtype, scores, sums, depths, columns, shared, ahead };
+        let plan = MatrixPlan { stream, values, dtype, scores, sums, depths, columns, shared, ahead };
         (!plan.heights().is_empty()).then_some(plan)
     }
 
@@ -514,7 +516,7 @@ impl<'a> Cube<'a> {
             self.stage(e, x, (p.keys, &p.depth, plan.depths[n]), self.positions, width, to);
         }
         if plan.shared.is_none() {
-            let of = (self.stream().values, &self.stream().n[..], plan.columns);
+            let of = (plan.values, &self.stream().n[..], plan.columns);
             let to = (self.values, 0, t.columns + PACK, self.stage);
             self.stage(e, x, of, self.positions, (self.columns.from, t.columns), to);
         }

@@ -1,9 +1,11 @@
-//! What a streamed softmax computes in its kernel, and what it reads.
+//! What streams compute in their kernels, and what they read.
 
 use std::collections::BTreeSet;
 
 use latentc_ir::{Inst, Op, ValueId};
+use latentc_passes::Kind;
 use latentc_passes::stream_softmax::weighed;
+use latentc_passes::stream_sums::{Axes, Wanted, is_product, only_for, pieces, regions};
 
 use super::Storage;
 use crate::stream::is_leaf;
@@ -11,7 +13,7 @@ use crate::stream::is_leaf;
 impl Storage<'_> {
     /// Finds the softmaxes that weigh sums, and what their scores are made of: products of two that nothing else wants, and
     /// elementwise ops on these. A product that has not all axes of the scores would be computed again along the others, so
-    /// it is stored.
+    /// it is stored. Then the other folds whose pieces are worth making.
     pub(super) fn streams(&mut self) {
         let f = self.f;
         for (at, inst) in f.body.iter().enumerate() {
@@ -20,46 +22,49 @@ impl Storage<'_> {
             self.streams.insert(product, sum.along);
             // Above the scores, the weights and what they are cast to.
             let mut weights = inst.result();
-            self.streamed[weights.0 as usize] = true;
+            self.stream(weights, 1);
             while weights != sum.weights {
                 weights = f.body[self.users[weights.0 as usize][0]].result();
-                self.streamed[weights.0 as usize] = true;
+                self.stream(weights, 1);
             }
-            // Below, from the last to the first: what nothing but this softmax sees.
-            let mut hidden: BTreeSet<ValueId> = BTreeSet::new();
-            let mut products = Vec::new();
-            for below in f.body[..at].iter().rev() {
-                let Some(&v) = below.results.first() else { continue };
-                let inside = |&u: &usize| u == at || hidden.contains(&f.body[u].results[0]);
-                let users = &self.users[v.0 as usize];
-                if users.is_empty() || self.is_stored(v) || !users.iter().all(inside) {
-                    continue;
-                }
-                if below.op.is_elementwise() {
-                    hidden.insert(v);
-                } else if self.is_score(below, inst.args[0]) {
-                    products.push(v);
-                }
+            // Below, what nothing but this softmax sees.
+            let scores = [(at, inst.args[0])];
+            let product = |i: &Inst| is_product(f, i);
+            let hidden = only_for(f, &self.users, &scores, &|v| self.is_stored(v), &product);
+            pieces(f, &hidden).into_iter().for_each(|v| self.stream(v, 1));
+        }
+        let wanted = Wanted { sizes: self.sizes, machine: self.machine, axes: Axes::One };
+        let kept = |v: ValueId| self.is_stored(v) || self.streamed[v.0 as usize] > 0;
+        for region in regions(f, &wanted, &kept) {
+            let worth = region.streamed < region.stored;
+            let folds: Vec<_> = region.folds.iter().map(|fold| f.body[fold.at].result()).collect();
+            let message = format!(
+                "{} in the kernels of {}: {:.1e} s, with memory {:.1e} s",
+                if worth { "is made piece by piece" } else { "is stored, not made piece by piece" },
+                self.names(&folds),
+                region.streamed,
+                region.stored
+            );
+            let kind = if worth { Kind::Applied } else { Kind::Missed };
+            region.products.keys().for_each(|&v| self.say(kind, v, message.clone()));
+            if !worth {
+                continue;
             }
-            // In order: a value is made piece by piece if something that it is made of is.
-            products.iter().for_each(|v| self.streamed[v.0 as usize] = true);
-            for below in f.body[..at].iter().filter(|i| i.results.iter().any(|r| hidden.contains(r))) {
-                self.streamed[below.result().0 as usize] =
-                    below.args.iter().any(|a| self.streamed[a.0 as usize]);
+            for &v in &region.pieces {
+                self.stream(v, region.products.get(&v).copied().unwrap_or(1));
+            }
+            for fold in &region.folds {
+                self.streams.insert(fold.at, fold.along);
+                if f.body[fold.at].op != Op::Contract {
+                    self.store(f.body[fold.at].result());
+                }
             }
         }
     }
 
-    /// Whether a stream over the axes of `scores` can compute this product in tiles.
-    fn is_score(&self, inst: &Inst, scores: ValueId) -> bool {
-        let f = self.f;
-        let &[a, b] = &inst.args[..] else { return false };
-        let summed = f.summed(&inst.args, f.ty(inst.result()));
-        inst.op == Op::Contract
-            && a != b
-            && [a, b, inst.result()].iter().all(|&v| f.ty(v).dtype.is_float())
-            && self.axes(inst.result()) == self.axes(scores)
-            && summed.iter().all(|&s| f.ty(a).has(s) && f.ty(b).has(s))
+    /// Has a value made piece by piece, by so many kernels.
+    fn stream(&mut self, v: ValueId, kernels: usize) {
+        self.streamed[v.0 as usize] = kernels;
     }
 
     /// Stores what a stream reads and cannot compute where it reads it.
@@ -76,7 +81,7 @@ impl Storage<'_> {
             let mut work = vec![root];
             while let Some(v) = work.pop() {
                 let Some(inst) = self.inst(v) else { continue };
-                let inside = v == root || v == f.body[product].result() || self.streamed[v.0 as usize];
+                let inside = v == root || v == f.body[product].result() || self.streamed[v.0 as usize] > 0;
                 if !inside && (self.is_stored(v) || !is_leaf(&inst.op)) {
                     self.store(v);
                     continue;

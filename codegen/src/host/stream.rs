@@ -1,4 +1,4 @@
-//! Streamed softmaxes on the CPU: tiles of rows by streamed positions, both products of a tile as [`multiply`] does them.
+//! Streamed folds on the CPU: tiles of rows by streamed positions, all products of a tile as [`multiply`] does them.
 //!
 //! Leaves that are no views of a parameter are computed whole, once a launch. What lies above them, up to the scores, is computed
 //! tile by tile and gone with it. Threads share out batch and rows; if there are fewer of these than threads, also the
@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use gemm::Parallelism;
-use latentc_ir::{AxisId, DType, Function, Inst, Op, ValueId};
+use latentc_ir::{AxisId, DType, Function, Inst, Op, Reduce, ValueId};
 use rayon::prelude::*;
 
 use super::contract::Product;
@@ -15,13 +15,13 @@ use super::few::{Matrix, Rows};
 use super::map::{self, elementwise, fail, fault, nest, scatter, split, tail};
 use super::multiply::{Way, multiply};
 use super::simd::exp;
-use super::vector::{Lane, What, exponentials};
+use super::vector::{Lane, What, exponentials, folded};
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
 use super::{Buffer, Shared, View, ViewMut};
 use crate::device::DeviceError;
 use crate::map::strides;
 use crate::program::{Kernel, KernelKind};
-use crate::stream::{StreamPlan, cone, defined, is_elementwise};
+use crate::stream::{Monoid, StreamPlan, cone, defined, is_elementwise};
 
 /// Rows of a tile, at most.
 const ROWS: usize = 128;
@@ -32,7 +32,7 @@ const POSITIONS: usize = 128;
 /// Below this many multiply-adds a launch is not worth a second thread.
 const SMALL: usize = 1 << 15;
 
-/// Runs a streamed softmax. `extents` are those of the body's axes.
+/// Runs a streamed fold. `extents` are those of the body's axes.
 pub(super) fn run(
     kernel: &Kernel,
     inputs: &[Option<View<'_>>],
@@ -85,23 +85,37 @@ enum Out {
     I(Shared<i32>),
 }
 
-/// What is known of some positions for each row: a monoid.
+/// What is known of some positions for each row.
 struct State {
-    /// The largest score, but no less than the least float.
+    by: Monoid,
+    /// The largest score, but no less than the least float. Of a softmax; else it stays as it is.
     max: Vec<f32>,
-    /// The sum of exponentials of scores less the maximum.
+    /// The sum of exponentials of scores less the maximum. Of a softmax.
     sum: Vec<f32>,
-    /// The values times these, added up; rows of all of `n`.
+    /// The values times these exponentials, or weights, added up; or the largest weights. Rows of all of `n`.
     acc: Vec<f32>,
 }
 
 impl State {
-    fn new(rows: usize, columns: usize) -> State {
-        State { max: vec![f32::MIN; rows], sum: vec![0.0; rows], acc: vec![0.0; rows * columns] }
+    fn new(by: Monoid, rows: usize, columns: usize) -> State {
+        let nothing = if by == Monoid::Max { f32::NEG_INFINITY } else { 0.0 };
+        State { by, max: vec![f32::MIN; rows], sum: vec![0.0; rows], acc: vec![nothing; rows * columns] }
     }
 
     /// Both together.
     fn merge(mut self, other: State) -> State {
+        let both = self.acc.iter_mut().zip(&other.acc);
+        match self.by {
+            Monoid::Softmax => {}
+            Monoid::Sum => {
+                both.for_each(|(a, b)| *a += b);
+                return self;
+            }
+            Monoid::Max => {
+                both.for_each(|(a, b)| *a = a.max(*b));
+                return self;
+            }
+        }
         let columns = self.acc.len() / self.max.len().max(1);
         for r in 0..self.max.len() {
             let max = self.max[r].max(other.max[r]);
@@ -195,7 +209,7 @@ impl<'a> Stream<'a> {
             let mut all = [&s.mask, &s.scores, &s.epilogue].into_iter().flatten();
             v == s.plan.product || all.any(|i| i.result() == v)
         };
-        let roots = [Some(s.plan.values), Some(s.plan.scores), s.plan.mask, Some(result)];
+        let roots = [s.plan.values, Some(s.plan.scores), s.plan.mask, Some(result)];
         let leaves: Vec<_> = used.copied().chain(roots.into_iter().flatten()).filter(|&v| !made(v)).collect();
         for v in leaves {
             if s.leaves[v.0 as usize].is_none() {
@@ -238,7 +252,7 @@ impl<'a> Stream<'a> {
     fn part(&self, unit: usize, tiles: std::ops::Range<usize>) -> Result<State, DeviceError> {
         let mut t = self.tile(unit);
         let size = |axes: &[AxisId]| axes.iter().map(|a| t.extents[a.0 as usize]).product::<usize>();
-        let mut state = State::new(size(&self.plan.m), size(&self.plan.n));
+        let mut state = State::new(self.plan.by, size(&self.plan.m), size(&self.plan.n));
         let along = self.plan.along.0 as usize;
         let mut weights = vec![0.0; state.max.len() * self.positions];
         let mut first = true;
@@ -327,9 +341,6 @@ impl<'a> Stream<'a> {
         let (View::F(x), axes, steps) = self.operand(self.plan.scores, t) else {
             return Err(fail(self.kernel, "scores are floats"));
         };
-        let (View::F(v), v_axes, v_steps) = self.operand(self.plan.values, t) else {
-            return Err(fail(self.kernel, "values are floats"));
-        };
         let count = t.extents[self.plan.along.0 as usize];
         let along = step(self.plan.along, axes, &steps);
         let m_extents: Vec<_> = self.plan.m.iter().map(|a| t.extents[a.0 as usize]).collect();
@@ -343,6 +354,9 @@ impl<'a> Stream<'a> {
             } else {
                 weights.iter_mut().enumerate().for_each(|(j, w)| *w = x[from + j * along]);
             }
+            if state.by != Monoid::Softmax {
+                continue;
+            }
             let old = state.max[r];
             let (max, sum) = exponentials(weights, old);
             let scale = exp(old - max);
@@ -351,6 +365,18 @@ impl<'a> Stream<'a> {
                 state.acc[r * columns..][..columns].iter_mut().for_each(|a| *a *= scale);
             }
         }
+        let Some(values) = self.plan.values else {
+            for (acc, weights) in state.acc.iter_mut().zip(weights.chunks_exact(count)) {
+                *acc = match state.by {
+                    Monoid::Max => acc.max(folded(Reduce::Max, weights)),
+                    Monoid::Sum | Monoid::Softmax => *acc + folded(Reduce::Sum, weights),
+                };
+            }
+            return Ok(());
+        };
+        let (View::F(v), v_axes, v_steps) = self.operand(values, t) else {
+            return Err(fail(self.kernel, "values are floats"));
+        };
         let dense = strides(&self.plan.n, self.extents);
         let one = |(&a, &to): (&AxisId, &usize)| (t.extents[a.0 as usize], [step(a, v_axes, &v_steps), to]);
         let mut outer: Vec<Loop<2>> = merge(self.plan.n.iter().zip(&dense).map(one));
@@ -375,7 +401,8 @@ impl<'a> Stream<'a> {
     fn finish(&self, unit: usize, mut state: State) -> Result<(), DeviceError> {
         let mut t = self.tile(unit);
         let columns = state.acc.len() / state.max.len();
-        for (row, &sum) in state.acc.chunks_exact_mut(columns).zip(&state.sum) {
+        let softmax = state.by == Monoid::Softmax;
+        for (row, &sum) in state.acc.chunks_exact_mut(columns).zip(&state.sum).filter(|_| softmax) {
             // A row of nothing but -inf is zeros.
             let divisor = if sum == 0.0 { 1.0 } else { sum };
             row.iter_mut().for_each(|y| *y /= divisor);

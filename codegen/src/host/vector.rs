@@ -404,6 +404,13 @@ on_best_unit! {
 }
 
 on_best_unit! {
+    /// The sum or the largest of some numbers.
+    pub(super) fn folded(by: Reduce, x: &[f32]) -> f32 {
+        fold(by, x)
+    }
+}
+
+on_best_unit! {
     /// Makes of scores their exponentials, less the largest of them and of earlier ones; gives that and their sum.
     pub(super) fn exponentials(scores: &mut [f32], earlier: f32) -> (f32, f32) {
         let max = earlier.max(fold(Reduce::Max, scores));

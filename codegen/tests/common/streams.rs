@@ -1,4 +1,4 @@
-//! Streamed softmaxes as kernels, for the tests of every device.
+//! Streamed folds as kernels, for the tests of every device.
 
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_ir::{SplitMix, parse};
@@ -45,9 +45,32 @@ pub(crate) fn causal(name: &str, dtype: &str, [i, k, v]: [u64; 3]) -> Kernel {
     )
 }
 
-/// What a random streamed softmax is made of.
+/// One of the sums in the gradient of [`causal`]: of keys, along the tokens. Weights are made of two products, and of what is known of
+/// each token: the largest score, the sum of exponentials, the mean of the adjoints. Run-time sizes: batch, tokens, positions.
+pub(crate) fn backward(name: &str, dtype: &str, [i, k, v]: [u64; 3]) -> Kernel {
+    stream(
+        name,
+        &format!(
+            "axes b=n0, s=n1, i={i}, k={k}, t=n2, v={v}\n\
+             param q: {dtype}[b, t, i, k]\nparam key: {dtype}[b, s, i, k]\nparam value: {dtype}[b, s, i, v]\n\
+             param dy: {dtype}[b, t, i, v]\nparam max: f32[b, t, i]\nparam sum: f32[b, t, i]\nparam mean: f32[b, t, i]\n\
+             to: i32[t] = position of t\nat: i32[s] = position of s\nseen: bool[t, s] = le at, to\n\
+             z: f32[b, t, i, s] = contract q, key over k\nscale: f32 = const 0.125\nx: f32[b, t, i, s] = mul z, scale\n\
+             least: f32 = const -inf\nm: f32[b, t, i, s] = select seen, x, least\n\
+             low: f32[b, t, i, s] = sub m, max\ne: f32[b, t, i, s] = exp low\none: f32 = const 1.0\n\
+             zero: f32 = const 0.0\nnone: bool[b, t, i] = eq sum, zero\nd: f32[b, t, i] = select none, one, sum\n\
+             p: {dtype}[b, t, i, s] = div e, d\ndp: f32[b, t, i, s] = contract dy, value over v\n\
+             c: f32[b, t, i, s] = sub dp, mean\nw: f32[b, t, i, s] = mul p, c\nh: f32[b, t, i, s] = select seen, w, zero\n\
+             g: f32[b, t, i, s] = mul h, scale\ny: f32[b, s, i, k] = contract g, q over t\nreturn y"
+        ),
+    )
+}
+
+/// What a random stream is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
+    /// What is folded, and how.
+    by: By,
     /// Decides the order of axes.
     order: u64,
     /// Where the mask comes from; there may be none.
@@ -64,12 +87,38 @@ pub(crate) struct Case {
     batch: [bool; 2],
 }
 
-/// Any of them.
+/// How scores are folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// They are the logarithms of weights.
+    Softmax,
+    /// They weigh a sum.
+    Scores,
+    /// Their exponentials do.
+    Exponentials,
+    /// They do, each less the product of another operand with the values.
+    Twice,
+    /// They are added up.
+    Sum,
+    /// The largest is taken.
+    Max,
+}
+
+/// Any softmax.
 pub(crate) fn arb_case() -> impl Strategy<Value = Case> {
+    arb(Just(By::Softmax))
+}
+
+/// Any other fold.
+pub(crate) fn arb_fold() -> impl Strategy<Value = Case> {
+    arb(prop::sample::select(vec![By::Scores, By::Exponentials, By::Twice, By::Sum, By::Max]))
+}
+
+fn arb(by: impl Strategy<Value = By>) -> impl Strategy<Value = Case> {
     let flags = (any::<bool>(), any::<bool>(), any::<[bool; 2]>());
-    (any::<u64>(), 0u8..5, 0u8..6, 0u8..4, flags).prop_map(|(order, mask, keys, epilogue, flags)| {
+    (by, any::<u64>(), 0u8..5, 0u8..6, 0u8..4, flags).prop_map(|(by, order, mask, keys, epilogue, flags)| {
         let (shared, two, batch) = flags;
-        Case { order, mask, keys, epilogue, shared, two, batch }
+        Case { by, order, mask, keys, epilogue, shared, two, batch }
     })
 }
 
@@ -144,8 +193,12 @@ impl Case {
             body.push(format!("z2: {} = add z0, z1", ty("f32", &rows)));
             x = "z2";
         }
-        body.push(format!("half: f32 = const 0.5\nz3: {} = mul {x}, half", ty("f32", &rows)));
-        body.push("least: f32 = const -inf\nat: i32[s] = position of s".to_owned());
+        // Exponentials of large numbers would be all that there is of a sum.
+        let scale = if self.by == By::Exponentials { 0.03125 } else { 0.5 };
+        body.push(format!("half: f32 = const {scale}\nz3: {} = mul {x}, half", ty("f32", &rows)));
+        let zero = matches!(self.by, By::Scores | By::Twice | By::Sum);
+        let nothing = if zero { "0.0" } else { "-inf" };
+        body.push(format!("least: f32 = const {nothing}\nat: i32[s] = position of s"));
         match self.mask {
             0 => {}
             1 => {
@@ -160,17 +213,44 @@ impl Case {
         if self.mask > 0 {
             body.push(format!("z4: {} = select seen, z3, least", ty("f32", &rows)));
         }
-        body.push(format!("w: {} = softmax {x} over s\np: {} = cast w", ty("f32", &rows), ty("f32", &rows)));
         let (value, width) = if self.shared { ("k", "c") } else { ("val", "v") };
-        if !self.shared {
+        let weighs = !matches!(self.by, By::Sum | By::Max);
+        if weighs && !self.shared {
             params.push(format!("val: {}", ty(operands, &of("v", "s"))));
         }
-        let result = ["b", "g", "h", "t", width];
-        body.push(format!("y: {} = contract p, {value} over s", ty("f32", &result)));
+        match self.by {
+            By::Softmax => body.push(format!("w: {} = softmax {x} over s", ty("f32", &rows))),
+            By::Scores | By::Sum | By::Max => {
+                params.push(format!("share: {}", ty("f32", &["t", "g"])));
+                let op = if self.by == By::Max { "sub" } else { "mul" };
+                body.push(format!("w: {} = {op} {x}, share", ty("f32", &rows)));
+            }
+            By::Exponentials => {
+                params.push(format!("share: {}", ty("f32", &["h", "t"])));
+                body.push(format!("w0: {} = sub {x}, share", ty("f32", &rows)));
+                body.push(format!("w: {} = exp w0", ty("f32", &rows)));
+            }
+            By::Twice => {
+                params.push(format!("dy: {}", ty(operands, &["b", "g", "h", "t", width])));
+                params.push(format!("mean: {}", ty("f32", &["b", "g", "h", "t"])));
+                body.push(format!("dp: {} = contract {value}, dy over {width}", ty("f32", &rows)));
+                body.push(format!("dp1: {} = sub dp, mean", ty("f32", &rows)));
+                body.push(format!("w: {} = mul dp1, {x}", ty("f32", &rows)));
+            }
+        }
+        body.push(format!("p: {} = cast w", ty("f32", &rows)));
+        let result = if weighs { vec!["b", "g", "h", "t", width] } else { vec!["b", "g", "h", "t"] };
+        let fold = match self.by {
+            By::Sum => "reduce_sum p".to_owned(),
+            By::Max => "reduce_max p".to_owned(),
+            By::Softmax | By::Scores | By::Exponentials | By::Twice => format!("contract p, {value}"),
+        };
+        body.push(format!("y: {} = {fold} over s", ty("f32", &result)));
         let last = match self.epilogue {
             0 => "y",
             1 => {
-                params.push(format!("gate: {}", ty("f32", &["t", width])));
+                let gate = if weighs { vec!["t", width] } else { vec!["t"] };
+                params.push(format!("gate: {}", ty("f32", &gate)));
                 body.push(format!("y1: {} = mul y, gate", ty("f32", &result)));
                 "y1"
             }
@@ -182,6 +262,7 @@ impl Case {
                 ));
                 "y2"
             }
+            _ if !weighs => "y",
             _ => {
                 body.push(format!("y1: {} = add y, q3", ty("f32", &result)));
                 params.push(format!("old: {}", ty("f32", &["b", "t", "x", "g", "h"])));

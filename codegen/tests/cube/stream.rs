@@ -1,4 +1,4 @@
-//! Streamed softmaxes.
+//! Streams.
 
 use latentc_codegen::check::launch;
 use latentc_codegen::cube::{LaunchShape, chosen, cuda_sources};
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::bench::{agree, cuda, cuda_text, inputs, means_the_same, means_the_same_on_wgpu, tolerance};
 use crate::stream_matrix::right;
-use crate::streams::{arb_case, causal, latent, stream};
+use crate::streams::{arb_case, arb_fold, backward, causal, latent, stream};
 
 #[test]
 fn latents_that_are_keys_and_values() {
@@ -52,6 +52,24 @@ fn products_that_no_tile_computes() {
          p: f32[t, s] = softmax x over s\ny: f32[v, t] = contract w, p over s\nreturn y",
     );
     agree(&k, &[&[3, 50], &[70, 3]]);
+}
+
+#[test]
+fn sums_of_a_gradient() {
+    let k = backward("backward", "f32", [3, 40, 33]);
+    // Positions are shared out in the last.
+    agree(&k, &[&[1, 70, 70], &[2, 1, 5], &[0, 2, 2], &[1, 3, 0], &[1, 5, 600]]);
+    agree(&backward("flat", "f32", [2, 0, 3]), &[&[2, 3, 40]]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
+    #[test]
+    fn folds_of_axes_in_any_order(case in arb_fold(), sizes in (0usize..4, 0usize..15, prop_oneof![0usize..80, 256usize..400])) {
+        let (k, sizes) = (case.kernel(), [sizes.0, sizes.1, sizes.2]);
+        means_the_same(&k, &inputs(&k, &sizes, &[]), &sizes, tolerance(&k));
+        cuda(&k);
+    }
 }
 
 proptest! {

@@ -1,13 +1,13 @@
-//! Streamed softmaxes against the interpreter.
+//! Streams against the interpreter.
 
-use latentc_codegen::program::KernelKind;
+use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_codegen::schedule::schedule;
 use latentc_codegen::stream::StreamPlan;
 use latentc_ir::Module;
 use latentc_passes::{Context, Graph};
 use proptest::prelude::*;
 
-use crate::streams::{arb_case, causal, latent, stream};
+use crate::streams::{arb_case, arb_fold, backward, causal, latent, stream};
 use crate::{check, check_at, prepare};
 
 proptest! {
@@ -20,6 +20,15 @@ proptest! {
     ) {
         check_at(&case.kernel(), &[sizes.0, sizes.1, sizes.2], seed)?;
     }
+
+    #[test]
+    fn folds_of_axes_in_any_order(
+        case in arb_fold(),
+        sizes in (0usize..4, prop_oneof![0usize..4, 20usize..50], prop_oneof![0usize..6, 100usize..400]),
+        seed: u64,
+    ) {
+        check_at(&case.kernel(), &[sizes.0, sizes.1, sizes.2], seed)?;
+    }
 }
 
 #[test]
@@ -27,7 +36,35 @@ fn rows_and_positions_beyond_a_tile() {
     for sizes in [[1, 1, 9000], [1, 3, 5000], [2, 5, 1000], [1, 200, 300], [3, 1, 7], [0, 1, 5], [1, 1, 0]] {
         check_at(&latent("latent", "f32", [4, 8, 4]), &sizes, 3).unwrap();
         check_at(&causal("causal", "f32", [3, 6, 5]), &sizes, 4).unwrap();
+        check_at(&backward("backward", "f32", [3, 6, 5]), &sizes, 5).unwrap();
     }
+}
+
+#[test]
+fn masks_hide_what_is_nothing_to_a_fold() {
+    let mask = |kernel: &Kernel| {
+        let plan = StreamPlan::of(&kernel.body).unwrap();
+        plan.mask.map(|m| kernel.body.value(m).name.clone())
+    };
+    assert_eq!(mask(&causal("causal", "f32", [3, 6, 5])).as_deref(), Some("seen"));
+    assert_eq!(mask(&backward("backward", "f32", [3, 6, 5])).as_deref(), Some("seen"));
+    let of = |lines: &str| {
+        stream(
+            "f",
+            &format!(
+                "axes t=n0, s=n1, k=3\nparam q: f32[t, k]\nparam kk: f32[s, k]\nparam seen: bool[t, s]\n\
+                 z: f32[t, s] = contract q, kk over k\nzero: f32 = const 0.0\nleast: f32 = const -inf\n{lines}\nreturn y"
+            ),
+        )
+    };
+    let masked = "m: f32[t, s] = select seen, z, least\n";
+    let sum = |w: &str| of(&format!("{masked}w: f32[t, s] = {w}\ny: f32[t] = reduce_sum w over s"));
+    assert_eq!(mask(&sum("exp m")).as_deref(), Some("seen"));
+    // The sum of -inf is -inf.
+    assert_eq!(mask(&sum("neg m")), None);
+    assert_eq!(mask(&of(&format!("{masked}y: f32[t] = reduce_max m over s"))).as_deref(), Some("seen"));
+    let kept = "m: f32[t, s] = select seen, z, zero\ny: f32[t] = reduce_max m over s";
+    assert_eq!(mask(&of(kept)), None);
 }
 
 #[test]
@@ -36,7 +73,7 @@ fn bodies_that_are_no_streams() {
     let head = "axes t=4, s=n0, k=3, v=2\nparam q: f32[t, k]\nparam kk: f32[s, k]\nparam vv: f32[s, v]\n";
     assert_eq!(
         why(&format!("{head}y: f32[t, s] = contract q, kk over k\nreturn y")),
-        "0 instructions are `softmax`; a stream has one"
+        "0 sums or maxima are of what is made of products; a stream has one, or one `softmax`"
     );
     let soft = format!("{head}z: f32[t, s] = contract q, kk over k\np: f32[t, s] = softmax z over s\n");
     assert_eq!(why(&format!("{soft}return p")), "`p` goes elsewhere than into one contraction");
@@ -145,6 +182,63 @@ proptest! {
                 StreamPlan::of(&kernel.body).map_err(TestCaseError::fail)?;
             }
             check(kernel, seed)?;
+        }
+    }
+}
+
+/// The gradient of a sum that a softmax weighs, as it is defined; what there is besides, by bits of `with`. Also whether anything as long
+/// as tokens and positions needs memory.
+fn gradient(with: u16) -> (Module, bool) {
+    let has = |bit: u16| with >> bit & 1 == 1;
+    let mut results = vec!["y", "dv", "dk", "dq"];
+    let second = if has(0) {
+        "z2: f32[b, t, h, s] = contract qr, kr over r"
+    } else {
+        "z2: f32[b, t, h, s] = sub z1, one"
+    };
+    let shared = if has(1) {
+        // Of keys that all heads share.
+        results.push("dkr");
+        "dkr: f32[b, s, r] = contract g, qr over t, h"
+    } else {
+        "none: f32 = const 2.0"
+    };
+    if has(2) {
+        results.push("p");
+    }
+    let round = if has(3) { "bf16" } else { "f32" };
+    let text = format!(
+        "module test entry @f\n\nfunc @f {{\n  axes b, t, s, h=2, k=3, r=2\n  param q: f32[b, t, h, k]\n  \
+         param qr: f32[b, t, h, r]\n  param kk: f32[b, s, h, k]\n  param kr: f32[b, s, r]\n  param v: f32[b, s, h, k]\n  \
+         param dy: f32[b, t, h, k]\n  param pos: i32[b, t]\n\n  \
+         z1: f32[b, t, h, s] = contract q, kk over k\n  one: f32 = const 1.0\n  {second}\n  z: f32[b, t, h, s] = add z1, z2\n  \
+         at: i32[s] = position of s\n  seen: bool[b, t, s] = le at, pos\n  least: f32 = const -inf\n  \
+         x: f32[b, t, h, s] = select seen, z, least\n  p: {round}[b, t, h, s] = softmax x over s\n  \
+         y: f32[b, t, h, k] = contract p, v over s\n  dv: f32[b, s, h, k] = contract p, dy over t\n  \
+         dp: f32[b, t, h, s] = contract v, dy over k\n  e: f32[b, t, h, s] = mul p, dp\n  m: f32[b, t, h] = reduce_sum e over s\n  \
+         c: f32[b, t, h, s] = sub dp, m\n  d: f32[b, t, h, s] = mul p, c\n  zero: f32 = const 0.0\n  \
+         g: f32[b, t, h, s] = select seen, d, zero\n  dk: f32[b, s, h, k] = contract q, g over t\n  \
+         dq: f32[b, t, h, k] = contract g, kk over s\n  {shared}\n  return {}\n}}\n",
+        results.join(", ")
+    );
+    (latentc_ir::check("test", &text).unwrap_or_else(|e| panic!("{}\n{text}", e.render())), has(2))
+}
+
+/// Gradients add up what they make piece by piece, and only what something else wants has memory.
+#[test]
+fn gradients_that_are_scheduled() {
+    for with in 0..16 {
+        let (module, wanted) = gradient(with);
+        let program = schedule(&prepare(&module), &Context::new(Graph::Gradient)).unwrap();
+        let long = |b: &latentc_codegen::program::Buffer| {
+            ["t", "s"].iter().all(|&n| b.dims.contains(&latentc_ir::Size::Sym(n.to_owned())))
+        };
+        let stored: Vec<_> =
+            program.routines[0].buffers.iter().filter(|b| long(b)).map(|b| &b.name).collect();
+        assert_eq!(stored.is_empty(), !wanted, "{stored:?}\n{program}");
+        for kernel in &program.kernels {
+            check(kernel, u64::from(with)).unwrap();
+            check_at(kernel, &vec![9; kernel.size_symbols().len()], 7).unwrap();
         }
     }
 }
