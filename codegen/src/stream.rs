@@ -17,7 +17,7 @@
 //! weights are made of at each position), *m* (the others in weights and result: the rows), *n* (in values and result) and the
 //! streamed one.
 
-use latentc_ir::{AxisId, Binary, Function, Inst, Op, Reduce, Unary, ValueId};
+use latentc_ir::{AxisId, Binary, DType, Function, Inst, Op, Reduce, Unary, ValueId};
 
 use latentc_passes::stream_softmax::weighed;
 
@@ -125,6 +125,14 @@ impl StreamPlan {
         let nothing = if by == Monoid::Sum { 0.0 } else { f64::NEG_INFINITY };
         let mask = mask(body, scores, nothing);
         StreamPlan { along, by, scores, mask, values, product: fold.result(), batch, m, n }
+    }
+
+    /// The dtype of the values; if there are none, of what scores are made of at each position.
+    pub(crate) fn narrow(&self, body: &Function) -> Option<DType> {
+        let below = cone(body, self.scores, is_elementwise);
+        let mut products = body.body.iter().filter(|i| i.op == Op::Contract && below.contains(&i.result()));
+        let keys = || products.find_map(|i| keys(body, self.along, i)).map(|(keys, _)| keys);
+        self.values.or_else(keys).map(|v| body.ty(v).dtype)
     }
 
     /// Whether scores, values and epilogue are made as they must.

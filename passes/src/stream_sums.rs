@@ -145,7 +145,7 @@ pub struct Wanted<'a> {
 }
 
 /// The values of a function that only folds want, but for those that are `kept` in any case; the largest first. It is for the caller to
-/// compare the times. A region is left out that would be computed from the pieces of a larger one that is worth it.
+/// compare the times. A region is left out where a larger one that is worth it folds pieces to some of its own, or the other way round.
 pub fn regions(f: &Function, wanted: &Wanted<'_>, kept: &dyn Fn(ValueId) -> bool) -> Vec<Region> {
     let users = f.users();
     let formed = formed(f);
@@ -154,12 +154,12 @@ pub fn regions(f: &Function, wanted: &Wanted<'_>, kept: &dyn Fn(ValueId) -> bool
     let ends: Vec<_> = candidates.iter().map(|fold| (fold.at, fold.of)).collect();
     let hidden = only_for(f, &users, &ends, kept, &|inst| is_product(f, inst));
     let all = pieces(f, &hidden);
-    // Pieces that are made of each other, or meet, belong together.
+    // Pieces that are made of each other, or meet, belong together. Products are made of what is there.
     let mut group: BTreeMap<ValueId, usize> = BTreeMap::new();
     for (n, &v) in all.iter().enumerate() {
         group.insert(v, n);
     }
-    for inst in &f.body {
+    for inst in f.body.iter().filter(|i| i.op != Op::Contract) {
         let Some(&mine) = inst.results.first().and_then(|r| group.get(r)) else { continue };
         for a in &inst.args {
             if let Some(&theirs) = group.get(a) {
@@ -177,13 +177,15 @@ pub fn regions(f: &Function, wanted: &Wanted<'_>, kept: &dyn Fn(ValueId) -> bool
     }
     let elements = |r: &Region| r.pieces.iter().map(|&v| elements(f, wanted, v)).fold(0.0, f64::max);
     found.sort_by(|a, b| elements(b).total_cmp(&elements(a)));
-    // What is made of pieces is none itself.
-    let mut taken: BTreeSet<ValueId> = BTreeSet::new();
+    // What pieces are folded to is none itself.
+    let (mut folded, mut taken) = (BTreeSet::new(), BTreeSet::new());
     found.retain(|region| {
-        let product = |v: &ValueId| region.products.contains_key(v) && taken.contains(v);
-        let free = !region.pieces.iter().any(product);
+        let results = || region.folds.iter().map(|fold| f.body[fold.at].result());
+        let free =
+            !region.pieces.iter().any(|v| folded.contains(v)) && !results().any(|v| taken.contains(&v));
         if free && region.streamed < region.stored {
-            taken.extend(region.folds.iter().map(|fold| f.body[fold.at].result()));
+            folded.extend(results());
+            taken.extend(region.pieces.iter().copied());
         }
         free
     });

@@ -78,8 +78,7 @@ impl Expected {
 /// error relative to a weight, or to the largest one, stays what it is when both are divided.
 fn rounded(body: &Function) -> Result<Function, String> {
     let plan = StreamPlan::of(body)?;
-    let Some(values) = plan.values else { return Ok(body.clone()) };
-    let dtype = body.ty(values).dtype;
+    let Some(dtype) = plan.narrow(body) else { return Ok(body.clone()) };
     let mut out = body.clone();
     for mut inst in std::mem::take(&mut out.body) {
         if inst.op == Op::Contract {

@@ -107,7 +107,7 @@ impl LaunchShape {
                 let t = plan.tiling(tall).expect("the form is checked");
                 let stream = &plan.stream;
                 let (batch, m, n) = (sizes(&stream.batch), sizes(&stream.m), sizes(&stream.n));
-                let cubes = Cubes::Tiles { batch, m, n, tile: (t.rows, t.columns) };
+                let cubes = Cubes::Tiles { batch, m, n, tile: (t.rows, t.wide()) };
                 let shared_bytes = plan.shared_bytes(t);
                 LaunchShape { units: t.units(), cubes, shared_bytes }
             }

@@ -1,4 +1,4 @@
-//! Streamed softmaxes on tensor cores: both products of a block are multiplied by `mma`, and the scores between them stay in registers.
+//! Streams on tensor cores: both products of a block are multiplied by `mma`, and the scores between them stay in registers.
 //!
 //! A cube of 4 or 8 planes has 16, 32, 64 or 128 rows and all columns of the product (as many rows as there are, up to that). Rows are
 //! what the plan calls *m*: tokens of a head, or tokens and heads, where these share keys. The operands of the rows lie in shared memory
@@ -22,15 +22,16 @@ use super::fragment::{
     Lines, PACK, Plane, as_left, clear, in_packs, left, load_columns, load_eight, load_rows, sums,
 };
 use super::split::{HALF, KEPT, SHARED};
-use super::stream::{At, Scores, Span, Walk, divisor, finish, index, products, seen, where_seen};
+use super::stream::{At, Scores, Span, Walk, divisor, finish, index, least, products, seen, where_seen};
 use crate::few::gcd;
 use crate::stream::{Monoid, StreamPlan, cone, defined, is_elementwise};
 
-/// A streamed softmax whose products tensor cores can multiply.
+/// A stream whose products tensor cores can multiply.
 #[derive(Clone, Debug)]
 pub(crate) struct MatrixPlan {
     pub(crate) stream: StreamPlan,
-    values: ValueId,
+    /// What is weighed, if anything is.
+    values: Option<ValueId>,
     /// Of keys and values, and what else is multiplied is rounded to.
     pub(crate) dtype: DType,
     scores: Vec<Scores>,
@@ -51,7 +52,7 @@ pub(crate) struct MatrixPlan {
 pub(crate) struct Tiling {
     /// Rows of a cube.
     pub(crate) rows: u32,
-    /// Columns of a cube.
+    /// Columns of a cube; none if nothing is weighed.
     pub(crate) columns: u32,
     /// Planes of a cube.
     planes: u32,
@@ -67,9 +68,10 @@ impl MatrixPlan {
     /// Of a body that can be computed so.
     pub(crate) fn of(body: &Function) -> Option<MatrixPlan> {
         let stream = StreamPlan::of(body).ok()?;
-        let values = stream.values.filter(|_| stream.by == Monoid::Softmax)?;
-        let dtype = body.ty(values).dtype;
-        let elem = matches!(dtype, DType::Bf16 | DType::F16);
+        let values = stream.values;
+        let dtype = stream.narrow(body)?;
+        // Weights that no softmax makes may lie beyond what f16 has.
+        let elem = dtype == DType::Bf16 || (dtype == DType::F16 && stream.by == Monoid::Softmax);
         // Beyond 65504 there is nothing in f16.
         let fits = |v: ValueId| {
             body.ty(v).dtype == dtype || (dtype == DType::Bf16 && body.ty(v).dtype == DType::F32)
@@ -89,11 +91,14 @@ impl MatrixPlan {
                 .and_then(|n| u32::try_from(n).ok())
         };
         let depths = scores.iter().map(|p| number(&p.depth)).collect::<Option<Vec<_>>>()?;
-        let columns = number(&stream.n).filter(|&n| n > 0)?;
-        let shared = scores.iter().position(|p| p.keys == values && p.depth == stream.n);
+        let columns = match values {
+            Some(_) => number(&stream.n).filter(|&n| n > 0)?,
+            None => 0,
+        };
+        let shared = scores.iter().position(|p| Some(p.keys) == values && p.depth == stream.n);
         let sums = sums_of(body, &stream, &scores);
         let packs = scores.iter().all(|p| packed(body, p.keys, &p.depth, dtype))
-            && packed(body, values, &stream.n, dtype);
+            && values.is_none_or(|v| packed(body, v, &stream.n, dtype));
         let ahead = packs && stream.mask.is_none_or(|mask| limit(body, &stream, mask).is_some());
         let plan = MatrixPlan { stream, values, dtype, scores, sums, depths, columns, shared, ahead };
         (!plan.heights().is_empty()).then_some(plan)
@@ -155,7 +160,8 @@ impl MatrixPlan {
     }
 
     fn elements(&self, t: Tiling) -> [u32; 4] {
-        let values = if self.shared.is_some() { 0 } else { t.positions * (t.columns + PACK) };
+        let weighed = self.values.is_some() && self.shared.is_none();
+        let values = if weighed { t.positions * (t.columns + PACK) } else { 0 };
         let scores = if t.across > 1 { t.rows * t.score_pitch() } else { 0 };
         let stages = if self.ahead { 2 } else { 1 };
         [t.rows * self.row_pitch(), stages * t.positions * self.key_pitch(t), stages * values, scores]
@@ -170,6 +176,11 @@ impl MatrixPlan {
 }
 
 impl Tiling {
+    /// Columns of the grid's tiles.
+    pub(crate) fn wide(self) -> u32 {
+        self.columns.max(1)
+    }
+
     /// Units of a cube.
     pub(crate) fn units(self) -> u32 {
         32 * self.planes
@@ -254,14 +265,14 @@ pub(crate) fn emit(
     // Cubes are numbered along the columns, then the rows, the batch, the parts.
     let cube = e.cube();
     let [row_tiles, column_tiles] =
-        [(rows, t.rows), (columns, t.columns)].map(|(size, tile)| e.tiles(size, tile));
+        [(rows, t.rows), (columns, t.wide())].map(|(size, tile)| e.tiles(size, tile));
     let row_of_tiles = e.div(cube, column_tiles);
     let repeat = e.div(row_of_tiles, row_tiles);
     // The last rows see most: they come first.
     let (one, tile) = (e.u32(1), e.rem(row_of_tiles, row_tiles));
     let last = e.sub(row_tiles, one);
     let (tile, column_tile) = (e.sub(last, tile), e.rem(cube, column_tiles));
-    let [row0, column0] = [(tile, t.rows), (column_tile, t.columns)].map(|(number, size)| {
+    let [row0, column0] = [(tile, t.rows), (column_tile, t.wide())].map(|(number, size)| {
         let size = e.u32(size);
         e.mul(number, size)
     });
@@ -297,7 +308,7 @@ pub(crate) fn emit(
             stage: e.u32(0),
         };
         cube.walk(e, &mut x, (from, to), |cube, e, x, [max, sum], sums| match chunk {
-            None => cube.store(e, x, &sum, sums, output),
+            None => cube.store(e, x, [&max, &sum], sums, output),
             Some(_) => {
                 let first = walk.first_line(e, repeats, rows);
                 cube.keep(e, first, [&max, &sum], sums, output);
@@ -390,7 +401,7 @@ impl<'a> Cube<'a> {
             (None, _) => (to, Some(to)),
         };
         self.positions.total = until;
-        let (nothing, least) = (e.f32(0.0), e.f32(f32::MIN));
+        let (nothing, least) = (e.f32(0.0), e.f32(least(self.stream().by)));
         let max: OfRows = self.mine.iter().map(|_| e.var(least)).collect();
         let sum: OfRows = self.mine.iter().map(|_| e.var(nothing)).collect();
         let sums = tiles(e, t.high, t.tiles());
@@ -439,12 +450,14 @@ impl<'a> Cube<'a> {
             });
         });
         // What four units have of a row.
-        for &sum in &sum {
-            for bits in [1, 2] {
-                let mine = e.get(sum);
-                let other = e.shuffle_xor(mine, bits);
-                let both = e.add(mine, other);
-                e.set(sum, both);
+        for (all, op) in [(&sum, Bin::Add), (&max, Bin::Max)] {
+            for &one in all {
+                for bits in [1, 2] {
+                    let mine = e.get(one);
+                    let other = e.shuffle_xor(mine, bits);
+                    let both = e.binary(op, mine, other);
+                    e.set(one, both);
+                }
             }
         }
         end(self, e, x, [max, sum], &sums);
@@ -463,8 +476,30 @@ impl<'a> Cube<'a> {
         if let Some(shared) = self.scores {
             scores = self.exchange(e, shared, &scores);
         }
-        self.weigh(e, &scores, [max, sum], sums);
-        self.add_values(e, &scores, sums);
+        match (self.stream().by, self.plan.values) {
+            (Monoid::Softmax, _) => {
+                self.weigh(e, &scores, [max, sum], sums);
+                self.add_values(e, &scores, sums);
+            }
+            (Monoid::Sum, Some(_)) => self.add_values(e, &scores, sums),
+            (Monoid::Sum, None) => self.fold(e, &scores, Bin::Add, sum),
+            (Monoid::Max, _) => self.fold(e, &scores, Bin::Max, max),
+        }
+    }
+
+    /// Adds the block's scores up, or takes the largest, for each row.
+    fn fold(&self, e: &mut Emit, scores: &Sums, op: Bin, to: &OfRows) {
+        for (row, &to) in to.iter().enumerate() {
+            let mut all = e.get(to);
+            for &tile in &scores[row / 2] {
+                for right in 0..2 {
+                    let at = e.u32(2 * (row as u32 % 2) + right);
+                    let score = e.load(tile, at);
+                    all = e.binary(op, all, score);
+                }
+            }
+            e.set(to, all);
+        }
     }
 
     /// Computes what the scores have of the rows alone once.
@@ -515,8 +550,8 @@ impl<'a> Cube<'a> {
             let width = (none, plan.width(t, n));
             self.stage(e, x, (p.keys, &p.depth, plan.depths[n]), self.positions, width, to);
         }
-        if plan.shared.is_none() {
-            let of = (plan.values, &self.stream().n[..], plan.columns);
+        if let (None, Some(values)) = (plan.shared, plan.values) {
+            let of = (values, &self.stream().n[..], plan.columns);
             let to = (self.values, 0, t.columns + PACK, self.stage);
             self.stage(e, x, of, self.positions, (self.columns.from, t.columns), to);
         }
@@ -728,7 +763,7 @@ impl<'a> Cube<'a> {
     ) {
         let (at_position, exists) =
             if asked { self.positions.clamped(e, position) } else { (position, e.bool(true)) };
-        let least = e.f32(f32::NEG_INFINITY);
+        let nothing = e.f32(if self.stream().by == Monoid::Sum { 0.0 } else { f32::NEG_INFINITY });
         for (n, row) in self.mine.iter().enumerate() {
             let (high, at) = (n / 2, e.u32(2 * (n as u32 % 2) + right));
             let known = [
@@ -748,7 +783,7 @@ impl<'a> Cube<'a> {
                 }
                 x.element(e, self.stream().scores, &index(&body.ty(self.stream().scores).axes, &known))
             });
-            let score = if asked { e.select(exists, score, least) } else { score };
+            let score = if asked { e.select(exists, score, nothing) } else { score };
             e.store(found[0][high][tile as usize], at, score);
         }
     }
@@ -889,7 +924,7 @@ impl<'a> Cube<'a> {
     /// Leaves what is known of a part, as [`split`](super::split) wants it. `first` is the number of the first row there.
     fn keep(&self, e: &mut Emit, first: Val, [max, sum]: [&OfRows; 2], sums: &Sums, kept: Buf) {
         let columns = self.columns.total;
-        let (more, one, zero) = (e.u32(KEPT), e.u32(1), e.u32(0));
+        let (more, one) = (e.u32(KEPT), e.u32(1));
         let pitch = e.add(columns, more);
         let lines: Vec<_> = self
             .mine
@@ -900,10 +935,7 @@ impl<'a> Cube<'a> {
                 e.mul(line, pitch)
             })
             .collect();
-        // One of the four units of a row, in one of the planes that have it.
-        let (no_column, no_plane) =
-            (e.cmp(Cmp::Eq, self.plane.column, zero), e.cmp(Cmp::Eq, self.right, zero));
-        let writes = e.and(no_column, no_plane);
+        let writes = self.one_of_a_row(e);
         for (half, row) in self.mine.iter().enumerate() {
             let writes = e.and(writes, row.exists);
             e.if_(writes, |e| {
@@ -913,6 +945,9 @@ impl<'a> Cube<'a> {
                 let at = e.add(at, one);
                 let sum = e.get(sum[half]);
                 e.store(kept, at, sum);
+                if self.plan.values.is_none() {
+                    e.store(kept, lines[half], sum);
+                }
             });
         }
         self.each(e, sums, |e, half, column, sum| {
@@ -926,8 +961,35 @@ impl<'a> Cube<'a> {
         });
     }
 
-    /// Divides by the sums of the weights, computes the epilogue, stores.
-    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, sum: &OfRows, sums: &Sums, output: Buf) {
+    /// Whether the unit is the first of the four of a row, in the first of the planes that have it.
+    fn one_of_a_row(&self, e: &mut Emit) -> Val {
+        let zero = e.u32(0);
+        let (no_column, no_plane) =
+            (e.cmp(Cmp::Eq, self.plane.column, zero), e.cmp(Cmp::Eq, self.right, zero));
+        e.and(no_column, no_plane)
+    }
+
+    /// Computes the epilogue of what was folded for each row and stores it.
+    fn store_rows(&self, e: &mut Emit, x: &mut Exprs<'_>, of: &OfRows, output: Buf) {
+        let writes = self.one_of_a_row(e);
+        for (row, &of) in self.mine.iter().zip(of) {
+            let writes = e.and(writes, row.exists);
+            let known = [(&self.stream().batch[..], &self.batch[..]), (self.rows.axes, &row.index[..])];
+            e.if_(writes, |e| {
+                let y = e.get(of);
+                finish(e, x, self.stream(), &known, y, output);
+            });
+        }
+    }
+
+    /// Divides by the sums of the weights if these are a softmax, computes the epilogue, stores.
+    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, [max, sum]: [&OfRows; 2], sums: &Sums, output: Buf) {
+        match (self.stream().by, self.plan.values) {
+            (Monoid::Max, _) => return self.store_rows(e, x, max, output),
+            (Monoid::Sum, None) => return self.store_rows(e, x, sum, output),
+            (Monoid::Softmax, _) | (Monoid::Sum, Some(_)) => {}
+        }
+        let softmax = self.stream().by == Monoid::Softmax;
         let one = e.f32(1.0);
         let parts: Vec<_> = sum
             .iter()
@@ -947,7 +1009,7 @@ impl<'a> Cube<'a> {
                 (self.columns.axes, &at_column[..]),
             ];
             e.if_(exists, |e| {
-                let y = e.mul(sum, parts[half]);
+                let y = if softmax { e.mul(sum, parts[half]) } else { sum };
                 finish(e, x, self.stream(), &known, y, output);
             });
         });

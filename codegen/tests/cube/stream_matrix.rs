@@ -7,7 +7,7 @@ use latentc_codegen::program::{Kernel, KernelKind};
 use proptest::prelude::*;
 
 use crate::bench::{cuda, cuda_text, emulated, gpu};
-use crate::streams::{arb_case, causal, latent, stream};
+use crate::streams::{arb_case, arb_fold, backward, causal, latent, stream};
 
 /// The ways of a kernel on tensor cores. There are so many.
 fn on_tensor_cores(kernel: &Kernel, count: usize) -> Vec<Kernel> {
@@ -78,6 +78,28 @@ fn codes_are_read_where_they_lie() {
          y: bf16[b, t, g, h, k] = contract p, v over s\nreturn y",
     );
     agree(&k, 4, &[1], &[&[2, 11, 70]]);
+}
+
+#[test]
+fn sums_of_a_gradient() {
+    // In parts of the positions as well, which are not equal.
+    let sizes: [&[usize]; 3] = [&[1, 70, 70], &[2, 5, 19], &[1, 3, 300]];
+    agree(&backward("backward", "bf16", [2, 40, 24]), 4, &[0, 3], &sizes);
+    // Beyond 65504 there is nothing in f16.
+    on_tensor_cores(&backward("small", "f16", [2, 40, 24]), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3, ..ProptestConfig::default() })]
+    #[test]
+    fn folds_of_axes_in_any_order(
+        case in arb_fold(),
+        sizes in (1usize..3, 0usize..25, prop_oneof![0usize..80, 256usize..400]),
+        tall in 0usize..4,
+    ) {
+        let ways = on_tensor_cores(&case.of("bf16"), 4);
+        right(&ways[tall], &[sizes.0, sizes.1, sizes.2]);
+    }
 }
 
 proptest! {

@@ -190,7 +190,11 @@ proptest! {
 /// as tokens and positions needs memory.
 fn gradient(with: u16) -> (Module, bool) {
     let has = |bit: u16| with >> bit & 1 == 1;
-    let mut results = vec!["y", "dv", "dk", "dq"];
+    let mut results = vec!["dv", "dk", "dq"];
+    // What weights weigh may be wanted by a sum alone.
+    let (values, sum) =
+        if has(4) { ("u", "dw: f32[h, k] = contract y, w over b, t") } else { ("v", "few: f32 = const 3.0") };
+    results.push(if has(4) { "dw" } else { "y" });
     let second = if has(0) {
         "z2: f32[b, t, h, s] = contract qr, kr over r"
     } else {
@@ -210,11 +214,11 @@ fn gradient(with: u16) -> (Module, bool) {
     let text = format!(
         "module test entry @f\n\nfunc @f {{\n  axes b, t, s, h=2, k=3, r=2\n  param q: f32[b, t, h, k]\n  \
          param qr: f32[b, t, h, r]\n  param kk: f32[b, s, h, k]\n  param kr: f32[b, s, r]\n  param v: f32[b, s, h, k]\n  \
-         param dy: f32[b, t, h, k]\n  param pos: i32[b, t]\n\n  \
-         z1: f32[b, t, h, s] = contract q, kk over k\n  one: f32 = const 1.0\n  {second}\n  z: f32[b, t, h, s] = add z1, z2\n  \
+         param dy: f32[b, t, h, k]\n  param pos: i32[b, t]\n  \
+         param u: f32[b, s, h, k]\n  param w: f32[b, t, h]\n\n  z1: f32[b, t, h, s] = contract q, kk over k\n  one: f32 = const 1.0\n  {second}\n  z: f32[b, t, h, s] = add z1, z2\n  \
          at: i32[s] = position of s\n  seen: bool[b, t, s] = le at, pos\n  least: f32 = const -inf\n  \
          x: f32[b, t, h, s] = select seen, z, least\n  p: {round}[b, t, h, s] = softmax x over s\n  \
-         y: f32[b, t, h, k] = contract p, v over s\n  dv: f32[b, s, h, k] = contract p, dy over t\n  \
+         y: f32[b, t, h, k] = contract p, {values} over s\n  {sum}\n  dv: f32[b, s, h, k] = contract p, dy over t\n  \
          dp: f32[b, t, h, s] = contract v, dy over k\n  e: f32[b, t, h, s] = mul p, dp\n  m: f32[b, t, h] = reduce_sum e over s\n  \
          c: f32[b, t, h, s] = sub dp, m\n  d: f32[b, t, h, s] = mul p, c\n  zero: f32 = const 0.0\n  \
          g: f32[b, t, h, s] = select seen, d, zero\n  dk: f32[b, s, h, k] = contract q, g over t\n  \
@@ -227,7 +231,7 @@ fn gradient(with: u16) -> (Module, bool) {
 /// Gradients add up what they make piece by piece, and only what something else wants has memory.
 #[test]
 fn gradients_that_are_scheduled() {
-    for with in 0..16 {
+    for with in 0..32 {
         let (module, wanted) = gradient(with);
         let program = schedule(&prepare(&module), &Context::new(Graph::Gradient)).unwrap();
         let long = |b: &latentc_codegen::program::Buffer| {
