@@ -161,7 +161,7 @@ pub enum KernelKind {
         /// Rows and columns of a tile.
         side: u8,
     },
-    /// What a device with tensor cores makes of a streamed softmax at a launch.
+    /// What a device with tensor cores makes of a stream at a launch.
     StreamMatrix {
         /// Times 16 rows that a cube has: 1, 2, 4 or 8.
         tall: u8,
@@ -202,7 +202,7 @@ impl KernelKind {
 }
 
 impl KernelKind {
-    /// Whether it is a streamed softmax, in whichever way.
+    /// Whether it is a stream, in whichever way.
     pub fn streams(self) -> bool {
         matches!(self, KernelKind::Stream | KernelKind::StreamMatrix { .. })
     }

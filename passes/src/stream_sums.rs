@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use latentc_ir::{AxisId, DType, Function, Inst, Module, Op, Reduce, Type, ValueId};
 
 use crate::rewrite::{Rebuild, sweep};
+use crate::stream_softmax::weighed;
 use crate::{Context, Kind, Machine, Remark, Sizes};
 
 const NAME: &str = "stream_sums";
@@ -149,8 +150,12 @@ pub struct Wanted<'a> {
 pub fn regions(f: &Function, wanted: &Wanted<'_>, kept: &dyn Fn(ValueId) -> bool) -> Vec<Region> {
     let users = f.users();
     let formed = formed(f);
-    let candidates: Vec<_> =
-        f.body.iter().enumerate().filter_map(|(at, inst)| fold(f, wanted, &formed, at, inst)).collect();
+    // What a softmax weighs has a kernel already.
+    let softmaxes = f.body.iter().filter(|i| matches!(i.op, Op::Softmax { .. }));
+    let softmaxes = softmaxes.filter_map(|inst| weighed(f, &users, inst).ok());
+    let weighed: Vec<_> = softmaxes.map(|sum| sum.product.result()).collect();
+    let others = f.body.iter().enumerate().filter(|(_, i)| i.results.iter().all(|r| !weighed.contains(r)));
+    let candidates: Vec<_> = others.filter_map(|(at, inst)| fold(f, wanted, &formed, at, inst)).collect();
     let ends: Vec<_> = candidates.iter().map(|fold| (fold.at, fold.of)).collect();
     let hidden = only_for(f, &users, &ends, kept, &|inst| is_product(f, inst));
     let all = pieces(f, &hidden);

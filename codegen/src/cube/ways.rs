@@ -36,7 +36,7 @@ pub(crate) struct Ways {
     matrix: Vec<Side>,
     /// For a sum of outer products on tensor cores.
     outer: Option<OuterPlan>,
-    /// For a streamed softmax on tensor cores.
+    /// For a stream on tensor cores.
     stream: Option<Tall>,
 }
 
