@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::slice::from_ref;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -58,6 +59,7 @@ impl Job for Gradients<'_> {
         let found = gatherer.add(&mut engine, &rows, 1.0, 1.0, &mut gradient)?;
         let loss = found.first().and_then(Found::number).context("the program has no results")?;
         let with = AdamW::default();
+        let gradient = Arc::new(gradient);
         let clipping = optimizer.clipping(&mut engine, &gradient, with.most)?;
 
         let mut out: Vec<(String, &[usize], &[f32])> = vec![

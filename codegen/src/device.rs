@@ -149,6 +149,23 @@ pub trait Device {
     /// If the device failed in an earlier launch.
     fn read(&mut self, buffer: &Self::Buffer, len: usize) -> Result<Data, DeviceError>;
 
+    /// Shows the first `len` elements of a buffer of floats: where they lie, if that is in the host's memory.
+    ///
+    /// # Errors
+    /// If they are no floats, or the device failed in an earlier launch.
+    fn show(
+        &mut self,
+        buffer: &Self::Buffer,
+        len: usize,
+        see: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), DeviceError> {
+        match self.read(buffer, len)? {
+            Data::F32(floats) => see(&floats),
+            Data::I32(_) => return Err(DeviceError::NoFloats),
+        }
+        Ok(())
+    }
+
     /// Waits until all launches so far are done. A device that runs each at once has nothing to wait for.
     ///
     /// # Errors
@@ -234,6 +251,9 @@ pub enum DeviceError {
         /// What the device said.
         why: String,
     },
+    /// Integers where floats were asked for.
+    #[error("a buffer of integers was to be read as floats")]
+    NoFloats,
     /// An index pointed outside of its axis.
     #[error("kernel {kernel}: index {index} is outside of an axis of size {size}")]
     Index {

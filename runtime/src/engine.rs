@@ -21,6 +21,7 @@ use latentc_passes::{Graph, Guard};
 use crate::checkpoint::Checkpoint;
 use crate::compiled::Compiled;
 use crate::load::{self, LoadError};
+use crate::places::Places;
 
 use sizes::{Extent, Sizes, past_symbols, unbound};
 
@@ -53,10 +54,6 @@ pub struct Engine<D: Device> {
     /// Caches by their names below their scopes.
     caches: BTreeMap<String, Cache>,
 }
-
-/// A program that no model's graph is, such as an optimiser's: see [`Engine::add_plain`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plain(usize);
 
 /// A program and its instances.
 #[derive(Debug)]
@@ -192,17 +189,6 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    /// Loads a program that is no graph of the model and has no weights.
-    ///
-    /// # Errors
-    /// If it has weights, or the device has no room.
-    pub fn add_plain(&mut self, compiled: &Compiled) -> Result<Plain, LoadError> {
-        let none = &mut |_: &mut D, _: &str, f: &Function, _: &Weight| {
-            Err(LoadError::Layout(format!("@{} has weights, but no checkpoint was given", f.name)))
-        };
-        self.push(compiled, none, None).map(Plain)
-    }
-
     fn push(
         &mut self,
         compiled: &Compiled,
@@ -302,18 +288,26 @@ impl<D: Device> Engine<D> {
         Ok(instances.len() - 1)
     }
 
-    /// Gives all weights other values: those of stored tensors in memory, by name.
+    /// Gives all weights other values: those of `tensors`, where each stored tensor has its place. What need not be moved is read from there
+    /// until [`drop_weights`](Engine::drop_weights).
     ///
     /// # Errors
     /// If a tensor is not there or of another length, or the device has no room.
-    pub fn set_weights<'t>(&mut self, tensors: impl Fn(&str) -> Option<&'t [f32]>) -> Result<(), LoadError> {
+    pub fn set_weights(&mut self, tensors: &Arc<Vec<f32>>, places: &Places) -> Result<(), LoadError> {
         for held in self.weights.values() {
-            let data = load::gather(&held.scope, &held.layout, &tensors)?;
             // What is too old is given back before there is more.
             self.heap[held.slot] = None;
-            self.heap[held.slot] = Some(self.device.upload(held.dtype, Data::F32(data))?);
+            let made = load::lend(&mut self.device, tensors, places, &held.scope, &held.layout, held.dtype)?;
+            self.heap[held.slot] = Some(made);
         }
         Ok(())
+    }
+
+    /// Forgets all weights. There must be others before the next run.
+    pub fn drop_weights(&mut self) {
+        for held in self.weights.values() {
+            self.heap[held.slot] = None;
+        }
     }
 
     /// Makes room in every cache for a batch of sequences of up to `capacity` positions, and forgets what was there. Gives
@@ -354,8 +348,13 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// If the graph was not added, arguments do not fit it or each other, or the device fails.
     pub fn run(&mut self, graph: Graph, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
-        let number = self.choose(graph, args)?;
-        self.run_loaded(number, args, past)
+        let mut values = Vec::new();
+        self.run_seen(graph, args, past, |device, _, result| {
+            let data = device.read(&result.buffer, result.shape.iter().product())?;
+            values.push(Value { data, shape: result.shape.clone() });
+            Ok(())
+        })?;
+        Ok(values)
     }
 
     /// Runs a graph as [`run`](Engine::run) does, but leaves its results on the device, and each launch to `launcher`. It may be done
@@ -374,24 +373,34 @@ impl<D: Device> Engine<D> {
         self.run_planned(number, args, past, launcher, |_, _, _| Ok(()))
     }
 
+    /// Runs a graph as [`run`](Engine::run) does, but shows each result to `see`, with its number, while it lies on the device. It is in
+    /// memory that the next run writes over.
+    ///
+    /// # Errors
+    /// As for [`run`](Engine::run), and those of `see`.
+    pub fn run_seen(
+        &mut self,
+        graph: Graph,
+        args: &[Value],
+        past: usize,
+        mut see: impl FnMut(&mut D, usize, &Resident<D::Buffer>) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let number = self.choose(graph, args)?;
+        self.run_planned(number, args, past, &mut at_once, |engine, run, entry| {
+            for n in 0..entry.results.len() {
+                let result = engine.result(run, entry, n)?;
+                see(&mut engine.device, n, &result)?;
+            }
+            Ok(())
+        })
+    }
+
     /// Waits until all launches so far are done.
     ///
     /// # Errors
     /// If the device failed in one of them.
     pub fn wait(&mut self) -> Result<(), DeviceError> {
         self.device.wait()
-    }
-
-    /// Runs a program that is no graph of the model.
-    ///
-    /// # Errors
-    /// If arguments do not fit it or each other, or the device fails.
-    pub fn run_plain(&mut self, program: Plain, args: &[Value]) -> Result<Vec<Value>, RunError> {
-        self.run_loaded(program.0, args, 0)
-    }
-
-    fn run_loaded(&mut self, number: usize, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
-        self.run_planned(number, args, past, &mut at_once, Engine::results)
     }
 
     fn run_planned<T>(
@@ -485,24 +494,19 @@ impl<D: Device> Engine<D> {
         self.instance(run, top, &params, &[], launcher)
     }
 
-    /// What the entry has made.
-    fn results(&mut self, run: &Run<'_>, entry: &Routine) -> Result<Vec<Value>, RunError> {
-        let mut values = Vec::new();
-        for &id in &entry.results {
-            let shape: Vec<_> = entry.buffer(id).dims.iter().map(|d| run.sizes.get(d)).collect();
-            let data = match run.place(0, entry, id) {
-                Some(Where::Planned(place, dtype, len)) => {
-                    let part = self.part(place, dtype, len)?;
-                    self.device.read(&part, len)?
-                }
-                Some(Where::Held(_)) | None => {
-                    let name = &entry.buffer(id).name;
-                    return Err(RunError::Argument(format!("nothing writes the result `{name}`")));
-                }
-            };
-            values.push(Value { data, shape });
+    /// A result of the entry.
+    fn result(&mut self, run: &Run<'_>, entry: &Routine, n: usize) -> Result<Resident<D::Buffer>, RunError> {
+        let id = entry.results[n];
+        match run.place(0, entry, id) {
+            Some(Where::Planned(place, dtype, len)) => Ok(Resident {
+                buffer: self.part(place, dtype, len)?,
+                shape: entry.buffer(id).dims.iter().map(|d| run.sizes.get(d)).collect(),
+            }),
+            Some(Where::Held(_)) | None => {
+                let name = &entry.buffer(id).name;
+                Err(RunError::Argument(format!("nothing writes the result `{name}`")))
+            }
         }
-        Ok(values)
     }
 
     /// The program of a graph that is for arguments of these sizes.

@@ -1,8 +1,9 @@
 //! The gradient of the loss of given texts, by stored tensor.
 
-use latentc_codegen::device::{Data, Device};
+use latentc_codegen::device::Device;
 use latentc_ir::{Layout, Module, scoped};
 use latentc_passes::{Graph, differentiate};
+use rayon::prelude::*;
 
 use crate::engine::{Engine, RunError, Value};
 use crate::load::LoadError;
@@ -50,14 +51,16 @@ impl Rows {
         self.here.chunks(self.shape[1].max(1)).filter(|row| row.iter().any(|&x| x > 0.0)).count()
     }
 
-    /// Runs a graph on these texts. A program takes the first so many of what there is to say of them.
+    /// Runs a graph on these texts and shows its results: their numbers, elements and extents. A program takes the first so many of
+    /// what there is to say of the texts.
     fn run<D: Device>(
         &self,
         engine: &mut Engine<D>,
         graph: Graph,
         takes: usize,
         part: f32,
-    ) -> Result<Vec<Found>, RunError> {
+        mut see: impl FnMut(usize, &[f32], &[usize]),
+    ) -> Result<(), RunError> {
         if self.weights.iter().all(|&w| w == 0.0) {
             return Err(RunError::Argument("no text has two tokens, so there is no loss".to_owned()));
         }
@@ -70,11 +73,10 @@ impl Rows {
             Value::f32(self.bound.clone(), &self.shape[..1]),
         ];
         args.truncate(takes);
-        let floats = |value: Value| match value.data {
-            Data::F32(data) => Ok(Found { data, shape: value.shape }),
-            Data::I32(_) => Err(RunError::Argument("the program of a loss returns integers".to_owned())),
-        };
-        engine.run(graph, &args, self.shape[1])?.into_iter().map(floats).collect()
+        engine.run_seen(graph, &args, self.shape[1], |device, n, result| {
+            let len = result.shape.iter().product();
+            Ok(device.show(&result.buffer, len, &mut |floats| see(n, floats, &result.shape))?)
+        })
     }
 
     /// The mean cross entropy of the targets, in nats. The engine has the train graph.
@@ -82,8 +84,13 @@ impl Rows {
     /// # Errors
     /// If nothing is to be learned, a token is outside of the vocabulary, or the device fails.
     pub fn loss<D: Device>(&self, engine: &mut Engine<D>) -> Result<f32, RunError> {
-        let results = self.run(engine, Graph::Train, LOSS, 1.0)?;
-        results.first().and_then(Found::number).ok_or_else(|| wrong("it returns nothing"))
+        let mut loss = None;
+        self.run(engine, Graph::Train, LOSS, 1.0, |n, floats, _| {
+            if n == 0 {
+                loss = floats.first().copied();
+            }
+        })?;
+        loss.ok_or_else(|| wrong("it returns nothing"))
     }
 }
 
@@ -162,25 +169,35 @@ impl Gatherer {
         sum: &mut [f32],
     ) -> Result<Vec<Found>, RunError> {
         let (takes, gives) = self.signature;
-        let mut results = rows.run(engine, Graph::Gradient, takes, part)?;
-        if results.len() != gives + self.weights.len() {
-            return Err(wrong("it returns another number of results"));
-        }
-        let parts = results.split_off(gives);
-        for ((layout, starts), part) in self.weights.iter().zip(&parts) {
-            let part = &part.data;
-            for (piece, start) in layout.pieces.iter().zip(starts) {
-                // Weights may share elements of a tensor, as the two ends of a model do that are tied.
-                for span in layout.spans(piece) {
-                    let (from, to, len) =
-                        (span.weight as usize, start + span.stored as usize, span.len as usize);
-                    let sums = sum[to..to + len].iter_mut();
-                    sums.zip(&part[from..from + len]).for_each(|(sum, x)| *sum += share * x);
+        let mut results = Vec::with_capacity(gives);
+        let mut seen = 0;
+        rows.run(engine, Graph::Gradient, takes, part, |n, floats, shape| {
+            seen += 1;
+            if n < gives {
+                results.push(Found { data: floats.to_vec(), shape: shape.to_vec() });
+            } else if let Some((layout, starts)) = self.weights.get(n - gives) {
+                for (piece, start) in layout.pieces.iter().zip(starts) {
+                    // Weights may share elements of a tensor, as the two ends of a model do that are tied.
+                    for span in layout.spans(piece) {
+                        let (from, to, len) =
+                            (span.weight as usize, start + span.stored as usize, span.len as usize);
+                        add(&mut sum[to..to + len], &floats[from..from + len], share);
+                    }
                 }
             }
+        })?;
+        if seen != gives + self.weights.len() {
+            return Err(wrong("it returns another number of results"));
         }
         Ok(results)
     }
+}
+
+/// `sum += share * x`, on all threads: there are as many elements as a model has parameters.
+fn add(sum: &mut [f32], x: &[f32], share: f32) {
+    const PART: usize = 1 << 15;
+    let parts = sum.par_chunks_mut(PART).zip(x.par_chunks(PART));
+    parts.for_each(|(sum, x)| sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += share * x));
 }
 
 fn wrong(what: &str) -> RunError {

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 use latentc_codegen::device::{Data, Device, DeviceError, Floats, SharedFloats};
 use latentc_ir::interp::scoped;
-use latentc_ir::{Function, Layout, Module, Weight};
+use latentc_ir::{Function, Layout, Module, Piece, Weight};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, DType, ReadError};
+use crate::places::Places;
 
 /// Tensors of old checkpoints that hold no parameters and may be ignored.
 const BUFFERS: [&str; 1] = [".rotary_emb.inv_freq"];
@@ -119,22 +121,55 @@ pub fn load<D: Device>(
     Ok(device.upload(ty.dtype, Data::F32(data))?)
 }
 
-/// A weight as the program wants it, from stored tensors in memory.
+/// Brings a weight into a device's memory from stored tensors that lie at their places in `tensors`: it is used where it lies if nothing of it
+/// must be moved and the device can.
 ///
 /// # Errors
-/// If a tensor is not there or of another length.
-pub(crate) fn gather<'t>(
+/// If a tensor is not there or of another length, or the device has no room.
+pub(crate) fn lend<D: Device>(
+    device: &mut D,
+    tensors: &Arc<Vec<f32>>,
+    places: &Places,
     scope: &str,
     layout: &Layout,
-    tensors: impl Fn(&str) -> Option<&'t [f32]>,
-) -> Result<Vec<f32>, LoadError> {
-    let mut data = vec![0.0f32; layout.elements as usize];
-    for piece in &layout.pieces {
+    dtype: latentc_ir::DType,
+) -> Result<D::Buffer, LoadError> {
+    let range = |piece: &Piece| {
         let name = scoped(scope, &piece.tensor);
-        let stored = tensors(&name).ok_or_else(|| LoadError::Layout(format!("`{name}` was not given")))?;
-        layout.load(piece, 1, stored, &mut data).map_err(LoadError::Layout)?;
+        let placed = places.tensor(&name).filter(|placed| placed.range.end <= tensors.len());
+        let placed = placed.ok_or_else(|| LoadError::Layout(format!("`{name}` was not given")))?;
+        Ok::<_, LoadError>(placed.range.clone())
+    };
+    let ranges: Vec<_> = layout.pieces.iter().map(range).collect::<Result<_, _>>()?;
+    let each = layout.elements as usize / layout.pieces.len().max(1);
+    if layout.is_stack() && ranges.iter().all(|range| range.len() == each) {
+        let lent = Lent { tensors: Arc::clone(tensors), pieces: ranges.clone() };
+        if let Some(buffer) = device.share(Arc::new(lent)) {
+            return Ok(buffer);
+        }
     }
-    Ok(data)
+    let mut data = vec![0.0f32; layout.elements as usize];
+    for (piece, range) in layout.pieces.iter().zip(ranges) {
+        layout.load(piece, 1, &tensors[range], &mut data).map_err(LoadError::Layout)?;
+    }
+    Ok(device.upload(dtype, Data::F32(data))?)
+}
+
+/// Parts of an array, equally long.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    pub(crate) tensors: Arc<Vec<f32>>,
+    pub(crate) pieces: Vec<Range<usize>>,
+}
+
+impl SharedFloats for Lent {
+    fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    fn piece(&self, n: usize) -> Floats<'_> {
+        Floats::F32(&self.tensors[self.pieces[n].clone()])
+    }
 }
 
 /// Tensors that stay in their mapped files.

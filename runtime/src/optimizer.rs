@@ -3,16 +3,21 @@
 //! Both are IR (`optimizer/*.ir`), compiled and run as models are. They work on parameters as they lie in one array
 //! ([`Places`](crate::places::Places)), a large part of it at a time: a few launches, however many tensors there are.
 
-use latentc_codegen::device::{Data, Device};
+use std::ops::Range;
+use std::sync::Arc;
+
+use latentc_codegen::device::Device;
 use latentc_passes::{Graph, pipeline};
+use rayon::prelude::*;
 
 use crate::compiled::compile;
-use crate::engine::{Engine, Plain, RunError, Value};
+use crate::engine::{Engine, Given, Resident, RunError};
 use crate::load::LoadError;
 use crate::places::COLUMNS;
 
-/// Elements that the programs work on at once: whole rows, and few enough that memory for them is found again rather than asked for.
-pub const PART: usize = 1 << 22;
+/// Elements that the programs work on at once: whole rows, and few enough that what a CPU makes of them is still in its cache when it is
+/// brought back.
+pub const PART: usize = 1 << 18;
 
 const NORM: &str = include_str!("optimizer/norm.ir");
 const ADAMW: &str = include_str!("optimizer/adamw.ir");
@@ -39,15 +44,16 @@ impl Default for AdamW {
     }
 }
 
-/// Parameters, and what AdamW remembers of their gradients: arrays of one length, in f32 whatever a model computes in.
+/// Parameters, and what AdamW remembers of their gradients: arrays of one length, in f32 whatever a model computes in. Programs on the
+/// host read them where they are; a step copies what somebody else still holds then.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
     /// The parameters.
-    pub p: Vec<f32>,
+    pub p: Arc<Vec<f32>>,
     /// The means of their gradients.
-    pub m: Vec<f32>,
+    pub m: Arc<Vec<f32>>,
     /// The means of their squares.
-    pub v: Vec<f32>,
+    pub v: Arc<Vec<f32>>,
     /// How many steps were made.
     pub steps: u32,
 }
@@ -55,16 +61,16 @@ pub struct State {
 impl State {
     /// Before the first step.
     pub fn new(p: Vec<f32>) -> State {
-        let zeros = vec![0.0; p.len()];
-        State { p, m: zeros.clone(), v: zeros, steps: 0 }
+        let zeros = || Arc::new(vec![0.0; p.len()]);
+        State { m: zeros(), v: zeros(), p: Arc::new(p), steps: 0 }
     }
 }
 
 /// The programs of the optimiser, in the engine that they run in.
 #[derive(Clone, Copy, Debug)]
 pub struct Optimizer {
-    norm: Plain,
-    adamw: Plain,
+    norm: Given,
+    adamw: Given,
 }
 
 /// Gradients as one step uses them.
@@ -85,7 +91,7 @@ impl Optimizer {
         let mut add = |name: &str, text: &str| {
             let module = latentc_ir::check(name, text).unwrap_or_else(|e| panic!("{}", e.render()));
             let compiled = compile(&module, Graph::Train, &pipeline());
-            engine.add_plain(&compiled.unwrap_or_else(|e| panic!("{name}: {e}")))
+            engine.add_given(&compiled.unwrap_or_else(|e| panic!("{name}: {e}")))
         };
         Ok(Optimizer { norm: add("optimizer/norm.ir", NORM)?, adamw: add("optimizer/adamw.ir", ADAMW)? })
     }
@@ -97,22 +103,23 @@ impl Optimizer {
     pub fn clipping<D: Device>(
         &self,
         engine: &mut Engine<D>,
-        gradient: &[f32],
+        gradient: &Arc<Vec<f32>>,
         most: f64,
     ) -> Result<Clipping, RunError> {
-        let mut of = |g: Vec<f32>| -> Result<Clipping, RunError> {
-            let shape = [g.len() / COLUMNS, COLUMNS];
-            let [norm, coef] = floats(engine.run_plain(self.norm, &[Value::f32(g, &shape), scalar(most)])?);
-            Ok(Clipping { norm: norm[0], coef: coef[0] })
+        let mut of = |g: &Arc<Vec<f32>>, part: Range<usize>| -> Result<Clipping, RunError> {
+            let args = vec![rows(engine, g, part)?, scalar(engine, most)?];
+            let mut numbers = [0.0; 2];
+            for (number, result) in numbers.iter_mut().zip(engine.run_given(self.norm, args)?) {
+                engine.show(&result, |floats| *number = floats[0])?;
+            }
+            Ok(Clipping { norm: numbers[0], coef: numbers[1] })
         };
-        if gradient.len() <= PART {
-            return of(gradient.to_vec());
-        }
         // The norm of all is the norm of the parts' norms.
-        let mut norms =
-            gradient.chunks(PART).map(|g| Ok(of(g.to_vec())?.norm)).collect::<Result<Vec<_>, RunError>>()?;
+        let norms = parts(gradient.len()).map(|part| Ok(of(gradient, part)?.norm));
+        let mut norms = norms.collect::<Result<Vec<_>, RunError>>()?;
         norms.resize(norms.len().next_multiple_of(COLUMNS), 0.0);
-        of(norms)
+        let all = 0..norms.len();
+        of(&Arc::new(norms), all)
     }
 
     /// Makes one step of all parameters, in whole rows of [`COLUMNS`], along their gradients, which are multiplied by `coef`.
@@ -124,7 +131,7 @@ impl Optimizer {
         engine: &mut Engine<D>,
         with: &AdamW,
         state: &mut State,
-        gradient: &[f32],
+        gradient: &Arc<Vec<f32>>,
         coef: f32,
     ) -> Result<(), RunError> {
         if [&state.m, &state.v, gradient].iter().any(|x| x.len() != state.p.len()) {
@@ -139,30 +146,43 @@ impl Optimizer {
             .into_iter()
             .chain([with.beta1, with.beta2, 1.0 - with.beta1, 1.0 - with.beta2])
             .chain([whole(with.beta1), whole(with.beta2)]);
-        let numbers: Vec<Value> = numbers.map(scalar).collect();
-        for start in (0..state.p.len()).step_by(PART) {
-            let part = start..(start + PART).min(state.p.len());
-            let of = |x: &[f32]| Value::f32(x[part.clone()].to_vec(), &[part.len() / COLUMNS, COLUMNS]);
-            let mut args = vec![of(&state.p), of(gradient), of(&state.m), of(&state.v)];
-            args.extend(numbers.iter().cloned());
-            let [p, m, v] = floats(engine.run_plain(self.adamw, &args)?);
-            state.p[part.clone()].copy_from_slice(&p);
-            state.m[part.clone()].copy_from_slice(&m);
-            state.v[part].copy_from_slice(&v);
+        let numbers: Vec<f64> = numbers.collect();
+        for part in parts(state.p.len()) {
+            let mut args = Vec::with_capacity(4 + numbers.len());
+            for array in [&state.p, gradient, &state.m, &state.v] {
+                args.push(rows(engine, array, part.clone())?);
+            }
+            for &x in &numbers {
+                args.push(scalar(engine, x)?);
+            }
+            let results = engine.run_given(self.adamw, args)?;
+            for (array, result) in [&mut state.p, &mut state.m, &mut state.v].into_iter().zip(&results) {
+                let to = &mut Arc::make_mut(array)[part.clone()];
+                engine.show(result, |from| {
+                    let rows = to.par_chunks_mut(COLUMNS).zip(from.par_chunks(COLUMNS));
+                    rows.for_each(|(to, from)| to.copy_from_slice(from));
+                })?;
+            }
         }
         Ok(())
     }
 }
 
-fn scalar(x: f64) -> Value {
-    Value::f32(vec![x as f32], &[])
+/// What the programs work on, one part after another.
+fn parts(len: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(PART).map(move |start| start..(start + PART).min(len))
 }
 
-/// The results of a program that returns so many arrays of floats.
-fn floats<const N: usize>(values: Vec<Value>) -> [Vec<f32>; N] {
-    let mut floats = values.into_iter().map(|v| match v.data {
-        Data::F32(data) => data,
-        Data::I32(_) => panic!("the optimiser's programs return floats"),
-    });
-    [(); N].map(|()| floats.next().expect("the optimiser's programs return as many"))
+/// A part of an array, in rows.
+fn rows<D: Device>(
+    engine: &mut Engine<D>,
+    array: &Arc<Vec<f32>>,
+    part: Range<usize>,
+) -> Result<Resident<D::Buffer>, RunError> {
+    let shape = vec![part.len() / COLUMNS, COLUMNS];
+    Ok(engine.lend(array, part, shape)?)
+}
+
+fn scalar<D: Device>(engine: &mut Engine<D>, x: f64) -> Result<Resident<D::Buffer>, RunError> {
+    Ok(engine.lend(&Arc::new(vec![x as f32]), 0..1, Vec::new())?)
 }

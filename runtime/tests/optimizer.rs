@@ -1,5 +1,7 @@
 //! The optimiser's programs against its equations in f64, for several steps.
 
+use std::sync::Arc;
+
 use latentc_codegen::host::Host;
 use latentc_ir::tensor::SplitMix;
 use latentc_runtime::engine::Engine;
@@ -26,7 +28,7 @@ fn four_steps_of_adamw_under_clipping() {
     let mut plain: Vec<[f64; 3]> = state.p.iter().map(|&x| [f64::from(x), 0.0, 0.0]).collect();
     for step in 1..=4 {
         // The first gradients are small, so that nothing is clipped.
-        let gradient = random(len, if step == 1 { 1e-3 } else { 1.0 }, &mut rng);
+        let gradient = Arc::new(random(len, if step == 1 { 1e-3 } else { 1.0 }, &mut rng));
         let clipping = optimizer.clipping(&mut engine, &gradient, with.most).expect("it runs");
         let norm = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
         let coef = (with.most / (norm + 1e-6)).min(1.0);
@@ -54,13 +56,13 @@ fn no_gradient_has_the_norm_0() {
     let mut engine = Engine::new(Host::new());
     let optimizer = Optimizer::new(&mut engine).expect("memory");
     for len in [0, COLUMNS] {
-        let zeros = vec![0.0; len];
+        let zeros = Arc::new(vec![0.0; len]);
         let clipping = optimizer.clipping(&mut engine, &zeros, 1.0).expect("it runs");
         assert_eq!((clipping.norm, clipping.coef), (0.0, 1.0));
         let mut state = State::new(vec![2.0; len]);
         optimizer.step(&mut engine, &AdamW::default(), &mut state, &zeros, 1.0).expect("it runs");
         // A weight without a gradient decays all the same.
-        assert_eq!(state.p, vec![2.0 * 0.9999f32; len]);
+        assert_eq!(*state.p, vec![2.0 * 0.9999f32; len]);
     }
 }
 
@@ -69,7 +71,7 @@ fn parts_are_moved_as_the_whole_would_be() {
     let mut engine = Engine::new(Host::new());
     let optimizer = Optimizer::new(&mut engine).expect("memory");
     let (len, with) = (PART + 2 * COLUMNS, AdamW::default());
-    let gradient = vec![0.5; len];
+    let gradient = Arc::new(vec![0.5; len]);
     let clipping = optimizer.clipping(&mut engine, &gradient, with.most).expect("it runs");
     close(clipping.norm, 0.5 * (len as f64).sqrt());
     let mut state = State::new(vec![1.0; len]);
@@ -79,6 +81,6 @@ fn parts_are_moved_as_the_whole_would_be() {
     for array in [&state.p, &state.m, &state.v] {
         assert!(array.len() == len && array.iter().all(|x| *x == array[0]));
     }
-    let wrong = optimizer.step(&mut engine, &with, &mut state, &gradient[1..], 1.0);
+    let wrong = optimizer.step(&mut engine, &with, &mut state, &Arc::new(gradient[1..].to_vec()), 1.0);
     assert!(wrong.is_err_and(|e| e.to_string().contains("are not of the same parameters")));
 }

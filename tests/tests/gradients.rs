@@ -8,6 +8,8 @@
 //! 1e-5 on stepped weights where the clipped gradient is 1e-5 or more, or exactly 0. Elsewhere rounding may turn the sign of
 //! the step, which is a thousandth: twice that, and a little, is allowed.
 
+use std::sync::Arc;
+
 use latentc_codegen::cube::WgpuDevice;
 use latentc_codegen::device::Device;
 use latentc_codegen::host::Host;
@@ -96,6 +98,7 @@ fn steps<D: Device>(case: &Case, engine: &mut Engine<D>, places: &Places, gradie
     assert_eq!(places.tensors().len(), stored, "{name}: tensors with a gradient");
 
     let with = AdamW::default();
+    let gradient = Arc::new(gradient);
     let clipping = optimizer.clipping(engine, &gradient, with.most).expect("it runs");
     let norm = case.floats("grad_norm").0[0];
     let off = (clipping.norm - norm).abs() / norm;

@@ -302,6 +302,7 @@ fn reason(e: DeviceError) -> String {
         DeviceError::Absent(..)
         | DeviceError::Memory { .. }
         | DeviceError::Arena { .. }
+        | DeviceError::NoFloats
         | DeviceError::Index { .. } => e.to_string(),
     }
 }

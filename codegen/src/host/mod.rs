@@ -281,6 +281,14 @@ impl Device for Host {
         })
     }
 
+    fn show(&mut self, buffer: &Buffer, len: usize, see: &mut dyn FnMut(&[f32])) -> Result<(), DeviceError> {
+        match map::head(buffer.view(), len.min(buffer.view().len())) {
+            View::F(floats) => see(floats),
+            view => see(&view.widened().ok_or(DeviceError::NoFloats)?),
+        }
+        Ok(())
+    }
+
     fn layout(&self) -> Layout {
         LAYOUT
     }

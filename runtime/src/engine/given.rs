@@ -4,13 +4,15 @@
 //! instead of places in the plan, which the next run would write over.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
 
-use latentc_codegen::device::Device;
+use latentc_codegen::device::{Data, Device, DeviceError};
 use latentc_ir::{DType, Layout};
 
 use super::{Engine, Extent, Held, Ready, RunError, Source, Where, at_once};
 use crate::compiled::Compiled;
-use crate::load::LoadError;
+use crate::load::{Lent, LoadError};
 
 /// A program whose weights are given: see [`Engine::add_given`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +80,36 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
+    /// Floats of the caller's as an argument: where they are, if the device can use memory of the host.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn lend(
+        &mut self,
+        floats: &Arc<Vec<f32>>,
+        range: Range<usize>,
+        shape: Vec<usize>,
+    ) -> Result<Resident<D::Buffer>, DeviceError> {
+        let lent = Lent { tensors: Arc::clone(floats), pieces: vec![range.clone()] };
+        let buffer = match self.device.share(Arc::new(lent)) {
+            Some(buffer) => buffer,
+            None => self.device.upload(DType::F32, Data::F32(floats[range].to_vec()))?,
+        };
+        Ok(Resident { buffer, shape })
+    }
+
+    /// Shows the elements of a value, which are floats.
+    ///
+    /// # Errors
+    /// If they are none, or the device failed in an earlier launch.
+    pub fn show(
+        &mut self,
+        value: &Resident<D::Buffer>,
+        mut see: impl FnMut(&[f32]),
+    ) -> Result<(), DeviceError> {
+        self.device.show(&value.buffer, value.shape.iter().product(), &mut see)
+    }
+
     /// Runs a program on arguments that are on the device, and leaves the results there, in memory that nobody else has.
     ///
     /// # Errors
@@ -133,7 +165,6 @@ impl<D: Device> Engine<D> {
 #[cfg(test)]
 mod tests {
 
-    use latentc_codegen::device::Data;
     use latentc_codegen::host::Host;
     use latentc_passes::{Graph, pipeline};
 

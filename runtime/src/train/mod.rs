@@ -12,14 +12,17 @@ pub mod memory;
 pub mod save;
 pub mod schedule;
 
+use std::sync::Arc;
+
 use latentc_codegen::device::Device;
 use latentc_ir::Module;
+use rayon::prelude::*;
 
 use crate::engine::{Engine, RunError};
 use crate::gradient::{Gatherer, Rows};
 use crate::load::LoadError;
 use crate::optimizer::{AdamW, Clipping, Optimizer, State};
-use crate::places::Places;
+use crate::places::{COLUMNS, Places};
 
 /// A model in training.
 pub struct Trainer<D: Device> {
@@ -28,7 +31,7 @@ pub struct Trainer<D: Device> {
     optimizer: Optimizer,
     state: State,
     /// Room for a step's gradient.
-    gradient: Vec<f32>,
+    gradient: Arc<Vec<f32>>,
 }
 
 /// What a step was like.
@@ -78,7 +81,7 @@ impl<D: Device> Trainer<D> {
             let what = format!("a state of {have} elements where the parameters take {want}");
             return Err(LoadError::Layout(what));
         }
-        let gradient = vec![0.0; want];
+        let gradient = Arc::new(vec![0.0; want]);
         let mut trainer = Trainer { engine, gatherer, optimizer, state, gradient };
         trainer.show_weights()?;
         Ok(trainer)
@@ -112,7 +115,8 @@ impl<D: Device> Trainer<D> {
     ) -> Result<Option<Step>, TrainError> {
         let all: f64 = parts.iter().map(Rows::weight).sum();
         let sequences: usize = parts.iter().map(Rows::sequences).sum();
-        self.gradient.fill(0.0);
+        let gradient = Arc::make_mut(&mut self.gradient);
+        gradient.par_chunks_mut(COLUMNS).for_each(|row| row.fill(0.0));
         let mut results: Vec<Vec<f64>> = Vec::new();
         for rows in parts {
             if stop() {
@@ -121,7 +125,7 @@ impl<D: Device> Trainer<D> {
             let share = rows.weight() / all;
             let part = rows.sequences() as f64 / sequences as f64 / share;
             let engine = &mut self.engine;
-            let found = self.gatherer.add(engine, rows, share as f32, part as f32, &mut self.gradient)?;
+            let found = self.gatherer.add(engine, rows, share as f32, part as f32, gradient)?;
             results.resize(found.len(), Vec::new());
             for (sum, found) in results.iter_mut().zip(&found) {
                 let counts = if found.shape.is_empty() { share } else { 1.0 };
@@ -135,8 +139,12 @@ impl<D: Device> Trainer<D> {
             let step = self.state.steps + 1;
             return Err(TrainError::Diverged { step, loss, norm: clipping.norm });
         }
-        self.optimizer.step(&mut self.engine, with, &mut self.state, &self.gradient, clipping.coef)?;
+        // The engine reads weights where parameters lie, and they are about to change.
+        self.engine.drop_weights();
+        let stepped =
+            self.optimizer.step(&mut self.engine, with, &mut self.state, &self.gradient, clipping.coef);
         self.show_weights()?;
+        stepped?;
         Ok(Some(Step { results, clipping }))
     }
 
@@ -158,7 +166,6 @@ impl<D: Device> Trainer<D> {
 
     /// Gives the programs the parameters as they are now.
     fn show_weights(&mut self) -> Result<(), LoadError> {
-        let (places, p) = (self.gatherer.places(), &self.state.p);
-        self.engine.set_weights(|name| Some(&p[places.tensor(name)?.range.clone()]))
+        self.engine.set_weights(&self.state.p, self.gatherer.places())
     }
 }

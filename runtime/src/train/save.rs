@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, DType, TensorSpec, write_checkpoint, write_each};
 use crate::init::{SHARD, encode};
@@ -58,9 +59,9 @@ pub fn read(folder: &Path, places: &Places, steps: u32) -> Result<State, LoadErr
     let model = Checkpoint::open(folder)?;
     let wide = beside.names().any(|name| name.starts_with("p."));
     Ok(State {
-        p: if wide { places.read(&beside, "p.")? } else { places.read(&model, "")? },
-        m: places.read(&beside, "m.")?,
-        v: places.read(&beside, "v.")?,
+        p: Arc::new(if wide { places.read(&beside, "p.")? } else { places.read(&model, "")? }),
+        m: Arc::new(places.read(&beside, "m.")?),
+        v: Arc::new(places.read(&beside, "v.")?),
         steps,
     })
 }
