@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use latentc_runtime::train::budget::Budget;
+
 /// Rows of equally many cells as lines. The first `left` columns are aligned to the left, the others to the right.
 pub(crate) fn table(rows: &[Vec<String>], left: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -31,8 +33,16 @@ pub(crate) fn grouped(n: u64) -> String {
     out
 }
 
+/// A size or `least`.
+pub(crate) fn parse_budget(text: &str) -> Result<Budget, String> {
+    if text.trim() == "least" {
+        return Ok(Budget::Least);
+    }
+    parse_size(text).map(Budget::Bytes).map_err(|why| format!("{why}, or `least`"))
+}
+
 /// `20GiB`, `512 MiB`, `1.5GB` or a number of bytes.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let at = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(at);

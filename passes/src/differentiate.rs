@@ -12,9 +12,9 @@
 //! gradient of a weight is found under the scope of the call, and [`weights`] says which weight of which scope each result of
 //! the entry belongs to. A gradient has the axes of its weight, in their order.
 //!
-//! **What is kept.** The results of calls: no function runs forward twice. All else that a gradient reads is computed again in the
-//! gradient function, where the passes see both halves together. So a layer keeps what it was given and what its
-//! parts returned, and whatever a [`Keep`] names beside, where memory is less dear than time.
+//! **What is kept.** The results of calls, so that no function runs forward twice, and dense products, which take time to make again
+//! ([`candidates`]); fewer of these where a [`Keep`] names fewer, where time is less dear than memory. All else that a gradient reads is
+//! computed again in the gradient function, where the passes see both halves together.
 //!
 //! **Precision.** The adjoint of a value has the value's dtype; where several uses add up, the sum is made in f32 (f64 for f64) and
 //! rounded once. Gradients of weights are f32, or f64. No loss is scaled, so f16 may lose small adjoints.
@@ -46,10 +46,13 @@ const NAME: &str = "differentiate";
 /// If the entry's first result is no float without axes, or something has no derivative: a cache, or frequencies of a rotation
 /// that depend on weights.
 pub fn differentiate(module: &Module) -> Result<Module, PassError> {
-    keeping(module, &Keep::default())
+    let fail = |message| PassError { pass: NAME, function: module.entry.clone(), message };
+    let all = candidates(module).map_err(fail)?;
+    keeping(module, &all.iter().map(|c| (c.function.as_str(), c.value.as_str())).collect())
 }
 
-/// The same, with more values kept between the halves of functions other than the entry, of which both halves are one.
+/// The same, with none but these values kept between the halves of functions, beside the results of calls. The entry's halves are one
+/// function.
 ///
 /// # Errors
 /// As [`differentiate`].

@@ -11,10 +11,11 @@ use latentc_models::published::{Published, published};
 use latentc_passes::machine::MACHINES;
 use latentc_passes::quantise::GROUP;
 use latentc_passes::{CacheForm, Codes, Graph, Machine, Wanted, pipeline};
+use latentc_runtime::train::budget::Budget;
 use serde::Serialize;
 
 use crate::model::Model;
-use crate::table::parse_size;
+use crate::table::parse_budget;
 use crate::target::Target;
 use crate::{print, print_json};
 use figures::{Figures, Program};
@@ -46,9 +47,9 @@ pub(crate) struct Args {
     /// Of this function alone, as if it were the model.
     #[arg(long, value_name = "NAME", requires = "graph")]
     function: Option<String>,
-    /// Keep as much of the way forward for the way back as lets the step fit, such as 20GiB; the least if not given.
-    #[arg(long, value_name = "SIZE", requires = "graph", value_parser = parse_size)]
-    memory_budget: Option<u64>,
+    /// Keep as much of the way forward for the way back as lets the step fit, such as 20GiB, or `least`; all that is worth it if not given.
+    #[arg(long, value_name = "SIZE", requires = "graph", value_parser = parse_budget)]
+    memory_budget: Option<Budget>,
     /// Where the step runs.
     #[arg(long, value_enum, default_value = "cuda", requires = "graph")]
     target: Target,

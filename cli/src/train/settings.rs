@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use latentc_runtime::train::budget::Budget;
 use latentc_runtime::train::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{DTypeArg, Model};
-use crate::table::parse_size;
+use crate::table::parse_budget;
 use crate::target::Target;
 
 /// At most so many sequences are split off for validation.
@@ -45,10 +46,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "SEQUENCES")]
     pub(crate) micro_batch: Option<usize>,
     /// Keep as much of the way forward for the way back as lets a step fit into this memory, such as 20GiB, and compute the rest again;
-    /// the least is kept if not given. `latentc report --graph train` tells what a step takes.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// or `least`. All that is worth it is kept if not given. `latentc report --graph train` tells what a step takes.
+    #[arg(long, value_name = "SIZE", value_parser = parse_budget)]
     #[serde(default)]
-    pub(crate) memory_budget: Option<u64>,
+    pub(crate) memory_budget: Option<Budget>,
     /// The highest learning rate. The paper's are 2.4e-4 for 236B parameters and 4.2e-4 for 16B; small models bear more.
     #[arg(long, default_value_t = 1e-3)]
     pub(crate) rate: f64,

@@ -9,9 +9,20 @@ use latentc_codegen::memory::Layout;
 use latentc_ir::Module;
 use latentc_passes::differentiate::{Candidate, Keep, candidates, keeping};
 use latentc_passes::{Graph, pipeline};
+use serde::{Deserialize, Serialize};
 
 use crate::compiled::{CompileError, Compiled, compile};
 use crate::train::memory::{Memory, MemoryError, sizes};
+
+/// How much of the way forward a step may keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Budget {
+    /// What calls return, and no more.
+    Least,
+    /// As much as lets all that a step has in memory fit into so many bytes.
+    Bytes(u64),
+}
 
 /// A step that fits.
 #[derive(Clone, Debug)]
@@ -59,14 +70,14 @@ pub enum BudgetError {
     },
 }
 
-/// The step of a definition that keeps as much as a budget allows, in bytes, for so many sequences of a length at once. Without a
-/// budget it keeps the least.
+/// The step of a definition that keeps as much as a budget allows, for so many sequences of a length at once. Without a budget it
+/// keeps all that is worth it.
 ///
 /// # Errors
 /// See [`BudgetError`].
 pub fn within(
     definition: &Module,
-    budget: Option<u64>,
+    budget: Option<Budget>,
     (batch, length): (u64, u64),
     layout: &Layout,
 ) -> Result<Budgeted, BudgetError> {
@@ -80,9 +91,9 @@ pub fn within(
         let memory = Memory::of(definition, &compiled.program, (batch, length), layout)?;
         Ok((compiled, memory))
     };
-    let mut best = keep(0)?;
-    let mut fits = 0;
-    if let Some(budget) = budget {
+    let mut fits = if budget.is_none() { ordered.len() } else { 0 };
+    let mut best = keep(fits)?;
+    if let Some(Budget::Bytes(budget)) = budget {
         let least = best.1.peak;
         if least > budget {
             return Err(BudgetError::Small { budget, least });
