@@ -172,7 +172,7 @@ fn texts_that_are_shipped_are_measured() {
         says(&error(&line, &[&file]), &["has no kernel `none` in this graph"]);
         seen += 1;
     }
-    assert_eq!(seen, 5);
+    assert_eq!(seen, 7);
 }
 
 #[test]
