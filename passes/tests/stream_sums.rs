@@ -95,6 +95,7 @@ fn program(seed: u64) -> (String, bool) {
             // Sums of the same pieces meet if they are laid out alike.
             let ty =
                 if pick(2) == 0 { format!("f32[{}]", axes.join(", ")) } else { shuffled(axes, &mut pick) };
+            let ty = if pick(4) == 0 { ty.replace("f32", "f64") } else { ty };
             lines.push(format!("{name}: {ty} = {sum}"));
             results.push(name);
         }

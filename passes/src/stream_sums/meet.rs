@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use latentc_ir::{AxisId, Binary, Function, Inst, Op, Reduce, Size, Type, ValueId};
+use latentc_ir::{AxisId, Binary, DType, Function, Inst, Op, Reduce, Size, Type, ValueId};
 
 use super::{Axes, COLUMNS, Fold, NAME, Wanted, is_product, regions};
 use crate::rewrite::Rebuild;
@@ -114,11 +114,11 @@ impl Sum {
         Some(Sum { at: fold.at, weights: fold.of, values, column, size })
     }
 
-    /// Whether both are the same but for the columns.
+    /// Whether both are the same but for the columns, and for what results are rounded to.
     fn like(&self, f: &Function, other: &Sum) -> bool {
         let result = |s: &Sum| {
             let ty = f.ty(f.body[s.at].result());
-            (ty.dtype, ty.axes.iter().map(|&a| (a != s.column).then_some(a)).collect::<Vec<_>>())
+            ty.axes.iter().map(|&a| (a != s.column).then_some(a)).collect::<Vec<_>>()
         };
         f.ty(self.values).dtype == f.ty(other.values).dtype && result(self) == result(other)
     }
@@ -160,6 +160,11 @@ fn emit(r: &mut Rebuild<'_>, inst: &Inst, sums: &[Sum]) {
     let values = r.emit(inst, Op::Concat { axes: columns, into }, &parts, "", Type::new(dtype, with(into)));
     let mut ty = f.ty(inst.result()).clone();
     ty.axes.iter_mut().filter(|a| **a == sums[0].column).for_each(|a| *a = into);
+    let dtypes: BTreeSet<DType> = sums.iter().map(|s| f.ty(f.body[s.at].result()).dtype).collect();
+    // Rounded once, each to its own.
+    if dtypes.len() > 1 {
+        ty.dtype = if dtypes.contains(&DType::F64) { DType::F64 } else { DType::F32 };
+    }
     let name = format!("{}.joined", f.value(inst.result()).name);
     let weights = r.get(sums[0].weights);
     let sum = r.emit(inst, Op::Contract, &[weights, values], &name, ty);
@@ -168,7 +173,11 @@ fn emit(r: &mut Rebuild<'_>, inst: &Inst, sums: &[Sum]) {
         let part = &f.body[s.at];
         let op = Op::Slice { axis: into, into: s.column, start };
         let (name, ty) = (&f.value(part.result()).name, f.ty(part.result()).clone());
-        let slice = r.emit(part, op, &[sum], name, ty);
+        let dtype = r.new.ty(sum).dtype;
+        let mut slice = r.emit(part, op, &[sum], name, Type::new(dtype, ty.axes.clone()));
+        if dtype != ty.dtype {
+            slice = r.emit(part, Op::Cast, &[slice], name, ty);
+        }
         r.replace(part.result(), slice);
         start += s.size;
     }
