@@ -86,8 +86,9 @@ fn grouped_queries_have_nothing_to_absorb() {
         let found = contractions(m.function("gqa").expect("attention"));
         assert_eq!(found, ["W_Q x", "W_K x", "W_V x", "Q K.s", "P V.s", "W_O o"], "{}", graph.name());
         let choices = remarks.iter().filter(|r| r.pass == "reassociate" && r.function == "gqa").count();
-        // In training the past is at hand, so values could be made of it afterwards; that is weighed and refused.
-        assert_eq!(choices, usize::from(!graph.serves()), "{}", graph.name());
+        // Where whole sequences are at hand, values could be made of them afterwards; that is weighed and refused. For a gradient values
+        // are kept, so that they are there.
+        assert_eq!(choices, usize::from(graph == Graph::Train), "{}", graph.name());
     }
 }
 
