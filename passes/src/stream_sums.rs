@@ -160,10 +160,7 @@ pub fn regions(f: &Function, wanted: &Wanted<'_>, kept: &dyn Fn(ValueId) -> bool
     let hidden = only_for(f, &users, &ends, kept, &|inst| is_product(f, inst));
     let all = pieces(f, &hidden);
     // Pieces that are made of each other, or meet, belong together. Products are made of what is there.
-    let mut group: BTreeMap<ValueId, usize> = BTreeMap::new();
-    for (n, &v) in all.iter().enumerate() {
-        group.insert(v, n);
-    }
+    let mut group: BTreeMap<ValueId, usize> = all.iter().copied().zip(0..).collect();
     for inst in f.body.iter().filter(|i| i.op != Op::Contract) {
         let Some(&mine) = inst.results.first().and_then(|r| group.get(r)) else { continue };
         for a in &inst.args {

@@ -7,7 +7,7 @@
 
 use super::contract::Offsets;
 use super::emit::{Bits, Buf, Elem, Emit, Pack, Shared, Val};
-use super::fragment::{PACK, split};
+use super::fragment::{PACK, keep_split, read_stored};
 
 /// How a tile of an operand lies in a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,26 +195,12 @@ impl<'s> Feed<'s> {
                 all.push(None);
                 continue;
             }
-            let accesses = (load.elem.bytes() / 2) as u32;
-            let width = PACK / accesses;
-            let nothing = e.zero_pack(load.elem, width);
-            let vars: Vec<_> = (0..accesses).map(|_| e.pack_var(&nothing)).collect();
             let (mut inside, at) = self.at(e, load, bases[load.operand], k0);
             if self.whole {
                 let some = e.lt(k0, self.depth);
                 inside = e.and(inside, some);
             }
-            e.if_(inside, |e| {
-                let of_access = e.u32(width);
-                let at = e.div(at, of_access);
-                for (n, vars) in vars.iter().enumerate() {
-                    let n = e.u32(n as u32);
-                    let at = e.add(at, n);
-                    let loaded = e.load_pack(load.buf, at, width, true);
-                    e.set_pack(vars, &loaded);
-                }
-            });
-            all.push(Some(vars.iter().map(|vars| e.get_pack(vars, &nothing)).collect()));
+            all.push(Some(read_stored(e, (load.buf, load.elem), inside, |_| at)));
         }
         all
     }
@@ -225,18 +211,8 @@ impl<'s> Feed<'s> {
             let Some(read) = read else { continue };
             let staged = self.operands[load.operand];
             let first = staged.first(e, stage);
-            let at = e.add(first, load.place);
-            let width = e.u32(PACK);
-            let at = e.div(at, width);
-            let width = PACK / read.len() as u32;
-            let mut numbers: Vec<Val> = Vec::new();
-            for pack in read {
-                numbers.extend((0..width).map(|n| e.element_of(pack, n)));
-            }
-            let packs = split(e, self.elem, &numbers, staged.pieces.len());
-            for (&to, pack) in staged.pieces.iter().zip(&packs) {
-                e.store_pack(to, at, pack);
-            }
+            let place = e.add(first, load.place);
+            keep_split(e, self.elem, read, &staged.pieces, place);
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use latentc_ir::{AxisId, Function, Size, ValueId};
 
-use super::emit::{Array, Elem, Emit, Pack, Shared, Val};
+use super::emit::{Array, Buf, Elem, Emit, Pack, Shared, Val};
 
 /// Elements of a pack of 16 bytes.
 pub(super) const PACK: u32 = 8;
@@ -176,8 +176,44 @@ pub(super) fn as_left(e: &mut Emit, elem: Elem, sums: [Array; 2]) -> Array {
     to
 }
 
+/// [`PACK`] numbers as they are stored, from one on, in as many accesses of 16 bytes as they take; 0 where they are not `inside`.
+pub(super) fn read_stored(
+    e: &mut Emit,
+    (buf, elem): (Buf, Elem),
+    inside: Val,
+    at: impl FnOnce(&mut Emit) -> Val,
+) -> Vec<Pack> {
+    let accesses = (elem.bytes() / 2) as u32;
+    let width = PACK / accesses;
+    let nothing = e.zero_pack(elem, width);
+    let vars: Vec<_> = (0..accesses).map(|_| e.pack_var(&nothing)).collect();
+    e.if_(inside, |e| {
+        let (at, of_access) = (at(e), e.u32(width));
+        let at = e.div(at, of_access);
+        for (n, vars) in vars.iter().enumerate() {
+            let n = e.u32(n as u32);
+            let at = e.add(at, n);
+            let loaded = e.load_pack(buf, at, width, true);
+            e.set_pack(vars, &loaded);
+        }
+    });
+    vars.iter().map(|vars| e.get_pack(vars, &nothing)).collect()
+}
+
+/// Puts what [`read_stored`] read into a place of shared memory, where there is an array for each number that one is split into.
+pub(super) fn keep_split(e: &mut Emit, elem: Elem, read: &[Pack], to: &[Shared], place: Val) {
+    let pack = e.u32(PACK);
+    let at = e.div(place, pack);
+    let width = PACK / read.len() as u32;
+    let numbers = read.iter().flat_map(|pack| (0..width).map(move |n| (pack, n)));
+    let numbers: Vec<_> = numbers.map(|(pack, n)| e.element_of(pack, n)).collect();
+    for (&to, pack) in to.iter().zip(split(e, elem, &numbers, to.len())) {
+        e.store_pack(to, at, &pack);
+    }
+}
+
 /// Numbers as so many packs of narrower ones that add up to them: in each is what those before have left, rounded.
-pub(super) fn split(e: &mut Emit, elem: Elem, numbers: &[Val], pieces: usize) -> Vec<Pack> {
+fn split(e: &mut Emit, elem: Elem, numbers: &[Val], pieces: usize) -> Vec<Pack> {
     let mut rest: Vec<_> = numbers.iter().map(|&x| e.cast(x, Elem::F32)).collect();
     let mut packs = Vec::new();
     for n in 0..pieces {

@@ -17,7 +17,7 @@ use super::contract::Offsets;
 use super::emit::{Array, Buf, Elem, Emit, Pack, Shared, Val};
 use super::expr::Exprs;
 use super::fragment::{
-    Lines, PACK, Plane, clear, in_packs, left, load_columns, load_rows_across, split, sums,
+    Lines, PACK, Plane, clear, in_packs, keep_split, left, load_columns, load_rows_across, read_stored, sums,
 };
 use super::sort::Group;
 use super::target::Target;
@@ -95,9 +95,8 @@ fn pitch(side: u32) -> u32 {
 /// How a unit brings in packs of a factor. All of them have the same columns.
 struct Bring {
     buf: Buf,
-    /// How it is stored, and in how many accesses a pack is read.
+    /// How it is stored.
     elem: Elem,
-    accesses: u32,
     /// Where rows lie, by their numbers.
     rows: Offsets,
     /// Where the columns lie in a row, and whether there are any.
@@ -117,32 +116,7 @@ impl Bring {
     /// The pack of a row, as it is stored; 0 where there is none.
     fn read(&self, e: &mut Emit, (line, exists): (Val, Val)) -> Vec<Pack> {
         let inside = e.and(exists, self.exists);
-        let width = PACK / self.accesses;
-        let nothing = e.zero_pack(self.elem, width);
-        let vars: Vec<_> = (0..self.accesses).map(|_| e.pack_var(&nothing)).collect();
-        e.if_(inside, |e| {
-            let (at, of_access) = (self.at(e, line), e.u32(width));
-            let at = e.div(at, of_access);
-            for (n, vars) in vars.iter().enumerate() {
-                let n = e.u32(n as u32);
-                let at = e.add(at, n);
-                let loaded = e.load_pack(self.buf, at, width, true);
-                e.set_pack(vars, &loaded);
-            }
-        });
-        vars.iter().map(|vars| e.get_pack(vars, &nothing)).collect()
-    }
-
-    /// Puts what came through registers into a place in a stage.
-    fn end(&self, e: &mut Emit, elem: Elem, read: &[Pack], place: Val) {
-        let width = PACK / self.accesses;
-        let numbers = read.iter().flat_map(|pack| (0..width).map(move |n| (pack, n)));
-        let numbers: Vec<_> = numbers.map(|(pack, n)| e.element_of(pack, n)).collect();
-        let pack = e.u32(PACK);
-        let at = e.div(place, pack);
-        for (to, pack) in self.to.iter().zip(split(e, elem, &numbers, self.to.len())) {
-            e.store_pack(*to, at, &pack);
-        }
+        read_stored(e, (self.buf, self.elem), inside, |e| self.at(e, line))
     }
 }
 
@@ -181,7 +155,6 @@ pub(crate) fn emit(
             Bring {
                 buf,
                 elem: stored,
-                accesses: (stored.bytes() / 2) as u32,
                 rows: Offsets::of(e, x, &plan.scatter.rows, memory),
                 column: Offsets::of(e, x, columns, memory).at(e, at),
                 exists: e.lt(at, totals[n]),
@@ -234,7 +207,7 @@ pub(crate) fn emit(
             read
         };
         let keep = |e: &mut Emit, read: Vec<(&Bring, Vec<Pack>, Val)>| {
-            read.into_iter().for_each(|(bring, packs, place)| bring.end(e, elem, &packs, place));
+            read.into_iter().for_each(|(bring, packs, place)| keep_split(e, elem, &packs, &bring.to, place));
         };
         let tiles = Tiles::new(e, plan, side, [&brings[0].to, &brings[1].to]);
         let (zero, one, step) = (e.u32(0), e.u32(1), e.u32(depth));

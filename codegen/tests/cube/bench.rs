@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::{Mutex, OnceLock};
 
-use latentc_codegen::check::{launch, meaning};
+use latentc_codegen::check::{check, launch, meaning};
 use latentc_codegen::cube::{CudaDevice, WgpuDevice, cuda_source, cuda_sources};
 use latentc_codegen::device::{Device, DeviceError};
 use latentc_codegen::emulate::Emulator;
@@ -66,6 +66,23 @@ pub(crate) fn emulated(work: impl FnOnce(&mut Emulator)) {
             work(emulator);
         }
     });
+}
+
+/// Asserts that the emulator finds what is wrong with a kernel whose text lacks its only `wait` for copies, or the barrier behind that.
+#[track_caller]
+pub(crate) fn shows_unawaited(kernel: &Kernel, wait: &str, sizes: &[usize]) {
+    const BARRIER: &str = "__syncthreads();";
+    let text = cuda_source(kernel).unwrap();
+    let both = format!("{wait}\n{BARRIER}");
+    assert_eq!(text.matches(&both).count(), 1, "{text}");
+    for left in [BARRIER, wait] {
+        emulated(|_| {
+            let mut emulator = Emulator::open(3).unwrap();
+            emulator.replace(kernel, text.replace(&both, left)).unwrap();
+            let outcome = check(&mut emulator, kernel, sizes, 5).unwrap();
+            assert!(!outcome.passes(), "with `{left}` alone: {outcome:?}");
+        });
+    }
 }
 
 /// The assembler's report on a kernel, or none where there is no assembler. The text is the same each time.

@@ -1,11 +1,10 @@
 //! Products on tensor cores, in each of their ways and with all launches that they come to.
 
-use latentc_codegen::check::{Expected, check, launch, meaning};
-use latentc_codegen::cube::{Target, chosen, cuda_source, cuda_sources, ways};
-use latentc_codegen::emulate::Emulator;
+use latentc_codegen::check::{Expected, launch, meaning};
+use latentc_codegen::cube::{Target, chosen, cuda_sources, ways};
 use latentc_codegen::program::{Kernel, KernelKind};
 
-use crate::bench::{emulated, inputs, kernel, on_cuda};
+use crate::bench::{emulated, inputs, kernel, on_cuda, shows_unawaited};
 
 /// The ways on tensor cores.
 fn tiled(kernel: &Kernel) -> Vec<Kernel> {
@@ -196,17 +195,7 @@ fn copies_that_are_not_awaited_show() {
          y: f32[a0, a1] = contract p0, p1 over a2\nreturn y",
     );
     let way = &tiled(&k)[0];
-    let text = cuda_source(way).unwrap();
-    let wait = "asm volatile(\"cp.async.wait_group %0;\" :: \"n\"(2) : \"memory\");\n__syncthreads();";
-    assert_eq!(text.matches(wait).count(), 1, "{text}");
-    for left in [&wait[wait.len() - 16..], &wait[..wait.len() - 16]] {
-        emulated(|_| {
-            let mut emulator = Emulator::open(3).unwrap();
-            emulator.replace(way, text.replace(wait, left)).unwrap();
-            let outcome = check(&mut emulator, way, &[20], 5).unwrap();
-            assert!(!outcome.passes(), "with `{left}` alone: {outcome:?}");
-        });
-    }
+    shows_unawaited(way, "asm volatile(\"cp.async.wait_group %0;\" :: \"n\"(2) : \"memory\");", &[20]);
 }
 
 /// Experts for three groups of rows: some have none, one has most.

@@ -1,12 +1,12 @@
 //! Sums of outer products by index on tensor cores: the text for CUDA, emulated and through NVIDIA's compilers.
 
 use latentc_codegen::check::{check, launch, meaning};
-use latentc_codegen::cube::{Target, cuda_source, cuda_sources, typical, ways};
+use latentc_codegen::cube::{Target, cuda_sources, typical, ways};
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::program::{Kernel, KernelKind};
 use proptest::prelude::*;
 
-use crate::bench::{cuda_text, emulated, inputs, kernel, on_cuda};
+use crate::bench::{cuda_text, emulated, inputs, kernel, on_cuda, shows_unawaited};
 use crate::stream_matrix::right;
 
 /// The ways of a kernel on tensor cores.
@@ -142,17 +142,7 @@ fn two_runs_agree_to_the_last_bit() {
 #[test]
 fn what_is_not_awaited_shows() {
     let way = &tiled(&matrices("awaited", ["bf16", "bf16"], [2, 40, 24]))[0];
-    let text = cuda_source(way).unwrap();
-    let wait = "asm volatile(\"cp.async.wait_all;\" ::: \"memory\");\n__syncthreads();";
-    assert_eq!(text.matches(wait).count(), 1, "{text}");
-    for left in [&wait[wait.len() - 16..], &wait[..wait.len() - 16]] {
-        emulated(|_| {
-            let mut emulator = Emulator::open(3).unwrap();
-            emulator.replace(way, text.replace(wait, left)).unwrap();
-            let outcome = check(&mut emulator, way, &[190], 5).unwrap();
-            assert!(!outcome.passes(), "with `{left}` alone: {outcome:?}");
-        });
-    }
+    shows_unawaited(way, "asm volatile(\"cp.async.wait_all;\" ::: \"memory\");", &[190]);
 }
 
 proptest! {

@@ -1,12 +1,11 @@
 //! Streamed softmaxes on tensor cores: the text for CUDA, emulated and through NVIDIA's compilers.
 
 use latentc_codegen::check::check;
-use latentc_codegen::cube::{Target, cuda_source, cuda_sources, ways};
-use latentc_codegen::emulate::Emulator;
+use latentc_codegen::cube::{Target, cuda_sources, ways};
 use latentc_codegen::program::{Kernel, KernelKind};
 use proptest::prelude::*;
 
-use crate::bench::{cuda, cuda_text, emulated, gpu};
+use crate::bench::{cuda, cuda_text, emulated, gpu, shows_unawaited};
 use crate::streams::{arb_case, arb_fold, backward, causal, latent, stream};
 
 /// The ways of a kernel on tensor cores. There are so many.
@@ -133,15 +132,5 @@ fn shapes_of_the_published_models() {
 #[test]
 fn what_is_not_awaited_shows() {
     let way = &on_tensor_cores(&causal("causal", "bf16", [2, 40, 24]), 4)[0];
-    let text = cuda_source(way).unwrap();
-    let wait = "asm volatile(\"cp.async.wait_all;\" ::: \"memory\");\n__syncthreads();";
-    assert_eq!(text.matches(wait).count(), 1, "{text}");
-    for left in [&wait[wait.len() - 16..], &wait[..wait.len() - 16]] {
-        emulated(|_| {
-            let mut emulator = Emulator::open(3).unwrap();
-            emulator.replace(way, text.replace(wait, left)).unwrap();
-            let outcome = check(&mut emulator, way, &[1, 20, 100], 5).unwrap();
-            assert!(!outcome.passes(), "with `{left}` alone: {outcome:?}");
-        });
-    }
+    shows_unawaited(way, "asm volatile(\"cp.async.wait_all;\" ::: \"memory\");", &[1, 20, 100]);
 }
