@@ -6,7 +6,8 @@
 //! - an *epilogue*: elementwise ops on its result, as far as all that is made of the product meets in one value. That value is
 //!   stored, the product is not. Products of one shape that meet there are one kernel: gate and up projection of SwiGLU;
 //! - a *prologue*: expressions of its operands, where computing them once more for every tile takes less time than a launch
-//!   and a trip through memory. RMS norm goes into the projections behind it when there are few rows.
+//!   and a trip through memory. RMS norm goes into the projections behind it when there are few rows. Where rows and columns are many,
+//!   matrix units read operands from memory, so each product would store the expression for itself: it is stored once for all.
 //!
 //! A softmax that is left whole weighs a sum: its [`stream`] computes scores and weights piece by piece, so these have no memory. Other
 //! sums and maxima of what is made of products are streams where [`regions`](latentc_passes::stream_sums::regions) says so.
@@ -32,7 +33,10 @@ use crate::scatter::is_product;
 /// Rows or columns of a product that one tile has, about: how often what a prologue computes is computed again.
 const TILE: f64 = 128.0;
 
-/// The same for a stream, whose tiles share a cube's memory with weights and values.
+/// Products with more rows and columns than this are made of tiles that matrix units read from memory.
+const MANY: f64 = 32.0;
+
+/// The same as [`TILE`] for a stream, whose tiles share a cube's memory with weights and values.
 const STREAM_TILE: f64 = 32.0;
 
 /// Operations for each element that is rotated: a sine and a cosine, mostly.
@@ -309,12 +313,15 @@ impl<'a> Storage<'a> {
                 }
                 let own = self.axes(a);
                 let tile = if streams { STREAM_TILE } else { TILE };
-                let tiles = (self.elements(result.difference(&own).copied()) / tile).ceil();
+                let columns = self.elements(result.difference(&own).copied());
                 let rows: BTreeSet<_> = result.intersection(&own).copied().collect();
-                let first = Wanted { uses: 0.0, tiles: 0.0, rows: own, folds: true };
+                let alone = rows.iter().filter(|x| inst.args.iter().any(|&v| !f.ty(v).has(**x)));
+                let many = !streams && self.elements(alone.copied()).min(columns) > MANY;
+                let first = Wanted { uses: 0.0, stores: 0.0, tiles: 0.0, rows: own, folds: true };
                 let w = wanted.entry(a).or_insert(first);
                 w.uses += again.max(1) as f64;
-                w.tiles += again.max(1) as f64 * tiles;
+                w.stores += f64::from(u8::from(many));
+                w.tiles += if many { 0.0 } else { again.max(1) as f64 * (columns / tile).ceil() };
                 w.rows.retain(|x| rows.contains(x));
                 w.folds &= !streams;
             }
@@ -323,7 +330,8 @@ impl<'a> Storage<'a> {
             let shared = self.inst(a).is_some_and(|i| is_view(f, i) && self.is_stored(i.args[0]));
             let expression = self.expression(a, Some(&w.rows)).filter(|e| w.folds || !e.folds);
             let times = expression.map(|e| {
-                let inline = self.seconds(w.tiles * e.flops, w.uses * e.bytes);
+                let each = self.machine.launch + self.seconds(e.flops, e.bytes + 2.0 * self.bytes(a));
+                let inline = self.seconds(w.tiles * e.flops, (w.uses - w.stores) * e.bytes) + w.stores * each;
                 let stored = self.seconds(e.flops, e.bytes + (1.0 + w.uses) * self.bytes(a));
                 (inline, self.machine.launch + stored)
             });
@@ -336,7 +344,10 @@ impl<'a> Storage<'a> {
                     true => (Kind::Applied, "is computed in the products that read it"),
                     false => (Kind::Missed, "is stored for the products that read it"),
                 };
-                let often = format!("{} of them, {} tiles", w.uses, w.tiles);
+                let often = match w.stores {
+                    0.0 => format!("{} of them, {} tiles", w.uses, w.tiles),
+                    stores => format!("{} of them, {stores} would store it too, {} tiles", w.uses, w.tiles),
+                };
                 let message = format!(
                     "{what} ({often}): there {inline:.1e} s, with a launch and memory {stored:.1e} s"
                 );
@@ -475,6 +486,8 @@ impl<'a> Storage<'a> {
 struct Wanted {
     /// The products.
     uses: f64,
+    /// Those of them that cannot compute it where they read it.
+    stores: f64,
     /// The tiles that each part of it is wanted in.
     tiles: f64,
     /// Its axes that all of their results have.
