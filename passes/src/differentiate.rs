@@ -22,8 +22,11 @@
 //! **Where there is no derivative.** What `top_k` and `top_indices` select is a constant. Of equals, `max` and `min` give to the
 //! first operand, `reduce_max` to all in equal parts; `abs` at 0 has the slope 1.
 //!
+//! **What the way forward has summed up already** is not summed again: see `differentiate/held.rs`.
+//!
 //! **What nothing depends on.** `log(sum exp(x - m)) + m` is the same for all `m`, so that no gradient goes into the shift of a logsumexp.
 
+mod held;
 mod keep;
 mod rules;
 mod single;
@@ -227,6 +230,7 @@ impl<'m> Joint<'m> {
                 j.gives.push((n, adjoint));
             }
         }
+        held::reuse(&mut j.f);
         Ok(j)
     }
 

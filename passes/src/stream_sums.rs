@@ -3,7 +3,6 @@
 //!
 //! What   y = sum over t, i of w v, w made of products elementwise  =>  p = sum over t of w v; y = sum over i of p
 //!        sum over s of w v, sum over s of w u                      =>  parts of  sum over s of w (v, then u)
-//!        sum over s of w (sum over k of x u), sum over s of w u = y  =>  sum over k of x y
 //! Why    a kernel that walks `t` makes `w` piece by piece, adds each piece up and forgets it. In gradients, scores and their adjoints
 //!        are such values: heads times tokens times tokens of them, and five sums or more that want them (FlashAttention-2, arXiv
 //!        2307.08691, section 3.1.2, has the same sums). A maximum is a fold as well as a sum is
@@ -20,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_ir::{AxisId, DType, Function, Inst, Module, Op, Reduce, Type, ValueId};
 
-use crate::rewrite::{Rebuild, sweep};
+use crate::rewrite::Rebuild;
 use crate::stream_softmax::weighed;
 use crate::{Context, Kind, Machine, Remark, Sizes};
 
@@ -33,7 +32,6 @@ const COLUMNS: f64 = 512.0;
 pub fn stream_sums(module: &Module, cx: &mut Context) -> Module {
     let sizes = Sizes::new(module, cx.graph);
     let functions = module.functions.iter().map(|f| {
-        let f = &sweep(&meet::reuse(f));
         let mut split: BTreeMap<usize, Fold> = BTreeMap::new();
         let machine = cx.machine;
         let wanted = Wanted { sizes: &sizes, machine: &machine, axes: Axes::Several };
@@ -288,7 +286,8 @@ pub fn pieces(f: &Function, hidden: &BTreeMap<ValueId, BTreeSet<AxisId>>) -> Vec
     found
 }
 
-fn axes(f: &Function, v: ValueId) -> BTreeSet<AxisId> {
+/// The axes of a value.
+pub(crate) fn axes(f: &Function, v: ValueId) -> BTreeSet<AxisId> {
     f.ty(v).axes.iter().copied().collect()
 }
 

@@ -1,55 +1,11 @@
-//! Sums of the same pieces meet, so that these are made once: what weighs several values weighs them side by side, and a sum that
-//! another one holds already is taken from there.
+//! Sums of the same pieces meet, so that these are made once: what weighs several values weighs them side by side.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use latentc_ir::{AxisId, Binary, DType, Function, Inst, Op, Reduce, Size, Type, ValueId};
+use latentc_ir::{AxisId, DType, Function, Inst, Op, Size, Type, ValueId};
 
-use super::{Axes, COLUMNS, Fold, NAME, Wanted, is_product, regions};
+use super::{Axes, COLUMNS, Fold, NAME, Wanted, regions};
 use crate::rewrite::Rebuild;
-
-/// `sum over s of w (sum over k of x u) = sum over k of x (sum over s of w u)`, where the sum in brackets is there already: the mean of a
-/// softmax's adjoints is a product of what the softmax weighs and its adjoint.
-pub(super) fn reuse(f: &Function) -> Function {
-    let mut r = Rebuild::new(f, NAME);
-    r.header();
-    for (n, inst) in f.body.iter().enumerate() {
-        match held(f, n, inst) {
-            Some(factors) => {
-                let (name, ty) = (&f.value(inst.result()).name, f.ty(inst.result()).clone());
-                let factors = factors.map(|v| r.get(v));
-                let sum = r.emit(inst, Op::Contract, &factors, name, ty);
-                r.replace(inst.result(), sum);
-            }
-            None => r.copy(inst),
-        }
-    }
-    r.finish()
-}
-
-/// The factors that the sum of an instruction, the `n`th, is the product of.
-fn held(f: &Function, n: usize, inst: &Inst) -> Option<[ValueId; 2]> {
-    let Op::Reduce { by: Reduce::Sum, axis } = inst.op else { return None };
-    let before = &f.body[..n];
-    let made = |v: ValueId| before.iter().find(|i| i.results.contains(&v));
-    let mul = made(inst.args[0]).filter(|i| i.op == Op::Binary(Binary::Mul))?;
-    let same = |a: ValueId, b: ValueId| super::axes(f, a) == super::axes(f, b);
-    [(0, 1), (1, 0)].into_iter().find_map(|(w, p)| {
-        let (w, p) = (mul.args[w], mul.args[p]);
-        let product = made(p).filter(|i| is_product(f, i) && same(w, p) && same(p, mul.result()))?;
-        let (x, u) = match product.args[..] {
-            [a, b] if !f.ty(a).has(axis) => (a, b),
-            [a, b] if !f.ty(b).has(axis) => (b, a),
-            _ => return None,
-        };
-        let weighs = |i: &&Inst| {
-            is_product(f, i)
-                && (i.args == [w, u] || i.args == [u, w])
-                && f.summed(&i.args, f.ty(i.result())) == [axis]
-        };
-        before.iter().find(weighs).map(|sum| [x, sum.result()])
-    })
-}
 
 /// Sums of values that the same pieces weigh as one sum, of these values side by side.
 pub(super) fn join(f: &Function, wanted: &Wanted<'_>) -> Function {
