@@ -70,6 +70,14 @@ if wants check; then
     try "check $name" 90 sh -c '"$@" >"$0"' "$out/check/$name.json" \
       "$latentc" check "$model" --target "$target" --json "${graphs[@]}"
   done
+  # What training runs besides.
+  models=("$case_")
+  [[ $sizes == real ]] && models+=(deepseek-v2-lite)
+  for model in "${models[@]}"; do
+    name=$(basename "$model").gradient
+    try "check $name" 90 sh -c '"$@" >"$0"' "$out/check/$name.json" \
+      "$latentc" check "$model" --target "$target" --json --graph gradient
+  done
 fi
 if wants eval; then
   want=$case_/expect.safetensors
