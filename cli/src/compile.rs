@@ -1,20 +1,21 @@
 //! `latentc compile`: graphs of a model as kernels, launch lists and the IR after every pass, in a folder.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{anyhow, bail};
-use latentc_codegen::cube::{cuda_source, cuda_together_source, side_by_side, together_name, wgsl_source};
-use latentc_codegen::device::DeviceError;
+use latentc_codegen::cube::{Source, cuda_together_source, side_by_side, sources, taken};
+use latentc_codegen::digest::digest;
 use latentc_codegen::memory::{Plan, Summary};
-use latentc_codegen::program::Kernel;
-use latentc_ir::Symbols;
+use latentc_codegen::program::{Kernel, Step};
+use latentc_ir::{Size, Symbols};
 use latentc_passes::{Graph, Guard};
 use latentc_runtime::compiled::Compiled;
 
 use crate::cache::CacheArgs;
 use crate::folder::NewFolder;
-use crate::manifest::{self, KernelEntry, Manifest, Together};
+use crate::manifest::{self, Hex, KernelEntry, Manifest, Together};
 use crate::model::{DTypeArg, GraphArg, Model};
 use crate::passes::{Choice, Validation};
 use crate::share::share;
@@ -45,13 +46,13 @@ pub(crate) struct Args {
     /// that shows it if they differ.
     #[arg(long)]
     validate: bool,
-    /// Sequences at once, in the plan of memory.
+    /// Sequences at once, in the plan of memory and in the choice of ways to compute kernels.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = size())]
     batch: u64,
-    /// New tokens of each sequence in the plan of memory; decode has one.
+    /// New tokens of each sequence there; decode has one.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = size())]
     tokens: u64,
-    /// Positions of each sequence, new tokens included, in the plan of memory.
+    /// Positions of each sequence there, new tokens included.
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = size())]
     context: u64,
     /// The folder to write. It is made, or replaced if this command wrote it.
@@ -101,11 +102,14 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
         graphs: Vec::new(),
         validation,
     };
+    let sizes = launched(args, &graphs)?;
+    let mut texts = Texts { folder: &folder, written: BTreeMap::new() };
     for kernel in &kernels {
-        manifest.kernels.push(write_kernel(&folder, args.target, kernel)?);
+        let sizes = sizes.get(&kernel.name).map_or(&[][..], Vec::as_slice);
+        manifest.kernels.push(texts.kernel(args.target, kernel, sizes)?);
     }
     if args.target == Target::Cuda {
-        manifest.together = write_together(&folder, &graphs)?;
+        manifest.together = texts.together(&graphs)?;
     }
     for compiled in &graphs {
         let memory = memory(args, compiled)?;
@@ -136,44 +140,110 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     print(&text)
 }
 
-/// The kernel in the target's language, and what it computes as IR.
-fn write_kernel(folder: &NewFolder, target: Target, kernel: &Kernel) -> anyhow::Result<KernelEntry> {
-    let name = &kernel.name;
-    let spec = format!("kernels/{name}.ir");
-    folder.write(&spec, &kernel.module().to_string())?;
-    let write = |file: String, source: Result<String, DeviceError>| -> anyhow::Result<String> {
-        folder.write(&file, &source?)?;
-        Ok(file)
-    };
-    let file = match target {
-        // The host runs the IR as it is.
-        Target::Host => spec.clone(),
-        Target::Cuda => write(format!("kernels/{name}.cu"), cuda_source(kernel))?,
-        Target::Wgpu => write(format!("kernels/{name}.wgsl"), wgsl_source(kernel))?,
-    };
-    Ok(KernelEntry::new(kernel, file, spec, target != Target::Host))
+/// The texts of kernels in a folder.
+struct Texts<'f> {
+    folder: &'f NewFolder,
+    /// By what they are known by.
+    written: BTreeMap<u64, manifest::Source>,
 }
 
-/// The grids of decode that are several kernels, as one new token of one sequence launches them.
-fn write_together(folder: &NewFolder, graphs: &[Compiled]) -> anyhow::Result<Vec<Together>> {
-    let mut written: Vec<Together> = Vec::new();
-    for program in graphs.iter().filter(|c| c.graph == Graph::Decode).map(|c| &c.program) {
-        for group in program.together() {
-            let group = side_by_side(group);
-            let kernels: Vec<_> = group.iter().map(|k| k.name.clone()).collect();
-            if kernels.is_empty() || written.iter().any(|t| t.kernels == kernels) {
-                continue;
+impl Texts<'_> {
+    /// A kernel in the ways that launches take with one new token, with many and at these sizes, and what it computes as IR.
+    fn kernel(
+        &mut self,
+        target: Target,
+        kernel: &Kernel,
+        sizes: &[Vec<usize>],
+    ) -> anyhow::Result<KernelEntry> {
+        let name = &kernel.name;
+        let spec = format!("kernels/{name}.ir");
+        self.folder.write(&spec, &kernel.module().to_string())?;
+        let mut all = Vec::new();
+        match target.language() {
+            Some(language) => {
+                let ends = [1, 1000].map(|n| vec![n; kernel.size_symbols().len()]);
+                for way in taken(kernel, language, &[&ends[..], sizes].concat()) {
+                    for source in sources(&way, language)? {
+                        let name = format!("{}.{}", source.name, target.ending());
+                        all.push(manifest::Source { way: Some(way.kind), ..self.text(&name, source)? });
+                    }
+                }
             }
-            let file = format!("kernels/{:02}_{}.cu", written.len(), together_name(&group));
-            folder.write(&file, &cuda_together_source(&group)?)?;
-            written.push(Together { kernels, file });
+            // The host runs the IR as it is.
+            None => {
+                let (file, entry) = (spec.clone(), name.clone());
+                let own =
+                    manifest::Source { file, entry, way: None, launch: None, identity: None, digest: None };
+                all.push(own);
+            }
+        }
+        Ok(KernelEntry::new(kernel, spec, all))
+    }
+
+    /// The grids of decode that are several kernels, as one new token of one sequence launches them.
+    fn together(&mut self, graphs: &[Compiled]) -> anyhow::Result<Vec<Together>> {
+        let mut all: Vec<Together> = Vec::new();
+        for program in graphs.iter().filter(|c| c.graph == Graph::Decode).map(|c| &c.program) {
+            for group in program.together() {
+                let group = side_by_side(group);
+                let kernels: Vec<_> = group.iter().map(|k| k.name.clone()).collect();
+                if all.iter().any(|t| t.kernels == kernels) {
+                    continue;
+                }
+                if let Some(source) = cuda_together_source(&group)? {
+                    let name = format!("{:02}_{}.cu", all.len(), source.name);
+                    all.push(Together { kernels, source: self.text(&name, source)? });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Writes a text, unless it is there.
+    fn text(&mut self, name: &str, source: Source) -> anyhow::Result<manifest::Source> {
+        let Source { name: entry, text, launch, identity } = source;
+        if let Some(known) = self.written.get(&identity) {
+            return Ok(known.clone());
+        }
+        let file = format!("kernels/{name}");
+        self.folder.write(&file, &text)?;
+        let (launch, digest) = (Some(launch), Some(Hex(digest(text.bytes()))));
+        let written =
+            manifest::Source { file, entry, way: None, launch, identity: Some(Hex(identity)), digest };
+        self.written.insert(identity, written.clone());
+        Ok(written)
+    }
+}
+
+/// The run-time sizes of each kernel's launches, where sequences are as long as is asked for.
+fn launched(args: &Args, graphs: &[Compiled]) -> anyhow::Result<BTreeMap<String, Vec<Vec<usize>>>> {
+    let mut all: BTreeMap<String, Vec<Vec<usize>>> = BTreeMap::new();
+    for compiled in graphs {
+        let bound = bound(args, compiled)?;
+        let program = &compiled.program;
+        for step in program.routines.iter().flat_map(|r| &r.steps) {
+            let Step::Launch { kernel, sizes, .. } = step else { continue };
+            let number = |size: &Size| match size {
+                Size::Fixed(n) => Some(*n as usize),
+                Size::Sym(s) => bound.get(s).map(|&n| n as usize),
+            };
+            let sizes: Option<Vec<_>> = sizes.iter().map(number).collect();
+            let known = all.entry(program.kernels[*kernel].name.clone()).or_default();
+            known.extend(sizes.filter(|sizes| !known.contains(sizes)));
         }
     }
-    Ok(written)
+    Ok(all)
 }
 
 /// What the temporaries of a run take on the target.
 fn memory(args: &Args, compiled: &Compiled) -> anyhow::Result<Summary> {
+    let sizes = bound(args, compiled)?;
+    let plan = Plan::new(&compiled.program, &sizes, &args.target.layout())?;
+    Ok(Summary { bytes: plan.bytes(), bound: plan.bound, sizes })
+}
+
+/// The run-time sizes of a run as long as is asked for.
+fn bound(args: &Args, compiled: &Compiled) -> anyhow::Result<BTreeMap<String, u64>> {
     if args.context < args.tokens {
         bail!(
             "--context {} is less than --tokens {}: new tokens are a part of it",
@@ -193,9 +263,7 @@ fn memory(args: &Args, compiled: &Compiled) -> anyhow::Result<Summary> {
         }
         Some(_) | None => new,
     };
-    let sizes = symbols.bind(args.batch, new, args.context.max(new));
-    let plan = Plan::new(&compiled.program, &sizes, &args.target.layout())?;
-    Ok(Summary { bytes: plan.bytes(), bound: plan.bound, sizes })
+    Ok(symbols.bind(args.batch, new, args.context.max(new)))
 }
 
 /// The IR after every pass, and the launch list.

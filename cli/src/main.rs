@@ -8,6 +8,7 @@ mod cache;
 mod check;
 mod compile;
 mod dump;
+mod edits;
 mod eval;
 mod explain;
 mod folder;

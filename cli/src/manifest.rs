@@ -9,7 +9,8 @@ use latentc_codegen::memory::Summary;
 use latentc_codegen::program::{Buffer, BufferId, Kernel, KernelKind, Program, Step};
 use latentc_ir::{DType, Factor, Function, Module, Size, Weight};
 use latentc_passes::Guard;
-use serde::Serialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::passes::Validation;
@@ -51,8 +52,45 @@ pub(crate) struct Model {
 pub(crate) struct Together {
     /// In the ways that are taken then.
     pub(crate) kernels: Vec<String>,
-    /// What the target compiles.
+    #[serde(flatten)]
+    pub(crate) source: Source,
+}
+
+/// What the target compiles.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Source {
     pub(crate) file: String,
+    /// The name that it is launched by.
+    pub(crate) entry: String,
+    /// The way to compute the kernel that it belongs to, which a device chooses by the sizes of a launch. The kernel's own kind comes first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) way: Option<KernelKind>,
+    /// Units, cubes and shared memory; the host has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) launch: Option<LaunchShape>,
+    /// What the kernel is known by, whatever it is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) identity: Option<Hex>,
+    /// The FNV-1a hash of the file as it was written: one that has another was changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) digest: Option<Hex>,
+}
+
+/// A number of 64 bits, as text: readers of JSON may have no integers so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hex(pub(crate) u64);
+
+impl Serialize for Hex {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:016x}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Hex {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Hex, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u64::from_str_radix(&text, 16).map(Hex).map_err(D::Error::custom)
+    }
 }
 
 /// A tensor of a checkpoint.
@@ -67,12 +105,10 @@ pub(crate) struct Parameter {
 pub(crate) struct KernelEntry {
     name: String,
     kind: KernelKind,
-    /// What the target compiles.
-    pub(crate) file: String,
     /// What it computes, as IR.
     pub(crate) spec: String,
-    /// Units, cubes and shared memory; the host has none.
-    launch: Option<LaunchShape>,
+    /// What the target compiles, for each way to compute it.
+    pub(crate) sources: Vec<Source>,
     /// The run-time sizes that a launch gives, in order.
     sizes: Vec<String>,
     inputs: Vec<Tensor>,
@@ -166,7 +202,7 @@ pub(crate) fn parameters(module: &Module) -> Result<Vec<Parameter>, String> {
 }
 
 impl KernelEntry {
-    pub(crate) fn new(kernel: &Kernel, file: String, spec: String, on_device: bool) -> KernelEntry {
+    pub(crate) fn new(kernel: &Kernel, spec: String, sources: Vec<Source>) -> KernelEntry {
         let body = &kernel.body;
         let tensor = |v| {
             let ty = body.ty(v);
@@ -175,9 +211,8 @@ impl KernelEntry {
         KernelEntry {
             name: kernel.name.clone(),
             kind: kernel.kind,
-            file,
             spec,
-            launch: on_device.then(|| LaunchShape::of(kernel)),
+            sources,
             sizes: kernel.size_symbols().into_iter().map(str::to_owned).collect(),
             inputs: body.params.iter().map(|&p| tensor(p)).collect(),
             output: tensor(body.results[0]),

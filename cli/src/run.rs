@@ -12,9 +12,10 @@ use serde::Serialize;
 use tokenizers::Tokenizer;
 
 use crate::cache::CacheArgs;
+use crate::edits;
 use crate::model::{self, DTypeArg, Model};
 use crate::print_json;
-use crate::target::{Job, Target, with_device};
+use crate::target::{Job, Target, with_texts};
 
 /// Continues a prompt, token by token. The likeliest token is taken unless a temperature is given.
 ///
@@ -41,6 +42,8 @@ pub(crate) struct Args {
     dtype: Option<DTypeArg>,
     #[command(flatten)]
     cache: CacheArgs,
+    #[command(flatten)]
+    from: edits::From,
     /// Draw tokens, from a flatter distribution the higher it is; 0 takes the likeliest.
     #[arg(long, value_name = "T", default_value_t = 0.0, allow_hyphen_values = true)]
     temperature: f64,
@@ -119,7 +122,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             args.steps
         );
     }
-    with_device(args.target, Run { args, model, tokenizer, prompt })
+    let texts = args.from.read(args.target)?;
+    with_texts(args.target, &texts, Run { args, model, tokenizer, prompt })
 }
 
 /// The tokenizer of a model folder, if it has one.

@@ -1,11 +1,15 @@
 //! What a model runs on.
 
+use std::sync::Arc;
+
 use clap::ValueEnum;
 use latentc_codegen::cube::{self, CudaDevice, WgpuDevice};
 use latentc_codegen::device::Device;
 use latentc_codegen::host::{self, Host};
 use latentc_codegen::memory::Layout;
 use serde::{Deserialize, Serialize};
+
+use crate::edits::Texts;
 
 /// A machine, or the language of its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -29,6 +33,24 @@ impl Target {
         }
     }
 
+    /// The language of its kernels; the host runs the IR.
+    pub(crate) fn language(self) -> Option<cube::Target> {
+        match self {
+            Target::Host => None,
+            Target::Wgpu => Some(cube::Target::Wgsl),
+            Target::Cuda => Some(cube::Target::Cuda),
+        }
+    }
+
+    /// What the names of files with its kernels end with.
+    pub(crate) fn ending(self) -> &'static str {
+        match self {
+            Target::Host => "ir",
+            Target::Wgpu => "wgsl",
+            Target::Cuda => "cu",
+        }
+    }
+
     /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -47,9 +69,18 @@ pub(crate) trait Job {
 
 /// Opens the target's device and does the work there.
 pub(crate) fn with_device(target: Target, job: impl Job) -> anyhow::Result<()> {
+    with_texts(target, &Texts::default(), job)
+}
+
+/// The same, where kernels have the texts that were changed, and says if one of these was not wanted.
+pub(crate) fn with_texts(target: Target, texts: &Texts, job: impl Job) -> anyhow::Result<()> {
+    texts.announce();
+    let edits = Arc::clone(&texts.edits);
     match target {
         Target::Host => job.on(Host::with_this_thread()),
-        Target::Wgpu => job.on(WgpuDevice::open()?),
-        Target::Cuda => job.on(CudaDevice::open(0)?),
-    }
+        Target::Wgpu => job.on(WgpuDevice::open()?.with_edits(edits)),
+        Target::Cuda => job.on(CudaDevice::open(0)?.with_edits(edits)),
+    }?;
+    texts.warn_of_unused();
+    Ok(())
 }

@@ -8,6 +8,7 @@ pub mod check;
 pub mod contract;
 pub mod cube;
 pub mod device;
+pub mod digest;
 pub mod emulate;
 pub mod few;
 mod fuse;

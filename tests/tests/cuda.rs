@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use latentc_codegen::cube::{cuda_sources, cuda_together_source, side_by_side, together_name, typical};
+use latentc_codegen::cube::{cuda_sources, cuda_together_source, side_by_side, typical};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
 use latentc_codegen::program::Kernel;
 use latentc_ir::DType;
@@ -47,7 +47,7 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
     }
     for group in together.into_values().filter(|group| !group.is_empty()) {
         let source = cuda_together_source(&group).unwrap_or_else(|e| panic!("{e}"));
-        sources.push((together_name(&group), source));
+        sources.extend(source.map(|source| (source.name, source.text)));
     }
     println!("{} distinct sources", sources.len());
     let toolkit = match Toolkit::find() {

@@ -17,8 +17,8 @@ use crate::cache::CacheArgs;
 use crate::folder::write_file;
 use crate::model::{DTypeArg, GraphArg, Model};
 use crate::passes::Choice;
-use crate::target::{Job, Target, with_device};
-use crate::{opt, print, print_json, progress};
+use crate::target::{Job, Target, with_texts};
+use crate::{edits, opt, print, print_json, progress};
 
 /// Measures a model on a device: what the device can do, then each kernel and the whole step beside that.
 ///
@@ -88,6 +88,8 @@ pub(crate) struct Args {
     passes: Choice,
     #[command(flatten)]
     cache: CacheArgs,
+    #[command(flatten)]
+    from: edits::From,
 }
 
 fn size() -> clap::builder::RangedU64ValueParser {
@@ -145,7 +147,8 @@ pub(crate) fn bench(args: &Args) -> anyhow::Result<()> {
         }
     }
     drop(spinner);
-    with_device(args.target, Bench { args, subject })
+    let texts = args.from.read(args.target)?;
+    with_texts(args.target, &texts, Bench { args, subject })
 }
 
 /// What is measured.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use latentc_codegen::cube::{
-    LaunchShape, cuda_sources, cuda_together_source, side_by_side, together_name, typical,
+    Edits, Source, cuda_sources, cuda_together_source, side_by_side, together_name, typical,
 };
 use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode, machine_code};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Args;
+use crate::edits::Texts;
 use crate::table::table;
 use crate::{print, print_json, progress};
 
@@ -48,7 +49,7 @@ pub(super) fn figures(
     kernels: &[Kernel],
 ) -> anyhow::Result<BTreeMap<String, BTreeMap<String, Value>>> {
     let mut figures: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
-    for row in rows(args, kernels, &[])? {
+    for row in rows(args, kernels, &[], &Edits::default())? {
         let key =
             if row.part == 0 { row.arch.to_owned() } else { format!("{}, part {}", row.arch, row.part) };
         let code = serde_json::to_value(row.code)?;
@@ -62,9 +63,11 @@ pub(super) fn check(
     model: &str,
     kernels: &[Kernel],
     together: &[Vec<Kernel>],
+    texts: &Texts,
 ) -> anyhow::Result<()> {
     let start = Instant::now();
-    let report = Report { model: model.to_owned(), kernels: rows(args, kernels, together)? };
+    texts.announce();
+    let report = Report { model: model.to_owned(), kernels: rows(args, kernels, together, &texts.edits)? };
     if args.json {
         print_json(&report)?;
     } else {
@@ -78,16 +81,22 @@ pub(super) fn check(
 }
 
 /// Compiles every source for every architecture that is asked for.
-fn rows(args: &Args, kernels: &[Kernel], together: &[Vec<Kernel>]) -> anyhow::Result<Vec<Row>> {
+fn rows(
+    args: &Args,
+    kernels: &[Kernel],
+    together: &[Vec<Kernel>],
+    edits: &Edits,
+) -> anyhow::Result<Vec<Row>> {
     let archs: Vec<&Arch> = ARCHS.iter().filter(|a| args.arch.iter().any(|name| name == a.name)).collect();
     let toolkit = Toolkit::find()?;
     let nvrtc = Nvrtc::load(&toolkit)?;
     let spinner = progress::spinner("compiling");
     let mut rows = Vec::new();
-    let mut compile = |row: &Row, source: &str, shape: &LaunchShape| {
+    let mut compile = |row: &Row, source: &Source| {
+        let (text, shape) = (edits.text(source.identity).unwrap_or(&source.text), &source.launch);
         for arch in &archs {
             let shared = shape.shared_bytes as u32;
-            let (code, error) = match machine_code((&nvrtc, &toolkit), source, arch, shape.units, shared) {
+            let (code, error) = match machine_code((&nvrtc, &toolkit), text, arch, shape.units, shared) {
                 Ok(code) => (Some(code), None),
                 Err(e) => (None, Some(e.to_string())),
             };
@@ -104,7 +113,7 @@ fn rows(args: &Args, kernels: &[Kernel], together: &[Vec<Kernel>]) -> anyhow::Re
         for way in typical(kernel) {
             for (part, source) in cuda_sources(&way)?.iter().enumerate() {
                 let row = row(&kernel.name, &way.name, way.kind.to_string(), part);
-                compile(&row, &source.text, &source.launch);
+                compile(&row, source);
             }
         }
     }
@@ -112,10 +121,8 @@ fn rows(args: &Args, kernels: &[Kernel], together: &[Vec<Kernel>]) -> anyhow::Re
         let name = together_name(group);
         spinner.say(name.clone());
         let group = side_by_side(group);
-        let shapes = group.iter().map(LaunchShape::of);
-        if let Some(shape) = shapes.reduce(LaunchShape::beside) {
-            let row = row(&name, &name, format!("{} at once", group.len()), 0);
-            compile(&row, &cuda_together_source(&group)?, &shape);
+        if let Some(source) = cuda_together_source(&group)? {
+            compile(&row(&name, &name, format!("{} at once", group.len()), 0), &source);
         }
     }
     Ok(rows)

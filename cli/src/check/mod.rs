@@ -4,18 +4,22 @@ mod baseline;
 mod machine_code;
 
 use std::fmt::Write;
+use std::iter;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{anyhow, bail};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
-use latentc_codegen::check::{Outcome, check_together, trials, trials_together};
-use latentc_codegen::cube::{CudaDevice, WgpuDevice, chosen as chosen_way, side_by_side, together_name};
+use latentc_codegen::check::{Outcome, Trial, cases, check_together, trials, trials_together};
+use latentc_codegen::cube::{
+    CudaDevice, WgpuDevice, chosen as chosen_way, cuda_together_source, identities, side_by_side,
+    together_name, ways,
+};
 use latentc_codegen::device::{Device, DeviceError};
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::host::Host;
@@ -26,11 +30,12 @@ use latentc_runtime::compiled::Compiled;
 use serde::Serialize;
 
 use crate::cache::CacheArgs;
+use crate::edits::{self, Texts};
 use crate::model::{DTypeArg, GraphArg, Model};
 use crate::passes::Choice;
 use crate::share::share;
 use crate::table::table;
-use crate::{print, print_json, progress};
+use crate::{print, print_json, progress, target};
 
 /// Runs every kernel of a model on small sizes with odd tails, and compares with a float64 interpreter of what it means.
 ///
@@ -74,6 +79,8 @@ pub(crate) struct Args {
     passes: Choice,
     #[command(flatten)]
     cache: CacheArgs,
+    #[command(flatten)]
+    from: edits::From,
 }
 
 /// Where kernels are checked.
@@ -99,6 +106,9 @@ struct Report {
     seed: u64,
     passes: bool,
     kernels: Vec<Row>,
+    /// Files with texts that were changed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    changed: Vec<String>,
     /// What differs from the baseline, a line for each kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     differs: Option<Vec<String>>,
@@ -120,39 +130,54 @@ struct Row {
 pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let model = Model::find(&args.model)?;
+    let written_for = match args.target {
+        Target::Emulate | Target::Cuda => target::Target::Cuda,
+        Target::Wgpu => target::Target::Wgpu,
+        Target::Host => target::Target::Host,
+    };
+    if args.from.folder().is_some() && (args.bless.is_some() || args.against.is_some()) {
+        bail!("--from and a baseline do not go together: a baseline holds what the compiler writes");
+    }
+    let texts = args.from.read(written_for)?;
     let Chosen { kernels, mut together } = chosen(args, &model)?;
     if args.machine_code {
-        return machine_code::check(args, &model.name, &kernels, &together);
+        return machine_code::check(args, &model.name, &kernels, &together, &texts);
     }
     if args.target == Target::Host {
         // It runs one after the other.
         together.clear();
     }
-    let single = kernels.iter().map(std::slice::from_ref);
-    let subjects: Vec<&[Kernel]> = single.chain(together.iter().map(Vec::as_slice)).collect();
-    let mut report = match args.target {
-        Target::Host => one_by_one(args, &model, &subjects, Host::new()),
-        Target::Wgpu => one_by_one(args, &model, &subjects, WgpuDevice::open()?),
-        Target::Cuda => one_by_one(args, &model, &subjects, CudaDevice::open(0)?),
+    let mut subjects = changed(&texts, written_for, &kernels, &together)?;
+    subjects.extend(kernels.iter().map(Subject::one));
+    subjects.extend(together.iter().map(|group| Subject::group(group)));
+    let edits = || Arc::clone(&texts.edits);
+    let rows = match args.target {
+        Target::Host => one_by_one(args, &subjects, Host::new()),
+        Target::Wgpu => one_by_one(args, &subjects, WgpuDevice::open()?.with_edits(edits())),
+        Target::Cuda => one_by_one(args, &subjects, CudaDevice::open(0)?.with_edits(edits())),
         Target::Emulate => {
-            let mut emulator = Emulator::open(args.seed)?;
+            let mut emulator = Emulator::open(args.seed)?.with_edits(edits());
             let spinner = progress::spinner("compiling");
-            let shrunk: Vec<_> =
-                kernels.iter().flat_map(trials).map(|t| chosen_way(&t.kernel, &t.sizes)).collect();
+            let single = subjects.iter().flat_map(|s| &s.trials).filter_map(|trial| match &trial[..] {
+                [one] => Some(chosen_way(&one.kernel, &one.sizes)),
+                _ => None,
+            });
             // What does not compile says so when it is launched.
-            let _ = emulator.prepare(&shrunk);
+            let _ = emulator.prepare(&single.collect::<Vec<_>>());
             drop(spinner);
             let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-            report(args, &model, &subjects, emulator, workers)
+            by_workers(args, &subjects, emulator, workers)
         }
     };
+    let mut report = finished(args, &model, &texts, rows);
     if let Some(dir) = &args.against {
         report.differs = Some(baseline::differences(args, dir, &kernels, &report)?);
     }
     if args.json {
         print_json(&report)?;
     } else {
-        print(&text(args, &report, start))?;
+        let said = texts.said().map_or_else(String::new, |said| said + "\n\n");
+        print(&(said + &text(args, &report, start)))?;
     }
     let failed = report.kernels.iter().filter(|k| !k.passes).count();
     if failed > 0 {
@@ -218,23 +243,98 @@ fn chosen(args: &Args, model: &Model) -> anyhow::Result<Chosen> {
     Ok(Chosen { kernels, together })
 }
 
+/// What is run, and compared: one kernel, or several at the same time.
+struct Subject {
+    name: String,
+    kind: String,
+    trials: Vec<Vec<Trial>>,
+}
+
+impl Subject {
+    /// A kernel, with small axes.
+    fn one(kernel: &Kernel) -> Subject {
+        let trials = trials(kernel).into_iter().map(|t| vec![t]).collect();
+        Subject { name: kernel.name.clone(), kind: kernel.kind.to_string(), trials }
+    }
+
+    /// Kernels at the same time, with small axes.
+    fn group(kernels: &[Kernel]) -> Subject {
+        let kind = format!("{} at once", kernels.len());
+        Subject { name: together_name(kernels), kind, trials: trials_together(kernels) }
+    }
+
+    /// A kernel as it is, whose text in a file was changed: that is for axes of their own lengths.
+    fn changed(file: &str, kernel: &Kernel) -> Subject {
+        let trial = |sizes| vec![Trial { kernel: kernel.clone(), sizes }];
+        let trials = cases(kernel).into_iter().map(trial).collect();
+        Subject { name: file.to_owned(), kind: kernel.kind.to_string(), trials }
+    }
+
+    /// The same of kernels at the same time, as one new token launches them.
+    fn changed_group(file: &str, kernels: &[Kernel]) -> Subject {
+        let one = |k: &Kernel| Trial { kernel: k.clone(), sizes: cases(k).swap_remove(0) };
+        let trials = vec![kernels.iter().map(one).collect()];
+        Subject { name: file.to_owned(), kind: format!("{} at once", kernels.len()), trials }
+    }
+}
+
+/// The kernels whose texts were changed.
+fn changed(
+    texts: &Texts,
+    target: target::Target,
+    kernels: &[Kernel],
+    together: &[Vec<Kernel>],
+) -> anyhow::Result<Vec<Subject>> {
+    let (mut subjects, mut found) = (Vec::new(), Vec::new());
+    let file =
+        |identity: u64| texts.changed.iter().find(|(_, known)| *known == identity).map(|(file, _)| file);
+    let language = target.language().filter(|_| !texts.changed.is_empty());
+    let Some(language) = language else { return Ok(subjects) };
+    for kernel in kernels {
+        for way in iter::once(kernel.clone()).chain(ways(kernel, language)) {
+            for file in identities(&way, language)?.into_iter().filter_map(file) {
+                if !found.contains(&file) {
+                    found.push(file);
+                    subjects.push(Subject::changed(file, &way));
+                }
+            }
+        }
+    }
+    for group in together {
+        let own = side_by_side(group);
+        let Some(source) = cuda_together_source(&own)? else { continue };
+        if let Some(file) = file(source.identity) {
+            found.push(file);
+            subjects.push(Subject::changed_group(file, &own));
+        }
+    }
+    match texts.changed.iter().find(|(file, _)| !found.contains(&file)) {
+        Some((file, _)) => bail!(
+            "{file} is the text of no kernel that is checked; give the model, dtype, graphs and passes that the folder was compiled \
+             with, and no --kernel that leaves it out"
+        ),
+        None => Ok(subjects),
+    }
+}
+
+/// What came of all, and the device's name.
+type Rows = (String, Vec<Row>);
+
 /// On a device that cannot be had twice.
-fn one_by_one<D: Device>(args: &Args, model: &Model, kernels: &[&[Kernel]], mut device: D) -> Report {
+fn one_by_one<D: Device>(args: &Args, subjects: &[Subject], mut device: D) -> Rows {
     let name = device.name();
-    let rows = kernels.iter().map(|k| row(&mut device, k, args.seed)).collect();
-    finished(args, model, name, rows)
+    (name, subjects.iter().map(|s| row(&mut device, s, args.seed)).collect())
 }
 
 /// By so many workers, each with its own device.
-fn report<D: Device + Clone + Send + Sync>(
+fn by_workers<D: Device + Clone + Send + Sync>(
     args: &Args,
-    model: &Model,
-    kernels: &[&[Kernel]],
+    subjects: &[Subject],
     device: D,
     workers: usize,
-) -> Report {
+) -> Rows {
     let next = AtomicUsize::new(0);
-    let rows: Vec<Mutex<Option<Row>>> = kernels.iter().map(|_| Mutex::new(None)).collect();
+    let rows: Vec<Mutex<Option<Row>>> = subjects.iter().map(|_| Mutex::new(None)).collect();
     let _spinner = progress::spinner("running kernels");
     thread::scope(|scope| {
         for _ in 0..workers {
@@ -243,8 +343,8 @@ fn report<D: Device + Clone + Send + Sync>(
             scope.spawn(move || {
                 loop {
                     let n = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(kernel) = kernels.get(n) else { break };
-                    let made = row(&mut device, kernel, args.seed);
+                    let Some(subject) = subjects.get(n) else { break };
+                    let made = row(&mut device, subject, args.seed);
                     if let Ok(mut slot) = rows[n].lock() {
                         *slot = Some(made);
                     }
@@ -252,11 +352,10 @@ fn report<D: Device + Clone + Send + Sync>(
             });
         }
     });
-    let rows = rows.into_iter().filter_map(|r| r.into_inner().ok().flatten()).collect();
-    finished(args, model, device.name(), rows)
+    (device.name(), rows.into_iter().filter_map(|r| r.into_inner().ok().flatten()).collect())
 }
 
-fn finished(args: &Args, model: &Model, device: String, kernels: Vec<Row>) -> Report {
+fn finished(args: &Args, model: &Model, texts: &Texts, (device, kernels): Rows) -> Report {
     let passes = kernels.iter().all(|k| k.passes);
     Report {
         model: model.name.clone(),
@@ -265,19 +364,18 @@ fn finished(args: &Args, model: &Model, device: String, kernels: Vec<Row>) -> Re
         seed: args.seed,
         passes,
         kernels,
+        changed: texts.changed.iter().map(|(file, _)| file.clone()).collect(),
         differs: None,
     }
 }
 
-/// All cases of a kernel, or of some that run at the same time, up to the first that fails.
-fn row<D: Device>(device: &mut D, kernels: &[Kernel], seed: u64) -> Row {
-    let (kind, trials) = match kernels {
-        [kernel] => (kernel.kind.to_string(), trials(kernel).into_iter().map(|t| vec![t]).collect()),
-        _ => (format!("{} at once", kernels.len()), trials_together(kernels)),
-    };
-    let mut row = Row { name: together_name(kernels), kind, cases: Vec::new(), error: None, passes: true };
+/// All cases of a subject, up to the first that fails.
+fn row<D: Device>(device: &mut D, subject: &Subject, seed: u64) -> Row {
+    let Subject { name, kind, trials } = subject;
+    let mut row =
+        Row { name: name.clone(), kind: kind.clone(), cases: Vec::new(), error: None, passes: true };
     for together in trials {
-        match check_together(device, &together, seed) {
+        match check_together(device, together, seed) {
             Ok(outcomes) => {
                 row.passes = outcomes.iter().all(Outcome::passes);
                 row.cases.extend(outcomes);
@@ -328,7 +426,9 @@ fn text(args: &Args, report: &Report, start: Instant) -> String {
     for k in report.kernels.iter().filter(|k| !k.passes) {
         let why =
             k.error.clone().or_else(|| k.cases.iter().find(|o| !o.passes()).map(wrong)).unwrap_or_default();
-        let _ = writeln!(text, "\n{}: {why}\n  replay: {}", k.name, replay(args, &k.name));
+        // A changed text is known by its file, and is run whatever else is.
+        let kernel = (!report.changed.contains(&k.name)).then_some(&k.name);
+        let _ = writeln!(text, "\n{}: {why}\n  replay: {}", k.name, replay(args, kernel));
     }
     for line in report.differs.iter().flatten() {
         let _ = writeln!(text, "\n{line}");
@@ -352,8 +452,9 @@ fn wrong(o: &Outcome) -> String {
 }
 
 /// The command that runs this kernel again in the same way.
-fn replay(args: &Args, kernel: &str) -> String {
-    let mut line = format!("latentc check {} --kernel {kernel} --target ", args.model);
+fn replay(args: &Args, kernel: Option<&String>) -> String {
+    let kernel = kernel.map_or_else(String::new, |name| format!(" --kernel {name}"));
+    let mut line = format!("latentc check {}{kernel} --target ", args.model);
     let named = |v: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
         v().map_or(String::new(), |v| v.get_name().to_owned())
     };
@@ -363,6 +464,9 @@ fn replay(args: &Args, kernel: &str) -> String {
     }
     if let Some(dtype) = args.dtype {
         line += &format!(" --dtype {}", named(&|| dtype.to_possible_value()));
+    }
+    if let Some(folder) = args.from.folder() {
+        line += &format!(" --from {}", folder.display());
     }
     line + &format!(" --seed {}", args.seed)
 }

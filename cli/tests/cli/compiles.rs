@@ -69,13 +69,19 @@ fn the_manifest_describes_the_folder() {
         assert_eq!(stored, tensors.keys().cloned().collect(), "the parameters are the checkpoint's tensors");
 
         let mut written = BTreeSet::from(["manifest.json".to_owned()]);
-        for file in strings(&json["kernels"], "file").iter().chain(&strings(&json["kernels"], "spec")) {
-            written.insert(file.clone());
+        written.extend(strings(&json["kernels"], "spec"));
+        let kernels = json["kernels"].as_array().expect("a list");
+        for sources in kernels.iter().map(|k| &k["sources"]) {
+            let files = strings(sources, "file");
+            assert!(
+                !files.is_empty() && files.iter().all(|f| f.ends_with(&format!(".{ending}"))),
+                "{sources}"
+            );
+            written.extend(files);
         }
         let together = json["together"].as_array().map_or(&[][..], Vec::as_slice);
         assert_eq!(together.is_empty(), target != "cuda", "what runs in one grid has a text on CUDA");
         written.extend(together.iter().map(|t| t["file"].as_str().expect("a file").to_owned()));
-        assert!(strings(&json["kernels"], "file").iter().all(|f| f.ends_with(&format!(".{ending}"))));
         let known: BTreeSet<_> = strings(&json["kernels"], "name").into_iter().collect();
         assert_eq!(known.len(), json["kernels"].as_array().expect("a list").len(), "names are unique");
         for graph in json["graphs"].as_array().expect("a list") {

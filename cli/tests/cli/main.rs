@@ -13,6 +13,7 @@ mod refuses_words;
 mod reports;
 mod runs;
 mod trains;
+mod workbench;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

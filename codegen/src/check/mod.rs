@@ -113,11 +113,9 @@ impl Expected {
     }
 }
 
-/// The FNV-1a hash of a tensor's elements, the same on every machine and in every version.
+/// What a tensor's elements are known by.
 fn digest(t: &Tensor) -> String {
-    let bytes = t.data.iter().flat_map(|x| x.to_bits().to_le_bytes());
-    let hash =
-        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let hash = crate::digest::digest(t.data.iter().flat_map(|x| x.to_bits().to_le_bytes()));
     format!("{hash:016x}")
 }
 

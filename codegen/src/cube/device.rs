@@ -13,6 +13,7 @@ use cubecl_core::server::{Handle, KernelArguments, MetadataBindingInfo};
 use half::{bf16, f16};
 use latentc_ir::{DType, Type, ValueId};
 
+use super::edits::Edits;
 use super::emit::Elem;
 use super::kernel::{CubeIr, Part};
 use super::refuse;
@@ -43,6 +44,8 @@ pub struct CubeDevice<R: CubeRuntime> {
     together: HashMap<Vec<Arc<[Part]>>, CubeIr>,
     /// The kernels launched since the device was last asked for errors.
     pending: Vec<String>,
+    /// Texts that are compiled in place of kernels' own.
+    edits: Arc<Edits>,
 }
 
 /// A kernel that was launched before.
@@ -194,7 +197,19 @@ mod cuda {
 impl<R: CubeRuntime> CubeDevice<R> {
     /// What a client reaches. Others may use it too: what they launch and what is launched here is done in order.
     pub fn new(client: ComputeClient<R>, name: String) -> CubeDevice<R> {
-        CubeDevice { client, name, kernels: HashMap::new(), together: HashMap::new(), pending: Vec::new() }
+        CubeDevice {
+            client,
+            name,
+            kernels: HashMap::new(),
+            together: HashMap::new(),
+            pending: Vec::new(),
+            edits: Arc::default(),
+        }
+    }
+
+    /// The same, with other texts in place of kernels' own.
+    pub fn with_edits(self, edits: Arc<Edits>) -> CubeDevice<R> {
+        CubeDevice { edits, ..self }
     }
 
     /// Memory of the same client as a buffer of so many elements, which lie one after another.
@@ -265,7 +280,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         let Stages { kept, all } = Stages::of(&way(kernel, kind));
         let stages = all.into_iter().map(|stage| {
             let (ir, shape) = compiled(&self.client, &stage)?;
-            Ok((stage, ir, shape))
+            Ok((stage, self.edits.apply(ir), shape))
         });
         let launches = Arc::new(Launches { kept, stages: stages.collect::<Result<_, DeviceError>>()? });
         known[place].taken.push((kind, Arc::clone(&launches)));
@@ -431,7 +446,8 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         // As many in one grid as fit.
         let room = |grid: &[Ready<'_>], next: &Ready<'_>| {
             let all = || grid.iter().chain([next]);
-            all().all(|r| joins(r.kind) && r.split.is_none() && r.shape().units == next.shape().units)
+            let own = |r: &Ready<'_>| joins(r.kind) && r.split.is_none() && r.ir().edit().is_none();
+            all().all(|r| own(r) && r.shape().units == next.shape().units)
                 && all().map(|r| r.buffers.len()).sum::<usize>() <= bindings
                 && all().map(|r| r.shape().shared_bytes).sum::<usize>() <= shared
                 && in_one_grid(all().map(|r| r.grid), next.shape().units).is_ok()
@@ -543,7 +559,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
                 let grid = in_one_grid(grids, several[0].shape().units);
                 let (ends, grid) = grid.map_err(|why| refuse(several[0].kernel, why))?;
                 let known: Vec<_> = several.iter().map(|r| Arc::clone(r.ir().parts())).collect();
-                let join = || CubeIr::together(several.iter().map(Ready::ir));
+                let join = || self.edits.apply(CubeIr::together(several.iter().map(Ready::ir)));
                 let ir = self.together.entry(known).or_insert_with(join).clone();
                 let buffers: Vec<_> = several.iter().flat_map(|r| r.buffers.iter().copied()).collect();
                 let sizes: Vec<_> = several.iter().flat_map(|r| r.sizes).copied().chain(ends).collect();
@@ -600,7 +616,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
             if role == Role::Merge {
                 used.extend(buffers.last());
             }
-            self.enqueue(&ir.of_role(role), grid, &used, &sizes);
+            self.enqueue(&self.edits.apply(ir.of_role(role)), grid, &used, &sizes);
         }
         Ok(())
     }

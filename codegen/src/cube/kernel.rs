@@ -10,6 +10,7 @@ use cubecl_core::prelude::{CubeDim, CubeKernel, KernelDefinition, KernelId, Kern
 use latentc_ir::ops::Attr;
 use latentc_ir::{AxisId, DType, Function, Op, Size, ValueId, Want, infer};
 
+use super::edits::Edit;
 use super::emit::{Buf, Elem, Emit, Val};
 use super::expr::Exprs;
 use super::map::Map;
@@ -22,6 +23,7 @@ use super::target::Target;
 use super::{contract, few, matrix, refuse, scatter, sort, split, stream};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
+use crate::digest::digest;
 use crate::few::FewPlan;
 use crate::map::append;
 use crate::program::{Kernel, KernelKind};
@@ -40,6 +42,8 @@ pub(crate) struct CubeIr {
     /// Each has the cubes behind those of the one before it.
     parts: Arc<[Part]>,
     settings: KernelSettings,
+    /// What is compiled in place of its own text.
+    edit: Option<Arc<Edit>>,
 }
 
 /// What some cubes of a grid do.
@@ -91,7 +95,7 @@ impl CubeIr {
         let plan = plan.transpose().map_err(|why| refuse(kernel, why))?;
         let spec = Spec { kernel: kernel.clone(), target, plan, digest: hasher.finish() };
         let part = Part { spec: Arc::new(spec), role: Role::Whole };
-        Ok(CubeIr { parts: Arc::new([part]), settings })
+        Ok(CubeIr { parts: Arc::new([part]), settings, edit: None })
     }
 
     /// Another of the kernels with that body: what sorts the rows of a grouped product, or one of the two that a streamed softmax can be
@@ -102,7 +106,7 @@ impl CubeIr {
         let name = format!("{}{}", part.spec.kernel.name, role.suffix());
         let units = LaunchShape::of_role(&part.spec.kernel, role, part.spec.target).units;
         let settings = self.settings.clone().kernel_name(name.as_str()).cube_dim(CubeDim::new_1d(units));
-        CubeIr { parts: Arc::new([part]), settings }
+        CubeIr { parts: Arc::new([part]), settings, edit: None }
     }
 
     /// Kernels side by side in one grid, all with as many units a cube. Its buffers and sizes are those of each, one after another;
@@ -116,7 +120,37 @@ impl CubeIr {
         let parts: Vec<_> = kernels.flat_map(|k| k.parts.iter().cloned()).collect();
         let name = together_name(parts.iter().map(|p| p.spec.kernel.name.as_str()));
         let settings = settings.kernel_name(name.as_str());
-        CubeIr { parts: parts.into(), settings }
+        CubeIr { parts: parts.into(), settings, edit: None }
+    }
+
+    /// The same, compiled from another text.
+    pub(crate) fn with_edit(self, edit: Arc<Edit>) -> CubeIr {
+        CubeIr { edit: Some(edit), ..self }
+    }
+
+    /// What is compiled in place of its own text.
+    pub(crate) fn edit(&self) -> Option<&Arc<Edit>> {
+        self.edit.as_ref()
+    }
+
+    /// The kernels side by side, and which of those with their bodies they are. All are for one target.
+    pub(crate) fn kernels(&self) -> Vec<(&Kernel, Role)> {
+        self.parts.iter().map(|part| (&part.spec.kernel, part.role)).collect()
+    }
+
+    /// The language that it is for.
+    pub(crate) fn target(&self) -> Target {
+        self.parts[0].spec.target
+    }
+
+    /// What it is known by in any program, whatever it is called: equal for kernels that compute the same in the same way.
+    pub(crate) fn identity(&self) -> u64 {
+        let part = |part: &Part| {
+            let Spec { kernel, target, .. } = &*part.spec;
+            let nameless = Function { name: String::new(), ..kernel.body.clone() };
+            format!("{target:?} {:?} {:?}\n{nameless}", kernel.kind, part.role)
+        };
+        digest(self.parts.iter().flat_map(|p| part(p).into_bytes()))
     }
 
     /// What it is known by.
@@ -147,7 +181,7 @@ pub(crate) fn together_name<'a>(mut names: impl Iterator<Item = &'a str>) -> Str
 impl KernelMetadata for CubeIr {
     fn id(&self) -> KernelId {
         KernelId::new::<Self>()
-            .info(Arc::clone(&self.parts))
+            .info((Arc::clone(&self.parts), self.edit.clone()))
             .address_type(self.settings.address_type)
             .cube_dim(self.settings.cube_dim)
     }

@@ -9,6 +9,7 @@
 
 mod contract;
 mod device;
+mod edits;
 mod emit;
 mod expr;
 mod feed;
@@ -37,18 +38,21 @@ pub use device::CudaDevice;
 pub use device::WgpuDevice;
 pub(crate) use device::launch_info;
 pub use device::{CubeArena, CubeBuffer, CubeDevice, CubeRuntime};
+pub use edits::Edits;
 pub(crate) use kernel::CubeIr;
 pub use shape::{Cubes, LaunchShape};
 pub(crate) use shape::{Grid, in_one_grid};
-pub(crate) use source::cuda_role;
 #[cfg(feature = "wgpu")]
 pub use source::wgsl_source;
-pub use source::{CudaSource, cuda_source, cuda_sources, cuda_together_source, together_name};
+pub(crate) use source::written;
+pub use source::{
+    Source, cuda_source, cuda_sources, cuda_together_source, identities, sources, together_name,
+};
 pub(crate) use split::{Role, SHARED, Split};
 pub(crate) use stages::{Kept, Operand, Stages};
 pub use target::Target;
 pub(crate) use ways::joins;
-pub use ways::{chosen, side_by_side, typical, ways};
+pub use ways::{chosen, side_by_side, taken, typical, ways};
 
 use crate::device::DeviceError;
 use crate::program::Kernel;

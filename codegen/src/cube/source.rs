@@ -1,7 +1,7 @@
 //! The text of a kernel, made without a device.
 
 use std::fmt::Write;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use cubecl_core::Compiler;
 use cubecl_core::ir::StorageType;
@@ -11,6 +11,7 @@ use cubecl_cpp::cuda::mma::CudaWmmaCompiler;
 use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
 use cubecl_runtime::compiler::{CompilationError, CubeTask};
 
+use super::edits::Edit;
 use super::emit::{COPIES, TWO_CUBES};
 use super::kernel::CubeIr;
 use super::refuse;
@@ -30,67 +31,89 @@ static PRINTER: Mutex<()> = Mutex::new(());
 /// has the kernel's name, and equal kernels have equal text.
 ///
 /// # Errors
-/// If the kernel cannot be expressed, or is several: see [`cuda_sources`].
+/// If the kernel cannot be expressed, or is several: see [`sources`].
 pub fn cuda_source(kernel: &Kernel) -> Result<String, DeviceError> {
-    cuda_role(kernel, Role::Whole)
+    written(&CubeIr::new(kernel, Target::Cuda)?)
 }
 
-/// The kernel, or one of the two that it can be split into, whose entry then has another name.
-pub(crate) fn cuda_role(kernel: &Kernel, role: Role) -> Result<String, DeviceError> {
-    let text = cuda_text(kernel, role)?;
-    Ok(if role == Role::Whole { header(kernel, Target::Cuda) + &text } else { text })
+/// The kernel in WGSL, with the same header. The entry has the kernel's name.
+///
+/// # Errors
+/// If the kernel cannot be expressed.
+#[cfg(feature = "wgpu")]
+pub fn wgsl_source(kernel: &Kernel) -> Result<String, DeviceError> {
+    written(&CubeIr::new(kernel, Target::Wgsl)?)
 }
 
-/// One of the kernels in CUDA C++ that a launch may come to.
+/// One of the kernels that a launch may come to.
 #[derive(Clone, Debug)]
-pub struct CudaSource {
+pub struct Source {
     /// The entry.
     pub name: String,
     /// As of [`cuda_source`].
     pub text: String,
     /// How it is launched.
     pub launch: LaunchShape,
+    /// What it is known by in any program, whatever it is called: by this number [`Edits`](super::Edits) put other texts in its place.
+    pub identity: u64,
 }
 
-/// All kernels in CUDA C++ for sm_90 that launches of a kernel may come to. Mostly that is one. A product on tensor cores may have others
-/// before it and behind it; a streamed softmax is one, or two (`_part` and `_merge`) that share out the positions.
+/// All kernels that launches of a kernel may come to in the way that its kind says. Mostly that is one. A product on tensor cores may have
+/// others before it and behind it; a streamed softmax is one, or two (`_part` and `_merge`) that share out the positions.
 ///
 /// # Errors
 /// If one of them cannot be expressed.
-pub fn cuda_sources(kernel: &Kernel) -> Result<Vec<CudaSource>, DeviceError> {
-    let mut sources = Vec::new();
+pub fn sources(kernel: &Kernel, target: Target) -> Result<Vec<Source>, DeviceError> {
+    launched(kernel).iter().map(|stage| stage_source(stage, target)).collect()
+}
+
+/// What the kernels that launches of a kernel may come to are known by, in the order of [`sources`].
+///
+/// # Errors
+/// As for those.
+pub fn identities(kernel: &Kernel, target: Target) -> Result<Vec<u64>, DeviceError> {
+    let all = launched(kernel);
+    all.iter().map(|stage| Ok(stage.ir(target)?.identity())).collect()
+}
+
+/// The kernels that launches of a kernel may come to.
+fn launched(kernel: &Kernel) -> Vec<Stage> {
+    let mut all = Vec::new();
     for stage in Stages::of(kernel).all {
-        sources.push(stage_source(&stage)?);
         let split = if stage.kernel.kind.streams() { &[Role::Part, Role::Merge][..] } else { &[] };
-        for &role in split {
-            sources.push(stage_source(&Stage { role, ..stage.clone() })?);
-        }
+        let parts: Vec<_> = split.iter().map(|&role| Stage { role, ..stage.clone() }).collect();
+        all.push(stage);
+        all.extend(parts);
     }
-    Ok(sources)
+    all
 }
 
-/// One of the launches of a kernel in CUDA C++.
-fn stage_source(stage: &Stage) -> Result<CudaSource, DeviceError> {
+/// [`sources`] in CUDA C++.
+///
+/// # Errors
+/// As for those.
+pub fn cuda_sources(kernel: &Kernel) -> Result<Vec<Source>, DeviceError> {
+    sources(kernel, Target::Cuda)
+}
+
+/// One of the launches of a kernel.
+fn stage_source(stage: &Stage, target: Target) -> Result<Source, DeviceError> {
     let name = format!("{}{}", stage.kernel.name, stage.role.suffix());
-    let text = cuda_role(&stage.kernel, stage.role)?;
-    Ok(CudaSource { name, text, launch: stage.shape(Target::Cuda) })
+    let ir = stage.ir(target)?;
+    Ok(Source { name, text: written(&ir)?, launch: stage.shape(target), identity: ir.identity() })
 }
 
-/// Kernels side by side in one grid, in CUDA C++ for sm_90. The entry is called as [`together_name`] says.
+/// Kernels side by side in one grid, in CUDA C++ for sm_90. The entry is called as [`together_name`] says. `None` if there are none.
 ///
 /// # Errors
 /// As for [`cuda_source`].
-pub fn cuda_together_source(kernels: &[Kernel]) -> Result<String, DeviceError> {
+pub fn cuda_together_source(kernels: &[Kernel]) -> Result<Option<Source>, DeviceError> {
     let irs = kernels.iter().map(|k| CubeIr::new(k, Target::Cuda)).collect::<Result<Vec<_>, _>>()?;
-    let [first, ..] = kernels else { return Ok(String::new()) };
-    let text = cuda_ir(first, CubeIr::together(&irs))?;
-    let mut head = "// Kernels side by side: each has the buffers, the sizes and the cubes behind those of the one before it. Behind all\n\
-                    // sizes comes the number of cubes up to the end of each.\n\n"
-        .to_owned();
-    for kernel in kernels {
-        head += &header(kernel, Target::Cuda);
-    }
-    Ok(head + &text)
+    let Some(launch) = kernels.iter().map(LaunchShape::of).reduce(LaunchShape::beside) else {
+        return Ok(None);
+    };
+    let ir = CubeIr::together(&irs);
+    Ok(Some(Source { name: together_name(kernels), text: written(&ir)?, launch, identity: ir.identity() }))
 }
 
 /// The name of the entry of kernels side by side.
@@ -98,11 +121,29 @@ pub fn together_name(kernels: &[Kernel]) -> String {
     super::kernel::together_name(kernels.iter().map(|k| k.name.as_str()))
 }
 
-fn cuda_text(kernel: &Kernel, role: Role) -> Result<String, DeviceError> {
-    cuda_ir(kernel, CubeIr::new(kernel, Target::Cuda)?.of_role(role))
+/// A kernel as people read it: headed by what it computes and how it is launched, unless it is a part of what another does.
+pub(crate) fn written(ir: &CubeIr) -> Result<String, DeviceError> {
+    let target = ir.target();
+    let mut head = String::new();
+    let all = ir.kernels();
+    if all.len() > 1 {
+        head += "// Kernels side by side: each has the buffers, the sizes and the cubes behind those of the one before it. Behind all\n\
+                 // sizes comes the number of cubes up to the end of each.\n\n";
+    }
+    for (kernel, _) in all.iter().filter(|(_, role)| *role == Role::Whole) {
+        head += &header(kernel, target);
+    }
+    let text = match target {
+        Target::Cuda => cuda_text(ir)?,
+        #[cfg(feature = "wgpu")]
+        Target::Wgsl => text::<cubecl_wgpu::WgslCompiler>(ir, &Default::default())?,
+        #[cfg(not(feature = "wgpu"))]
+        Target::Wgsl => return Err(refuse(all[0].0, "this build has no WGSL: its feature `wgpu` is off")),
+    };
+    Ok(head + &text)
 }
 
-fn cuda_ir(kernel: &Kernel, ir: CubeIr) -> Result<String, DeviceError> {
+fn cuda_text(ir: &CubeIr) -> Result<String, DeviceError> {
     // What CubeCL sets for compute capability 9.0 and CUDA 12.8 or later.
     let options = CompilationOptions {
         warp_size: 32,
@@ -115,49 +156,42 @@ fn cuda_ir(kernel: &Kernel, ir: CubeIr) -> Result<String, DeviceError> {
         },
     };
     let _alone = PRINTER.lock().unwrap_or_else(|e| e.into_inner());
-    let text = text::<CudaCompiler>(kernel, ir, &options)?;
+    let text = text::<CudaCompiler>(ir, &options)?;
     Ok(ordered_types(&ordered_shared_arrays(&text)))
 }
 
-/// The kernel in WGSL, with the same header. The entry has the kernel's name.
-///
-/// # Errors
-/// If the kernel cannot be expressed.
-#[cfg(feature = "wgpu")]
-pub fn wgsl_source(kernel: &Kernel) -> Result<String, DeviceError> {
-    let ir = CubeIr::new(kernel, Target::Wgsl)?;
-    let text = text::<cubecl_wgpu::WgslCompiler>(kernel, ir, &Default::default())?;
-    Ok(header(kernel, Target::Wgsl) + &text)
-}
-
-fn text<C>(kernel: &Kernel, ir: CubeIr, options: &C::CompilationOptions) -> Result<String, DeviceError>
+fn text<C>(ir: &CubeIr, options: &C::CompilationOptions) -> Result<String, DeviceError>
 where
     C: Compiler + Default,
 {
     let address = ir.address_type();
-    let task = Task::<C>::new(ir);
+    let task = Task::<C>::new(ir.clone());
     // Accesses are in bounds by construction, so none is guarded.
     let compiled: Result<CompiledKernel<C>, _> =
         task.compile(&mut C::default(), options, ExecutionMode::Unchecked, address);
-    compiled.map(|c| c.source).map_err(|e| refuse(kernel, e.to_string()))
+    compiled.map(|c| c.source).map_err(|e| refuse(ir.kernels()[0].0, e.to_string()))
 }
 
 /// A kernel on its way to a compiler, with the instructions that CubeCL has no name for.
-pub(super) struct Task<C: Compiler>(KernelTask<C, CubeIr>);
+pub(super) struct Task<C: Compiler> {
+    kernel: KernelTask<C, CubeIr>,
+    edit: Option<Arc<Edit>>,
+}
 
 impl<C: Compiler> Task<C> {
     pub(super) fn new(ir: CubeIr) -> Task<C> {
-        Task(KernelTask::new(ir))
+        let edit = ir.edit().cloned();
+        Task { kernel: KernelTask::new(ir), edit }
     }
 }
 
 impl<C: Compiler> KernelMetadata for Task<C> {
     fn id(&self) -> KernelId {
-        self.0.id()
+        self.kernel.id()
     }
 
     fn address_type(&self) -> StorageType {
-        self.0.address_type()
+        self.kernel.address_type()
     }
 }
 
@@ -169,12 +203,17 @@ impl<C: Compiler> CubeTask<C> for Task<C> {
         mode: ExecutionMode,
         address: StorageType,
     ) -> Result<CompiledKernel<C>, CompilationError> {
-        let mut compiled = self.0.compile(compiler, options, mode, address)?;
+        let mut compiled = self.kernel.compile(compiler, options, mode, address)?;
         if compiled.source.contains(COPIES) {
             compiled.source = with_copies(&compiled.source);
         }
         if compiled.source.contains(TWO_CUBES) {
             compiled.source = for_two_cubes(&compiled.source);
+        }
+        if let Some(edit) = &self.edit {
+            edit.take();
+            compiled.source.clone_from(&edit.text);
+            compiled.entrypoint_name.clone_from(&edit.entry);
         }
         Ok(compiled)
     }

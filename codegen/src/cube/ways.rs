@@ -290,11 +290,18 @@ pub fn chosen(kernel: &Kernel, sizes: &[usize]) -> Kernel {
 /// The kernel, and the ways that CUDA devices take of it where all run-time sizes are one, and where all are large: what decode and long
 /// prompts launch. None twice.
 pub fn typical(kernel: &Kernel) -> Vec<Kernel> {
+    let sizes = [1, 1000].map(|size| vec![size; kernel.size_symbols().len()]);
+    taken(kernel, Target::Cuda, &sizes)
+}
+
+/// The kernel, and the ways that devices take of it at any of these run-time sizes. None twice.
+pub fn taken(kernel: &Kernel, target: Target, sizes: &[Vec<usize>]) -> Vec<Kernel> {
+    let ways = Ways::of(kernel, target);
     let mut all = vec![kernel.clone()];
-    for size in [1, 1000] {
-        let way = chosen(kernel, &vec![size; kernel.size_symbols().len()]);
-        if all.iter().all(|k| k.kind != way.kind) {
-            all.push(way);
+    for sizes in sizes {
+        let kind = ways.choose(&kernel.extents(sizes));
+        if all.iter().all(|k| k.kind != kind) {
+            all.push(way(kernel, kind));
         }
     }
     all

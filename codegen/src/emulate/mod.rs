@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use latentc_ir::{DType, Value, ValueId};
 use rayon::prelude::*;
 
-use crate::cube::{self, CubeIr, Grid, Kept, LaunchShape, Operand, Role, Split, Stages, Target, cuda_role};
+use crate::cube::{self, CubeIr, Edits, Grid, Kept, LaunchShape, Operand, Role, Split, Stages, Target};
 use crate::device::{Data, Device, DeviceError, Launch};
 use crate::memory::Layout;
 use crate::program::{Kernel, KernelKind};
@@ -43,6 +43,7 @@ pub struct Emulator {
     workshop: Arc<Workshop>,
     seed: u64,
     programs: Vec<Program>,
+    edits: Arc<Edits>,
 }
 
 /// A text that is compiled.
@@ -80,7 +81,12 @@ impl Emulator {
     /// # Errors
     /// If there is no C++ compiler with sanitizers.
     pub fn open(seed: u64) -> Result<Emulator, DeviceError> {
-        Ok(Emulator { workshop: Workshop::open()?, seed, programs: Vec::new() })
+        Ok(Emulator { workshop: Workshop::open()?, seed, programs: Vec::new(), edits: Arc::default() })
+    }
+
+    /// The same, with other texts in place of kernels' own.
+    pub fn with_edits(self, edits: Arc<Edits>) -> Emulator {
+        Emulator { edits, ..self }
     }
 
     /// Compiles these kernels, several at once, so that launches need not.
@@ -103,11 +109,19 @@ impl Emulator {
     /// Compiles what is not compiled yet.
     fn compile(&mut self, new: Vec<(Vec<Kernel>, Role)>) -> Result<(), DeviceError> {
         let text = |(kernels, role): (Vec<Kernel>, Role)| {
-            let source = match &kernels[..] {
-                [kernel] => cuda_role(kernel, role)?,
-                _ => cube::cuda_together_source(&kernels)?,
+            let irs = kernels.iter().map(|k| CubeIr::new(k, Target::Cuda)).collect::<Result<Vec<_>, _>>()?;
+            let ir = match &irs[..] {
+                [one] => one.of_role(role),
+                several => CubeIr::together(several),
             };
-            Ok(Text { kernels, role, source })
+            let (entry, source) = match self.edits.of(&ir) {
+                Some(edit) => {
+                    edit.take();
+                    (edit.entry.clone(), edit.text.clone())
+                }
+                None => (format!("{}{}", cube::together_name(&kernels), role.suffix()), cube::written(&ir)?),
+            };
+            Ok(Text { kernels, role, entry, source })
         };
         let all = new.into_iter().map(text).collect::<Result<Vec<_>, DeviceError>>()?;
         let built: Result<Vec<_>, _> = all.par_chunks(TOGETHER).map(|chunk| self.build(chunk)).collect();
@@ -120,7 +134,8 @@ impl Emulator {
     /// # Errors
     /// If it does not compile.
     pub fn replace(&mut self, kernel: &Kernel, source: String) -> Result<(), DeviceError> {
-        let text = Text { kernels: vec![kernel.clone()], role: Role::Whole, source };
+        let (kernels, entry) = (vec![kernel.clone()], kernel.name.clone());
+        let text = Text { kernels, role: Role::Whole, entry, source };
         let mut built = self.build(&[text])?;
         built.iter_mut().for_each(|p| p.replaced = true);
         self.programs.retain(|p| p.kernels != std::slice::from_ref(kernel));
@@ -134,7 +149,7 @@ impl Emulator {
 
     /// One program of several texts. If it does not compile, the error is about the one that is to blame.
     fn build(&self, texts: &[Text]) -> Result<Vec<Program>, DeviceError> {
-        let part = |Text { kernels, role, .. }: &Text| {
+        fn part(Text { kernels, role, entry, source }: &Text) -> Result<Part<'_>, DeviceError> {
             let shapes = kernels.iter().map(|k| LaunchShape::of_role(k, *role, Target::Cuda));
             let shape = shapes.reduce(LaunchShape::beside).ok_or_else(|| {
                 let why = "no kernel, and a text".to_owned();
@@ -143,18 +158,9 @@ impl Emulator {
             if shape.units > THREADS || shape.shared_bytes > cube::SHARED {
                 return Err(cube::refuse(&kernels[0], format!("{shape}, which no GPU has")));
             }
-            Ok((format!("{}{}", cube::together_name(kernels), role.suffix()), shape.shared_bytes))
-        };
-        let named: Vec<_> = texts.iter().map(part).collect::<Result<_, DeviceError>>()?;
-        let parts: Vec<_> = texts
-            .iter()
-            .zip(&named)
-            .map(|(text, (name, shared_bytes))| Part {
-                name,
-                source: &text.source,
-                shared_bytes: *shared_bytes,
-            })
-            .collect();
+            Ok(Part { name: entry, source, shared_bytes: shape.shared_bytes })
+        }
+        let parts: Vec<_> = texts.iter().map(part).collect::<Result<_, DeviceError>>()?;
         let name = format!("program_{}", fresh());
         match self.workshop.build(&name, &parts) {
             Ok(file) => {
@@ -221,6 +227,8 @@ impl Emulator {
 struct Text {
     kernels: Vec<Kernel>,
     role: Role,
+    /// The name of its entry.
+    entry: String,
     source: String,
 }
 
@@ -402,7 +410,8 @@ impl Emulator {
             buffers.push(exactly(param, buffer, false)?);
         }
         buffers.push(exactly(kernel.body.results[0], output, true)?);
-        let joins = !replaced && cube::joins(kernel.kind);
+        let edited = || Ok(self.edits.of(&CubeIr::new(&kernel, Target::Cuda)?).is_some());
+        let joins = !replaced && cube::joins(kernel.kind) && (self.edits.is_empty() || !edited()?);
         Ok(Some(Ready { kernel, replaced, joins, shape, grid, given, buffers, output, sizes }))
     }
 

@@ -88,7 +88,7 @@ proptest! {
 #[test]
 fn the_text_has_the_cubes_of_each_behind_one_another() {
     let group = side_by_side(&kinds()[..3]);
-    let text = cuda_together_source(&group).unwrap();
+    let text = cuda_together_source(&group).unwrap().unwrap().text;
     assert_eq!(together_name(&group), "product_few01_and_2");
     for name in ["product_few01", "rows", "elements"] {
         assert!(text.contains(&format!("// {name}: ")), "{text}");
