@@ -2,6 +2,7 @@
 
 mod baseline;
 mod machine_code;
+mod traffic;
 
 use std::fmt::Write;
 use std::iter;
@@ -56,6 +57,9 @@ pub(crate) struct Args {
     /// Run nothing: compile the CUDA text with NVIDIA's compilers, and say what of a GPU each kernel takes.
     #[arg(long = "static", conflicts_with_all = ["target", "seed"])]
     machine_code: bool,
+    /// Count what the CUDA text of each kernel moves and multiplies when it is emulated, beside the least by formula.
+    #[arg(long, conflicts_with_all = ["target", "machine_code", "bless", "against", "from"])]
+    traffic: bool,
     /// For which architectures; may be given several times.
     #[arg(long, value_name = "ARCH", requires = "machine_code", default_values = ["sm_90a"],
           value_parser = PossibleValuesParser::new(ARCHS.map(|a| a.name)))]
@@ -142,6 +146,9 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     let Chosen { kernels, mut together } = chosen(args, &model)?;
     if args.machine_code {
         return machine_code::check(args, &model.name, &kernels, &together, &texts);
+    }
+    if args.traffic {
+        return traffic::count(args, &model.name, &kernels);
     }
     if args.target == Target::Host {
         // It runs one after the other.

@@ -94,6 +94,39 @@ fn what_a_kernel_takes_of_a_gpu_is_told_without_one() {
 }
 
 #[test]
+fn what_kernels_move_is_counted() {
+    let line = "check {} --traffic --dtype bf16 --graph decode --kernel dense_layer_P_c_KV_s --kernel logits_h --json";
+    let out = latentc(words(line, &[&case("tiny")]));
+    let said = String::from_utf8_lossy(&out.stderr);
+    if said.contains("no CUDA emulator") {
+        eprintln!("SKIPPED: what_kernels_move_is_counted: {said}");
+        return;
+    }
+    assert!(out.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let rows = report["kernels"].as_array().expect("a list");
+    let number = |v: &Value| v.as_f64().expect("a number");
+    let least = |row: &Value| number(&row["least"]["read"]) + number(&row["least"]["written"]);
+    let [stream, norm] = &rows[..] else { panic!("{rows:?}") };
+    // Latents are keys and values both, and read by one block.
+    assert_eq!(stream["kind"], "stream matrix");
+    assert!(number(&stream["moved"]["by_block"]) <= 1.05 * least(stream), "{stream}");
+    assert!(
+        number(&stream["multiplied"]) > number(&stream["least"]["flops"]),
+        "tiles have more rows: {stream}"
+    );
+    // Of the rows, the last of each sequence.
+    assert!(
+        number(&norm["moved"]["distinct"]) <= least(norm) && number(&norm["multiplied"]) == 0.0,
+        "{norm}"
+    );
+    for row in rows {
+        let of = |way: &str| number(&row["moved"][way]);
+        assert!(of("asked") >= of("by_block") && of("by_block") >= of("distinct"), "{row}");
+    }
+}
+
+#[test]
 fn a_stored_state_is_compared_with() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let base = folder.path().join("base");

@@ -1,16 +1,22 @@
 // Runs launches of the kernels of this program: threads of a block are fibers of one thread of the machine, and run in an order that
 // follows from a seed, from one meeting to the next.
 //
-//     program LAUNCH RESULT
+//     program LAUNCH RESULT [COUNTS]
 //
 // LAUNCH holds, in words of 8 bytes: the kernel's number, the seed, the grid's three extents, the threads of a block, the bytes of
 // `info`, the number of buffers; then `info`; then for each buffer its bytes, the bytes of an element, whether it is written, and
-// what it holds. RESULT is made: the contents of the buffers that are written, in order.
+// what it holds. RESULT is made: the contents of the buffers that are written, in order. COUNTS is made too, by programs that count: for
+// each buffer in order what was read and then what was written of it, by all threads, in each block once, and once; then the operations of
+// matrix units; all as words.
 
 #include "include/emulator.h"
 
+#ifdef LATENTC_COUNT
+#include "include/latentc_count.h"
+#else
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+#endif
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -301,6 +307,26 @@ void too_long(int) {
     _exit(3);
 }
 
+#ifdef LATENTC_COUNT
+void start_counting() {
+    for (Buffer& b : buffers) {
+        Tally& tally = tallies.emplace_back();
+        tally.data = b.data, tally.bytes = b.bytes;
+        for (auto& way : tally.ways) way.last.resize(b.bytes);
+    }
+}
+
+void write_counts(const char* path) {
+    FILE* out = fopen(path, "wb");
+    if (!out) fail("cannot write %s", path);
+    std::vector<uint64_t> words;
+    for (Tally& tally : tallies)
+        for (auto& way : tally.ways) words.insert(words.end(), {way.asked, way.by_block, way.distinct});
+    words.push_back(multiplied);
+    if (fwrite(words.data(), 8, words.size(), out) != words.size() || fclose(out)) fail("cannot write %s", path);
+}
+#endif
+
 void launch(const char* path, const char* result) {
     Reader in{fopen(path, "rb")};
     if (!in.file) fail("cannot read %s", path);
@@ -331,6 +357,9 @@ void launch(const char* path, const char* result) {
     if (stacks == MAP_FAILED) fail("no memory for the stacks of %zu threads", fibers.size());
     for (unsigned n = 0; n < fibers.size(); ++n) fibers[n].number = n, fibers[n].stack = stacks + n * STACK;
 
+#ifdef LATENTC_COUNT
+    start_counting();
+#endif
     signal(SIGALRM, too_long);
     alarm(PATIENCE);
     size_t blocks = size_t(gridDim.x) * gridDim.y * gridDim.z;
@@ -338,6 +367,9 @@ void launch(const char* path, const char* result) {
     for (size_t n = 0; n < blocks; ++n) std::swap(order[n] = n, order[next_random() % (n + 1)]);
     for (size_t n : order) {
         blockIdx = {unsigned(n % gridDim.x), unsigned(n / gridDim.x % gridDim.y), unsigned(n / gridDim.x / gridDim.y)};
+#ifdef LATENTC_COUNT
+        ++block_number;
+#endif
         run_block();
     }
 
@@ -379,12 +411,19 @@ void wait_until(const char* what, int line, bool (*ready)(void*), void* argument
     leave();
 }
 
+void multiply(uint64_t operations) {
+#ifdef LATENTC_COUNT
+    multiplied += operations;
+#endif
+}
+
 unsigned choose(unsigned n) { return next_random() % n; }
 unsigned lane() { return running->number % WARP; }
 unsigned thread() { return running->number; }
 
 }  // namespace emulate
 
+#ifndef LATENTC_COUNT
 /// The sanitizer's own report follows. This says what it cannot know: which buffer, which element, whose thread.
 extern "C" void __asan_on_error() {
     using namespace emulate;
@@ -410,10 +449,14 @@ extern "C" void __asan_on_error() {
 
 /// What is undefined follows.
 extern "C" void __ubsan_on_report() { fprintf(stderr, "latentc: %s\n", emulate::place().c_str()); }
+#endif
 
 int main(int count, char** words) {
-    if (count != 3) emulate::fail("usage: %s LAUNCH RESULT", words[0]);
+    if (count != 3 && count != 4) emulate::fail("usage: %s LAUNCH RESULT [COUNTS]", words[0]);
     emulate::launch(words[1], words[2]);
+#ifdef LATENTC_COUNT
+    if (count == 4) emulate::write_counts(words[3]);
+#endif
     // The system takes the memory back faster.
     _exit(0);
 }

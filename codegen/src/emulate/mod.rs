@@ -9,10 +9,14 @@
 //! - a barrier that some threads of the block, or lanes of the warp, do not come to;
 //! - accesses of several elements that are not aligned, and what is undefined in C++.
 //!
-//! Errors name the thread, the buffer, the element and the line of the text.
+//! Errors name the thread, the buffer, the element and the line of the text. Programs can count instead what kernels move and multiply
+//! ([`Emulator::counting`]): compiled as for ThreadSanitizer, whose functions are ours.
 
+mod count;
 mod translate;
 mod workshop;
+
+pub use count::{Count, Moved};
 
 use std::cell::{Ref, RefCell};
 use std::ops::Range;
@@ -44,6 +48,8 @@ pub struct Emulator {
     seed: u64,
     programs: Vec<Program>,
     edits: Arc<Edits>,
+    /// Of each launch since it was last asked, where launches are counted.
+    counts: Option<Vec<Count>>,
 }
 
 /// A text that is compiled.
@@ -81,12 +87,23 @@ impl Emulator {
     /// # Errors
     /// If there is no C++ compiler with sanitizers.
     pub fn open(seed: u64) -> Result<Emulator, DeviceError> {
-        Ok(Emulator { workshop: Workshop::open()?, seed, programs: Vec::new(), edits: Arc::default() })
+        let programs = Vec::new();
+        Ok(Emulator { workshop: Workshop::open()?, seed, programs, edits: Arc::default(), counts: None })
     }
 
     /// The same, with other texts in place of kernels' own.
     pub fn with_edits(self, edits: Arc<Edits>) -> Emulator {
         Emulator { edits, ..self }
+    }
+
+    /// One that counts what launches move and multiply, and does not look for what they do wrong.
+    pub fn counting(self) -> Emulator {
+        Emulator { counts: Some(Vec::new()), programs: Vec::new(), ..self }
+    }
+
+    /// What was counted since the last call, a launch on the device after another; empty where nothing is counted.
+    pub fn take_counts(&mut self) -> Vec<Count> {
+        self.counts.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Compiles these kernels, several at once, so that launches need not.
@@ -162,7 +179,7 @@ impl Emulator {
         }
         let parts: Vec<_> = texts.iter().map(part).collect::<Result<_, DeviceError>>()?;
         let name = format!("program_{}", fresh());
-        match self.workshop.build(&name, &parts) {
+        match self.workshop.build(&name, &parts, self.counts.is_some()) {
             Ok(file) => {
                 let program = |(n, text): (usize, &Text)| Program {
                     kernels: text.kernels.clone(),
@@ -186,7 +203,7 @@ impl Emulator {
 
     /// Runs a program on these buffers, and gives what it leaves of those that are written, one after another.
     fn execute(
-        &self,
+        &mut self,
         (kernels, role): (&[Kernel], Role),
         grid: Grid,
         sizes: &[usize],
@@ -197,7 +214,8 @@ impl Emulator {
         let info: Vec<u8> =
             cube::launch_info(sizes, &lens).data.iter().flat_map(|w| w.to_le_bytes()).collect();
         let program = self.program(kernels, role).ok_or_else(|| refuse("it is not compiled".to_owned()))?;
-        let mut words = vec![program.number, self.seed];
+        let Program { file: program, number, .. } = program.clone();
+        let mut words = vec![number, self.seed];
         let units = LaunchShape::of_role(&kernels[0], role, Target::Cuda).units;
         words.extend([grid.0, grid.1, grid.2, units].map(u64::from));
         words.extend([info.len() as u64, buffers.len() as u64]);
@@ -209,15 +227,22 @@ impl Emulator {
             file.extend(bytes);
         }
         let number = fresh();
-        let launch = self.workshop.path(&format!("launch_{number}"));
-        let result = self.workshop.path(&format!("result_{number}"));
-        std::fs::write(&launch, file).map_err(|e| refuse(format!("{}: {e}", launch.display())))?;
-        let ran = self.workshop.run(&program.file, &launch, &result);
-        let bytes =
-            ran.and_then(|()| std::fs::read(&result).map_err(|e| format!("{}: {e}", result.display())));
-        for path in [launch, result] {
+        let mut names = vec!["launch", "result"];
+        names.extend(self.counts.as_ref().map(|_| "counts"));
+        let paths: Vec<_> =
+            names.iter().map(|name| self.workshop.path(&format!("{name}_{number}"))).collect();
+        let read = |path: &PathBuf| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
+        std::fs::write(&paths[0], file).map_err(|e| refuse(format!("{}: {e}", paths[0].display())))?;
+        let ran = self.workshop.run(&program, &paths);
+        let bytes = ran.and_then(|()| read(&paths[1]));
+        let counted = paths.get(2).filter(|_| bytes.is_ok()).map(read);
+        for path in &paths {
             // The folder goes in the end; a failed launch leaves no result.
             let _ = std::fs::remove_file(path);
+        }
+        if let (Some(counts), Some(counted)) = (&mut self.counts, counted) {
+            let name = format!("{}{}", cube::together_name(kernels), role.suffix());
+            counts.push(Count::read(name, buffers.len(), &counted.map_err(refuse)?));
         }
         bytes.map_err(refuse)
     }

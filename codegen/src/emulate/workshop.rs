@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use tempfile::TempDir;
 
@@ -10,9 +10,10 @@ use super::translate::{self, Part};
 use crate::device::DeviceError;
 
 /// The headers that stand in for CUDA's, by the names under which kernels include them.
-const HEADERS: [(&str, &str); 7] = [
+const HEADERS: [(&str, &str); 8] = [
     ("emulator.h", include_str!("include/emulator.h")),
     ("cuda_runtime.h", include_str!("include/cuda_runtime.h")),
+    ("latentc_count.h", include_str!("include/latentc_count.h")),
     ("latentc_narrow.h", include_str!("include/latentc_narrow.h")),
     ("latentc_ptx.h", include_str!("include/latentc_ptx.h")),
     ("cuda_bf16.h", include_str!("include/cuda_bf16.h")),
@@ -38,6 +39,10 @@ const CHECKED: [&str; 6] = [
     "-fno-strict-aliasing",
 ];
 
+/// The same, where accesses are counted: each is a call, of functions that are ThreadSanitizer's elsewhere.
+const COUNTED: [&str; 6] =
+    ["-O1", "-g0", "-fsanitize=thread", "-fno-strict-aliasing", "-fno-threadsafe-statics", "-c"];
+
 /// Environment of programs: nothing is kept of stacks that were left, and what is not given back does not matter.
 const SANITIZERS: [(&str, &str); 2] = [
     ("ASAN_OPTIONS", "detect_stack_use_after_return=0:detect_leaks=0:allocator_may_return_null=1:exitcode=4"),
@@ -49,6 +54,8 @@ const SANITIZERS: [(&str, &str); 2] = [
 pub(super) struct Workshop {
     folder: TempDir,
     compiler: PathBuf,
+    /// Whether what runs kernels that count is compiled, or what the compiler says.
+    counter: OnceLock<Result<(), String>>,
 }
 
 impl Workshop {
@@ -75,7 +82,7 @@ impl Workshop {
         })?;
         let folder = tempfile::Builder::new().prefix("latentc-emulate-").tempdir();
         let folder = folder.map_err(|e| absent(format!("no temporary folder: {e}")))?;
-        let workshop = Workshop { folder, compiler };
+        let workshop = Workshop { folder, compiler, counter: OnceLock::new() };
         let write = |name: &str, text: &str| {
             let path = workshop.path(name);
             std::fs::write(&path, text).map_err(|e| absent(format!("{}: {e}", path.display())))
@@ -100,16 +107,24 @@ impl Workshop {
         &self.compiler
     }
 
-    /// Makes a program of these kernels, in a file of that name.
+    /// Makes a program of these kernels, in a file of that name: one that checks what they do, or one that counts it.
     ///
     /// # Errors
     /// What the compiler says.
-    pub(super) fn build(&self, name: &str, parts: &[Part<'_>]) -> Result<PathBuf, String> {
+    pub(super) fn build(&self, name: &str, parts: &[Part<'_>], counts: bool) -> Result<PathBuf, String> {
         let source = format!("{name}.cpp");
         std::fs::write(self.path(&source), translate::program(parts)?)
             .map_err(|e| format!("{source}: {e}"))?;
-        let files = ["-Iinclude", &source, "emulator.o", "-o", name];
-        self.compile(&[&CHECKED[..], &files].concat())?;
+        if counts {
+            let runner = ["-O2", "-DLATENTC_COUNT", "-c", "emulator.cpp", "-o", "counter.o"];
+            self.counter.get_or_init(|| self.compile(&runner)).clone()?;
+            let object = format!("{name}.o");
+            self.compile(&[&COUNTED[..], &["-Iinclude", &source, "-o", &object]].concat())?;
+            self.compile(&[&object, "counter.o", "-o", name])?;
+        } else {
+            let files = ["-Iinclude", &source, "emulator.o", "-o", name];
+            self.compile(&[&CHECKED[..], &files].concat())?;
+        }
         Ok(self.path(name))
     }
 
@@ -127,13 +142,13 @@ impl Workshop {
         Err(format!("{} refuses the kernel: {shown}", self.compiler.display()))
     }
 
-    /// Runs a program on the launch in one file; what it writes goes to the other.
+    /// Runs a program on the launch in one file; what it writes goes to the next, and what it counts to one more.
     ///
     /// # Errors
     /// What is wrong with the kernel, as far as the program or its sanitizers could tell.
-    pub(super) fn run(&self, program: &Path, launch: &Path, result: &Path) -> Result<(), String> {
+    pub(super) fn run(&self, program: &Path, files: &[PathBuf]) -> Result<(), String> {
         let mut command = Command::new(program);
-        command.arg(launch).arg(result).envs(SANITIZERS).stdin(Stdio::null());
+        command.args(files).envs(SANITIZERS).stdin(Stdio::null());
         let output = command.output().map_err(|e| format!("{}: {e}", program.display()))?;
         if output.status.success() { Ok(()) } else { Err(reason(&output)) }
     }

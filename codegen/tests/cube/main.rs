@@ -7,6 +7,7 @@
 
 mod bench;
 mod contract;
+mod count;
 mod emulate;
 mod few;
 mod fused;

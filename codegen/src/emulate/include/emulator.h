@@ -48,6 +48,9 @@ void meet_warp(const char* what, int line, void* mine, void (*combine)(void* con
 /// This thread goes on when `ready` says so.
 void wait_until(const char* what, int line, bool (*ready)(void*), void* argument);
 
+/// A unit that multiplies tiles did so many operations: called once for all lanes.
+void multiply(uint64_t operations);
+
 /// A number below `n`, by the seed of the launch.
 unsigned choose(unsigned n);
 

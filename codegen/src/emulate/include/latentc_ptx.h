@@ -48,6 +48,7 @@ void multiply_matrices(int line, Operands mine) {
     meet_warp("mma.sync", line, &mine, [](void* const* lanes) {
         for (unsigned n = 0; n < WARP; ++n)
             if (!lanes[n]) fail("mma by a warp without lane %u", n);
+        multiply(2 * 16 * 8 * 16);
         auto of = [&](int lane) -> Operands& { return *static_cast<Operands*>(lanes[lane]); };
         auto half = [](unsigned word, int high) {
             T x;

@@ -147,6 +147,7 @@ void mma_sync(fragment<accumulator, m, n, k, D>& d, const fragment<matrix_a, m, 
     Product mine{&d, (void*)&a, (void*)&b, (void*)&c};
     emulate::meet_warp("wmma::mma_sync", line, &mine, [](void* const* lanes) {
         whole("wmma::mma_sync", lanes);
+        emulate::multiply(2 * m * n * k);
         void *to[emulate::WARP], *left[emulate::WARP], *right[emulate::WARP], *old[emulate::WARP];
         for (unsigned lane = 0; lane < emulate::WARP; ++lane) {
             auto& product = *static_cast<Product*>(lanes[lane]);
