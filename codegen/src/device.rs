@@ -205,6 +205,14 @@ pub trait Device {
         len: usize,
     ) -> Result<Self::Buffer, DeviceError>;
 
+    /// Some elements of a buffer as a buffer of their own in the same memory: what is written to one is read from the other. `None` if
+    /// buffers of this device share no memory, or not from there on: windows begin at multiples of the [layout](Device::layout)'s
+    /// alignment.
+    fn window(&mut self, buffer: &Self::Buffer, range: Range<usize>) -> Option<Self::Buffer> {
+        let _ = (buffer, range);
+        None
+    }
+
     /// Runs a kernel. `inputs` are its parameters in order, `sizes` its run-time sizes in the order of
     /// [`Kernel::size_symbols`]. A kernel that appends writes into `output` and is given `None` as its first input.
     ///

@@ -411,6 +411,7 @@ impl<D: Device> Engine<D> {
         launcher: Launcher<'_, D>,
         then: impl FnOnce(&mut Self, &Run<'_>, &Routine) -> Result<T, RunError>,
     ) -> Result<T, RunError> {
+        self.results_elsewhere(number, false);
         let ready = self.ready(number, args.iter().map(Value::extent), past)?;
         let held = self.heap.len();
         let mut run = ready.run(number);
@@ -420,6 +421,14 @@ impl<D: Device> Engine<D> {
         // What was uploaded for this run alone lies behind all else.
         self.forget(held);
         done
+    }
+
+    /// Whether a program's results have places in the plan.
+    fn results_elsewhere(&mut self, number: usize, elsewhere: bool) {
+        let loaded = &mut self.graphs[number];
+        if loaded.elsewhere != elsewhere {
+            (loaded.elsewhere, loaded.plan) = (elsewhere, None);
+        }
     }
 
     /// What a run of a program needs to know beforehand, and memory for its temporaries.

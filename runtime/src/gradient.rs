@@ -51,16 +51,8 @@ impl Rows {
         self.here.chunks(self.shape[1].max(1)).filter(|row| row.iter().any(|&x| x > 0.0)).count()
     }
 
-    /// Runs a graph on these texts and shows its results: their numbers, elements and extents. A program takes the first so many of
-    /// what there is to say of the texts.
-    fn run<D: Device>(
-        &self,
-        engine: &mut Engine<D>,
-        graph: Graph,
-        takes: usize,
-        part: f32,
-        mut see: impl FnMut(usize, &[f32], &[usize]),
-    ) -> Result<(), RunError> {
+    /// What there is to say of the texts. A program takes the first so many.
+    fn args(&self, takes: usize, part: f32) -> Result<Vec<Value>, RunError> {
         if self.weights.iter().all(|&w| w == 0.0) {
             return Err(RunError::Argument("no text has two tokens, so there is no loss".to_owned()));
         }
@@ -73,6 +65,19 @@ impl Rows {
             Value::f32(self.bound.clone(), &self.shape[..1]),
         ];
         args.truncate(takes);
+        Ok(args)
+    }
+
+    /// Runs a graph on these texts and shows its results: their numbers, elements and extents.
+    fn run<D: Device>(
+        &self,
+        engine: &mut Engine<D>,
+        graph: Graph,
+        takes: usize,
+        part: f32,
+        mut see: impl FnMut(usize, &[f32], &[usize]),
+    ) -> Result<(), RunError> {
+        let args = self.args(takes, part)?;
         engine.run_seen(graph, &args, self.shape[1], |device, n, result| {
             let len = result.shape.iter().product();
             Ok(device.show(&result.buffer, len, &mut |floats| see(n, floats, &result.shape))?)
@@ -151,6 +156,39 @@ impl Gatherer {
     /// Where gradients are brought to.
     pub fn places(&self) -> &Places {
         &self.places
+    }
+
+    /// Of each weight in the order of their gradients: its layout, and where in the array the tensor of each of its pieces begins.
+    pub(crate) fn weights(&self) -> &[(Layout, Vec<usize>)] {
+        &self.weights
+    }
+
+    /// Brings the gradient to memory of the device that `place` gives for each weight, by its number. Returns all results of the
+    /// definition. For the rest see [`add`](Gatherer::add).
+    ///
+    /// # Errors
+    /// As for [`add`](Gatherer::add).
+    pub(crate) fn bring<D: Device>(
+        &self,
+        engine: &mut Engine<D>,
+        rows: &Rows,
+        part: f32,
+        mut place: impl FnMut(usize) -> Option<D::Buffer>,
+    ) -> Result<Vec<Found>, RunError> {
+        let (takes, gives) = self.signature;
+        let args = rows.args(takes, part)?;
+        let mut place = |n: usize| n.checked_sub(gives).and_then(&mut place);
+        let made = engine.run_into(Graph::Gradient, &args, rows.shape[1], &mut place)?;
+        if made.len() != gives + self.weights.len() {
+            return Err(wrong("it returns another number of results"));
+        }
+        let mut results = Vec::with_capacity(gives);
+        for result in &made[..gives] {
+            engine.show(result, |floats| {
+                results.push(Found { data: floats.to_vec(), shape: result.shape.clone() });
+            })?;
+        }
+        Ok(results)
     }
 
     /// Adds `share` times the gradient of the definition's first result at these texts to `sum`, an array of [`Gatherer::places`].

@@ -88,12 +88,8 @@ impl Optimizer {
     /// # Errors
     /// If the device has no room.
     pub fn new<D: Device>(engine: &mut Engine<D>) -> Result<Optimizer, LoadError> {
-        let mut add = |name: &str, text: &str| {
-            let module = latentc_ir::check(name, text).unwrap_or_else(|e| panic!("{}", e.render()));
-            let compiled = compile(&module, Graph::Train, &pipeline());
-            engine.add_given(&compiled.unwrap_or_else(|e| panic!("{name}: {e}")))
-        };
-        Ok(Optimizer { norm: add("optimizer/norm.ir", NORM)?, adamw: add("optimizer/adamw.ir", ADAMW)? })
+        let norm = program(engine, "optimizer/norm.ir", NORM)?;
+        Ok(Optimizer { norm, adamw: program(engine, "optimizer/adamw.ir", ADAMW)? })
     }
 
     /// The global norm of gradients, an array of whole rows of [`COLUMNS`], and the factor that brings it down to `most`.
@@ -106,20 +102,40 @@ impl Optimizer {
         gradient: &Arc<Vec<f32>>,
         most: f64,
     ) -> Result<Clipping, RunError> {
-        let mut of = |g: &Arc<Vec<f32>>, part: Range<usize>| -> Result<Clipping, RunError> {
-            let args = vec![rows(engine, g, part)?, scalar(engine, most)?];
-            let mut numbers = [0.0; 2];
-            for (number, result) in numbers.iter_mut().zip(engine.run_given(self.norm, args)?) {
-                engine.show(&result, |floats| *number = floats[0])?;
-            }
-            Ok(Clipping { norm: numbers[0], coef: numbers[1] })
-        };
-        // The norm of all is the norm of the parts' norms.
-        let norms = parts(gradient.len()).map(|part| Ok(of(gradient, part)?.norm));
-        let mut norms = norms.collect::<Result<Vec<_>, RunError>>()?;
+        let norms = parts(gradient.len()).map(|part| {
+            let part = rows(engine, gradient, part)?;
+            Ok(self.of_part(engine, part, most)?.norm)
+        });
+        let norms = norms.collect::<Result<Vec<_>, RunError>>()?;
+        self.of_norms(engine, norms, most)
+    }
+
+    /// The same of one part, on the device in rows.
+    pub(crate) fn of_part<D: Device>(
+        &self,
+        engine: &mut Engine<D>,
+        gradient: Resident<D::Buffer>,
+        most: f64,
+    ) -> Result<Clipping, RunError> {
+        let args = vec![gradient, scalar(engine, most)?];
+        let mut numbers = [0.0; 2];
+        for (number, result) in numbers.iter_mut().zip(engine.run_given(self.norm, args)?) {
+            engine.show(&result, |floats| *number = floats[0])?;
+        }
+        Ok(Clipping { norm: numbers[0], coef: numbers[1] })
+    }
+
+    /// That of all parts: the norm of all is the norm of the parts' norms.
+    pub(crate) fn of_norms<D: Device>(
+        &self,
+        engine: &mut Engine<D>,
+        mut norms: Vec<f32>,
+        most: f64,
+    ) -> Result<Clipping, RunError> {
         norms.resize(norms.len().next_multiple_of(COLUMNS), 0.0);
         let all = 0..norms.len();
-        of(&Arc::new(norms), all)
+        let norms = rows(engine, &Arc::new(norms), all)?;
+        self.of_part(engine, norms, most)
     }
 
     /// Makes one step of all parameters, in whole rows of [`COLUMNS`], along their gradients, which are multiplied by `coef`.
@@ -141,12 +157,7 @@ impl Optimizer {
             )));
         }
         state.steps += 1;
-        let whole = |beta: f64| 1.0 - beta.powi(state.steps.min(i32::MAX as u32) as i32);
-        let numbers = [f64::from(coef), with.rate, 1.0 - with.rate * with.decay]
-            .into_iter()
-            .chain([with.beta1, with.beta2, 1.0 - with.beta1, 1.0 - with.beta2])
-            .chain([whole(with.beta1), whole(with.beta2)]);
-        let numbers: Vec<f64> = numbers.collect();
+        let numbers = numbers(with, state.steps, coef);
         for part in parts(state.p.len()) {
             let mut args = Vec::with_capacity(4 + numbers.len());
             for array in [&state.p, gradient, &state.m, &state.v] {
@@ -155,7 +166,7 @@ impl Optimizer {
             for &x in &numbers {
                 args.push(scalar(engine, x)?);
             }
-            let results = engine.run_given(self.adamw, args)?;
+            let results = self.of_arrays(engine, args)?;
             for (array, result) in [&mut state.p, &mut state.m, &mut state.v].into_iter().zip(&results) {
                 let to = &mut Arc::make_mut(array)[part.clone()];
                 engine.show(result, |from| {
@@ -166,6 +177,31 @@ impl Optimizer {
         }
         Ok(())
     }
+
+    /// One step of arrays on the device, in rows: of the parameters, their gradient, both moments, then the [`numbers`]. Returns the
+    /// parameters and the moments.
+    pub(crate) fn of_arrays<D: Device>(
+        &self,
+        engine: &mut Engine<D>,
+        args: Vec<Resident<D::Buffer>>,
+    ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
+        engine.run_given(self.adamw, args)
+    }
+}
+
+/// Compiles a program whose text is part of this one, and adds it to an engine.
+pub(crate) fn program<D: Device>(engine: &mut Engine<D>, name: &str, text: &str) -> Result<Given, LoadError> {
+    let module = latentc_ir::check(name, text).unwrap_or_else(|e| panic!("{}", e.render()));
+    let compiled = compile(&module, Graph::Train, &pipeline());
+    engine.add_given(&compiled.unwrap_or_else(|e| panic!("{name}: {e}")))
+}
+
+/// The numbers of a step, the first being 1, in the order in which the program takes them.
+pub(crate) fn numbers(with: &AdamW, step: u32, coef: f32) -> [f64; 9] {
+    let whole = |beta: f64| 1.0 - beta.powi(step.min(i32::MAX as u32) as i32);
+    let AdamW { rate, beta1, beta2, decay, .. } = *with;
+    let keep = 1.0 - rate * decay;
+    [f64::from(coef), rate, keep, beta1, beta2, 1.0 - beta1, 1.0 - beta2, whole(beta1), whole(beta2)]
 }
 
 /// What the programs work on, one part after another.
@@ -183,6 +219,7 @@ fn rows<D: Device>(
     Ok(engine.lend(array, part, shape)?)
 }
 
-fn scalar<D: Device>(engine: &mut Engine<D>, x: f64) -> Result<Resident<D::Buffer>, RunError> {
+/// A number on the device.
+pub(crate) fn scalar<D: Device>(engine: &mut Engine<D>, x: f64) -> Result<Resident<D::Buffer>, RunError> {
     Ok(engine.lend(&Arc::new(vec![x as f32]), 0..1, Vec::new())?)
 }

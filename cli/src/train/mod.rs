@@ -176,7 +176,7 @@ impl Job for Train {
         };
         if !saves.any() {
             saves.describe(&from, &model, settings.dtype)?;
-            saves.write(&saved(0), &trainer)?;
+            saves.write(&saved(0), &mut trainer)?;
         }
 
         let (train, valid) = Order::split(data.len(), settings.validation(data.len()), settings.seed);
@@ -221,13 +221,13 @@ impl Job for Train {
             shown.step(&record, tokens as f64 / begun.elapsed().as_secs_f64());
             metrics.add(record)?;
             if due(settings.save_every, until) {
-                saves.write(&saved(step), &trainer)?;
+                saves.write(&saved(step), &mut trainer)?;
                 metrics.plot()?;
                 last_saved = step;
             }
         }
         if step != last_saved {
-            saves.write(&saved(step), &trainer)?;
+            saves.write(&saved(step), &mut trainer)?;
         }
         metrics.plot()?;
         drop(shown);

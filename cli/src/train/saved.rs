@@ -143,7 +143,7 @@ impl Saves {
     }
 
     /// Writes a checkpoint, and makes it the one that OUT shows.
-    pub(super) fn write<D: Device>(&mut self, saved: &Saved, trainer: &Trainer<D>) -> anyhow::Result<()> {
+    pub(super) fn write<D: Device>(&mut self, saved: &Saved, trainer: &mut Trainer<D>) -> anyhow::Result<()> {
         if self.steps.last() == Some(&saved.step) {
             return Ok(());
         }
@@ -152,7 +152,8 @@ impl Saves {
         for (name, bytes) in &self.files {
             folder.write(name, bytes)?;
         }
-        save::write(folder.path(), trainer.places(), trainer.state(), self.dtype)?;
+        let state = trainer.state()?;
+        save::write(folder.path(), trainer.places(), &state, self.dtype)?;
         folder.write(STATE, &(serde_json::to_string_pretty(saved)? + "\n"))?;
         folder.publish()?;
         self.link(&place)?;

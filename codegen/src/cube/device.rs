@@ -1,6 +1,7 @@
 //! The devices that CubeCL reaches.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -423,6 +424,19 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         };
         let handle = arena.handle.clone().offset_start(offset).offset_end(beyond);
         Ok(CubeBuffer { handle, dtype, len })
+    }
+
+    fn window(&mut self, buffer: &CubeBuffer, range: Range<usize>) -> Option<CubeBuffer> {
+        let (dtype, len) = (buffer.dtype, range.len());
+        let elem = self.admit(dtype, len).ok()?;
+        let [start, bytes] = [range.start, len].map(|n| (n * elem.bytes()) as u64);
+        if range.end > buffer.len || !start.is_multiple_of(self.layout().align) {
+            return None;
+        }
+        let bytes = bytes.next_multiple_of(4).max(4);
+        let beyond = buffer.handle.size_in_used().checked_sub(start + bytes)?;
+        let handle = buffer.handle.clone().offset_start(start).offset_end(beyond);
+        Some(CubeBuffer { handle, dtype, len })
     }
 
     fn launch(

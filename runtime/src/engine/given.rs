@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use latentc_codegen::device::{Data, Device, DeviceError};
 use latentc_ir::{DType, Layout};
+use latentc_passes::Graph;
 
-use super::{Engine, Extent, Held, Ready, RunError, Source, Where, at_once};
+use super::{Engine, Extent, Held, Ready, RunError, Source, Value, Where, at_once};
 use crate::compiled::Compiled;
 use crate::load::{Lent, LoadError};
 
@@ -40,6 +41,13 @@ pub struct Wanted {
     pub layout: Layout,
 }
 
+impl Held {
+    fn wanted(&self, key: &str) -> Wanted {
+        let (scope, layout) = (self.scope.clone(), self.layout.clone());
+        Wanted { key: key.to_owned(), dtype: self.dtype, scope, layout }
+    }
+}
+
 impl<D: Device> Engine<D> {
     /// Loads a program without its weights, which [`give`](Engine::give) brings before each run.
     ///
@@ -55,13 +63,8 @@ impl<D: Device> Engine<D> {
     pub fn wanted(&self, program: Given) -> Vec<Wanted> {
         let instances = self.graphs[program.0].instances.iter();
         let slots: BTreeSet<_> = instances.flat_map(|i| &i.owned).map(|&(_, slot)| slot).collect();
-        let wanted = |(key, held): (&String, &Held)| Wanted {
-            key: key.clone(),
-            dtype: held.dtype,
-            scope: held.scope.clone(),
-            layout: held.layout.clone(),
-        };
-        self.weights.iter().filter(|(_, held)| slots.contains(&held.slot)).map(wanted).collect()
+        let here = self.weights.iter().filter(|(_, held)| slots.contains(&held.slot));
+        here.map(|(key, held)| held.wanted(key)).collect()
     }
 
     /// The names of a program's arguments, in order.
@@ -98,6 +101,27 @@ impl<D: Device> Engine<D> {
         Ok(Resident { buffer, shape })
     }
 
+    /// Some elements of a value in rows, in the same memory; see [`Device::window`].
+    pub(crate) fn window(
+        &mut self,
+        buffer: &D::Buffer,
+        range: Range<usize>,
+        columns: usize,
+    ) -> Option<Resident<D::Buffer>> {
+        let shape = vec![range.len() / columns.max(1), columns];
+        Some(Resident { buffer: self.device.window(buffer, range)?, shape })
+    }
+
+    /// What lies on the device.
+    pub(crate) fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// All weights, whichever program wants them.
+    pub(crate) fn all_wanted(&self) -> Vec<Wanted> {
+        self.weights.iter().map(|(key, held)| held.wanted(key)).collect()
+    }
+
     /// Shows the elements of a value, which are floats.
     ///
     /// # Errors
@@ -128,28 +152,66 @@ impl<D: Device> Engine<D> {
                 return Err(RunError::Argument(format!("the weight `{name}` was not given")));
             }
         }
+        self.run_resident(&ready, program.0, args.into_iter().map(|a| a.buffer).collect(), &mut |_| None)
+    }
+
+    /// Runs a graph as [`run`](Engine::run) does, and leaves its results on the device: in the memory that `place` gives for a result by its
+    /// number, or else in memory that nobody else has. They have no places in the plan.
+    ///
+    /// # Errors
+    /// As for [`run`](Engine::run), and if a place is too small.
+    pub fn run_into(
+        &mut self,
+        graph: Graph,
+        args: &[Value],
+        past: usize,
+        place: &mut dyn FnMut(usize) -> Option<D::Buffer>,
+    ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
+        let number = self.choose(graph, args)?;
+        self.results_elsewhere(number, true);
+        let ready = self.ready(number, args.iter().map(Value::extent), past)?;
+        let loaded = &self.graphs[number];
+        let routine = &ready.program.routines[loaded.instances[loaded.top()].routine];
+        let device = &mut self.device;
+        let upload = |(&id, value): (_, &Value)| device.upload(routine.buffer(id).dtype, value.data.clone());
+        let args = routine.params.iter().zip(args).map(upload).collect::<Result<_, _>>()?;
+        self.run_resident(&ready, number, args, place)
+    }
+
+    /// Runs a program on arguments on the device. What this run alone needs is forgotten, whatever comes of it.
+    fn run_resident(
+        &mut self,
+        ready: &Ready,
+        number: usize,
+        args: Vec<D::Buffer>,
+        place: &mut dyn FnMut(usize) -> Option<D::Buffer>,
+    ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
         let held = self.heap.len();
-        let results = self.run_resident(&ready, program, args);
+        let results = self.run_between(ready, number, args, place);
         self.forget(held);
         results
     }
 
-    fn run_resident(
+    fn run_between(
         &mut self,
         ready: &Ready,
-        program: Given,
-        args: Vec<Resident<D::Buffer>>,
+        number: usize,
+        args: Vec<D::Buffer>,
+        place: &mut dyn FnMut(usize) -> Option<D::Buffer>,
     ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
-        let mut run = ready.run(program.0);
-        let loaded = &self.graphs[program.0];
+        let mut run = ready.run(number);
+        let loaded = &self.graphs[number];
         let (top, routine) = (loaded.top(), &run.program.routines[loaded.instances[loaded.top()].routine]);
         let params: Vec<_> =
-            args.into_iter().map(|arg| Where::Held(self.hold(arg.buffer, Source::Run))).collect();
+            args.into_iter().map(|arg| Where::Held(self.hold(arg, Source::Argument))).collect();
         let mut slots = Vec::with_capacity(routine.results.len());
-        for &id in &routine.results {
+        for (n, &id) in routine.results.iter().enumerate() {
             let buffer = routine.buffer(id);
             let shape: Vec<_> = buffer.dims.iter().map(|d| run.sizes.get(d)).collect();
-            let made = self.device.alloc(buffer.dtype, shape.iter().product())?;
+            let made = match place(n) {
+                Some(made) => made,
+                None => self.device.alloc(buffer.dtype, shape.iter().product())?,
+            };
             slots.push((self.hold(made, Source::Run), shape));
         }
         let results: Vec<_> = slots.iter().map(|&(slot, _)| Where::Held(slot)).collect();
@@ -166,7 +228,7 @@ impl<D: Device> Engine<D> {
 mod tests {
 
     use latentc_codegen::host::Host;
-    use latentc_passes::{Graph, pipeline};
+    use latentc_passes::pipeline;
 
     use super::*;
     use crate::compiled::compile;

@@ -4,11 +4,13 @@
 //!
 //! Parameters are f32 whatever the model computes in, and lie in one array with what the optimiser remembers ([`State`]). A step adds up
 //! the gradients of its texts, clips the sum, and lets the optimiser's programs move all parameters at once. Nothing depends on
-//! time, addresses or the order of threads: the same texts in the same order give the same bits.
+//! time, addresses or the order of threads: the same texts in the same order give the same bits. On a device with memory of its own the
+//! state stays there (`resident.rs`) until somebody asks for it.
 
 pub mod budget;
 pub mod data;
 pub mod memory;
+mod resident;
 pub mod save;
 pub mod schedule;
 
@@ -18,8 +20,9 @@ use latentc_codegen::device::Device;
 use latentc_ir::Module;
 use rayon::prelude::*;
 
+use self::resident::Memory;
 use crate::engine::{Engine, RunError};
-use crate::gradient::{Gatherer, Rows};
+use crate::gradient::{Found, Gatherer, Rows};
 use crate::load::LoadError;
 use crate::optimizer::{AdamW, Clipping, Optimizer, State};
 use crate::places::{COLUMNS, Places};
@@ -29,9 +32,15 @@ pub struct Trainer<D: Device> {
     engine: Engine<D>,
     gatherer: Gatherer,
     optimizer: Optimizer,
-    state: State,
-    /// Room for a step's gradient.
-    gradient: Arc<Vec<f32>>,
+    changes: Changes<D::Buffer>,
+}
+
+/// What changes from step to step.
+enum Changes<B> {
+    /// In the host's memory, with room for a step's gradient.
+    Here(State, Arc<Vec<f32>>),
+    /// In the device's.
+    There(Memory<B>),
 }
 
 /// What a step was like.
@@ -73,23 +82,37 @@ impl<D: Device> Trainer<D> {
     ///
     /// # Errors
     /// If the state is not of this definition, or the device has no room.
-    pub fn new(mut engine: Engine<D>, definition: &Module, state: State) -> Result<Trainer<D>, LoadError> {
+    pub fn new(mut engine: Engine<D>, definition: &Module, state: State) -> Result<Trainer<D>, TrainError> {
         let optimizer = Optimizer::new(&mut engine)?;
         let gatherer = Gatherer::new(definition)?;
         let (want, have) = (gatherer.places().len(), state.p.len());
         if want != have {
             let what = format!("a state of {have} elements where the parameters take {want}");
-            return Err(LoadError::Layout(what));
+            return Err(LoadError::Layout(what).into());
         }
-        let gradient = Arc::new(vec![0.0; want]);
-        let mut trainer = Trainer { engine, gatherer, optimizer, state, gradient };
+        let changes = match Memory::new(&mut engine, &gatherer, &state)? {
+            Some(memory) => Changes::There(memory),
+            None => Changes::Here(state, Arc::new(vec![0.0; want])),
+        };
+        let mut trainer = Trainer { engine, gatherer, optimizer, changes };
         trainer.show_weights()?;
         Ok(trainer)
     }
 
-    /// Parameters, moments, and the number of steps made.
-    pub fn state(&self) -> &State {
-        &self.state
+    /// Parameters, moments, and the number of steps made. Where they lie on a device they are read from there.
+    ///
+    /// # Errors
+    /// If the device failed in an earlier launch.
+    pub fn state(&mut self) -> Result<State, RunError> {
+        match &self.changes {
+            Changes::Here(state, _) => Ok(state.clone()),
+            Changes::There(memory) => memory.state(&mut self.engine, &self.gatherer),
+        }
+    }
+
+    /// Whether they lie on a device that has memory of its own.
+    pub fn is_resident(&self) -> bool {
+        matches!(self.changes, Changes::There(_))
     }
 
     /// Where each stored tensor lies in the arrays of the state.
@@ -113,39 +136,32 @@ impl<D: Device> Trainer<D> {
         with: &AdamW,
         stop: impl Fn() -> bool,
     ) -> Result<Option<Step>, TrainError> {
-        let all: f64 = parts.iter().map(Rows::weight).sum();
-        let sequences: usize = parts.iter().map(Rows::sequences).sum();
-        let gradient = Arc::make_mut(&mut self.gradient);
-        gradient.par_chunks_mut(COLUMNS).for_each(|row| row.fill(0.0));
-        let mut results: Vec<Vec<f64>> = Vec::new();
+        let (state, gradient) = match &mut self.changes {
+            Changes::Here(state, gradient) => (state, gradient),
+            Changes::There(memory) => {
+                let programs = (&self.gatherer, &self.optimizer);
+                return memory.step(&mut self.engine, programs, parts, with, stop);
+            }
+        };
+        let sums = Arc::make_mut(gradient);
+        sums.par_chunks_mut(COLUMNS).for_each(|row| row.fill(0.0));
+        let mut told = Told::new(parts);
         for rows in parts {
             if stop() {
                 return Ok(None);
             }
-            let share = rows.weight() / all;
-            let part = rows.sequences() as f64 / sequences as f64 / share;
-            let engine = &mut self.engine;
-            let found = self.gatherer.add(engine, rows, share as f32, part as f32, gradient)?;
-            results.resize(found.len(), Vec::new());
-            for (sum, found) in results.iter_mut().zip(&found) {
-                let counts = if found.shape.is_empty() { share } else { 1.0 };
-                sum.resize(found.data.len(), 0.0);
-                sum.iter_mut().zip(&found.data).for_each(|(sum, &x)| *sum += counts * f64::from(x));
-            }
+            let (share, part) = told.shares(rows);
+            let found = self.gatherer.add(&mut self.engine, rows, share as f32, part as f32, sums)?;
+            told.add(found, share);
         }
-        let loss = results.first().and_then(|r| r.first().copied()).unwrap_or(f64::NAN);
-        let clipping = self.optimizer.clipping(&mut self.engine, &self.gradient, with.most)?;
-        if !(loss.is_finite() && clipping.norm.is_finite()) {
-            let step = self.state.steps + 1;
-            return Err(TrainError::Diverged { step, loss, norm: clipping.norm });
-        }
+        let clipping = self.optimizer.clipping(&mut self.engine, gradient, with.most)?;
+        let step = told.checked(clipping, state.steps + 1)?;
         // The engine reads weights where parameters lie, and they are about to change.
         self.engine.drop_weights();
-        let stepped =
-            self.optimizer.step(&mut self.engine, with, &mut self.state, &self.gradient, clipping.coef);
+        let stepped = self.optimizer.step(&mut self.engine, with, state, gradient, clipping.coef);
         self.show_weights()?;
         stepped?;
-        Ok(Some(Step { results, clipping }))
+        Ok(Some(step))
     }
 
     /// The mean loss of all targets of `parts`, in nats. `None` if `stop` said so between two of them.
@@ -166,6 +182,50 @@ impl<D: Device> Trainer<D> {
 
     /// Gives the programs the parameters as they are now.
     fn show_weights(&mut self) -> Result<(), LoadError> {
-        self.engine.set_weights(&self.state.p, self.gatherer.places())
+        match &self.changes {
+            Changes::Here(state, _) => self.engine.set_weights(&state.p, self.gatherer.places()),
+            // A step has done so.
+            Changes::There(_) => Ok(()),
+        }
+    }
+}
+
+/// What the texts of a step told so far.
+struct Told {
+    /// Targets and sequences of all texts.
+    all: f64,
+    sequences: usize,
+    results: Vec<Vec<f64>>,
+}
+
+impl Told {
+    fn new(parts: &[Rows]) -> Told {
+        let all = parts.iter().map(Rows::weight).sum();
+        Told { all, sequences: parts.iter().map(Rows::sequences).sum(), results: Vec::new() }
+    }
+
+    /// A text's share of the step's targets, and its share of the sequences over that.
+    fn shares(&self, rows: &Rows) -> (f64, f64) {
+        let share = rows.weight() / self.all;
+        (share, rows.sequences() as f64 / self.sequences as f64 / share)
+    }
+
+    /// What was found of texts with that share.
+    fn add(&mut self, found: Vec<Found>, share: f64) {
+        self.results.resize(found.len(), Vec::new());
+        for (sum, found) in self.results.iter_mut().zip(&found) {
+            let counts = if found.shape.is_empty() { share } else { 1.0 };
+            sum.resize(found.data.len(), 0.0);
+            sum.iter_mut().zip(&found.data).for_each(|(sum, &x)| *sum += counts * f64::from(x));
+        }
+    }
+
+    /// All of it, if a step can be made: the one of that number.
+    fn checked(self, clipping: Clipping, step: u32) -> Result<Step, TrainError> {
+        let loss = self.results.first().and_then(|r| r.first().copied()).unwrap_or(f64::NAN);
+        if !(loss.is_finite() && clipping.norm.is_finite()) {
+            return Err(TrainError::Diverged { step, loss, norm: clipping.norm });
+        }
+        Ok(Step { results: self.results, clipping })
     }
 }
