@@ -7,6 +7,8 @@
 //! Needs  a traced graph.  Leaves  no `past`; when serving, caches, and a parameter `pos` of every function that reads them
 //! Cases  derive.ir
 
+mod tokens;
+
 use std::collections::BTreeMap;
 
 use latentc_ir::{AxisId, DType, Function, Inst, Module, Op, Size, Type, ValueId};
@@ -19,7 +21,8 @@ const NAME: &str = "derive";
 /// Derives the graph from the definition.
 ///
 /// # Errors
-/// If functions that pass a value along its past disagree about the axes of a position.
+/// If functions that pass a value along its past disagree about the axes of a position, or tokens are picked in a way that no run
+/// that serves can follow.
 pub fn derive(module: &Module, graph: Graph) -> Result<Module, PassError> {
     let mut out = Module { name: module.name.clone(), functions: Vec::new(), entry: module.entry.clone() };
     if !graph.serves() {
@@ -27,6 +30,7 @@ pub fn derive(module: &Module, graph: Graph) -> Result<Module, PassError> {
         return Ok(out);
     }
     let symbols = past_symbols(module);
+    tokens::check(module, &|size| symbols.contains_key(size))?;
     for f in &module.functions {
         let served = serve(f, &out, &symbols)?;
         out.functions.push(served);

@@ -73,6 +73,8 @@ enum Role {
     Below(u64),
     /// An index of the tokens at hand.
     Token,
+    /// An index of the tokens at hand and of other things: the first of anything is always there.
+    First,
     /// Where a token stands in its sequence.
     Position,
 }
@@ -84,8 +86,8 @@ impl Role {
             (Role::Position, _) | (_, Role::Position) => Role::Position,
             (Role::Below(m), Role::Below(n)) => Role::Below(m.min(n)),
             (Role::Token, Role::Token) => Role::Token,
-            // The first of anything is always there.
-            (Role::Token, Role::Below(_)) | (Role::Below(_), Role::Token) => Role::Below(1),
+            (Role::First, _) | (_, Role::First) => Role::First,
+            (Role::Token, Role::Below(_)) | (Role::Below(_), Role::Token) => Role::First,
         }
     }
 }
@@ -147,8 +149,9 @@ impl Instance {
         let steps = if sizes.past.is_empty() || defines(after) { whole.clone() } else { steps.to_vec() };
         let mut instance = Instance { seed, numbers, sizes, steps, given, roles };
         // What a token's results are must not depend on later ones. If it does, the steps mean something else, and only a
-        // whole sequence means the same.
-        if defines(before) && instance.steps.len() > 1 && !instance.is_causal(before) {
+        // whole sequence means the same. The first token of a sequence is that of its first step only.
+        let first = instance.roles.contains(&Role::First);
+        if defines(before) && instance.steps.len() > 1 && (first || !instance.is_causal(before)) {
             instance.steps = whole;
         }
         instance
@@ -290,6 +293,7 @@ impl Instance {
                 let chance = rng.nth(flat as u64);
                 match role {
                     Role::Position => token_axis.map_or(step.start, |at| index[at]) as f64,
+                    Role::First => 0.0,
                     Role::Below(n) if ty.dtype == DType::I32 => (chance % n.max(1)) as f64,
                     Role::Token => (step.start - shown.start + (chance % step.new as u64) as usize) as f64,
                     Role::Below(_) | Role::Any => number(ty, chance, self.numbers),
