@@ -17,7 +17,9 @@
 //! computed again in the gradient function, where the passes see both halves together.
 //!
 //! **Precision.** The adjoint of a value has the value's dtype; where several uses add up, the sum is made in f32 (f64 for f64) and
-//! rounded once. Gradients of weights are f32, or f64. No loss is scaled, so f16 may lose small adjoints.
+//! rounded once. That of a product of bf16 operands is bf16, whatever the product is kept in: it is multiplied with one operand
+//! for the adjoint of the other, and more bits than these have would buy nothing but a second product on matrix units. Gradients of
+//! weights are f32, or f64. No loss is scaled, so f16 may lose small adjoints.
 //!
 //! **Where there is no derivative.** What `top_k` and `top_indices` select is a constant. Of equals, `max` and `min` give to the
 //! first operand, `reduce_max` to all in equal parts; `abs` at 0 has the slope 1.
@@ -392,7 +394,14 @@ impl<'m> Joint<'m> {
     fn adjoint_type(&self, v: ValueId) -> Type {
         let ty = self.f.ty(v);
         let weight = self.old.weights.iter().any(|w| w.value == v);
-        Type::new(if weight { wide(ty.dtype) } else { ty.dtype }, ty.axes.clone())
+        let narrow = |i: &Inst| i.args.iter().all(|&a| self.f.ty(a).dtype == DType::Bf16);
+        let product = |i: &&Inst| i.op == Op::Contract && i.args.len() > 1 && i.result() == v;
+        let dtype = match self.f.body[..self.forward].iter().find(product) {
+            _ if weight => wide(ty.dtype),
+            Some(product) if narrow(product) => DType::Bf16,
+            _ => ty.dtype,
+        };
+        Type::new(dtype, ty.axes.clone())
     }
 
     /// The sum of all that the uses of a value contribute; `None` if nothing that uses it leads to the loss.
