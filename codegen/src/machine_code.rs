@@ -14,13 +14,15 @@ pub struct Arch {
     pub name: &'static str,
     /// Bytes of shared memory of a multiprocessor.
     shared: u32,
+    /// Whether groups of planes multiply together.
+    pub groups: bool,
 }
 
 /// Those that kernels are looked at for: Ampere, Hopper and Blackwell of data centres.
 pub const ARCHS: [Arch; 3] = [
-    Arch { name: "sm_80", shared: 164 << 10 },
-    Arch { name: "sm_90a", shared: 228 << 10 },
-    Arch { name: "sm_100", shared: 228 << 10 },
+    Arch { name: "sm_80", shared: 164 << 10, groups: false },
+    Arch { name: "sm_90a", shared: 228 << 10, groups: true },
+    Arch { name: "sm_100", shared: 228 << 10, groups: false },
 ];
 
 /// Threads of a warp, and for each multiprocessor warps, blocks and registers; the same for all of [`ARCHS`].
@@ -164,9 +166,10 @@ mod tests {
         /*0030*/                   STG.E.U16 desc[UR4][R2.64], R7 ;
         /*0040*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;
         /*0050*/                   STL.64 [R1], R4 ;
-        /*0060*/                   EXIT ;
+        /*0060*/                   HGMMA.64x256x16.F32.BF16 R24, gdesc[UR4].tnspB, R24 ;
+        /*0070*/                   EXIT ;
 ";
-        let expected = Instructions { total: 7, global: 3, wide: 2, tensor: 1, local: 1 };
+        let expected = Instructions { total: 8, global: 3, wide: 2, tensor: 2, local: 1 };
         assert_eq!(Instructions::read(text), expected);
     }
 

@@ -172,9 +172,11 @@ pub enum KernelKind {
         /// The side of the operands that has the columns of the result's tiles, as in `Few`.
         wide: u8,
         /// Rows of a tile.
-        rows: u8,
+        rows: u16,
         /// Columns of a tile, of all products together.
         columns: u16,
+        /// Whether groups of planes multiply together, which devices of compute capability 9.0 can.
+        groups: bool,
         /// Parts that a summed axis is cut into, each added up by other cubes.
         parts: u8,
     },

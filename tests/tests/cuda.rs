@@ -31,7 +31,7 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
         for graph in Graph::ALL {
             let program = compiled(&config, graph).program;
             let text = |k: &Kernel| format!("{}\n{:?}", k.body, k.kind);
-            for kernel in program.kernels.iter().flat_map(typical) {
+            for kernel in program.kernels.iter().flat_map(|k| typical(k, true)) {
                 kernels.insert(text(&kernel), kernel);
             }
             for group in program.together().into_iter().filter(|_| graph == Graph::Decode) {

@@ -83,7 +83,9 @@ fn way(way: KernelKind) -> String {
         KernelKind::Few { rows, .. } => format!("{way}, {rows}"),
         KernelKind::ScatterMatrix { side } => format!("{way}, {side}"),
         KernelKind::StreamMatrix { tall } => format!("{way}, {}", 16 * u32::from(tall)),
-        KernelKind::Matrix { rows, columns, .. } => format!("{way}, {rows} x {columns}"),
+        KernelKind::Matrix { rows, columns, groups, .. } => {
+            format!("{way}, {rows} x {columns}{}", if groups { ", groups" } else { "" })
+        }
         KernelKind::Map
         | KernelKind::Contract
         | KernelKind::Grouped

@@ -92,16 +92,14 @@ fn rows(
     let nvrtc = Nvrtc::load(&toolkit)?;
     let spinner = progress::spinner("compiling");
     let mut rows = Vec::new();
-    let mut compile = |row: &Row, source: &Source| {
+    let mut compile = |arch: &Arch, row: Row, source: &Source| {
         let (text, shape) = (edits.text(source.identity).unwrap_or(&source.text), &source.launch);
-        for arch in &archs {
-            let shared = shape.shared_bytes as u32;
-            let (code, error) = match machine_code((&nvrtc, &toolkit), text, arch, shape.units, shared) {
-                Ok(code) => (Some(code), None),
-                Err(e) => (None, Some(e.to_string())),
-            };
-            rows.push(Row { arch: arch.name, code, error, ..row.clone() });
-        }
+        let shared = shape.shared_bytes as u32;
+        let (code, error) = match machine_code((&nvrtc, &toolkit), text, arch, shape.units, shared) {
+            Ok(code) => (Some(code), None),
+            Err(e) => (None, Some(e.to_string())),
+        };
+        rows.push(Row { arch: arch.name, code, error, ..row });
     };
     let row = |kernel: &str, way: &str, kind: String, part: usize| {
         let (kernel, way) = (kernel.to_owned(), way.to_owned());
@@ -110,10 +108,19 @@ fn rows(
     for (n, kernel) in kernels.iter().enumerate() {
         spinner.say(format!("{} ({} of {})", kernel.name, n + 1, kernels.len()));
         // A launch takes one of these, by its sizes.
-        for way in typical(kernel) {
-            for (part, source) in cuda_sources(&way)?.iter().enumerate() {
-                let row = row(&kernel.name, &way.name, way.kind.to_string(), part);
-                compile(&row, source);
+        let of: Vec<_> = archs.iter().map(|&arch| (arch, typical(kernel, arch.groups))).collect();
+        let mut ways: Vec<&Kernel> = Vec::new();
+        for way in of.iter().flat_map(|(_, ways)| ways) {
+            if ways.iter().all(|w| w.kind != way.kind) {
+                ways.push(way);
+            }
+        }
+        for way in ways {
+            for (part, source) in cuda_sources(way)?.iter().enumerate() {
+                for (arch, _) in of.iter().filter(|(_, ways)| ways.iter().any(|w| w.kind == way.kind)) {
+                    let row = row(&kernel.name, &way.name, way.kind.to_string(), part);
+                    compile(arch, row, source);
+                }
             }
         }
     }
@@ -122,7 +129,10 @@ fn rows(
         spinner.say(name.clone());
         let group = side_by_side(group);
         if let Some(source) = cuda_together_source(&group)? {
-            compile(&row(&name, &name, format!("{} at once", group.len()), 0), &source);
+            for arch in &archs {
+                let row = row(&name, &name, format!("{} at once", group.len()), 0);
+                compile(arch, row, &source);
+            }
         }
     }
     Ok(rows)

@@ -9,6 +9,7 @@ use cubecl_core::InfoBuilder;
 use cubecl_core::client::ComputeClient;
 use cubecl_core::future::block_on;
 use cubecl_core::ir::AddressType;
+use cubecl_core::ir::features::Tma;
 use cubecl_core::prelude::{CubeCount, Runtime};
 use cubecl_core::server::{Handle, KernelArguments, MetadataBindingInfo};
 use half::{bf16, f16};
@@ -291,7 +292,12 @@ impl<R: CubeRuntime> CubeDevice<R> {
 
 /// The ways that a device has for a kernel.
 fn ways<R: CubeRuntime>(client: &ComputeClient<R>, kernel: &Kernel) -> Ways {
-    Ways::of(kernel, R::TARGET).within(client.properties().hardware.max_shared_memory_size)
+    let properties = client.properties();
+    let ways = Ways::of(kernel, R::TARGET).within(properties.hardware.max_shared_memory_size);
+    // CubeCL does not say which architecture a device is of: tensor maps came with 9.0, these modes of theirs with 10.0.
+    let tma = &properties.features.tma;
+    let hopper = tma.contains(Tma::Base) && !tma.contains(Tma::Im2colWide);
+    if hopper { ways } else { ways.by_planes() }
 }
 
 /// A kernel that the device can run.

@@ -18,6 +18,9 @@ use cubecl_core::prelude::{KernelBuilder, KernelDefinition};
 /// What stands in a text before an instruction on copies that CubeCL has no name for: see `source`.
 pub(super) const COPIES: &str = "latentc: cp.async.";
 
+/// What stands in a text for an instruction on products of groups of planes: see `warpgroup`.
+pub(super) const GROUPS: &str = "latentc: wgmma ";
+
 /// What stands in a text whose kernel is to leave registers for two cubes on a processor.
 pub(super) const TWO_CUBES: &str = "latentc: two cubes";
 
@@ -506,6 +509,11 @@ impl Emit {
         Shared(*self.builder.scope.create_shared_array(elem.ty(), len, None))
     }
 
+    /// The same from a multiple of so many bytes on.
+    pub(crate) fn shared_at(&mut self, elem: Elem, len: usize, multiple: usize) -> Shared {
+        Shared(*self.builder.scope.create_shared_array(elem.ty(), len, Some(multiple)))
+    }
+
     /// `memory[index]` as it is stored. Nothing checks the index.
     pub(crate) fn load(&mut self, memory: impl Memory, index: Val) -> Val {
         let list = memory.variable();
@@ -688,6 +696,15 @@ impl Emit {
 
     fn of_copies(&mut self, what: &str) {
         self.builder.scope.register(NonSemantic::Comment { content: format!("{COPIES}{what}") });
+    }
+
+    /// An instruction of groups of planes, by its word and numbers, with the registers and the places in shared memory that it names.
+    pub(super) fn of_groups(&mut self, word: &str, registers: &[Array], places: &[(Shared, Val)]) {
+        // Printed, so that CubeCL itself says what these are called in the text.
+        let registers = registers.iter().map(|r| r.0);
+        let places = places.iter().flat_map(|(memory, at)| [memory.0, at.0]);
+        let (format_string, args) = (format!("{GROUPS}{word}"), registers.chain(places).collect());
+        self.builder.scope.register(NonSemantic::Print { format_string, args });
     }
 
     /// Asks for so few registers that two cubes fit on a processor.

@@ -18,7 +18,12 @@ pub(super) struct Layout {
     pub(super) depth: u32,
     /// Whether the numbers of a row lie behind one another; if not, those of a depth do.
     pub(super) along: bool,
+    /// Whether a run is cut into pieces of [`SPAN`] numbers. The first pieces of all runs lie behind one another, then the second ones.
+    pub(super) cut: bool,
 }
+
+/// The numbers that are turned round together: eight packs.
+pub(super) const SPAN: u32 = 8 * PACK;
 
 impl Layout {
     /// The numbers that lie behind one another.
@@ -29,22 +34,37 @@ impl Layout {
     /// Whether eight packs that lie behind one another are turned round in each run, so that those of eight runs meet in no bank, with no
     /// room between runs.
     fn turned(self) -> bool {
-        self.run().is_multiple_of(8 * PACK)
+        self.run().is_multiple_of(SPAN)
     }
 
     /// From one run to the next. Where packs are not turned, those of eight runs meet in no bank because of this.
     pub(super) fn pitch(self) -> u32 {
-        self.run() + if self.turned() { 0 } else { PACK }
+        match (self.cut, self.turned()) {
+            (true, _) => SPAN,
+            (false, true) => self.run(),
+            (false, false) => self.run() + PACK,
+        }
+    }
+
+    /// How many runs there are.
+    pub(super) fn runs(self) -> u32 {
+        if self.along { self.lines } else { self.depth }
     }
 
     /// Elements of a stage.
     pub(super) fn elements(self) -> u32 {
-        self.pitch() * if self.along { self.lines } else { self.depth }
+        self.runs() * if self.cut { self.run() } else { self.pitch() }
     }
 
     /// How many packs each of so many units brings in.
     fn packs(self, units: u32) -> u32 {
+        debug_assert!(self.shared_out(units), "{self:?} among {units} units");
         self.lines * self.depth / PACK / units
+    }
+
+    /// Whether each of so many units brings in as many packs as all others.
+    pub(super) fn shared_out(self, units: u32) -> bool {
+        (self.lines * self.depth / PACK).is_multiple_of(units)
     }
 
     /// Of a pack, by its number: its row, its depth, and where it lies in a stage.
@@ -59,7 +79,15 @@ impl Layout {
     /// Where a pack lies that is in a run at a place.
     fn place(self, e: &mut Emit, run: Val, at: Val) -> Val {
         let pitch = e.u32(self.pitch());
-        let start = e.mul(run, pitch);
+        let mut start = e.mul(run, pitch);
+        let mut at = at;
+        if self.cut && self.run() > SPAN {
+            let (span, size) = (e.u32(SPAN), e.u32(self.runs() * SPAN));
+            let piece = e.div(at, span);
+            let before = e.mul(piece, size);
+            start = e.add(before, start);
+            at = e.rem(at, span);
+        }
         let at = self.turn(e, run, at);
         e.add(start, at)
     }
@@ -76,6 +104,9 @@ impl Layout {
     }
 }
 
+/// Eight runs of [`SPAN`] numbers, which are turned round by 0 to 7 packs.
+pub(super) const TURNED_BYTES: usize = 1024;
+
 /// An operand in shared memory.
 pub(super) struct Staged {
     pub(super) layout: Layout,
@@ -87,7 +118,12 @@ impl Staged {
     /// Room for so many stages.
     pub(super) fn new(e: &mut Emit, elem: Elem, layout: Layout, pieces: u32, stages: u32) -> Staged {
         let elements = (stages * layout.elements()) as usize;
-        Staged { layout, pieces: (0..pieces).map(|_| e.shared(elem, elements)).collect() }
+        // Groups of planes turn packs round by the bits of their addresses.
+        let memory = |e: &mut Emit| match layout.cut {
+            true => e.shared_at(elem, elements, TURNED_BYTES),
+            false => e.shared(elem, elements),
+        };
+        Staged { layout, pieces: (0..pieces).map(|_| memory(e)).collect() }
     }
 
     /// Where a stage begins.

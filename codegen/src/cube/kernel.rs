@@ -370,8 +370,8 @@ impl Form {
                 // What the check refuses is never emitted.
                 None => Form::Map(Map::of(&kernel.body)),
             },
-            KernelKind::Matrix { wide, rows, columns, .. } => {
-                match (matrix::plan(&kernel.body, wide.into()), Tile::of(rows, columns)) {
+            KernelKind::Matrix { wide, .. } => {
+                match (matrix::plan(&kernel.body, wide.into()), Tile::of(kernel.kind)) {
                     (Some(plan), Some(tile)) => Form::Matrix(plan, tile),
                     // What the check refuses is never emitted.
                     _ => Form::Map(Map::of(&kernel.body)),
@@ -434,9 +434,9 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
                 _ => Err(format!("tensor cores do not multiply this in {target}")),
             }
         }
-        KernelKind::Matrix { wide, rows, columns, .. } => {
+        KernelKind::Matrix { wide, .. } => {
             check_map(body)?;
-            let tile = Tile::of(rows, columns).filter(|_| wide < 2 && target == Target::Cuda);
+            let tile = Tile::of(kernel.kind).filter(|_| wide < 2 && target == Target::Cuda);
             let plan = tile.and_then(|tile| Some((tile, matrix::plan(body, wide.into())?)));
             let has = plan.is_some_and(|(tile, plan)| tile.fits(body, &plan));
             if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }

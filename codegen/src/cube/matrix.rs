@@ -3,8 +3,8 @@
 //! Operands are parameters, read in accesses of 16 bytes. A cube brings some depth of both operands into one of several stages in shared
 //! memory at a time ([`feed`](super::feed)), while its planes multiply another ([`tiles`](super::tiles)): each has some rows and columns of the
 //! tile, as tiles of 16 by 8 that `mma` adds up in registers, with operands from `ldmatrix`, of which the next ones are loaded while those at
-//! hand are multiplied. In the end the sums go through shared memory, 16 rows of each plane at a time, and each unit makes elements of
-//! the result of them. The axes are those of a [`FewPlan`]; what lies beyond an edge counts as 0 and is not stored.
+//! hand are multiplied. Where a device has it, four planes multiply together ([`warpgroup`](super::warpgroup)). In the end the sums go
+//! through shared memory ([`sums`](super::sums)), 16 rows of each plane at a time, and each unit makes elements of the result of them. The axes are those of a [`FewPlan`]; what lies beyond an edge counts as 0 and is not stored.
 //!
 //! A *grouped* product has a matrix for each index. Its rows are those of the index, sorted by [`sort`](super::sort): a cube has rows of
 //! one group, and finds which in the same order as all others do.
@@ -16,12 +16,14 @@ use latentc_ir::{AxisId, DType, Function, Op, ValueId};
 use super::contract::Offsets;
 use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val};
 use super::expr::{Exprs, Fold};
-use super::feed::{Feed, Layout, Read, Staged};
+use super::feed::{Feed, Layout, Read, SPAN, Staged, TURNED_BYTES};
 use super::few::place;
 use super::fragment::{PACK, in_packs};
 use super::sort::Group;
 use super::split::{HALF, SHARED};
+use super::sums::Sums;
 use super::tiles::Tiles;
+use super::warpgroup::{self, Groups};
 use crate::few::FewPlan;
 use crate::program::KernelKind;
 
@@ -46,6 +48,10 @@ pub(crate) struct Tile {
     /// Planes above one another, and beside one another.
     down: u32,
     pub(super) across: u32,
+    /// Whether four planes multiply together, which not all devices with tensor cores have: each group of them has all columns.
+    pub(crate) groups: bool,
+    /// Columns that are finished at a time, of all products together; all where it is 0.
+    slab: u32,
     /// Cubes that a multiprocessor is to have at the same time.
     pub(crate) cubes: u32,
     /// TFLOP/s that an H200 reaches with as many cubes as it has room for.
@@ -55,21 +61,43 @@ pub(crate) struct Tile {
 impl Tile {
     /// All of them, by size. The lowest is for few rows: there are more of them, and each has more on its way. Large ones multiply more with
     /// what they read.
-    pub(crate) const ALL: [Tile; 4] = [
-        Tile { rows: 32, columns: 64, depth: 64, stages: 4, down: 2, across: 4, cubes: 2, rate: 180 },
-        Tile { rows: 64, columns: 128, depth: 64, stages: 3, down: 2, across: 2, cubes: 2, rate: 300 },
-        Tile { rows: 128, columns: 128, depth: 32, stages: 4, down: 2, across: 4, cubes: 1, rate: 315 },
-        Tile { rows: 128, columns: 256, depth: 64, stages: 3, down: 2, across: 4, cubes: 1, rate: 400 },
+    pub(crate) const ALL: [Tile; 5] = [
+        Tile { rows: 32, columns: 64, stages: 4, down: 2, across: 4, cubes: 2, rate: 180, ..Tile::PLANES },
+        Tile { rows: 64, columns: 128, stages: 3, down: 2, across: 2, cubes: 2, rate: 300, ..Tile::PLANES },
+        Tile { rows: 128, columns: 128, depth: 32, stages: 4, down: 2, across: 4, rate: 315, ..Tile::PLANES },
+        Tile { rows: 128, columns: 256, stages: 3, down: 2, across: 4, rate: 400, ..Tile::PLANES },
+        Tile { rows: 128, columns: 256, stages: 4, rate: 560, ..Tile::GROUPS },
     ];
 
-    /// The tile with so many rows and columns.
-    pub(crate) fn of(rows: u8, columns: u16) -> Option<Tile> {
-        Tile::ALL.into_iter().find(|t| (t.rows, t.columns) == (rows.into(), columns.into()))
+    /// What most have whose planes multiply alone.
+    const PLANES: Tile = Tile {
+        rows: 0,
+        columns: 0,
+        depth: 64,
+        stages: 0,
+        down: 0,
+        across: 0,
+        groups: false,
+        slab: 0,
+        cubes: 1,
+        rate: 0,
+    };
+
+    /// What those have of which groups of planes multiply together.
+    const GROUPS: Tile = Tile { down: 8, across: 1, groups: true, slab: 32, ..Tile::PLANES };
+
+    /// The tile of a way.
+    pub(crate) fn of(kind: KernelKind) -> Option<Tile> {
+        Tile::ALL.into_iter().find(|tile| match kind {
+            KernelKind::Matrix { wide, parts, .. } => tile.way(wide, parts) == kind,
+            _ => false,
+        })
     }
 
     /// The way that has it.
     pub(crate) fn way(self, wide: u8, parts: u8) -> KernelKind {
-        KernelKind::Matrix { wide, rows: self.rows as u8, columns: self.columns as u16, parts }
+        let (rows, columns) = (self.rows as u16, self.columns as u16);
+        KernelKind::Matrix { wide, rows, columns, groups: self.groups, parts }
     }
 
     /// Units of a cube.
@@ -97,16 +125,29 @@ impl Tile {
         16 * self.down
     }
 
-    /// From one of these to the next: units that write two neighbours meet in no bank.
+    /// Columns of each product that are finished at a time.
+    pub(super) fn slab_columns(self, plan: &FewPlan) -> u32 {
+        match self.slab {
+            0 => self.columns(plan),
+            columns => columns / plan.products.len() as u32,
+        }
+    }
+
+    /// From one of these rows to the next: units that write two neighbours meet in no bank.
     pub(super) fn slab_pitch(self, plan: &FewPlan) -> u32 {
-        self.columns(plan) + 8
+        self.slab_columns(plan) + 8
+    }
+
+    /// Rows that planes multiply together: those of one, or of a group.
+    pub(super) fn piece(self) -> u32 {
+        if self.groups { warpgroup::ROWS } else { 16 }
     }
 
     /// How the narrow and the wide operands lie in a stage.
     fn layouts(self, body: &Function, plan: &FewPlan) -> [Layout; 2] {
-        let depth = self.depth;
-        let narrow = Layout { lines: self.rows, depth, along: along(body, plan) };
-        [narrow, Layout { lines: self.columns(plan), depth, along: plan.along }]
+        let (depth, cut) = (self.depth, self.groups);
+        let narrow = Layout { lines: self.rows, depth, along: along(body, plan), cut };
+        [narrow, Layout { lines: self.columns(plan), along: plan.along, ..narrow }]
     }
 
     /// Bytes of a stage, and of all else in shared memory.
@@ -120,7 +161,7 @@ impl Tile {
     }
 
     /// How many stages there are.
-    fn stages(self, body: &Function, plan: &FewPlan) -> u32 {
+    pub(super) fn stages(self, body: &Function, plan: &FewPlan) -> u32 {
         let [stage, rest] = self.bytes(body, plan);
         let most = if self.cubes > 1 { HALF } else { SHARED };
         (3..=self.stages).rev().find(|&n| n as usize * stage + rest <= most).unwrap_or(2)
@@ -128,8 +169,17 @@ impl Tile {
 
     /// Whether a cube has room for it: where both operands are split, not for the widest.
     pub(crate) fn fits(self, body: &Function, plan: &FewPlan) -> bool {
-        let both = pieces(body, plan).iter().all(|n| *n > 1);
-        self.shared_bytes(body, plan) <= SHARED && (self.columns <= 128 || !both)
+        let pieces = pieces(body, plan);
+        let both = pieces.iter().all(|n| *n > 1);
+        let (room, multiplied) = if self.groups {
+            // Between what is laid out where it must be, something may be left empty.
+            let whole = |l: &Layout| l.shared_out(self.units()) && (l.along || l.lines.is_multiple_of(SPAN));
+            let whole = self.layouts(body, plan).iter().all(whole);
+            (2 * TURNED_BYTES, whole && self.stages(body, plan) > 2)
+        } else {
+            (0, self.columns <= 128 || !both)
+        };
+        self.shared_bytes(body, plan) + room <= SHARED && multiplied
     }
 
     /// Bytes of shared memory.
@@ -258,6 +308,9 @@ pub(crate) fn emit(
     output: Buf,
 ) {
     let x = &mut x;
+    if tile.groups && tile.cubes > 1 {
+        e.two_cubes();
+    }
     let [rows, columns, repeats] = [&plan.rows, &plan.columns, &plan.batch].map(|axes| x.total(e, axes));
     let width = tile.columns(plan);
     let (of_rows, of_columns) = (e.u32(tile.rows), e.u32(width));
@@ -354,8 +407,13 @@ fn multiply(
             (starts.at(e, at), exists)
         });
     }
-    let tiles = Tiles::new(e, (plan, tile), elem, &left, &right);
+    let sums = Sums::new(e, (plan, tile));
     let (zero, one, outer) = (e.u32(0), e.u32(1), x.total(e, &plan.outer));
+    let multiplied = if tile.groups {
+        Multiplied::Groups(Groups::new(e, elem, &sums, (&left, &right), stages))
+    } else {
+        Multiplied::Planes(Box::new(Tiles::new(e, (plan, tile), (elem, &sums), &left, &right)))
+    };
     e.for_step(zero, outer, one, |e, o| {
         let outer_index = x.split(e, o, &plan.outer);
         let mut known = vec![repeat, (&plan.outer[..], &outer_index[..])];
@@ -365,45 +423,66 @@ fn multiply(
             // What the stages held for the index before has been used.
             e.sync();
         }
-        // All stages are on their way, each as a group of copies; what is read into registers has one less.
-        for n in 0..stages {
-            let (k0, stage) = (e.u32(n * tile.depth), e.u32(n));
-            feed.copy(e, &bases, k0, stage);
-            if n + 1 < stages {
-                let read = feed.read(e, &bases, k0);
-                feed.keep(e, stage, &read);
-            }
+        match &multiplied {
+            Multiplied::Groups(groups) => groups.multiply(e, &feed, &bases, depth),
+            Multiplied::Planes(tiles) => by_planes(e, tiles, &feed, &bases, (stages, tile.depth, depth)),
         }
-        e.await_groups_but(stages - 1);
-        e.sync();
-        let (here, free) = (e.var(zero), e.u32(stages - 1));
-        let free = e.var(free);
-        tiles.first(e, zero);
-        let [step, ahead, behind] = [1, stages - 1, stages].map(|n| e.u32(n * tile.depth));
-        let all = e.u32(stages);
-        e.for_step(zero, depth, step, |e, k0| {
-            let (stage, before) = (e.get(here), e.get(free));
-            let read = |e: &mut Emit| {
-                let k = e.add(k0, ahead);
-                feed.read(e, &bases, k)
-            };
-            let turn = |e: &mut Emit, read: Read| {
-                feed.keep(e, before, &read);
-                e.await_groups_but(stages - 2);
-                // The next stage is there, and the one at hand is in registers.
-                e.sync();
-                let next = e.add(stage, one);
-                let over = e.cmp(Cmp::Eq, next, all);
-                let next = e.select(over, zero, next);
-                e.set(here, next);
-                e.set(free, stage);
-                next
-            };
-            tiles.multiply(e, stage, read, turn, |e| {
-                let k = e.add(k0, behind);
-                feed.copy(e, &bases, k, stage);
-            });
+    });
+    sums.finish(e, x, repeat, (rows, column0, columns), (slab, output));
+}
+
+/// Who multiplies what lies in shared memory.
+enum Multiplied<'p> {
+    Planes(Box<Tiles<'p>>),
+    Groups(Groups<'p>),
+}
+
+/// Adds up all depth, with so many stages of some depth. `bases` is where each operand begins.
+fn by_planes(
+    e: &mut Emit,
+    tiles: &Tiles<'_>,
+    feed: &Feed<'_>,
+    bases: &[Val],
+    (stages, of_stage, depth): (u32, u32, Val),
+) {
+    let (zero, one) = (e.u32(0), e.u32(1));
+    // All stages are on their way, each as a group of copies; what is read into registers has one less.
+    for n in 0..stages {
+        let (k0, stage) = (e.u32(n * of_stage), e.u32(n));
+        feed.copy(e, bases, k0, stage);
+        if n + 1 < stages {
+            let read = feed.read(e, bases, k0);
+            feed.keep(e, stage, &read);
+        }
+    }
+    e.await_groups_but(stages - 1);
+    e.sync();
+    let (here, free) = (e.var(zero), e.u32(stages - 1));
+    let free = e.var(free);
+    tiles.first(e, zero);
+    let [step, ahead, behind] = [1, stages - 1, stages].map(|n| e.u32(n * of_stage));
+    let all = e.u32(stages);
+    e.for_step(zero, depth, step, |e, k0| {
+        let (stage, before) = (e.get(here), e.get(free));
+        let read = |e: &mut Emit| {
+            let k = e.add(k0, ahead);
+            feed.read(e, bases, k)
+        };
+        let turn = |e: &mut Emit, read: Read| {
+            feed.keep(e, before, &read);
+            e.await_groups_but(stages - 2);
+            // The next stage is there, and the one at hand is in registers.
+            e.sync();
+            let next = e.add(stage, one);
+            let over = e.cmp(Cmp::Eq, next, all);
+            let next = e.select(over, zero, next);
+            e.set(here, next);
+            e.set(free, stage);
+            next
+        };
+        tiles.multiply(e, stage, read, turn, |e| {
+            let k = e.add(k0, behind);
+            feed.copy(e, bases, k, stage);
         });
     });
-    tiles.finish(e, x, repeat, (rows, column0, columns), (slab, output));
 }

@@ -28,8 +28,10 @@ mod split;
 mod stages;
 mod stream;
 mod stream_matrix;
+mod sums;
 mod target;
 mod tiles;
+mod warpgroup;
 mod ways;
 
 #[cfg(feature = "cuda")]

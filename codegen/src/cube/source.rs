@@ -12,13 +12,15 @@ use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
 use cubecl_runtime::compiler::{CompilationError, CubeTask};
 
 use super::edits::Edit;
-use super::emit::{COPIES, TWO_CUBES};
+use super::emit::{COPIES, GROUPS, TWO_CUBES};
+use super::feed::TURNED_BYTES;
 use super::kernel::CubeIr;
 use super::refuse;
 use super::shape::{Cubes, LaunchShape};
 use super::split::Role;
 use super::stages::{Stage, Stages};
 use super::target::Target;
+use super::warpgroup;
 use crate::device::DeviceError;
 use crate::program::{Kernel, KernelKind};
 
@@ -207,6 +209,9 @@ impl<C: Compiler> CubeTask<C> for Task<C> {
         if compiled.source.contains(COPIES) {
             compiled.source = with_copies(&compiled.source);
         }
+        if compiled.source.contains(GROUPS) {
+            compiled.source = warpgroup::expand(&compiled.source);
+        }
         if compiled.source.contains(TWO_CUBES) {
             compiled.source = for_two_cubes(&compiled.source);
         }
@@ -263,6 +268,9 @@ fn header(kernel: &Kernel, target: Target) -> String {
         let _ = writeln!(text, "{}", format!("// {line}").trim_end());
     }
     let _ = writeln!(text, "//\n// launch: {}", LaunchShape::of(kernel));
+    if matches!(kernel.kind, KernelKind::Matrix { groups: true, .. }) {
+        let _ = writeln!(text, "// for sm_90a and no other: groups of planes multiply together");
+    }
     if kernel.kind.streams() {
         let name = &kernel.name;
         let _ = writeln!(
@@ -320,7 +328,7 @@ fn ordered_types(text: &str) -> String {
 
 /// CubeCL lays out and prints shared arrays in the order of a hash map, another one in each compilation. This
 /// prints them by number, one behind the other: all are multiples of 16 bytes long and live as long as the kernel, so
-/// any order fits into the same total.
+/// any order fits into the same total. Those that have to begin at some multiple of bytes are as long as that, and come first.
 fn ordered_shared_arrays(text: &str) -> String {
     struct Array<'a> {
         comment: &'a str,
@@ -342,7 +350,8 @@ fn ordered_shared_arrays(text: &str) -> String {
     let mut arrays: Vec<_> =
         lines[first..].chunks_exact(2).map_while(|pair| array(pair[0], pair[1])).collect();
     let end = first + 2 * arrays.len();
-    arrays.sort_by_key(|a| a.number);
+    let placed = text.contains(&format!("__align__({TURNED_BYTES}) uint8"));
+    arrays.sort_by_key(|a| (placed && !a.bytes.is_multiple_of(TURNED_BYTES), a.number));
     let mut out: Vec<String> = lines[..first].iter().map(|&l| l.to_owned()).collect();
     let mut offset = 0;
     for a in arrays {

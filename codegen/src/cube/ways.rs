@@ -188,6 +188,14 @@ impl Ways {
         self
     }
 
+    /// Those without groups of planes that multiply together.
+    pub(crate) fn by_planes(mut self) -> Ways {
+        for side in &mut self.matrix {
+            side.tiles.retain(|(tile, _)| !tile.groups);
+        }
+        self
+    }
+
     /// The way for these extents: what has more columns is wide.
     pub(crate) fn choose(&self, extents: &[usize]) -> KernelKind {
         let total = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
@@ -271,8 +279,9 @@ pub(crate) fn joins(kind: KernelKind) -> bool {
 pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
         KernelKind::Few { wide, rows } if kernel.kind != kind => format!("{}_few{wide}{rows}", kernel.name),
-        KernelKind::Matrix { wide, rows, columns, parts } if kernel.kind != kind => {
-            format!("{}_matrix{wide}{rows}x{columns}_{parts}", kernel.name)
+        KernelKind::Matrix { wide, rows, columns, groups, parts } if kernel.kind != kind => {
+            let by = if groups { "groups" } else { "matrix" };
+            format!("{}_{by}{wide}{rows}x{columns}_{parts}", kernel.name)
         }
         KernelKind::ScatterMatrix { side } if kernel.kind != kind => format!("{}_matrix{side}", kernel.name),
         KernelKind::StreamMatrix { tall } if kernel.kind != kind => format!("{}_matrix{tall}", kernel.name),
@@ -288,15 +297,20 @@ pub fn chosen(kernel: &Kernel, sizes: &[usize]) -> Kernel {
 }
 
 /// The kernel, and the ways that CUDA devices take of it where all run-time sizes are one, and where all are large: what decode and long
-/// prompts launch. None twice.
-pub fn typical(kernel: &Kernel) -> Vec<Kernel> {
+/// prompts launch. None twice. `groups` says whether planes of the device multiply in groups, as those of sm_90a.
+pub fn typical(kernel: &Kernel, groups: bool) -> Vec<Kernel> {
+    let ways = Ways::of(kernel, Target::Cuda);
     let sizes = [1, 1000].map(|size| vec![size; kernel.size_symbols().len()]);
-    taken(kernel, Target::Cuda, &sizes)
+    of_sizes(kernel, &if groups { ways } else { ways.by_planes() }, &sizes)
 }
 
 /// The kernel, and the ways that devices take of it at any of these run-time sizes. None twice.
 pub fn taken(kernel: &Kernel, target: Target, sizes: &[Vec<usize>]) -> Vec<Kernel> {
-    let ways = Ways::of(kernel, target);
+    of_sizes(kernel, &Ways::of(kernel, target), sizes)
+}
+
+/// The kernel, and those of its ways that are taken at any of these run-time sizes.
+fn of_sizes(kernel: &Kernel, ways: &Ways, sizes: &[Vec<usize>]) -> Vec<Kernel> {
     let mut all = vec![kernel.clone()];
     for sizes in sizes {
         let kind = ways.choose(&kernel.extents(sizes));

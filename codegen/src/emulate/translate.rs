@@ -133,9 +133,10 @@ fn call(inside: &str) -> Result<String, String> {
         }
         rest = rest.trim_start();
     }
-    // The instruction is the first word that is no declaration of a register.
+    // The instruction is the first word that neither declares a register nor sets a predicate.
     let mut statements = code.split([';', '\n', '{', '}']).map(str::trim);
-    let instruction = statements.find(|s| s.starts_with(|c: char| c.is_ascii_lowercase()));
+    let does = |s: &&str| s.starts_with(|c: char| c.is_ascii_lowercase()) && !s.starts_with("setp.");
+    let instruction = statements.find(does);
     let word =
         instruction.and_then(|s| s.split_whitespace().next()).ok_or("assembly without an instruction")?;
     let name: String = word.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
@@ -158,6 +159,9 @@ mod tests {
                      \"  elect.sync _|%%px, 0xffffffff;\\n\"\n\"}\\n\"\n: \"+r\"(pred)); }";
         let want = "[&]() { uint32 pred = 0;\nptx_elect_sync(pred)\n\n\n\n\n; }";
         assert_eq!(calls_for_assembly(elect).unwrap(), want);
+        let group = "asm volatile(\"{.reg .pred p; setp.ne.b32 p, %3, 0; wgmma.m64n8 {%0}, %1, %2, p;}\" \
+                     : \"+f\"(d[0]) : \"l\"(a | 1ull), \"l\"(b), \"n\"(1));";
+        assert_eq!(calls_for_assembly(group).unwrap(), "ptx_wgmma_m64n8(d[0], a | 1ull, b, 1);");
         assert_eq!(calls_for_assembly("\nasm(\"x\"").unwrap_err(), "line 2: assembly without an end");
     }
 }

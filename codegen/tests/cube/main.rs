@@ -11,6 +11,7 @@ mod count;
 mod emulate;
 mod few;
 mod fused;
+mod groups;
 mod limits;
 mod map;
 mod matrix;

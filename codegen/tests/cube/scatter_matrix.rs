@@ -110,7 +110,7 @@ fn only_sums_of_matrices_have_the_way() {
 fn large_matrices_have_large_tiles() {
     // Those of the published model are what devices launch, whatever the number of tokens.
     for dtypes in [["bf16", "bf16"], ["bf16", "f32"], ["f32", "f32"]] {
-        let all = typical(&matrices("experts", dtypes, [64, 1408, 2048]));
+        let all = typical(&matrices("experts", dtypes, [64, 1408, 2048]), true);
         let [_, way] = &all[..] else { panic!("one way: {all:?}") };
         assert_eq!(way.kind, KernelKind::ScatterMatrix { side: 128 });
         let sources = cuda_sources(way).unwrap();
@@ -122,7 +122,7 @@ fn large_matrices_have_large_tiles() {
             assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{dtypes:?}: {resources:?}");
         }
     }
-    let [_, small] = &typical(&matrices("few", ["bf16", "bf16"], [4, 64, 128]))[..] else {
+    let [_, small] = &typical(&matrices("few", ["bf16", "bf16"], [4, 64, 128]), true)[..] else {
         panic!("one way")
     };
     assert_eq!(small.kind, KernelKind::ScatterMatrix { side: 64 });

@@ -82,22 +82,37 @@ struct Copies {
     uint3 block;
     /// Those of the groups that it has not waited for, in order, and behind them those that are in no group yet.
     std::vector<std::vector<Copy>> groups = std::vector<std::vector<Copy>>(1);
+    /// Whether products of groups of warps see what was copied: they read through another proxy.
+    bool seen = true;
 
     /// Waits until so many groups are left.
     void wait(size_t left) {
         while (groups.size() - 1 > left) {
+            seen &= groups.front().empty();
             for (const auto& copy : groups.front()) std::memcpy(block_memory + copy.to, copy.bytes, copy.all);
             groups.erase(groups.begin());
         }
     }
 };
 
-inline Copies& copies() {
+inline std::vector<Copies>& all_copies() {
     static std::vector<Copies> all;
+    return all;
+}
+
+/// A thread of this block whose copies products do not see; the largest number if there is none.
+inline unsigned unseen() {
+    for (const Copies& one : all_copies())
+        if (!one.seen && one.block.x == blockIdx.x && one.block.y == blockIdx.y && one.block.z == blockIdx.z) return unsigned(&one - all_copies().data());
+    return ~0u;
+}
+
+inline Copies& copies() {
+    std::vector<Copies>& all = all_copies();
     if (all.size() <= thread()) all.resize(thread() + 1);
     Copies& mine = all[thread()];
     // A thread may end without waiting.
-    if (mine.block.x != blockIdx.x || mine.block.y != blockIdx.y || mine.block.z != blockIdx.z) mine.groups.assign(1, {});
+    if (mine.block.x != blockIdx.x || mine.block.y != blockIdx.y || mine.block.z != blockIdx.z) mine.groups.assign(1, {}), mine.seen = true;
     mine.block = blockIdx;
     return mine;
 }
@@ -163,3 +178,5 @@ LATENTC_LDMATRIX(_trans, true)
 LATENTC_MMA(bf16, 8)
 LATENTC_MMA(f16, 5)
 #undef LATENTC_MMA
+
+#include "latentc_wgmma.h"
