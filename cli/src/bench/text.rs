@@ -57,6 +57,12 @@ pub(super) fn text(report: &Report) -> String {
         let time = format!("{} {}", seconds(whole.median), spread(whole));
         let rate = step.tokens_per_second.map_or_else(String::new, |r| format!(", {r:.1} tokens/s"));
         line("step", format!("{time}{rate}, {:.0}% of the bound", 100.0 * share));
+        let parts = [("enqueued by", step.host_seconds), ("on the device", step.device_seconds)];
+        for (what, part) in parts {
+            if let Some(part) = part {
+                line(what, format!("{} {}", seconds(part.median), spread(part)));
+            }
+        }
     }
     text
 }

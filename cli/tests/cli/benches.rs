@@ -69,6 +69,14 @@ fn every_kernel_of_a_model_is_measured() {
         assert_eq!((&report["target"], &report["graph"]), (&target.into(), &"decode".into()));
         assert_eq!((&report["batch"], &report["step"]["tokens"]), (&2.into(), &2.into()));
         is_whole(&report, &compiled, &sizes);
+        // The host's part is told where launches return before they are done.
+        let step = &report["step"];
+        assert_eq!(step.get("host_seconds").is_some(), target == "wgpu");
+        if target == "wgpu" {
+            assert!(number(&step["host_seconds"]["low"]) > 0.0, "{step}");
+            assert!(number(&step["host_seconds"]["median"]) <= number(&step["seconds"]["high"]), "{step}");
+            assert_eq!(step["device_seconds"]["samples"], 3);
+        }
     }
 }
 

@@ -38,6 +38,16 @@ impl<D: Device> Copying<D> {
 }
 
 impl<D: Device> Clock<D> {
+    /// How many copies keep the device busy for so many seconds and half as many more.
+    pub(super) fn copies(&self, seconds: f64) -> usize {
+        self.queue.as_ref().map_or(0, |copying| (seconds * 1.5 / copying.seconds).ceil() as usize)
+    }
+
+    /// Launches a copy, if the device has a queue.
+    pub(super) fn copy(&mut self, device: &mut D) -> Result<(), DeviceError> {
+        self.queue.as_mut().map_or(Ok(()), |copying| copying.launch(device))
+    }
+
     /// The seconds of one launch, so many times.
     pub(super) fn samples(
         &mut self,
@@ -54,7 +64,7 @@ impl<D: Device> Clock<D> {
         let together = ((TOGETHER / each.max(1e-9)) as usize).clamp(1, MOST);
         let busy = match &self.queue {
             // What was just measured has the host's part in it, so the copy lasts until all launches are enqueued.
-            Some(copying) if each < LONG => (together as f64 * each * 1.5 / copying.seconds).ceil() as usize,
+            Some(_) if each < LONG => self.copies(together as f64 * each),
             Some(_) | None => 0,
         };
         let few = (together / 5).max(1);
@@ -82,10 +92,8 @@ impl<D: Device> Clock<D> {
     ) -> Result<f64, DeviceError> {
         device.wait()?;
         let start = Instant::now();
-        if let Some(copying) = &mut self.queue {
-            for _ in 0..busy {
-                copying.launch(device)?;
-            }
+        for _ in 0..busy {
+            self.copy(device)?;
         }
         for _ in 0..launches {
             launch(device)?;

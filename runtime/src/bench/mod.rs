@@ -168,6 +168,12 @@ pub struct Step {
     /// From arguments on the host to results on the device, if that was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds: Option<Seconds>,
+    /// How long the host takes to enqueue it all, of the same runs, if the device has a queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_seconds: Option<Seconds>,
+    /// What it takes where all of it was enqueued before it began, if the device has a queue: the host's part is not in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_seconds: Option<Seconds>,
     /// New tokens by the median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
@@ -260,17 +266,37 @@ pub fn measure<D: Device>(
     })?;
     engine.wait()?;
 
-    let mut whole = Vec::new();
+    let mut whole = Whole::default();
     if with.whole {
         tell("running whole steps".to_owned());
         // One more, so that all that is made once is there.
         for n in 0..=with.repeat {
             let start = Instant::now();
             engine.run_by(compiled.graph, &given.values, given.past, &mut at_once)?;
+            let enqueued = start.elapsed();
             engine.wait()?;
             if n > 0 {
-                whole.push(start.elapsed().as_secs_f64());
+                whole.all.push(start.elapsed().as_secs_f64());
+                whole.host.extend(clock.queue.is_some().then_some(enqueued.as_secs_f64()));
             }
+        }
+        let longest = whole.all.iter().copied().fold(0.0, f64::max);
+        // One more step behind the same copies: neither they nor starting and waiting are in the difference.
+        let mut behind = |clock: &mut Clock<D>, steps: usize| -> Result<f64, BenchError> {
+            let start = Instant::now();
+            let mut copies = 0..clock.copies(2.0 * longest);
+            for _ in 0..steps {
+                engine.run_by(compiled.graph, &given.values, given.past, &mut |device, launches| {
+                    copies.by_ref().try_for_each(|_| clock.copy(device))?;
+                    at_once(device, launches)
+                })?;
+            }
+            engine.wait()?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        for _ in 0..clock.queue.as_ref().map_or(0, |_| with.repeat) {
+            let one = behind(&mut clock, 1)?;
+            whole.device.push(behind(&mut clock, 2)? - one);
         }
     }
 
@@ -433,7 +459,18 @@ fn rows(program: &Program, groups: Vec<Group>, ceilings: &Ceilings) -> Result<Ve
     Ok(rows)
 }
 
-fn step(kernels: &[Row], launches: u64, tokens: Option<u64>, whole: Vec<f64>) -> Step {
+/// What runs of a whole step took, in seconds.
+#[derive(Default)]
+struct Whole {
+    /// From its start to its end.
+    all: Vec<f64>,
+    /// Until all was enqueued.
+    host: Vec<f64>,
+    /// Behind copies that last until then, without these.
+    device: Vec<f64>,
+}
+
+fn step(kernels: &[Row], launches: u64, tokens: Option<u64>, whole: Whole) -> Step {
     let times = |r: &Row| r.launches as f64;
     let scaled = |r: &Row| Traffic {
         flops: r.traffic.flops * times(r),
@@ -441,7 +478,8 @@ fn step(kernels: &[Row], launches: u64, tokens: Option<u64>, whole: Vec<f64>) ->
         written: r.traffic.written * times(r),
     };
     let bound_seconds = kernels.iter().map(|r| r.bound_seconds * times(r)).sum();
-    let seconds = (!whole.is_empty()).then(|| Seconds::of(whole));
+    let of = |samples: Vec<f64>| (!samples.is_empty()).then(|| Seconds::of(samples));
+    let seconds = of(whole.all);
     Step {
         launches,
         tokens,
@@ -449,6 +487,8 @@ fn step(kernels: &[Row], launches: u64, tokens: Option<u64>, whole: Vec<f64>) ->
         bound_seconds,
         launches_seconds: kernels.iter().map(|r| Some(r.time?.seconds.median * times(r))).sum(),
         seconds,
+        host_seconds: of(whole.host),
+        device_seconds: of(whole.device),
         tokens_per_second: seconds.zip(tokens).map(|(s, n)| n as f64 / s.median),
         of_bound: seconds.map(|s| bound_seconds / s.median),
     }
