@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
 use latentc_ir::DType;
@@ -111,6 +112,15 @@ pub struct Launch<'a, B> {
     pub output: &'a mut B,
     /// The run-time sizes.
     pub sizes: &'a [usize],
+    /// A number that no other kernel of the process ever has, if it has one: what a device has found out about a kernel, it may find again
+    /// by it. See [`keys`].
+    pub key: Option<u64>,
+}
+
+/// As many numbers behind one another as are asked for, of which this is the first. None was given before.
+pub fn keys(count: usize) -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(count as u64, Ordering::Relaxed)
 }
 
 /// A machine that holds buffers and runs kernels.

@@ -11,7 +11,7 @@ mod sizes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use latentc_codegen::device::{Data, Device, DeviceError};
+use latentc_codegen::device::{self, Data, Device, DeviceError};
 use latentc_codegen::memory::{Place, Plan, PlanError};
 use latentc_codegen::program::{Buffer, BufferId, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
@@ -63,6 +63,8 @@ struct Loaded {
     /// For which sizes it is, unless for all.
     guard: Option<Guard>,
     program: Arc<Program>,
+    /// The key of the first of its kernels; those of the others follow.
+    keys: u64,
     /// The entry's is the last.
     instances: Vec<Instance>,
     /// Where temporaries lay in the last run, and the sizes that this is right for.
@@ -201,6 +203,7 @@ impl<D: Device> Engine<D> {
             graph,
             guard: compiled.guard.clone(),
             program: Arc::new(compiled.program.clone()),
+            keys: device::keys(compiled.program.kernels.len()),
             instances,
             plan: None,
             elsewhere: false,
@@ -582,7 +585,7 @@ impl<D: Device> Engine<D> {
                 at += 1;
             }
             if !ready.is_empty() {
-                self.launch(run.program, ready, launcher)?;
+                self.launch((run.program, self.graphs[run.graph].keys), ready, launcher)?;
             }
         }
         Ok(())

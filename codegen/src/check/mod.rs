@@ -292,8 +292,13 @@ fn launch_together<D: Device>(
         outputs.push(output(device, kernel, args, sizes)?);
     }
     let launches = work.iter().zip(&inputs).zip(&mut outputs);
-    let launches =
-        launches.map(|(((kernel, _, sizes), inputs), output)| Launch { kernel, inputs, output, sizes });
+    let launches = launches.map(|(((kernel, _, sizes), inputs), output)| Launch {
+        kernel,
+        inputs,
+        output,
+        sizes,
+        key: None,
+    });
     device.launch_together(launches.collect())?;
     let mut results = Vec::with_capacity(work.len());
     for ((kernel, _, sizes), output) in work.iter().zip(&outputs) {

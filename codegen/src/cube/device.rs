@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::ThreadId;
 
 use cubecl_core::InfoBuilder;
 use cubecl_core::client::ComputeClient;
@@ -13,18 +14,18 @@ use cubecl_core::ir::features::Tma;
 use cubecl_core::prelude::{CubeCount, Runtime};
 use cubecl_core::server::{Handle, KernelArguments, MetadataBindingInfo};
 use half::{bf16, f16};
-use latentc_ir::{DType, Type, ValueId};
+use latentc_ir::DType;
 
 use super::edits::Edits;
 use super::emit::Elem;
-use super::kernel::{CubeIr, Part};
+use super::kernel::CubeIr;
+use super::prepared::{Does, Memory, OneGrid};
 use super::refuse;
-use super::shape::{Grid, LaunchShape, in_one_grid};
+use super::shape::LaunchShape;
 use super::source::Task;
-use super::split::{Role, Split};
-use super::stages::{Kept, Operand, Stage, Stages};
+use super::stages::{Kept, Stage, Stages};
 use super::target::Target;
-use super::ways::{Ways, joins, way};
+use super::ways::{Ways, way};
 use crate::device::{Data, Device, DeviceError, Launch};
 use crate::memory::Layout;
 use crate::program::{Kernel, KernelKind};
@@ -38,16 +39,18 @@ pub trait CubeRuntime: Runtime {
 /// A device of a CubeCL runtime. Launches run in order, without waiting (one may be several on the device, several that may run at the same time one); errors of the device come out at the next
 /// [`read`](Device::read), or at the first launch of the kernel that causes them, if it does not compile.
 pub struct CubeDevice<R: CubeRuntime> {
-    client: ComputeClient<R>,
+    pub(super) client: ComputeClient<R>,
     name: String,
     /// What was launched before, by kernel name. Two programs may use one name for different kernels.
     kernels: HashMap<String, Vec<Compiled>>,
-    /// Kernels that were launched in one grid.
-    together: HashMap<Vec<Arc<[Part]>>, CubeIr>,
+    /// What launches came to before.
+    pub(super) memory: Memory,
+    /// Memory between the two launches of a streamed softmax, and the thread that had it made.
+    pub(super) between: Option<(ThreadId, CubeBuffer)>,
     /// The kernels launched since the device was last asked for errors.
-    pending: Vec<String>,
+    pending: Vec<Arc<str>>,
     /// Texts that are compiled in place of kernels' own.
-    edits: Arc<Edits>,
+    pub(super) edits: Arc<Edits>,
 }
 
 /// A kernel that was launched before.
@@ -59,9 +62,9 @@ struct Compiled {
 }
 
 /// What a kernel in one of its ways comes to: stages, each with its kernel for the device and how that is launched.
-struct Launches {
-    kept: Vec<Kept>,
-    stages: Vec<(Stage, CubeIr, LaunchShape)>,
+pub(super) struct Launches {
+    pub(super) kept: Vec<Kept>,
+    pub(super) stages: Vec<(Stage, CubeIr, LaunchShape)>,
 }
 
 /// Memory of a [`CubeDevice`].
@@ -199,11 +202,13 @@ mod cuda {
 impl<R: CubeRuntime> CubeDevice<R> {
     /// What a client reaches. Others may use it too: what they launch and what is launched here is done in order.
     pub fn new(client: ComputeClient<R>, name: String) -> CubeDevice<R> {
+        let (kernels, memory) = (HashMap::new(), Memory::default());
         CubeDevice {
             client,
             name,
-            kernels: HashMap::new(),
-            together: HashMap::new(),
+            kernels,
+            memory,
+            between: None,
             pending: Vec::new(),
             edits: Arc::default(),
         }
@@ -254,17 +259,17 @@ impl<R: CubeRuntime> CubeDevice<R> {
     }
 
     /// Launches a checked kernel on buffers as long as its types say.
-    fn enqueue(&self, ir: &CubeIr, (x, y, z): Grid, buffers: &[&CubeBuffer], sizes: &[usize]) {
-        let lens: Vec<_> = buffers.iter().map(|b| b.len).collect();
-        let bindings = buffers.iter().map(|b| b.handle.clone().binding()).collect();
-        let args = KernelArguments::new().with_buffers(bindings).with_info(launch_info(sizes, &lens));
-        let task = Box::new(Task::<R::Compiler>::new(ir.clone()));
+    pub(super) fn enqueue<'b>(&self, one: &OneGrid, buffers: impl IntoIterator<Item = &'b CubeBuffer>) {
+        let bindings = buffers.into_iter().map(|b| b.handle.clone().binding()).collect();
+        let args = KernelArguments::new().with_buffers(bindings).with_info(one.info());
+        let task = Box::new(Task::<R::Compiler>::new(one.ir.clone()));
+        let (x, y, z) = one.grid;
         // SAFETY: a checked kernel stays inside of buffers that are as long as its types say, and they are.
         unsafe { self.client.launch_unchecked(task, CubeCount::Static(x, y, z), args) };
     }
 
     /// The kernel ready to launch for these extents, and whether this is its first launch in that way.
-    fn compiled(
+    pub(super) fn compiled(
         &mut self,
         kernel: &Kernel,
         extents: &[usize],
@@ -322,21 +327,6 @@ fn compiled<R: CubeRuntime>(
         return Err(refuse(kernel, format!("{need} bytes of shared memory, where the device has {most}")));
     }
     Ok((ir, shape))
-}
-
-/// Whether a buffer can stand for a value of the body.
-fn fits(kernel: &Kernel, value: ValueId, extents: &[usize], buffer: &CubeBuffer) -> Result<(), DeviceError> {
-    let v = kernel.body.value(value);
-    let Type { dtype, axes } = &v.ty;
-    let len = axes.iter().map(|a| extents[a.0 as usize]).fold(1usize, usize::saturating_mul);
-    if *dtype != buffer.dtype || len > buffer.len {
-        let given = format!("{} of {}", buffer.len, buffer.dtype);
-        return Err(refuse(
-            kernel,
-            format!("`{}` has {len} elements of {dtype}, the buffer {given}", v.name),
-        ));
-    }
-    Ok(())
 }
 
 /// What a call of CubeCL came to. Where its own thread has panicked, it panics in turn.
@@ -452,191 +442,56 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         output: &mut CubeBuffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
-        self.launch_together(vec![Launch { kernel, inputs, output, sizes }])
+        self.launch_together(vec![Launch { kernel, inputs, output, sizes, key: None }])
     }
 
     fn launch_together(&mut self, launches: Vec<Launch<'_, CubeBuffer>>) -> Result<(), DeviceError> {
+        // What is not known by a key is not looked up.
+        let keyed = launches.iter().all(|l| l.key.is_some());
         let mut ready = Vec::with_capacity(launches.len());
+        let mut prepared = Vec::with_capacity(launches.len());
         for launch in launches {
-            ready.extend(self.ready(launch)?);
+            if let Some((one, of)) = self.ready(launch)? {
+                ready.push(one);
+                prepared.push(of);
+            }
         }
-        let hardware = &self.client.properties().hardware;
-        // Half of the memory of a cube at most, so that two of them fit on a processor.
-        let (bindings, shared) = (hardware.max_bindings as usize, hardware.max_shared_memory_size / 2);
-        // As many in one grid as fit.
-        let room = |grid: &[Ready<'_>], next: &Ready<'_>| {
-            let all = || grid.iter().chain([next]);
-            let own = |r: &Ready<'_>| joins(r.kind) && r.split.is_none() && r.ir().edit().is_none();
-            all().all(|r| own(r) && r.shape().units == next.shape().units)
-                && all().map(|r| r.buffers.len()).sum::<usize>() <= bindings
-                && all().map(|r| r.shape().shared_bytes).sum::<usize>() <= shared
-                && in_one_grid(all().map(|r| r.grid), next.shape().units).is_ok()
+        let known = if keyed { self.memory.arranged(&prepared) } else { None };
+        let arranged = match known {
+            Some(arranged) => arranged,
+            None => {
+                let kernels: Vec<_> = ready.iter().map(|r| r.kernel).collect();
+                let arranged = Arc::new(self.arrange(&kernels, prepared.clone())?);
+                if keyed {
+                    self.memory.keep_arranged(&arranged);
+                }
+                arranged
+            }
         };
-        let mut grids: Vec<Vec<Ready<'_>>> = Vec::new();
-        for launch in ready {
-            match grids.iter_mut().find(|grid| room(grid, &launch)) {
-                Some(grid) => grid.push(launch),
-                None => grids.push(vec![launch]),
-            }
-        }
-        for grid in grids {
-            self.run(&grid)?;
-        }
-        Ok(())
-    }
-}
-
-/// A checked launch that does something.
-struct Ready<'a> {
-    kernel: &'a Kernel,
-    kind: KernelKind,
-    launches: Arc<Launches>,
-    /// Of the first stage; mostly there is no other.
-    grid: Grid,
-    /// In the order of the kernel's arguments, the output last.
-    buffers: Vec<&'a CubeBuffer>,
-    sizes: &'a [usize],
-    split: Option<Split>,
-    /// Whether it was not launched in that way before.
-    first: bool,
-}
-
-impl Ready<'_> {
-    /// The first stage.
-    fn ir(&self) -> &CubeIr {
-        &self.launches.stages[0].1
-    }
-
-    /// How it is launched.
-    fn shape(&self) -> &LaunchShape {
-        &self.launches.stages[0].2
-    }
-}
-
-impl<R: CubeRuntime> CubeDevice<R> {
-    /// The grid of a launch, all zeros if there is nothing to do.
-    fn grid(
-        &self,
-        kernel: &Kernel,
-        shape: &LaunchShape,
-        number: impl Fn(&str) -> usize,
-    ) -> Result<Grid, DeviceError> {
-        let grid = shape.grid(number).map_err(|why| refuse(kernel, why))?;
-        let most = self.client.properties().hardware.max_cube_count;
-        if grid.0 > most.0 || grid.1 > most.1 {
-            let (x, y, _) = grid;
-            let cubes = format!("{x} x {y} cubes, where the device takes {} x {}", most.0, most.1);
-            return Err(refuse(kernel, cubes));
-        }
-        Ok(grid)
-    }
-
-    /// Checks a launch, and compiles what was not launched before. `None` if there is nothing to do.
-    fn ready<'a>(&mut self, launch: Launch<'a, CubeBuffer>) -> Result<Option<Ready<'a>>, DeviceError> {
-        let Launch { kernel, inputs, output, sizes } = launch;
-        let (params, symbols) = (&kernel.body.params, kernel.size_symbols());
-        if inputs.len() != params.len() || sizes.len() != symbols.len() {
-            let given = format!("{} buffers and {} sizes", inputs.len(), sizes.len());
-            return Err(refuse(kernel, format!("{given}, not {} and {}", params.len(), symbols.len())));
-        }
-        let extents = kernel.extents(sizes);
-        let (kind, launches, first) = self.compiled(kernel, &extents)?;
-        let (_, ir, shape) = &launches.stages[0];
-        let grid = self.grid(kernel, shape, kernel.number(sizes))?;
-        let (x, y, _) = grid;
-        if x == 0 {
-            return Ok(None);
-        }
-        let mut buffers = Vec::with_capacity(inputs.len() + 1);
-        for (&param, input) in params.iter().zip(inputs) {
-            match (CubeIr::reads(&kernel.body, param), input) {
-                (true, Some(buffer)) => {
-                    fits(kernel, param, &extents, buffer)?;
-                    buffers.push(*buffer);
+        for (members, does) in &arranged.grids {
+            match does {
+                Does::Grid(grid) => {
+                    let buffers = members.iter().flat_map(|&n| ready[n].buffers.iter().copied());
+                    self.enqueue(grid, buffers);
                 }
-                (true, None) => return Err(refuse(kernel, "an input is missing")),
-                (false, None) => {}
-                (false, Some(_)) => {
-                    return Err(refuse(kernel, "a cache is given as the output, not as an input"));
+                Does::More => {
+                    for &n in members {
+                        match &prepared[n].halves {
+                            Some(halves) => self.run_halves(halves, &ready[n])?,
+                            None => self.run_stages(&ready[n], &prepared[n].launches)?,
+                        }
+                    }
                 }
             }
-        }
-        fits(kernel, kernel.body.results[0], &extents, output)?;
-        buffers.push(output);
-        let split =
-            ir.plan().and_then(|plan| Split::of(plan, x as usize * y as usize, shape.shared_bytes, &extents));
-        Ok(Some(Ready { kernel, kind, launches, grid, buffers, sizes, split, first }))
-    }
-
-    /// Runs launches in one grid.
-    fn run(&mut self, launches: &[Ready<'_>]) -> Result<(), DeviceError> {
-        match launches {
-            [Ready { split: Some(split), .. }] => self.run_split(&launches[0], split)?,
-            [one] if one.launches.stages.len() > 1 => self.run_stages(one)?,
-            [one] => self.enqueue(one.ir(), one.grid, &one.buffers, one.sizes),
-            several => {
-                let grids = several.iter().map(|r| r.grid);
-                let grid = in_one_grid(grids, several[0].shape().units);
-                let (ends, grid) = grid.map_err(|why| refuse(several[0].kernel, why))?;
-                let known: Vec<_> = several.iter().map(|r| Arc::clone(r.ir().parts())).collect();
-                let join = || self.edits.apply(CubeIr::together(several.iter().map(Ready::ir)));
-                let ir = self.together.entry(known).or_insert_with(join).clone();
-                let buffers: Vec<_> = several.iter().flat_map(|r| r.buffers.iter().copied()).collect();
-                let sizes: Vec<_> = several.iter().flat_map(|r| r.sizes).copied().chain(ends).collect();
-                self.enqueue(&ir, grid, &buffers, &sizes);
+            for &n in members {
+                if self.pending.last() != Some(&prepared[n].name) {
+                    self.pending.push(Arc::clone(&prepared[n].name));
+                }
             }
-        }
-        for launch in launches {
-            if self.pending.last() != Some(&launch.kernel.name) {
-                self.pending.push(launch.kernel.name.clone());
+            // A kernel that does not compile is known by its name only as long as no other was launched.
+            if members.iter().any(|&n| ready[n].first) {
+                self.flush()?;
             }
-        }
-        // A kernel that does not compile is known by its name only as long as no other was launched.
-        if launches.iter().any(|r| r.first) { self.flush() } else { Ok(()) }
-    }
-
-    /// Several launches with memory of the device in between.
-    fn run_stages(&mut self, launch: &Ready<'_>) -> Result<(), DeviceError> {
-        let Ready { kernel, launches, buffers, sizes, .. } = launch;
-        let number = kernel.number(sizes);
-        let kept = launches.kept.iter().map(|kept| {
-            let (dtype, len) = kept.elements(&number);
-            self.alloc(dtype, len)
-        });
-        let kept = kept.collect::<Result<Vec<_>, _>>()?;
-        for (stage, ir, shape) in &launches.stages {
-            let grid = self.grid(kernel, shape, &number)?;
-            // All parameters of a kernel that comes to several are read, so they are numbered as its buffers are.
-            let at = |operand: &Operand| match *operand {
-                Operand::Param(n) => buffers[n],
-                Operand::Kept(n) => &kept[n],
-                Operand::Output => buffers[buffers.len() - 1],
-            };
-            let used: Vec<_> = stage.inputs.iter().chain([&stage.output]).map(at).collect();
-            if grid.0 > 0 {
-                self.enqueue(ir, grid, &used, sizes);
-            }
-        }
-        Ok(())
-    }
-
-    /// A streamed softmax as two launches.
-    fn run_split(&mut self, launch: &Ready<'_>, split: &Split) -> Result<(), DeviceError> {
-        let Ready { kernel, grid, buffers, sizes, .. } = launch;
-        let ir = launch.ir();
-        let Some(plan) = ir.plan() else { return Ok(()) };
-        let grids = split.grids(launch.shape(), *grid).map_err(|why| refuse(kernel, why))?;
-        let kept = self.alloc(DType::F32, split.scratch)?;
-        let sizes = [*sizes, &[split.chunk]].concat();
-        for (role, grid) in [Role::Part, Role::Merge].into_iter().zip(grids) {
-            let read = role.reads(&kernel.body, plan);
-            let given = kernel.body.params.iter().zip(buffers).filter(|(p, _)| read.contains(p));
-            let mut used: Vec<_> = given.map(|(_, b)| *b).collect();
-            used.push(&kept);
-            if role == Role::Merge {
-                used.extend(buffers.last());
-            }
-            self.enqueue(&self.edits.apply(ir.of_role(role)), grid, &used, &sizes);
         }
         Ok(())
     }

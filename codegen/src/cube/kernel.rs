@@ -41,14 +41,16 @@ const TABLE: usize = 64;
 pub(crate) struct CubeIr {
     /// Each has the cubes behind those of the one before it.
     parts: Arc<[Part]>,
-    settings: KernelSettings,
+    settings: Arc<KernelSettings>,
     /// What is compiled in place of its own text.
     edit: Option<Arc<Edit>>,
+    /// What CubeCL knows it by.
+    id: KernelId,
 }
 
 /// What some cubes of a grid do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Part {
+struct Part {
     spec: Arc<Spec>,
     /// Which of the kernels with that body; most are whole.
     role: Role,
@@ -79,6 +81,14 @@ impl Hash for Spec {
 }
 
 impl CubeIr {
+    fn new_of(parts: Arc<[Part]>, settings: Arc<KernelSettings>, edit: Option<Arc<Edit>>) -> CubeIr {
+        let id = KernelId::new::<Self>()
+            .info((Arc::clone(&parts), edit.clone()))
+            .address_type(settings.address_type)
+            .cube_dim(settings.cube_dim);
+        CubeIr { parts, settings, edit, id }
+    }
+
     /// Checks a kernel for a target.
     ///
     /// # Errors
@@ -95,7 +105,7 @@ impl CubeIr {
         let plan = plan.transpose().map_err(|why| refuse(kernel, why))?;
         let spec = Spec { kernel: kernel.clone(), target, plan, digest: hasher.finish() };
         let part = Part { spec: Arc::new(spec), role: Role::Whole };
-        Ok(CubeIr { parts: Arc::new([part]), settings, edit: None })
+        Ok(CubeIr::new_of(Arc::new([part]), Arc::new(settings), None))
     }
 
     /// Another of the kernels with that body: what sorts the rows of a grouped product, or one of the two that a streamed softmax can be
@@ -105,8 +115,9 @@ impl CubeIr {
         let part = Part { role, ..self.parts[0].clone() };
         let name = format!("{}{}", part.spec.kernel.name, role.suffix());
         let units = LaunchShape::of_role(&part.spec.kernel, role, part.spec.target).units;
-        let settings = self.settings.clone().kernel_name(name.as_str()).cube_dim(CubeDim::new_1d(units));
-        CubeIr { parts: Arc::new([part]), settings, edit: None }
+        let settings =
+            KernelSettings::clone(&self.settings).kernel_name(name.as_str()).cube_dim(CubeDim::new_1d(units));
+        CubeIr::new_of(Arc::new([part]), Arc::new(settings), None)
     }
 
     /// Kernels side by side in one grid, all with as many units a cube. Its buffers and sizes are those of each, one after another;
@@ -116,16 +127,16 @@ impl CubeIr {
     /// If there are none.
     pub(crate) fn together<'k>(kernels: impl IntoIterator<Item = &'k CubeIr>) -> CubeIr {
         let mut kernels = kernels.into_iter().peekable();
-        let settings = kernels.peek().expect("there are some").settings.clone();
+        let settings = KernelSettings::clone(&kernels.peek().expect("there are some").settings);
         let parts: Vec<_> = kernels.flat_map(|k| k.parts.iter().cloned()).collect();
         let name = together_name(parts.iter().map(|p| p.spec.kernel.name.as_str()));
         let settings = settings.kernel_name(name.as_str());
-        CubeIr { parts: parts.into(), settings, edit: None }
+        CubeIr::new_of(parts.into(), Arc::new(settings), None)
     }
 
     /// The same, compiled from another text.
     pub(crate) fn with_edit(self, edit: Arc<Edit>) -> CubeIr {
-        CubeIr { edit: Some(edit), ..self }
+        CubeIr::new_of(self.parts, self.settings, Some(edit))
     }
 
     /// What is compiled in place of its own text.
@@ -153,11 +164,6 @@ impl CubeIr {
         digest(self.parts.iter().flat_map(|p| part(p).into_bytes()))
     }
 
-    /// What it is known by.
-    pub(crate) fn parts(&self) -> &Arc<[Part]> {
-        &self.parts
-    }
-
     /// The plan of a streamed softmax.
     pub(crate) fn plan(&self) -> Option<&StreamPlan> {
         self.parts[0].spec.plan.as_ref()
@@ -180,10 +186,7 @@ pub(crate) fn together_name<'a>(mut names: impl Iterator<Item = &'a str>) -> Str
 
 impl KernelMetadata for CubeIr {
     fn id(&self) -> KernelId {
-        KernelId::new::<Self>()
-            .info((Arc::clone(&self.parts), self.edit.clone()))
-            .address_type(self.settings.address_type)
-            .cube_dim(self.settings.cube_dim)
+        self.id.clone()
     }
 
     fn address_type(&self) -> StorageType {
@@ -207,7 +210,7 @@ impl CubeKernel for CubeIr {
                 }
             }
         }
-        e.finish(self.settings.clone())
+        e.finish(KernelSettings::clone(&self.settings))
     }
 }
 

@@ -348,7 +348,7 @@ impl Device for Emulator {
         output: &mut EmulatorBuffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
-        self.launch_together(vec![Launch { kernel, inputs, output, sizes }])
+        self.launch_together(vec![Launch { kernel, inputs, output, sizes, key: None }])
     }
 
     fn launch_together(&mut self, launches: Vec<Launch<'_, EmulatorBuffer>>) -> Result<(), DeviceError> {
@@ -400,7 +400,7 @@ struct Ready<'a> {
 impl Emulator {
     /// Checks a launch. `None` if there is nothing to do.
     fn ready<'a>(&mut self, launch: Launch<'a, EmulatorBuffer>) -> Result<Option<Ready<'a>>, DeviceError> {
-        let Launch { kernel, inputs, output, sizes } = launch;
+        let Launch { kernel, inputs, output, sizes, key: _ } = launch;
         let extents = kernel.extents(sizes);
         // A text that replaces a kernel's own is what is to be run.
         let program = self.program(std::slice::from_ref(kernel), Role::Whole);

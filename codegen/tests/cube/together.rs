@@ -2,8 +2,9 @@
 
 use latentc_codegen::check::{Trial, check_together};
 use latentc_codegen::cube::{cuda_together_source, side_by_side, together_name};
-use latentc_codegen::device::Device;
+use latentc_codegen::device::{Data, Device, Launch, keys};
 use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_ir::DType;
 use proptest::prelude::*;
 
 use crate::bench::{cuda_text, device, emulated, gpu, kernel, map};
@@ -71,6 +72,51 @@ fn each_computes_what_it_computes_alone() {
     // More than a cube of elements, and no rows at all.
     agree(&kinds(), &[37, 20, 9], 2);
     agree(&kinds(), &[0, 3], 3);
+}
+
+/// What was found out about launches at some sizes is not used for other sizes, other buffers or other neighbours.
+#[test]
+fn what_is_remembered_of_launches_is_right_for_others() {
+    let Some(mut device) = device() else { return };
+    let kernels = [
+        map("twice", "axes a0=n0\nparam p0: f32[a0]\ny: f32[a0] = add p0, p0\nreturn y"),
+        map("open", "axes a0=n0, a1=n1\nparam p0: f32[a0, a1]\ny: f32[a0, a1] = neg p0\nreturn y"),
+    ];
+    let keys = keys(kernels.len());
+    let mut run = |chosen: &[(usize, &[usize])], start: f32| {
+        let len = |sizes: &[usize]| sizes.iter().product::<usize>();
+        let given: Vec<Vec<f32>> =
+            chosen.iter().map(|(_, sizes)| (0..len(sizes)).map(|n| n as f32 + start).collect()).collect();
+        let mut upload = |x: &Vec<f32>| device.upload(DType::F32, Data::F32(x.clone())).unwrap();
+        let inputs: Vec<_> = given.iter().map(&mut upload).collect();
+        let mut outputs: Vec<_> = given.iter().map(&mut upload).collect();
+        let inputs: Vec<_> = inputs.iter().map(|b| [Some(b)]).collect();
+        let launches = chosen.iter().zip(&inputs).zip(&mut outputs);
+        let launches = launches.map(|((&(n, sizes), inputs), output)| Launch {
+            kernel: &kernels[n],
+            inputs,
+            output,
+            sizes,
+            key: Some(keys + n as u64),
+        });
+        device.launch_together(launches.collect()).unwrap();
+        for ((&(n, _), given), output) in chosen.iter().zip(&given).zip(&outputs) {
+            let factor = [2.0, -1.0][n];
+            let want: Vec<_> = given.iter().map(|x| factor * x).collect();
+            assert_eq!(device.read(output, want.len()).unwrap(), Data::F32(want), "{chosen:?}");
+        }
+    };
+    for round in 0..3 {
+        let start = 100.0 * round as f32;
+        run(&[(0, &[5]), (1, &[3, 4])], start);
+        // The same kernels with other sizes, in another order, and alone; one of them has nothing to do.
+        run(&[(0, &[300]), (1, &[4, 3])], start);
+        run(&[(1, &[3, 4]), (0, &[5])], start);
+        run(&[(0, &[5])], start);
+        run(&[(0, &[0]), (1, &[3, 4])], start);
+        // More sizes than are remembered.
+        (1..9).for_each(|n| run(&[(0, &[n]), (1, &[n, 2])], start));
+    }
 }
 
 proptest! {

@@ -28,6 +28,8 @@ pub struct Launch<'a, B> {
     pub in_place: bool,
     /// The run-time sizes.
     pub sizes: &'a [usize],
+    /// As [`device::Launch`] has it.
+    pub key: u64,
 }
 
 /// Where an input of a launch comes from.
@@ -53,6 +55,7 @@ pub fn at_once<D: Device>(device: &mut D, launches: &mut [Launch<'_, D::Buffer>]
         inputs: l.inputs,
         output: &mut *l.output,
         sizes: l.sizes,
+        key: Some(l.key),
     });
     device.launch_together(plain.collect())
 }
@@ -99,7 +102,7 @@ impl<D: Device> Engine<D> {
 
     pub(super) fn launch(
         &mut self,
-        program: &Program,
+        (program, keys): (&Program, u64),
         mut ready: Vec<Operands<D::Buffer>>,
         launcher: Launcher<'_, D>,
     ) -> Result<(), DeviceError> {
@@ -121,7 +124,8 @@ impl<D: Device> Engine<D> {
         let launches =
             bound.iter_mut().zip(&from).map(|((number, inputs, output, in_place, sizes), from)| {
                 let (kernel, number, in_place) = (&program.kernels[*number], *number, *in_place);
-                Launch { kernel, number, inputs, sources: from, output, in_place, sizes }
+                let key = keys + number as u64;
+                Launch { kernel, number, inputs, sources: from, output, in_place, sizes, key }
             });
         let done = launcher(device, &mut launches.collect::<Vec<_>>());
         for operands in ready {

@@ -1,0 +1,134 @@
+//! What launches come to, found out once.
+//!
+//! Which way to take, how many cubes, what may share a grid: to answer that takes longer than a short kernel runs, and in a model of
+//! equal layers the answers are the same from layer to layer. They depend on kernels and sizes alone, not on buffers. So a launch
+//! that says which kernel it has ([`key`](crate::device::Launch::key)) is looked up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cubecl_core::server::MetadataBindingInfo;
+use latentc_ir::DType;
+
+use super::device::{Launches, launch_info};
+use super::kernel::CubeIr;
+use super::shape::Grid;
+use crate::program::KernelKind;
+
+/// Sizes of one kernel that are remembered: layers of a run have the same ones.
+const SIZES: usize = 4;
+/// Grids that are remembered. With a past that grows, there are new ones for each token.
+const GRIDS: usize = 1024;
+
+/// A grid that is ready to be launched on buffers.
+pub(super) struct OneGrid {
+    pub(super) ir: CubeIr,
+    pub(super) grid: Grid,
+    /// As of [`launch_info`].
+    info: (Vec<u64>, usize),
+}
+
+impl OneGrid {
+    /// Of a kernel with these run-time sizes, on buffers of so many elements.
+    pub(super) fn new(ir: CubeIr, grid: Grid, sizes: &[usize], lens: &[usize]) -> OneGrid {
+        let MetadataBindingInfo { data, dynamic_metadata_offset } = launch_info(sizes, lens);
+        OneGrid { ir, grid, info: (data, dynamic_metadata_offset) }
+    }
+
+    /// What a launch hands over besides its buffers.
+    pub(super) fn info(&self) -> MetadataBindingInfo {
+        MetadataBindingInfo::new(self.info.0.clone(), self.info.1)
+    }
+}
+
+/// A kernel at some sizes.
+pub(super) struct Prepared {
+    pub(super) name: Arc<str>,
+    pub(super) sizes: Vec<usize>,
+    pub(super) kind: KernelKind,
+    pub(super) launches: Arc<Launches>,
+    /// Of the first stage; mostly there is no other. No cubes if there is nothing to do.
+    pub(super) grid: Grid,
+    /// For each parameter, the dtype and the elements that a buffer must have; none for a cache that is written in place.
+    pub(super) inputs: Vec<Option<(DType, usize)>>,
+    pub(super) output: (DType, usize),
+    /// Of a streamed softmax that is two launches.
+    pub(super) halves: Option<Halves>,
+}
+
+/// A streamed softmax as two launches.
+pub(super) struct Halves {
+    /// Floats that lie between them.
+    pub(super) scratch: usize,
+    /// Each with the buffers of the kernel that it reads.
+    pub(super) grids: [(OneGrid, Vec<usize>); 2],
+}
+
+impl Prepared {
+    /// Elements of the buffers that it is given, the output last.
+    pub(super) fn lens(&self) -> impl Iterator<Item = usize> + '_ {
+        let inputs = self.inputs.iter().flatten();
+        inputs.chain([&self.output]).map(|&(_, len)| len)
+    }
+}
+
+/// What several launches come to.
+pub(super) struct Arranged {
+    /// What they are of, so that none of these makes room for another at its place in memory.
+    of: Vec<Arc<Prepared>>,
+    /// Each with the numbers of those that are in it.
+    pub(super) grids: Vec<(Vec<usize>, Does)>,
+}
+
+/// How a part of several launches is run.
+pub(super) enum Does {
+    /// As one grid.
+    Grid(OneGrid),
+    /// As more than one, each of one launch.
+    More,
+}
+
+impl Arranged {
+    pub(super) fn new(of: Vec<Arc<Prepared>>, grids: Vec<(Vec<usize>, Does)>) -> Arranged {
+        Arranged { of, grids }
+    }
+}
+
+/// What is remembered.
+#[derive(Default)]
+pub(super) struct Memory {
+    kernels: HashMap<u64, Vec<Arc<Prepared>>>,
+    grids: HashMap<Vec<usize>, Arc<Arranged>>,
+}
+
+impl Memory {
+    /// The kernel of that key at these sizes.
+    pub(super) fn find(&self, key: u64, sizes: &[usize]) -> Option<Arc<Prepared>> {
+        self.kernels.get(&key)?.iter().find(|p| p.sizes == sizes).cloned()
+    }
+
+    /// Remembers it, and forgets what was found out long before.
+    pub(super) fn keep(&mut self, key: u64, prepared: &Arc<Prepared>) {
+        let known = self.kernels.entry(key).or_default();
+        known.truncate(SIZES - 1);
+        known.insert(0, Arc::clone(prepared));
+    }
+
+    /// What these come to.
+    pub(super) fn arranged(&self, of: &[Arc<Prepared>]) -> Option<Arc<Arranged>> {
+        self.grids.get(&places(of)).cloned()
+    }
+
+    /// Remembers it.
+    pub(super) fn keep_arranged(&mut self, arranged: &Arc<Arranged>) {
+        if self.grids.len() >= GRIDS {
+            self.grids.clear();
+        }
+        self.grids.insert(places(&arranged.of), Arc::clone(arranged));
+    }
+}
+
+/// Where they lie, which tells them apart as long as all of them are there.
+fn places(of: &[Arc<Prepared>]) -> Vec<usize> {
+    of.iter().map(|p| Arc::as_ptr(p).addr()).collect()
+}
