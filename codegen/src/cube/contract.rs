@@ -170,7 +170,7 @@ pub(super) fn fold_rows<'f>(
                 let (from, step) = (e.unit(), e.u32(UNITS));
                 x.fold(e, (*inst, &index), fold, part, from, step);
                 let part = e.get(part);
-                let whole = e.fold_cube(fold.by(), part, scratch, UNITS);
+                let whole = e.fold_cube(fold.by(), part, scratch, (UNITS, x.target()));
                 let unit = e.unit();
                 let writes = e.cmp(Cmp::Eq, unit, zero);
                 e.if_(writes, |e| e.store(kept, row, whole));

@@ -15,6 +15,8 @@ use cubecl_core::ir::{
 };
 use cubecl_core::prelude::{KernelBuilder, KernelDefinition};
 
+use super::target::Target;
+
 /// What stands in a text before an instruction on copies that CubeCL has no name for: see `source`.
 pub(super) const COPIES: &str = "latentc: cp.async.";
 
@@ -23,6 +25,9 @@ pub(super) const GROUPS: &str = "latentc: wgmma ";
 
 /// What stands in a text whose kernel is to leave registers for two cubes on a processor.
 pub(super) const TWO_CUBES: &str = "latentc: two cubes";
+
+/// Units of a plane on CUDA.
+const PLANE: u32 = 32;
 
 /// The type of an element in memory or in a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -754,16 +759,45 @@ impl Emit {
         std::mem::replace(&mut self.builder.scope, parent)
     }
 
-    /// Folds one value per unit over the cube in a tree, and gives every unit the result. `units` is a power of two,
-    /// the length of `scratch` at least.
-    pub(crate) fn fold_cube(&mut self, op: Bin, value: Val, scratch: Shared, units: u32) -> Val {
-        let unit = self.unit();
-        self.fold_groups(op, value, scratch, unit, units);
-        let zero = self.u32(0);
-        let result = self.load(scratch, zero);
+    /// Folds one value per unit over the cube, and gives every unit the result. `units` is a power of two, the length of `scratch` at
+    /// least. On CUDA each plane folds its values by itself, and every unit what the planes have found; elsewhere it is a tree.
+    pub(crate) fn fold_cube(
+        &mut self,
+        op: Bin,
+        value: Val,
+        scratch: Shared,
+        (units, target): (u32, Target),
+    ) -> Val {
+        let (unit, zero) = (self.unit(), self.u32(0));
+        let result = if target == Target::Cuda && units.is_multiple_of(PLANE) {
+            let whole = self.fold_plane(op, value);
+            let plane = self.u32(PLANE);
+            let (number, lane) = (self.div(unit, plane), self.rem(unit, plane));
+            let first = self.cmp(Cmp::Eq, lane, zero);
+            self.if_(first, |e| e.store(scratch, number, whole));
+            self.sync();
+            let parts: Vec<_> = (0..units / PLANE)
+                .map(|n| {
+                    let n = self.u32(n);
+                    self.load(scratch, n)
+                })
+                .collect();
+            parts.into_iter().reduce(|a, b| self.binary(op, a, b)).expect("a cube has planes")
+        } else {
+            self.fold_groups(op, value, scratch, unit, units);
+            self.load(scratch, zero)
+        };
         // The scratch may be written again at once.
         self.sync();
         result
+    }
+
+    /// Folds one value per unit of a plane of 32, where there are such, and gives each of them the result.
+    pub(crate) fn fold_plane(&mut self, op: Bin, value: Val) -> Val {
+        [16, 8, 4, 2, 1].into_iter().fold(value, |whole, bits| {
+            let other = self.shuffle_xor(whole, bits);
+            self.binary(op, whole, other)
+        })
     }
 
     /// Folds one value per unit over groups of units side by side, into the scratch at each group's first unit. `lane` is the

@@ -11,6 +11,9 @@ use latentc_ir::{AxisId, Binary, DType, Fields, Function, Inst, Op, Pairs, Reduc
 use super::emit::{Bin, Bits, Buf, Cmp, Elem, Emit, Shared, Un, Val, Var};
 use super::target::{Target, register};
 
+/// Terms of a fold that a unit reads at once, at most.
+const AT_ONCE: u64 = 8;
+
 /// Where a value comes from.
 #[derive(Clone, Copy)]
 enum Source<'a> {
@@ -64,6 +67,11 @@ impl<'a> Exprs<'a> {
     /// The body whose values these are.
     pub(crate) fn body(&self) -> &'a Function {
         self.body
+    }
+
+    /// What it is emitted for.
+    pub(crate) fn target(&self) -> Target {
+        self.target
     }
 
     /// The extent of an axis.
@@ -327,7 +335,7 @@ impl<'a> Exprs<'a> {
         Fields(self.body.axis(axis).size.fixed().map_or(1, |n| n as u32))
     }
 
-    /// Folds every `step`-th term, from `from` on, into a register.
+    /// Folds every `step`-th term, from `from` on, which is less than `step`, into a register. A few are all read at once.
     pub(crate) fn fold(
         &mut self,
         e: &mut Emit,
@@ -338,20 +346,44 @@ impl<'a> Exprs<'a> {
         step: Val,
     ) {
         let terms = self.total(e, &fold.axes);
+        let add = |e: &mut Emit, term: Val| {
+            let sum = e.get(total);
+            let sum = e.binary(fold.by(), sum, term);
+            e.set(total, sum);
+        };
+        if let (Some(terms), Some(step)) = (terms.known(), step.known())
+            && terms.is_multiple_of(step)
+            && terms / step <= AT_ONCE
+        {
+            self.scope(|s| {
+                let term = |n: u64| {
+                    let before = e.u32((n * step) as u32);
+                    let flat = e.add(from, before);
+                    s.term(e, here, fold, flat)
+                };
+                let terms: Vec<_> = (0..terms / step).map(term).collect();
+                terms.into_iter().for_each(|term| add(e, term));
+            });
+            return;
+        }
         e.for_step(from, terms, step, |e, flat| {
             self.scope(|s| {
-                let moved = s.split(e, flat, &fold.axes);
-                let moved: Vec<_> = fold.axes.iter().copied().zip(moved).collect();
-                let mut term = s.operand(e, here, 0, &moved);
-                for n in 1..here.0.args.len() {
-                    let factor = s.operand(e, here, n, &moved);
-                    term = e.mul(term, factor);
-                }
-                let sum = e.get(total);
-                let sum = e.binary(fold.by(), sum, term);
-                e.set(total, sum);
+                let term = s.term(e, here, fold, flat);
+                add(e, term);
             });
         });
+    }
+
+    /// The term of a fold with that number.
+    fn term(&mut self, e: &mut Emit, here: (&'a Inst, &[Val]), fold: &Fold, flat: Val) -> Val {
+        let moved = self.split(e, flat, &fold.axes);
+        let moved: Vec<_> = fold.axes.iter().copied().zip(moved).collect();
+        let mut term = self.operand(e, here, 0, &moved);
+        for n in 1..here.0.args.len() {
+            let factor = self.operand(e, here, n, &moved);
+            term = e.mul(term, factor);
+        }
+        term
     }
 
     /// Only the part that holds index `i` is computed.

@@ -1,8 +1,8 @@
 //! Products with few rows: what is wide is read once, in accesses of 16 bytes, with several in flight for each unit.
 //!
-//! A cube has up to 8 rows of one index of the batch, and some columns. It walks the summed axes in chunks: a chunk of the narrow
-//! operand is computed into shared memory, for all columns at once, while the first of what is read of the wide one is on its
-//! way. The axes are those of a [`FewPlan`].
+//! A cube has up to 8 rows of one index of the batch, and some columns. Where there is room, all that it wants of the narrow operand is
+//! computed into shared memory before anything else, while the first of what is read of the wide one is on its way, and then the
+//! wide one is read without a stop. Else it walks the summed axes in chunks, with the same for each. The axes are those of a [`FewPlan`].
 //!
 //! *Along* the summed axes, a plane of 32 units has up to 4 columns, or shares them with others where there are too few to keep
 //! a GPU busy; its units read side by side and fold what they summed in the end. *Across* the columns, each unit has some that lie
@@ -23,8 +23,10 @@ pub(crate) const UNITS: u32 = 256;
 const PLANE: u32 = 32;
 /// Cubes that keep a GPU busy.
 const BUSY: u64 = 200;
-/// Packs that each unit has in flight.
+/// Packs that each unit has in flight; twice as many for a single row of a single product, whose sums leave registers for them.
 const FLIGHT: u32 = 4;
+/// Elements of narrow operands that each unit reads at once.
+const AT_ONCE: u32 = 8;
 /// Sums that each unit keeps, at most.
 const SUMS: u32 = 64;
 
@@ -45,6 +47,8 @@ pub(crate) struct Tiling {
     unroll: u32,
     /// Elements of the inner axes that are done between two meetings of the cube.
     chunk: u32,
+    /// If all of the narrow operand is there at once, how many indices of the outer axes there are.
+    whole: Option<u32>,
     products: u32,
     narrows: u32,
 }
@@ -72,9 +76,20 @@ impl Tiling {
         let (most, room) = (most / (rows * narrows).min(most), room / (rows * narrows).min(room));
         // Cubes if each had one column.
         let cubes = known(&plan.columns).map(|n| n * fixed(&plan.batch));
-        let mut t =
-            Tiling { rows, columns: 0, pack, each: 1, splits: 1, unroll: 1, chunk: 0, products, narrows };
-        let streams = (FLIGHT / products).max(1);
+        let mut t = Tiling {
+            rows,
+            columns: 0,
+            pack,
+            each: 1,
+            splits: 1,
+            unroll: 1,
+            chunk: 0,
+            whole: None,
+            products,
+            narrows,
+        };
+        let flight = if rows == 1 && products == 1 { 2 * FLIGHT } else { FLIGHT };
+        let streams = (flight / products).max(1);
         let planes = UNITS / PLANE;
         let block;
         if plan.along {
@@ -116,7 +131,32 @@ impl Tiling {
         }
         let whole = depth.map_or(u64::from(room), |d| d.next_multiple_of(block.into()));
         t.chunk = whole.min((room / block * block).into()).max(block.into()) as u32;
+        if let (Some(depth), Some(outer)) = (depth, known(&plan.outer)) {
+            // A step reads no further.
+            let step = if plan.along { PLANE * t.pack } else { 1 };
+            let chunk = depth.next_multiple_of(step.into());
+            if outer > 0 && depth > 0 && chunk.saturating_mul(outer) <= room.into() {
+                (t.chunk, t.whole) = (chunk as u32, Some(outer as u32));
+                if plan.along {
+                    t.unroll = t.least_waste(depth);
+                }
+            }
+        }
         t
+    }
+
+    /// Along: as many steps at once, or a few less if fewer of them go beyond the end then.
+    fn least_waste(&self, depth: u64) -> u32 {
+        let steps = |unroll: u32| {
+            let round = u64::from(PLANE * self.splits * unroll * self.pack);
+            depth.div_ceil(round) * u64::from(unroll)
+        };
+        (self.unroll.div_ceil(2)..=self.unroll).rev().min_by_key(|&n| steps(n)).unwrap_or(self.unroll)
+    }
+
+    /// Floats of a narrow operand that are kept.
+    fn staged(&self) -> u32 {
+        self.whole.unwrap_or(1) * self.rows * self.chunk
     }
 
     /// Elements of the sums in shared memory.
@@ -136,7 +176,7 @@ impl Tiling {
             true => bytes(UNITS),
             false => bytes(UNITS * self.pack),
         };
-        let narrow = self.narrows as usize * bytes(self.rows * self.chunk);
+        let narrow = self.narrows as usize * bytes(self.staged());
         narrow + bytes(self.sums(plan)) + folds * bytes(self.rows) + scratch + meet
     }
 }
@@ -187,6 +227,10 @@ struct Few<'p> {
     plan: &'p FewPlan,
     t: Tiling,
     target: Target,
+    /// The index in the batch.
+    repeat: (&'p [AxisId], &'p [Val]),
+    /// For each product, its table.
+    buffers: Vec<Buf>,
     /// For each product, what its operand starts at for the columns of this unit.
     columns: Vec<Vec<Val>>,
     /// For each product, column and row.
@@ -195,9 +239,9 @@ struct Few<'p> {
 }
 
 /// The kernel's instructions, over the buffers of the parameters and the output.
-pub(crate) fn emit(
+pub(crate) fn emit<'a>(
     e: &mut Emit,
-    mut x: Exprs<'_>,
+    mut x: Exprs<'a>,
     plan: &FewPlan,
     (rows_of_cube, target): (u32, Target),
     buffer: impl Fn(ValueId) -> Option<Buf>,
@@ -222,14 +266,15 @@ pub(crate) fn emit(
         let repeat = (&plan.batch[..], &batch_index[..]);
         let mut side = Side { group: &plan.rows, first: row0, total: rows, folded: Vec::new() };
         let folds = folds(body, plan);
-        if !folds.is_empty() {
-            let scratch = e.shared(Elem::F32, UNITS as usize);
-            fold_rows(e, x, &mut side, &folds, repeat, (scratch, t.rows));
-        }
+        let scratch = (!folds.is_empty()).then(|| e.shared(Elem::F32, UNITS as usize));
+        let fold = |e: &mut Emit, x: &mut Exprs<'a>, side: &mut Side<'_>| {
+            if let Some(scratch) = scratch {
+                fold_rows(e, x, side, &folds, repeat, (scratch, t.rows));
+            }
+        };
         let narrow = plan.narrows().into_iter();
-        let staged: Vec<_> = narrow
-            .map(|value| Staged { value, memory: e.shared(Elem::F32, (t.rows * t.chunk) as usize) })
-            .collect();
+        let staged: Vec<_> =
+            narrow.map(|value| Staged { value, memory: e.shared(Elem::F32, t.staged() as usize) }).collect();
         let kept = e.shared(Elem::F32, t.sums(plan) as usize);
         let zero = e.f32(0.0);
         let each = if plan.along { t.each } else { t.pack };
@@ -239,7 +284,7 @@ pub(crate) fn emit(
         let starts: Vec<_> = starts.collect();
         // Beyond the last column, the last is read again.
         let first = first_column(e, plan, &t, column0);
-        let (one, pack) = (e.u32(1), e.u32(if plan.along { 1 } else { t.pack }));
+        let pack = e.u32(if plan.along { 1 } else { t.pack });
         let last = e.sub(columns, pack);
         let numbers: Vec<_> = (0..if plan.along { t.each } else { 1 })
             .map(|n| {
@@ -249,53 +294,17 @@ pub(crate) fn emit(
             })
             .collect();
         let columns_at = starts.iter().map(|s| numbers.iter().map(|&n| s.at(e, n)).collect()).collect();
-        let few = Few { plan, t, target, columns: columns_at, sums, staged };
-
-        let (from, outer) = (e.u32(0), x.total(e, &plan.outer));
-        e.for_step(from, outer, one, |e, o| {
-            x.scope(|x| {
-                let outer_index = x.split(e, o, &plan.outer);
-                let known = [repeat, (&plan.outer[..], &outer_index[..])];
-                let tables: Vec<_> = plan
-                    .products
-                    .iter()
-                    .map(|p| {
-                        let memory = &body.ty(p.table).axes;
-                        let mut base = place(e, x, memory, &known);
-                        let mut exists = None;
-                        if let Some((along, index)) = p.index {
-                            let at = gather_index(x, index, &known);
-                            let i = x.element(e, index, &at);
-                            let i = e.cast(i, Elem::U32);
-                            let ok = e.lt(i, x.extent(along));
-                            let i = e.select(ok, i, from);
-                            let matrix = place(e, x, memory, &[(&[along], &[i])]);
-                            base = e.add(base, matrix);
-                            exists = Some(ok);
-                        }
-                        let buf = buffer(p.table).expect("a table is a parameter, by the plan");
-                        Table { buf, base, exists }
-                    })
-                    .collect();
-                let (depth, chunk) = (x.total(e, &plan.inner), e.u32(t.chunk));
-                e.for_step(from, depth, chunk, |e, k0| {
-                    let span = few.span(e, k0, depth);
-                    let memory = plan.products.iter().map(|p| &body.ty(p.table).axes);
-                    let deep: Vec<_> = memory.map(|m| Offsets::of(e, x, &plan.inner, m)).collect();
-                    let mut stage = |e: &mut Emit| {
-                        // What was there before has been used.
-                        e.sync();
-                        few.stage(e, x, &side, (k0, depth), &known);
-                        e.sync();
-                    };
-                    if plan.along {
-                        few.along(e, &tables, &span, &mut stage);
-                    } else {
-                        few.across(e, (&tables, &deep), &span, k0, &mut stage);
-                    }
-                });
-            });
-        });
+        let buffers =
+            plan.products.iter().map(|p| buffer(p.table).expect("a table is a parameter, by the plan"));
+        let buffers = buffers.collect();
+        let few = Few { plan, t, target, repeat, buffers, columns: columns_at, sums, staged };
+        match t.whole {
+            Some(outer) => few.at_once(e, x, &mut side, outer, fold),
+            None => {
+                fold(e, x, &mut side);
+                few.in_chunks(e, x, &side);
+            }
+        }
         if plan.along {
             few.fold_planes(e, kept);
         } else {
@@ -335,6 +344,154 @@ struct Span {
 }
 
 impl Few<'_> {
+    /// Where the wide operands begin at an index of the outer axes. What is known of elements is in scope.
+    fn tables(&self, e: &mut Emit, x: &mut Exprs<'_>, outer: Val) -> Vec<Table> {
+        let outer_index = x.split(e, outer, &self.plan.outer);
+        let known = [self.repeat, (&self.plan.outer[..], &outer_index[..])];
+        let products = self.plan.products.iter().zip(&self.buffers);
+        products
+            .map(|(p, &buf)| {
+                let memory = &x.body().ty(p.table).axes;
+                let mut base = place(e, x, memory, &known);
+                let mut exists = None;
+                if let Some((along, index)) = p.index {
+                    let at = gather_index(x, index, &known);
+                    let i = x.element(e, index, &at);
+                    let (i, none) = (e.cast(i, Elem::U32), e.u32(0));
+                    let ok = e.lt(i, x.extent(along));
+                    let i = e.select(ok, i, none);
+                    let matrix = place(e, x, memory, &[(&[along], &[i])]);
+                    base = e.add(base, matrix);
+                    exists = Some(ok);
+                }
+                Table { buf, base, exists }
+            })
+            .collect()
+    }
+
+    /// Where indices of the inner axes lie in each table.
+    fn deep(&self, e: &mut Emit, x: &Exprs<'_>) -> Vec<Offsets> {
+        let memory = self.plan.products.iter().map(|p| &x.body().ty(p.table).axes);
+        memory.map(|m| Offsets::of(e, x, &self.plan.inner, m)).collect()
+    }
+
+    /// All of the narrow operand at once, and then the wide one without a stop. The first of it is on its way before rows are folded.
+    fn at_once<'a>(
+        &self,
+        e: &mut Emit,
+        x: &mut Exprs<'a>,
+        side: &mut Side<'_>,
+        outer: u32,
+        fold: impl FnOnce(&mut Emit, &mut Exprs<'a>, &mut Side<'_>),
+    ) {
+        let (zero, one) = (e.u32(0), e.u32(1));
+        let depth = x.total(e, &self.plan.inner);
+        let span = self.span(e, zero, depth);
+        let deep = self.deep(e, x);
+        let each = span.rounds.known().expect("the depth is known") as u32;
+        let (of_outer, floats) = (e.u32(each), e.u32(self.t.rows * self.t.chunk));
+        // A round's index of the outer axes, and its number among those of that.
+        let split = |e: &mut Emit, round: Val| match outer {
+            1 => (zero, round),
+            _ => (e.div(round, of_outer), e.rem(round, of_outer)),
+        };
+        let read = |e: &mut Emit, x: &mut Exprs<'a>, round: Val| {
+            x.scope(|x| {
+                let (o, round) = split(e, round);
+                let tables = self.tables(e, x, o);
+                self.read(e, (&tables, &deep), &span, round)
+            })
+        };
+        let work = |e: &mut Emit, x: &mut Exprs<'a>, round: Val, packs: &[Pack]| {
+            x.scope(|x| {
+                let (o, round) = split(e, round);
+                let exist: Vec<_> = self.tables(e, x, o).into_iter().map(|t| t.exists).collect();
+                let before = e.mul(o, floats);
+                self.work(e, &exist, &span, (round, zero, before), packs);
+            });
+        };
+        let first = read(e, x, zero);
+        let rounds = outer * each;
+        let vars: Vec<_> =
+            if rounds > 1 { first.iter().map(|p| e.pack_var(p)).collect() } else { Vec::new() };
+        fold(e, x, side);
+        self.stage(e, x, side, (zero, depth), (zero, outer));
+        e.sync();
+        if rounds == 1 {
+            return work(e, x, zero, &first);
+        }
+        let rounds = e.u32(rounds);
+        e.for_step(zero, rounds, one, |e, round| {
+            let packs: Vec<_> = vars.iter().zip(&first).map(|(v, like)| e.get_pack(v, like)).collect();
+            let next = e.add(round, one);
+            let more = e.lt(next, rounds);
+            e.if_(more, |e| {
+                let ahead = read(e, x, next);
+                vars.iter().zip(&ahead).for_each(|(v, p)| e.set_pack(v, p));
+            });
+            work(e, x, round, &packs);
+        });
+    }
+
+    /// The summed axes in chunks, as much of the narrow operand at once as there is room for.
+    fn in_chunks(&self, e: &mut Emit, x: &mut Exprs<'_>, side: &Side<'_>) {
+        let (zero, one) = (e.u32(0), e.u32(1));
+        let outer = x.total(e, &self.plan.outer);
+        e.for_step(zero, outer, one, |e, o| {
+            x.scope(|x| {
+                let tables = self.tables(e, x, o);
+                let exist: Vec<_> = tables.iter().map(|t| t.exists).collect();
+                let (depth, chunk) = (x.total(e, &self.plan.inner), e.u32(self.t.chunk));
+                e.for_step(zero, depth, chunk, |e, k0| {
+                    let span = self.span(e, k0, depth);
+                    let deep = self.deep(e, x);
+                    let read = |e: &mut Emit, round| self.read(e, (&tables, &deep), &span, round);
+                    let work = |e: &mut Emit, round, packs: &[Pack]| {
+                        self.work(e, &exist, &span, (round, k0, zero), packs)
+                    };
+                    let mut stage = |e: &mut Emit| {
+                        // What was there before has been used.
+                        e.sync();
+                        self.stage(e, x, side, (k0, depth), (o, 1));
+                        e.sync();
+                    };
+                    self.rounds(e, &span, &mut stage, read, work);
+                });
+            });
+        });
+    }
+
+    /// What a round reads: packs of all products and columns.
+    fn read(
+        &self,
+        e: &mut Emit,
+        (tables, deep): (&[Table], &[Offsets]),
+        span: &Span,
+        round: Val,
+    ) -> Vec<Pack> {
+        if self.plan.along {
+            self.read_along(e, tables, span, round)
+        } else {
+            self.read_across(e, (tables, deep), span, round)
+        }
+    }
+
+    /// Multiplies and adds up what a round has read. Its chunk begins at `k0`, and its part of the narrow operand so many floats on.
+    fn work(
+        &self,
+        e: &mut Emit,
+        exist: &[Option<Val>],
+        span: &Span,
+        (round, k0, before): (Val, Val, Val),
+        packs: &[Pack],
+    ) {
+        if self.plan.along {
+            self.along(e, exist, span, (round, before), packs);
+        } else {
+            self.across(e, exist, span, (round, k0, before), packs);
+        }
+    }
+
     /// The steps of a chunk: packs along the summed axes, single indices of them across.
     fn span(&self, e: &mut Emit, k0: Val, depth: Val) -> Span {
         let t = &self.t;
@@ -358,8 +515,13 @@ impl Few<'_> {
         let end = e.binary(Bin::Min, end, depth);
         let end = e.div(end, width);
         let round = stride * t.unroll;
-        let exact = depth.known().is_some_and(|d| d.is_multiple_of(t.chunk.into()));
-        let rounds = if exact {
+        let exact = match (t.whole, depth.known()) {
+            (Some(_), Some(d)) => d.is_multiple_of((round * pack).into()),
+            (_, d) => d.is_some_and(|d| d.is_multiple_of(t.chunk.into())),
+        };
+        let rounds = if let (Some(_), Some(d)) = (t.whole, depth.known()) {
+            e.u32(d.div_ceil((round * pack).into()) as u32)
+        } else if exact {
             e.u32(t.chunk / pack / round)
         } else {
             let (up, round) = (e.u32(round - 1), e.u32(round));
@@ -370,55 +532,96 @@ impl Few<'_> {
         Span { first, end, stride, rounds, exact }
     }
 
-    /// A chunk of the narrow operands of this cube's rows, row after row.
+    /// A chunk of the narrow operands of this cube's rows, row after row, at so many indices of the outer axes. A unit reads several
+    /// elements before it keeps one. What lies beyond the last is the last once more, and nothing comes of it.
     fn stage(
         &self,
         e: &mut Emit,
         x: &mut Exprs<'_>,
         side: &Side<'_>,
         (k0, depth): (Val, Val),
-        known: &[(&[AxisId], &[Val]); 2],
+        (outer, count): (Val, u32),
     ) {
         let (plan, t) = (self.plan, &self.t);
-        let total = t.rows * t.chunk;
-        let (from, trips, one) = (e.u32(0), e.u32(total.div_ceil(UNITS)), e.u32(1));
-        e.for_step(from, trips, one, |e, trip| {
-            let (units, unit) = (e.u32(UNITS), e.unit());
-            let flat = e.mul(trip, units);
-            let flat = e.add(flat, unit);
-            let chunk = e.u32(t.chunk);
-            let (row, k) = (e.div(flat, chunk), e.rem(flat, chunk));
-            let number = e.add(side.first, row);
-            let deep = e.add(k0, k);
-            let mut inside = e.lt(number, side.total);
-            if !depth.known().is_some_and(|d| d.is_multiple_of(t.chunk.into())) {
-                let ok = e.lt(deep, depth);
-                inside = e.and(inside, ok);
-            }
-            if !total.is_multiple_of(UNITS) {
-                let total = e.u32(total);
-                let ok = e.lt(flat, total);
-                inside = e.and(inside, ok);
-            }
-            e.if_(inside, |e| {
-                x.scope(|x| {
-                    let at = x.split(e, number, side.group);
+        let (of_outer, total) = (t.rows * t.chunk, count * t.rows * t.chunk);
+        let trips = total.div_ceil(UNITS);
+        let batch = (AT_ONCE / t.narrows).clamp(1, trips);
+        let (unit, one, chunk) = (e.unit(), e.u32(1), e.u32(t.chunk));
+        let last_of = |e: &mut Emit, n: Val, end: Val| {
+            let last = e.sub(end, one);
+            e.binary(Bin::Min, n, last)
+        };
+        let whole = (batch * UNITS * trips.div_ceil(batch)) == total;
+        let deep_enough = depth.known().is_some_and(|d| d.is_multiple_of(t.chunk.into()));
+        let (from, end, step) = (e.u32(0), e.u32(trips), e.u32(batch));
+        e.for_step(from, end, step, |e, trip| {
+            x.scope(|x| {
+                let mut found = Vec::new();
+                for n in 0..batch {
+                    let n = e.u32(n);
+                    let trip = e.add(trip, n);
+                    let units = e.u32(UNITS);
+                    let before = e.mul(trip, units);
+                    let number = e.add(before, unit);
+                    let all = e.u32(total);
+                    let flat = if whole { number } else { last_of(e, number, all) };
+                    let (o, in_outer) = match count {
+                        1 => (outer, flat),
+                        _ => {
+                            let of_outer = e.u32(of_outer);
+                            let o = e.div(flat, of_outer);
+                            (e.add(outer, o), e.rem(flat, of_outer))
+                        }
+                    };
+                    let (row, k) = match t.rows {
+                        1 => (from, in_outer),
+                        _ => (e.div(in_outer, chunk), e.rem(in_outer, chunk)),
+                    };
+                    let row_number = e.add(side.first, row);
+                    let row_number =
+                        if t.rows == 1 { row_number } else { last_of(e, row_number, side.total) };
+                    let deep = e.add(k0, k);
+                    let deep = if deep_enough { deep } else { last_of(e, deep, depth) };
+                    let outer = x.split(e, o, &plan.outer);
+                    let at = x.split(e, row_number, side.group);
                     let inner = x.split(e, deep, &plan.inner);
-                    let known = [known[0], known[1], (side.group, &at[..]), (&plan.inner[..], &inner[..])];
+                    let known = [
+                        self.repeat,
+                        (&plan.outer[..], &outer[..]),
+                        (side.group, &at[..]),
+                        (&plan.inner[..], &inner[..]),
+                    ];
                     for (value, kept) in &side.folded {
                         let element = e.load(*kept, row);
                         x.define(*value, gather_index(x, *value, &known), element);
                     }
-                    for staged in &self.staged {
-                        let index = gather_index(x, staged.value, &known);
-                        let element = x.element(e, staged.value, &index);
-                        let element = e.cast(element, Elem::F32);
-                        let first = e.mul(row, chunk);
-                        let place = self.place_in_row(e, k);
-                        let place = e.add(first, place);
-                        e.store(staged.memory, place, element);
+                    let elements: Vec<_> = self
+                        .staged
+                        .iter()
+                        .map(|staged| {
+                            let index = gather_index(x, staged.value, &known);
+                            let element = x.element(e, staged.value, &index);
+                            e.cast(element, Elem::F32)
+                        })
+                        .collect();
+                    let place = self.place_in_row(e, k);
+                    let first = e.sub(flat, k);
+                    found.push((number, e.add(first, place), elements));
+                }
+                for (number, place, elements) in found {
+                    let keep = |e: &mut Emit| {
+                        for (staged, &element) in self.staged.iter().zip(&elements) {
+                            e.store(staged.memory, place, element);
+                        }
+                    };
+                    if whole {
+                        keep(e);
+                    } else {
+                        let all = e.u32(total);
+                        let inside = e.lt(number, all);
+                        e.if_(inside, keep);
                     }
-                });
+                }
             });
         });
     }
@@ -474,48 +677,52 @@ impl Few<'_> {
         e: &mut Emit,
         span: &Span,
         stage: &mut dyn FnMut(&mut Emit),
-        read: impl Fn(&Self, &mut Emit, Val) -> Vec<Pack>,
-        work: impl Fn(&Self, &mut Emit, Val, &[Pack]),
+        read: impl Fn(&mut Emit, Val) -> Vec<Pack>,
+        work: impl Fn(&mut Emit, Val, &[Pack]),
     ) {
         let (zero, one) = (e.u32(0), e.u32(1));
-        let first = read(self, e, zero);
+        let first = read(e, zero);
         if span.rounds.known() == Some(1) {
             stage(e);
-            return work(self, e, zero, &first);
+            return work(e, zero, &first);
         }
         let vars: Vec<_> = first.iter().map(|p| e.pack_var(p)).collect();
         stage(e);
         e.for_step(zero, span.rounds, one, |e, round| {
             let packs: Vec<_> = vars.iter().zip(&first).map(|(v, like)| e.get_pack(v, like)).collect();
             let next = e.add(round, one);
-            let ahead = read(self, e, next);
+            let ahead = read(e, next);
             vars.iter().zip(&ahead).for_each(|(v, p)| e.set_pack(v, p));
-            work(self, e, round, &packs);
+            work(e, round, &packs);
         });
     }
 
-    /// Multiplies and adds up a chunk, a plane along the summed axes.
-    fn along(&self, e: &mut Emit, tables: &[Table], span: &Span, stage: &mut dyn FnMut(&mut Emit)) {
-        let read = |few: &Self, e: &mut Emit, round| few.read_along(e, tables, span, round);
-        self.rounds(e, span, stage, read, |few, e, round, packs| {
-            let t = &few.t;
-            let per_step = t.products * t.each;
-            for u in 0..t.unroll {
-                // The pack's number in the chunk; its last part is the place in the plane.
-                let (of_round, step) = (e.u32(span.stride * t.unroll), e.u32(u * span.stride));
-                let skipped = e.mul(round, of_round);
-                let skipped = e.add(skipped, step);
-                let v = e.add(span.first, skipped);
-                let packs = &packs[(u * per_step) as usize..((u + 1) * per_step) as usize];
-                let local = few.local(e, skipped);
-                for (p, table) in tables.iter().enumerate() {
-                    let of = &packs[p * t.each as usize..(p + 1) * t.each as usize];
-                    guarded(e, table.exists, (!span.exact).then_some((v, span.end)), |e| {
-                        few.multiply_along(e, p, local, of);
-                    });
-                }
+    /// Multiplies and adds up what a round has read, a plane along the summed axes.
+    fn along(
+        &self,
+        e: &mut Emit,
+        exist: &[Option<Val>],
+        span: &Span,
+        (round, before): (Val, Val),
+        packs: &[Pack],
+    ) {
+        let t = &self.t;
+        let per_step = t.products * t.each;
+        for u in 0..t.unroll {
+            // The pack's number in the chunk; its last part is the place in the plane.
+            let (of_round, step) = (e.u32(span.stride * t.unroll), e.u32(u * span.stride));
+            let skipped = e.mul(round, of_round);
+            let skipped = e.add(skipped, step);
+            let v = e.add(span.first, skipped);
+            let packs = &packs[(u * per_step) as usize..((u + 1) * per_step) as usize];
+            let local = self.local(e, skipped);
+            for (p, &exists) in exist.iter().enumerate() {
+                let of = &packs[p * t.each as usize..(p + 1) * t.each as usize];
+                guarded(e, exists, (!span.exact).then_some((v, span.end)), |e| {
+                    self.multiply_along(e, p, (local, before), of);
+                });
             }
-        });
+        }
     }
 
     /// The number in the chunk of the pack that lies so many behind this unit's first.
@@ -533,10 +740,12 @@ impl Few<'_> {
         self.staged.iter().find(|s| s.value == narrow).expect("every narrow operand is staged").memory
     }
 
-    fn multiply_along(&self, e: &mut Emit, p: usize, local: Val, packs: &[Pack]) {
+    fn multiply_along(&self, e: &mut Emit, p: usize, (local, before): (Val, Val), packs: &[Pack]) {
         let t = &self.t;
         let memory = self.staged_of(p);
         let width = t.pack.min(4);
+        let of_width = e.u32(width);
+        let before = e.div(before, of_width);
         for part in 0..t.pack / width {
             // In units of `width` elements.
             let at = if t.pack < 8 {
@@ -549,6 +758,7 @@ impl Few<'_> {
                 let half = e.u32(part * PLANE);
                 e.add(at, half)
             };
+            let at = e.add(at, before);
             let narrow: Vec<_> = (0..t.rows)
                 .map(|r| {
                     let row = e.u32(r * t.chunk / width);
@@ -571,67 +781,76 @@ impl Few<'_> {
         }
     }
 
-    /// Multiplies and adds up a chunk, a unit's columns across the summed axes.
-    fn across(
+    /// The index of the inner axes that this unit has in a step of a round.
+    fn index_across(&self, e: &mut Emit, span: &Span, round: Val, u: u32) -> Val {
+        let (of_round, step) = (e.u32(span.stride * self.t.unroll), e.u32(u * span.stride));
+        let skipped = e.mul(round, of_round);
+        let skipped = e.add(skipped, step);
+        e.add(span.first, skipped)
+    }
+
+    /// A round's packs of all products.
+    fn read_across(
         &self,
         e: &mut Emit,
         (tables, deep): (&[Table], &[Offsets]),
         span: &Span,
-        k0: Val,
-        stage: &mut dyn FnMut(&mut Emit),
+        round: Val,
+    ) -> Vec<Pack> {
+        let (one, pack, mut packs) = (e.u32(1), e.u32(self.t.pack), Vec::new());
+        let last = e.sub(span.end, one);
+        for u in 0..self.t.unroll {
+            let k = self.index_across(e, span, round, u);
+            let k = e.binary(Bin::Min, k, last);
+            for ((table, deep), columns) in tables.iter().zip(deep).zip(&self.columns) {
+                let step = deep.at(e, k);
+                let at = e.add(table.base, columns[0]);
+                let at = e.add(at, step);
+                let at = e.div(at, pack);
+                packs.push(e.load_pack(table.buf, at, self.t.pack, self.vectors()));
+            }
+        }
+        packs
+    }
+
+    /// Multiplies and adds up what a round has read, a unit's columns across the summed axes.
+    fn across(
+        &self,
+        e: &mut Emit,
+        exist: &[Option<Val>],
+        span: &Span,
+        (round, k0, before): (Val, Val, Val),
+        packs: &[Pack],
     ) {
-        let number = |e: &mut Emit, round: Val, u: u32| {
-            let (of_round, step) = (e.u32(span.stride * self.t.unroll), e.u32(u * span.stride));
-            let skipped = e.mul(round, of_round);
-            let skipped = e.add(skipped, step);
-            e.add(span.first, skipped)
-        };
-        let read = |few: &Self, e: &mut Emit, round: Val| {
-            let (one, pack, mut packs) = (e.u32(1), e.u32(few.t.pack), Vec::new());
-            let last = e.sub(span.end, one);
-            for u in 0..few.t.unroll {
-                let k = number(e, round, u);
-                let k = e.binary(Bin::Min, k, last);
-                for ((table, deep), columns) in tables.iter().zip(deep).zip(&few.columns) {
-                    let step = deep.at(e, k);
-                    let at = e.add(table.base, columns[0]);
-                    let at = e.add(at, step);
-                    let at = e.div(at, pack);
-                    packs.push(e.load_pack(table.buf, at, few.t.pack, few.vectors()));
-                }
-            }
-            packs
-        };
-        self.rounds(e, span, stage, read, |few, e, round, packs| {
-            let t = &few.t;
-            for u in 0..t.unroll {
-                let k = number(e, round, u);
-                let local = e.sub(k, k0);
-                for (p, table) in tables.iter().enumerate() {
-                    let pack = &packs[(u * t.products) as usize + p];
-                    let memory = few.staged_of(p);
-                    guarded(e, table.exists, (!span.exact).then_some((k, span.end)), |e| {
-                        let w: Vec<_> = (0..t.pack)
-                            .map(|n| {
-                                let w = e.element_of(pack, n);
-                                e.cast(w, Elem::F32)
-                            })
-                            .collect();
-                        for r in 0..t.rows {
-                            let row = e.u32(r * t.chunk);
-                            let at = e.add(row, local);
-                            let x = e.load(memory, at);
-                            for (&w, sums) in w.iter().zip(&few.sums[p]) {
-                                let sum = sums[r as usize];
-                                let old = e.get(sum);
-                                let new = e.fma(w, x, old);
-                                e.set(sum, new);
-                            }
+        let t = &self.t;
+        for u in 0..t.unroll {
+            let k = self.index_across(e, span, round, u);
+            let local = e.sub(k, k0);
+            let local = e.add(local, before);
+            for (p, &exists) in exist.iter().enumerate() {
+                let pack = &packs[(u * t.products) as usize + p];
+                let memory = self.staged_of(p);
+                guarded(e, exists, (!span.exact).then_some((k, span.end)), |e| {
+                    let w: Vec<_> = (0..t.pack)
+                        .map(|n| {
+                            let w = e.element_of(pack, n);
+                            e.cast(w, Elem::F32)
+                        })
+                        .collect();
+                    for r in 0..t.rows {
+                        let row = e.u32(r * t.chunk);
+                        let at = e.add(row, local);
+                        let x = e.load(memory, at);
+                        for (&w, sums) in w.iter().zip(&self.sums[p]) {
+                            let sum = sums[r as usize];
+                            let old = e.get(sum);
+                            let new = e.fma(w, x, old);
+                            e.set(sum, new);
                         }
-                    });
-                }
+                    }
+                });
             }
-        });
+        }
     }
 
     /// Where a sum is kept: by product, split, row, column.
@@ -662,12 +881,7 @@ impl Few<'_> {
                 for (r, &sum) in rows.iter().enumerate() {
                     let mut whole = e.get(sum);
                     match scratch {
-                        None => {
-                            for bits in [16, 8, 4, 2, 1] {
-                                let other = e.shuffle_xor(whole, bits);
-                                whole = e.add(whole, other);
-                            }
-                        }
+                        None => whole = e.fold_plane(Bin::Add, whole),
                         // Planes of other targets have other sizes.
                         Some(scratch) => {
                             e.fold_groups(Bin::Add, whole, scratch, lane, PLANE);

@@ -172,7 +172,7 @@ impl<'a> Writer<'a> {
                 self.x.fold(e, (inst, &index), &fold, part, first, step);
                 let mut whole = e.get(part);
                 if let Some((scratch, units)) = cube {
-                    whole = e.fold_cube(fold.by(), whole, scratch, units);
+                    whole = e.fold_cube(fold.by(), whole, scratch, (units, self.x.target()));
                 }
                 self.x.define(inst.result(), index, whole);
             } else if let Some(&(_, len)) = self.resident.iter().find(|(v, _)| *v == inst.result())

@@ -8,6 +8,7 @@
 
 use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val};
 use super::matrix::UNITS;
+use super::target::Target;
 
 /// Bytes of shared memory.
 pub(crate) const SHARED_BYTES: usize = 4 * UNITS as usize;
@@ -47,7 +48,7 @@ pub(crate) fn emit(e: &mut Emit, (lines, groups): (Val, Val), index: Buf, order:
         });
         let scratch = e.shared(Elem::U32, UNITS as usize);
         let (own, earlier) = (e.get(own), e.get(earlier));
-        let start = e.fold_cube(Bin::Add, earlier, scratch, UNITS);
+        let start = e.fold_cube(Bin::Add, earlier, scratch, (UNITS, Target::Cuda));
         let upto = sums(e, own, scratch);
         let before = e.sub(upto, own);
         let behind = e.u32(2);

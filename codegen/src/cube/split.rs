@@ -16,7 +16,10 @@ pub(crate) const SHARED: usize = 227 << 10;
 /// Bytes of shared memory that two cubes have each.
 pub(super) const HALF: usize = 113 << 10;
 /// The fewest positions that are worth a part of their own.
-const PART: usize = 128;
+const PART: usize = 64;
+
+/// Parts that a unit reads at once, where they are merged.
+const AT_ONCE: u32 = 8;
 
 /// Which of the kernels with one body this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -127,28 +130,42 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, kept: Buf,
         };
         let (nothing, least) = (e.f32(0.0), e.f32(least(plan.by)));
         let (max, sum, y) = (e.var(least), e.var(nothing), e.var(nothing));
-        e.for_step(zero, parts, one, |e, part| {
-            let at = start(e, part);
-            let at = e.add(at, columns);
-            let (more, known) = (e.load(kept, at), e.get(max));
-            let larger = e.binary(Bin::Max, known, more);
-            e.set(max, larger);
+        // Several parts are read at once, and what was found of those before is weighed again. Beyond the last, it is that once more, and
+        // counts for nothing.
+        let (step, last) = (e.u32(AT_ONCE), e.sub(parts, one));
+        e.for_step(zero, parts, step, |e, first| {
+            let read = |e: &mut Emit, n: u32| {
+                let n = e.u32(n);
+                let part = e.add(first, n);
+                let exists = e.lt(part, parts);
+                let part = e.binary(Bin::Min, part, last);
+                let start = start(e, part);
+                let at = e.add(start, columns);
+                let at_sum = e.add(at, one);
+                let at_y = e.add(start, column);
+                let [max, sum, y] = [at, at_sum, at_y].map(|at| e.load(kept, at));
+                (exists, max, sum, y)
+            };
+            let found: Vec<_> = (0..AT_ONCE).map(|n| read(e, n)).collect();
+            let before = e.get(max);
+            let largest = found.iter().fold(before, |most, (_, max, ..)| e.binary(Bin::Max, most, *max));
+            let factor = |e: &mut Emit, max: Val| {
+                let less = e.sub(max, largest);
+                e.unary(Un::Exp, less)
+            };
+            let again = factor(e, before);
+            let [mut sums, mut ys] = [sum, y].map(|var| {
+                let known = e.get(var);
+                e.mul(known, again)
+            });
+            for (exists, max, sum, y) in found {
+                let weight = factor(e, max);
+                let weight = e.select(exists, weight, nothing);
+                (sums, ys) = (e.fma(sum, weight, sums), e.fma(y, weight, ys));
+            }
+            [(max, largest), (sum, sums), (y, ys)].into_iter().for_each(|(var, new)| e.set(var, new));
         });
         let largest = e.get(max);
-        e.for_step(zero, parts, one, |e, part| {
-            let start = start(e, part);
-            let at = e.add(start, columns);
-            let max = e.load(kept, at);
-            let less = e.sub(max, largest);
-            let factor = e.unary(Un::Exp, less);
-            let at_sum = e.add(at, one);
-            let at_y = e.add(start, column);
-            for (var, at) in [(sum, at_sum), (y, at_y)] {
-                let (more, known) = (e.load(kept, at), e.get(var));
-                let known = e.fma(more, factor, known);
-                e.set(var, known);
-            }
-        });
         let (repeat, row) = (e.div(line, rows), e.rem(line, rows));
         let (batch, row) = (x.split(e, repeat, &plan.batch), x.split(e, row, &plan.m));
         let column = x.split(e, column, &plan.n);

@@ -23,6 +23,7 @@ use super::fragment::{
 };
 use super::split::{HALF, KEPT, SHARED};
 use super::stream::{At, Scores, Span, Walk, divisor, finish, index, least, products, seen, where_seen};
+use super::target::Target;
 use crate::few::gcd;
 use crate::stream::{Monoid, StreamPlan, cone, defined, is_elementwise};
 
@@ -530,7 +531,7 @@ impl<'a> Cube<'a> {
         let last = x.scope(|x| x.element(e, limit.value, &index(axes, &known)));
         let (zero, one) = (e.u32(0), e.u32(1));
         let of = |e: &mut Emit, op: Bin| {
-            let last = e.fold_cube(op, last, scratch, self.t.units());
+            let last = e.fold_cube(op, last, scratch, (self.t.units(), Target::Cuda));
             let none = e.i32(0);
             let some = e.cmp(if limit.inclusive { Cmp::Le } else { Cmp::Lt }, none, last);
             let last = e.cast(last, Elem::U32);
