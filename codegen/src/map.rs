@@ -228,6 +228,11 @@ pub fn append(body: &Function) -> Option<&Inst> {
     body.body.last().filter(|i| matches!(i.op, Op::Append { .. }))
 }
 
+/// What a body computes: its result, or what it appends to a cache.
+pub fn made(body: &Function) -> ValueId {
+    append(body).map_or(body.results[0], |append| append.args[1])
+}
+
 /// The steps between neighbours along each axis of a dense tensor, in elements.
 pub fn strides(axes: &[AxisId], extents: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; axes.len()];

@@ -17,7 +17,7 @@ use latentc_ir::cost::{bytes, cost};
 use latentc_ir::{Function, Op, Poly, Size, ValueId};
 use serde::Serialize;
 
-use crate::map::append;
+use crate::map::made;
 use crate::program::{Kernel, Program, Step};
 
 /// Arithmetic and bytes.
@@ -51,8 +51,7 @@ impl Traffic {
         for &param in &body.params {
             traffic.read += read_of(body, param, &sizes)?;
         }
-        let result = append(body).map_or(body.results[0], |append| append.args[1]);
-        traffic.written = number(bytes(body, result))?;
+        traffic.written = number(bytes(body, made(body)))?;
         Ok(traffic)
     }
 

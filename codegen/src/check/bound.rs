@@ -13,10 +13,12 @@ use std::collections::BTreeMap;
 use latentc_ir::expand::expand_in;
 use latentc_ir::interp::Caches;
 use latentc_ir::{
-    Binary, DType, Function, Inst, Interpreter, Module, Op, Precision, Reduce, Tensor, Type, Unary, ValueId,
+    Binary, DType, Fields, Function, Inst, Interpreter, Module, Op, Precision, Reduce, Tensor, Type, Unary,
+    ValueId,
 };
 
 use super::{given, interpreter, no_weights};
+use crate::map::made;
 use crate::program::{Kernel, KernelKind};
 use crate::scatter::ScatterPlan;
 use crate::stream::StreamPlan;
@@ -31,6 +33,8 @@ pub struct Expected {
     pub value: Tensor,
     /// For each element, the largest difference that arithmetic explains. Infinite where a tie decides.
     pub tolerance: Vec<f64>,
+    /// If the elements are words of several codes, how many there are: the tolerance is that of each code.
+    pub fields: Option<Fields>,
 }
 
 impl Expected {
@@ -68,9 +72,32 @@ impl Expected {
             run.errors[inst.result().0 as usize] = error;
         }
         let result = body.results[0].0 as usize;
-        let tolerance = run.errors[result].iter().map(|e| SLACK * e).collect();
-        Ok(Expected { value: run.values.swap_remove(result), tolerance })
+        let fields = packed(body);
+        // Codes are whole: what tips them over has its slack.
+        let slack = if fields.is_some() { 1.0 } else { SLACK };
+        let tolerance = run.errors[result].iter().map(|e| slack * e).collect();
+        Ok(Expected { value: run.values.swap_remove(result), tolerance, fields })
     }
+
+    /// How far an element is off.
+    pub(super) fn apart(&self, got: f64, want: f64) -> f64 {
+        let Some(fields) = self.fields else { return (got - want).abs() };
+        let [got, want] = [got, want].map(|x| x as i64 as u32);
+        // A code of several fields goes from the last number of one to the first, and to the next of another.
+        let off = (0..fields.0).map(|n| {
+            let [got, want] = [got, want].map(|x| x >> (n * fields.width()) & fields.mask());
+            let off = got.wrapping_sub(want) & fields.mask();
+            off.min(off.wrapping_neg() & fields.mask())
+        });
+        f64::from(off.max().unwrap_or(0))
+    }
+}
+
+/// The codes in each element of what a body makes, if these are words.
+fn packed(body: &Function) -> Option<Fields> {
+    let made = made(body);
+    let Op::Pack { axis } = body.body.iter().find(|inst| inst.result() == made)?.op else { return None };
+    Some(Fields(body.axis(axis).size.fixed()? as u32))
 }
 
 /// What tensor cores make of a streamed softmax: they multiply numbers of one dtype, that of the values. Weights are rounded to it before
@@ -188,11 +215,10 @@ impl Run<'_> {
             | Op::Split { .. }
             | Op::Merge { .. }
             | Op::Slice { .. } => moved(&inst.op)?,
-            // Where a field may be another, so may all of its word.
+            // The error of a word is that of its fields.
             Op::Pack { axis } => {
                 let fold = Op::Reduce { by: Reduce::Max, axis: *axis };
-                let worst = self.eval(&fold, &[self.error_of(args[0])], ty)?;
-                each(y, |n| if worst[n] > 0.0 { f64::INFINITY } else { 0.0 })
+                self.eval(&fold, &[self.error_of(args[0])], ty)?
             }
             Op::Unpack { .. } => {
                 let e = self.spread_error(args[0], ty)?;
@@ -436,6 +462,11 @@ fn binary(op: Binary, (a, ea): (f64, f64), (b, eb): (f64, f64), y: f64, dtype: D
         Binary::Div if dtype.is_float() => {
             let rest = b.abs() - eb;
             if rest > 0.0 { (ea + y.abs() * eb) / rest + 3.0 * F32 * y.abs() } else { f64::INFINITY }
+        }
+        // Of what is truncated, an error may tip it over.
+        Binary::Div if eb == 0.0 => {
+            let at = |off: f64| (((a + off) / b).trunc() - y).abs();
+            at(ea).max(at(-ea))
         }
         Binary::Div => ea + eb,
         Binary::Max | Binary::Min => ea.max(eb),

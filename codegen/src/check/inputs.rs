@@ -1,7 +1,10 @@
 //! Arguments for which a kernel has a meaning: indices lie inside of their axes, and the positions of one row differ.
 
-use latentc_ir::{AxisId, DType, Function, Inst, Op, SplitMix, Tensor, ValueId};
+use std::collections::BTreeMap;
 
+use latentc_ir::{AxisId, Binary, DType, Function, Inst, Op, SplitMix, Tensor, ValueId};
+
+use super::{given, interpreter, no_weights};
 use crate::program::Kernel;
 
 /// What the values of an integer parameter are for.
@@ -56,7 +59,64 @@ pub fn random_inputs(kernel: &Kernel, sizes: &[usize], seed: u64) -> Vec<Tensor>
         }
         t
     };
-    body.params.iter().map(one).collect()
+    let mut args = body.params.iter().map(one).collect::<Vec<_>>();
+    scale(kernel, sizes, &mut args);
+    args
+}
+
+/// Divides what multiplies unpacked numbers by the largest of these, so that any bits stand for numbers up to 1, as all others are. What is
+/// rounded of larger ones would leave a softmax nothing to say.
+fn scale(kernel: &Kernel, sizes: &[usize], args: &mut [Tensor]) {
+    let body = &kernel.body;
+    if !body.body.iter().any(|inst| matches!(inst.op, Op::Unpack { .. })) {
+        return;
+    }
+    let module = kernel.module();
+    let (given, mut caches) = given(kernel, args);
+    let trace = interpreter(kernel, &module, sizes).trace(&given, &mut no_weights, &mut caches);
+    // What fails here fails where it is told.
+    let Ok(trace) = trace else { return };
+    // What follows from unpacked numbers and constants alone, and which parameter's elements a value has.
+    let mut unpacked = vec![false; body.values.len()];
+    let mut same_as: Vec<Option<usize>> = vec![None; body.values.len()];
+    body.params.iter().enumerate().for_each(|(n, p)| same_as[p.0 as usize] = Some(n));
+    let mut constant = vec![false; body.values.len()];
+    let mut found: BTreeMap<usize, f64> = BTreeMap::new();
+    for inst in &body.body {
+        let result = inst.result().0 as usize;
+        let of = |v: &ValueId| (unpacked[v.0 as usize], same_as[v.0 as usize]);
+        if let (Op::Binary(Binary::Mul), [a, b]) = (&inst.op, &inst.args[..]) {
+            for (x, scale) in [(a, b), (b, a)] {
+                if let ((true, _), (false, Some(param))) = (of(x), of(scale))
+                    && let Some((_, numbers)) = trace.get(x.0 as usize)
+                {
+                    let most =
+                        numbers.data.iter().filter(|x| x.is_finite()).fold(1.0f64, |m, x| m.max(x.abs()));
+                    found.entry(param).and_modify(|m| *m = m.max(most)).or_insert(most);
+                }
+            }
+        }
+        let known = |v: &ValueId| unpacked[v.0 as usize] || constant[v.0 as usize];
+        let follows = inst.args.iter().all(known) && inst.args.iter().any(|v| unpacked[v.0 as usize]);
+        unpacked[result] = matches!(inst.op, Op::Unpack { .. }) || follows;
+        constant[result] = inst.args.iter().all(|v| constant[v.0 as usize]);
+        let moves = matches!(
+            inst.op,
+            Op::Rename { .. }
+                | Op::Broadcast { .. }
+                | Op::Split { .. }
+                | Op::Merge { .. }
+                | Op::Cast
+                | Op::Slice { .. }
+        );
+        if let (true, [x]) = (moves, &inst.args[..]) {
+            same_as[result] = same_as[x.0 as usize];
+        }
+    }
+    for (param, most) in found {
+        let Tensor { dtype, data, .. } = &mut args[param];
+        data.iter_mut().for_each(|x| *x = dtype.round(*x / most));
+    }
 }
 
 /// For each value of the body, what it is for.

@@ -87,14 +87,14 @@ pub fn check_together<D: Device>(
 
 impl Expected {
     /// How far off a result is.
-    fn compare(&self, got: &Tensor, sizes: &[usize], seed: u64) -> Outcome {
+    pub fn compare(&self, got: &Tensor, sizes: &[usize], seed: u64) -> Outcome {
         let (mut worst, mut wrong) = ((0.0, 0.0, 0.0, 0), 0);
         for (n, (&got, &want)) in got.data.iter().zip(&self.value.data).enumerate() {
             let tolerance = self.tolerance[n];
             if got == want || (got.is_nan() && want.is_nan()) || tolerance == f64::INFINITY {
                 continue;
             }
-            let error = (got - want).abs();
+            let error = self.apart(got, want);
             let ratio = if error.is_nan() { f64::INFINITY } else { error / tolerance };
             wrong += usize::from(ratio > 1.0);
             if ratio > worst.0 {
