@@ -7,7 +7,9 @@
 //! A body may compute its operands (*prologue*), and the result from the product (*epilogue*). What a prologue or an epilogue folds
 //! belongs to one row of an operand: the scale of an RMS norm. Several contractions of one shape may meet in the epilogue.
 
-use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
+use std::collections::BTreeSet;
+
+use latentc_ir::{AxisId, Function, Inst, Op, Pairs, Size, Type, ValueId};
 
 /// The groups of axes of a contraction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,5 +67,53 @@ impl ContractPlan {
             Product { inst, operands: if first { [a, b] } else { [b, a] } }
         });
         oriented.collect()
+    }
+}
+
+/// A rotation of what products make (an *epilogue*): each element of the result wants two sums, its own and its partner's along an axis.
+///
+/// Whoever computes one has the other at hand if partners are neighbours among the rows or columns that it has, so these are
+/// numbered in pairs: of each two numbers, an even one and the next. Halves are [renumbered](Rotation::pairs) to be so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// The axis. Its size is even.
+    pub axis: AxisId,
+    /// Which of its indices are partners.
+    pub pairs: Pairs,
+}
+
+impl Rotation {
+    /// The rotation behind the products of a body. `None` if there is none, or several that differ: what wants more than two sums
+    /// computes them for itself.
+    pub fn of(body: &Function) -> Option<Rotation> {
+        let mut behind = BTreeSet::new();
+        let mut found: Option<Rotation> = None;
+        for inst in &body.body {
+            let follows = inst.op == Op::Contract || inst.args.iter().any(|a| behind.contains(a));
+            if !follows {
+                continue;
+            }
+            behind.extend(inst.results.iter().copied());
+            if let Op::Rope { axis, pairs } = inst.op {
+                let here = Rotation { axis, pairs };
+                if found.is_some_and(|other| other != here) {
+                    return None;
+                }
+                found = Some(here);
+            }
+        }
+        found.filter(|r| body.axis(r.axis).size != Size::Fixed(0))
+    }
+
+    /// Whether the axis is the last one of these, but for those of size 1: partners can be neighbours then.
+    pub fn ends(&self, body: &Function, axes: &[AxisId]) -> bool {
+        axes.iter().rfind(|a| body.axis(**a).size != Size::Fixed(1)) == Some(&self.axis)
+    }
+
+    /// The same for the axes that two tensors share, which have to agree on the order.
+    pub fn ends_both(&self, body: &Function, operand: &Type, result: &Type) -> bool {
+        let shared =
+            |of: &Type, with: &Type| of.axes.iter().copied().filter(|a| with.has(*a)).collect::<Vec<_>>();
+        self.ends(body, &shared(operand, result)) && self.ends(body, &shared(result, operand))
     }
 }

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use latentc_ir::{AxisId, Function, Inst, Op, Size, ValueId};
+use latentc_ir::{AxisId, Function, Inst, Op, Pairs, Size, ValueId};
 
-use crate::contract::ContractPlan;
-use crate::map::append;
+use crate::contract::{ContractPlan, Rotation};
+use crate::map::made;
 
 /// The parts of a product with few rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +50,9 @@ impl FewPlan {
     pub fn of(body: &Function, wide: usize) -> Option<FewPlan> {
         let contractions = || body.body.iter().filter(|i| i.op == Op::Contract);
         let set = |v: ValueId| body.ty(v).axes.iter().copied().collect::<BTreeSet<_>>();
-        let root = set(body.results[0]);
+        let root = set(made(body));
         let known = contractions().all(|i| i.args.len() == 2 && set(i.result()) == root);
-        if append(body).is_some() || !known || contractions().next().is_none() {
+        if !known || contractions().next().is_none() {
             return None;
         }
         let mut plan: Option<FewPlan> = None;
@@ -65,7 +65,12 @@ impl FewPlan {
                 Some(_) => return None,
             }
         }
-        plan
+        plan.filter(|plan| Rotation::of(body).is_none_or(|r| plan.has_partners(body, r)))
+    }
+
+    /// Whether the partners of a rotation are columns side by side, or can be read as if they were.
+    fn has_partners(&self, body: &Function, rotation: Rotation) -> bool {
+        rotation.ends(body, &self.columns) && (self.along || rotation.pairs == Pairs::Interleaved)
     }
 
     fn walks_like(&self, other: &FewPlan) -> bool {

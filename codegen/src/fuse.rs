@@ -4,7 +4,10 @@
 //! of what has. Around a product of matrices may stand
 //!
 //! - an *epilogue*: elementwise ops on its result, as far as all that is made of the product meets in one value. That value is
-//!   stored, the product is not. Products of one shape that meet there are one kernel: gate and up projection of SwiGLU;
+//!   stored, the product is not. Products of one shape that meet there are one kernel: gate and up projection of SwiGLU. So is a
+//!   rotation, whose partners are rows or columns that one processor can have; and where nothing but a cache wants the value, it is
+//!   made in its place there. A fold of the result, such as a norm of latents, is no epilogue: a row of it is shared out over many
+//!   processors, which would have to wait for each other;
 //! - a *prologue*: expressions of its operands, where computing them once more for every tile takes less time than a launch
 //!   and a trip through memory. RMS norm goes into the projections behind it when there are few rows. Where rows and columns are many,
 //!   matrix units read operands from memory, so each product would store the expression for itself: it is stored once for all.
@@ -16,17 +19,19 @@
 //! axes. Reductions that several kernels want are repeated only where that is cheaper than a launch. A row is walked by one processor, so
 //! a reduction whose rows are too few to keep a machine busy is stored where more than these rows wait for it: a sum over all of
 //! a batch that every element of a matrix is divided by. Reductions and selections that feed one another are one kernel where a row of
-//! them fits: see [`rows`].
+//! them fits: see [`rows`]. No kernel takes more buffers or registers than every target gives: see [`limits`].
 
+mod limits;
 mod rows;
 mod stream;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use latentc_ir::{AxisId, Def, Function, Inst, Op, Type, ValueId};
+use latentc_ir::{AxisId, Def, Function, Inst, Op, Pairs, Size, Type, ValueId};
 use latentc_passes::{Kind, Machine, Remark, Sizes};
 
+use crate::contract::Rotation;
 use crate::grouped::GroupedPlan;
 use crate::scatter::is_product;
 
@@ -70,6 +75,8 @@ pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> (Vec<bo
     while s.settle() {
         s.views();
     }
+    s.limit();
+    s.views();
     s.rows();
     // In the order of the text, each value once: what was said of it last holds.
     let last: BTreeMap<usize, Remark> = s.remarks.into_iter().collect();
@@ -214,6 +221,7 @@ impl<'a> Storage<'a> {
             let inst = &f.body[n];
             let product = inst.result();
             let axes = self.axes(product);
+            let mut rotation = None;
             let mut flow = BTreeSet::from([product]);
             let (mut work, mut exits, mut joined) = (vec![product], BTreeSet::new(), BTreeSet::new());
             while let Some(v) = work.pop() {
@@ -225,7 +233,12 @@ impl<'a> Storage<'a> {
                     let user = &f.body[u];
                     let next = user.result();
                     let streamed = self.streamed[next.0 as usize] > 0;
-                    if !user.op.is_elementwise() || self.axes(next) != axes || streamed {
+                    let turns = rotation.is_none_or(|other| other == u) && self.can_rotate(n, user, v);
+                    let follows = user.op.is_elementwise() && self.axes(next) == axes;
+                    if turns {
+                        rotation = Some(u);
+                    }
+                    if !(follows || turns) || streamed {
                         exits.insert(v);
                     } else if let Some(&other) = claimed.get(&next) {
                         if self.shape(n) == self.shape(other) {
@@ -242,6 +255,7 @@ impl<'a> Storage<'a> {
             let joined: Vec<_> = joined.into_iter().collect();
             match (&exits[..], &joined[..]) {
                 (&[root], []) => {
+                    let root = self.cache_of(n, root).unwrap_or(root);
                     self.store(root);
                     if root != product {
                         let message = format!(
@@ -274,6 +288,38 @@ impl<'a> Storage<'a> {
                 }
             }
         }
+    }
+
+    /// Whether a rotation of a value can be part of the kernel of a product. Partners have to be the last of the rows or columns, and
+    /// halves, which lie apart, read one by one.
+    fn can_rotate(&self, product: usize, rope: &Inst, v: ValueId) -> bool {
+        let Op::Rope { axis, pairs } = rope.op else { return false };
+        let (f, inst) = (self.f, &self.f.body[product]);
+        let rotation = Rotation { axis, pairs };
+        let mut with_axis = inst.args.iter().map(|&a| f.ty(a)).filter(|ty| ty.has(axis));
+        let (Some(ty), None) = (with_axis.next(), with_axis.next()) else { return false };
+        let last = ty.axes.iter().rfind(|a| f.axis(**a).size != Size::Fixed(1));
+        let result = f.ty(inst.result());
+        let apart = pairs == Pairs::Halves && last.is_some_and(|a| result.has(*a));
+        rope.args[0] == v
+            && !rope.args[1..].contains(&v)
+            && self.is_plain(product)
+            && rotation.ends_both(f, ty, result)
+            && !apart
+    }
+
+    /// The cache that what is made of a product is appended to, if nothing else wants it.
+    fn cache_of(&self, product: usize, v: ValueId) -> Option<ValueId> {
+        let [u] = self.users[v.0 as usize][..] else { return None };
+        let inst = &self.f.body[u];
+        let appends =
+            matches!(inst.op, Op::Append { .. }) && inst.args[1] == v && !inst.args[2..].contains(&v);
+        (appends && !self.is_stored(v) && self.is_plain(product)).then(|| inst.result())
+    }
+
+    /// Whether a product is one of matrices, neither chosen by an index nor a stream.
+    fn is_plain(&self, product: usize) -> bool {
+        !self.streams.contains_key(&product) && gathered(self.f, &self.f.body[product], &self.defs).is_none()
     }
 
     /// For each value, how many products and selections it takes to make it, one behind the other.

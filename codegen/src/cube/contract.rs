@@ -12,6 +12,7 @@ use std::array;
 use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 
 use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val, Var};
+use super::epilogue::Epilogue;
 use super::expr::{Exprs, Fold};
 use crate::contract::ContractPlan;
 
@@ -124,7 +125,7 @@ impl Offsets {
     }
 }
 
-/// Where a tile is: the index in the batch, and a side's group of axes with the number of its first row and of all.
+/// Where a tile is: a side's group of axes, with the number of its first row and of all.
 pub(super) struct Side<'p> {
     pub(super) group: &'p [AxisId],
     pub(super) first: Val,
@@ -149,7 +150,7 @@ pub(super) fn fold_rows<'f>(
     side: &mut Side<'_>,
     folds: &[(&'f Inst, Fold)],
     (batch_axes, batch): (&[AxisId], &[Val]),
-    (scratch, tile): (Shared, u32),
+    (scratch, tile, epilogue): (Shared, u32, &Epilogue),
 ) {
     let (zero, one, most) = (e.u32(0), e.u32(1), e.u32(tile));
     for (inst, fold) in folds {
@@ -159,6 +160,7 @@ pub(super) fn fold_rows<'f>(
         e.for_step(zero, rows, one, |e, row| {
             x.scope(|x| {
                 let number = e.add(side.first, row);
+                let number = epilogue.in_order(e, x, side.group, number);
                 let at = x.split(e, number, side.group);
                 let known = [(batch_axes, batch), (side.group, &at[..])];
                 for (value, kept) in &side.folded {
@@ -201,7 +203,7 @@ impl Operand {
         x: &Exprs<'_>,
         (value, side, buf): (ValueId, usize, Option<Buf>),
         batch: (&[AxisId], Val),
-        rows: &Side<'_>,
+        (rows, epilogue): (&Side<'_>, &Epilogue),
         depth: &[AxisId],
     ) -> Operand {
         let memory = &x.body().ty(value).axes;
@@ -218,9 +220,11 @@ impl Operand {
             let (slow, fast) = (e.div(at, fast), e.rem(at, fast));
             let (row, k) = if along_rows { (fast, slow) } else { (slow, fast) };
             let number = e.add(rows.first, row);
+            let exists = e.lt(number, rows.total);
+            let number = epilogue.in_order(e, x, rows.group, number);
             let start = starts.at(e, number);
             let start = e.add(base, start);
-            (row, k, start, e.lt(number, rows.total))
+            (row, k, start, exists)
         });
         let memory = buf.map(|buf| (buf, Offsets::of(e, x, depth, memory)));
         Operand { value, side, tile, memory, loads }
@@ -230,7 +234,7 @@ impl Operand {
     fn load(
         &self,
         e: &mut Emit,
-        x: &mut Exprs<'_>,
+        (x, epilogue): (&mut Exprs<'_>, &Epilogue),
         (rows, batch): (&Side<'_>, (&[AxisId], &[Val])),
         (k0, depth, k_axes): (Val, Val, &[AxisId]),
     ) {
@@ -248,8 +252,9 @@ impl Operand {
                         e.load(*buf, address)
                     }
                     None => x.scope(|x| {
-                        let row_number = e.add(rows.first, row);
-                        let at = x.split(e, row_number, rows.group);
+                        let number_of_row = e.add(rows.first, row);
+                        let in_order = epilogue.in_order(e, x, rows.group, number_of_row);
+                        let at = x.split(e, in_order, rows.group);
                         let deep = x.split(e, number, k_axes);
                         let known = [batch, (rows.group, &at[..]), (k_axes, &deep[..])];
                         for (value, kept) in &rows.folded {
@@ -272,12 +277,29 @@ impl Operand {
     }
 
     /// This unit's elements at a depth of the tile.
-    fn read(&self, e: &mut Emit, k: u32, first: Val) -> [Val; EACH as usize] {
+    fn read(&self, e: &mut Emit, k: u32, own: &Own) -> [Val; EACH as usize] {
         array::from_fn(|n| {
-            let there = e.u32(k * PITCH + n as u32 * SIDE);
-            let place = e.add(first, there);
+            let there = e.u32(k * PITCH + own.steps[n]);
+            let place = e.add(own.first, there);
             e.load(self.tile, place)
         })
+    }
+}
+
+/// The rows or columns of a tile that a unit has: every 16th, but partners of a rotation side by side.
+struct Own {
+    first: Val,
+    steps: [u32; EACH as usize],
+}
+
+impl Own {
+    /// Of the unit with this number along a side of the tile.
+    fn of(e: &mut Emit, number: Val, partners: bool) -> Own {
+        let together = if partners { 2 } else { 1 };
+        let of_unit = e.u32(together);
+        let first = e.mul(number, of_unit);
+        let steps = array::from_fn(|n| n as u32 / together * together * SIDE + n as u32 % together);
+        Own { first, steps }
     }
 }
 
@@ -291,7 +313,7 @@ pub(crate) fn emit(
 ) {
     let x = &mut x;
     let body: &Function = x.body();
-    let root = body.results[0];
+    let epilogue = Epilogue::of(body);
     let [m, n, depth] = [&plan.m, &plan.n, &plan.k].map(|axes| x.total(e, axes));
 
     // Tiles are numbered along n, then m, then the batch.
@@ -314,18 +336,21 @@ pub(crate) fn emit(
         let operands: Vec<_> = operands(body, plan)
             .into_iter()
             .map(|(v, side)| {
-                Operand::new(e, x, (v, side, buffer(v)), (&plan.batch, batch), &sides[side], &plan.k)
+                let side_of = (&sides[side], &epilogue);
+                Operand::new(e, x, (v, side, buffer(v)), (&plan.batch, batch), side_of, &plan.k)
             })
             .collect();
         let folds = folds(body, plan);
         if folds.iter().any(|f| !f.is_empty()) {
             let scratch = e.shared(Elem::F32, UNITS as usize);
             for (side, folds) in sides.iter_mut().zip(&folds) {
-                fold_rows(e, x, side, folds, repeat, (scratch, TILE));
+                fold_rows(e, x, side, folds, repeat, (scratch, TILE, &epilogue));
             }
         }
         let (unit, side) = (e.unit(), e.u32(SIDE));
         let (ty, tx) = (e.div(unit, side), e.rem(unit, side));
+        let partners = [&plan.m, &plan.n].map(|group| epilogue.along(body, group).is_some());
+        let own = [Own::of(e, ty, partners[0]), Own::of(e, tx, partners[1])];
         let zero = e.f32(0.0);
         let products = plan.products(body);
         let sums: Vec<[[Var; EACH as usize]; EACH as usize]> =
@@ -334,12 +359,12 @@ pub(crate) fn emit(
         let (from, step) = (e.u32(0), e.u32(DEPTH));
         e.for_step(from, depth, step, |e, k0| {
             for operand in &operands {
-                operand.load(e, x, (&sides[operand.side], repeat), (k0, depth, &plan.k));
+                let side = (&sides[operand.side], repeat);
+                operand.load(e, (&mut *x, &epilogue), side, (k0, depth, &plan.k));
             }
             e.sync();
             for k in 0..DEPTH {
-                let brought: Vec<_> =
-                    operands.iter().map(|o| o.read(e, k, if o.side == 0 { ty } else { tx })).collect();
+                let brought: Vec<_> = operands.iter().map(|o| o.read(e, k, &own[o.side])).collect();
                 for (product, sums) in products.iter().zip(&sums) {
                     let of = |side: usize| {
                         let wanted = |o: &Operand| o.value == product.operands[side] && o.side == side;
@@ -358,49 +383,51 @@ pub(crate) fn emit(
             e.sync();
         });
 
-        let memory = &body.ty(root).axes;
+        let memory = &epilogue.memory;
         let base = Offsets::of(e, x, &plan.batch, memory).at(e, batch);
         let (in_m, in_n) = (Offsets::of(e, x, &plan.m, memory), Offsets::of(e, x, &plan.n, memory));
-        let plain = products.len() == 1 && products[0].inst.result() == root;
-        for r in 0..EACH {
-            let below = e.u32(r * SIDE);
-            let in_tile = e.add(ty, below);
+        let values: Vec<_> = products.iter().map(|p| p.inst.result()).collect();
+        for r in 0..EACH as usize {
+            let below = e.u32(own[0].steps[r]);
+            let in_tile = e.add(own[0].first, below);
             let i = e.add(row0, in_tile);
             let row_exists = e.lt(i, m);
+            let i = epilogue.in_order(e, x, &plan.m, i);
             let start = in_m.at(e, i);
             let start = e.add(base, start);
-            for c in 0..EACH {
-                let right = e.u32(c * SIDE);
-                let across = e.add(tx, right);
+            for c in 0..EACH as usize {
+                let right = e.u32(own[1].steps[c]);
+                let across = e.add(own[1].first, right);
                 let j = e.add(col0, across);
                 let col_exists = e.lt(j, n);
                 let inside = e.and(row_exists, col_exists);
                 e.if_(inside, |e| {
+                    let j = epilogue.in_order(e, x, &plan.n, j);
                     let step = in_n.at(e, j);
                     let address = e.add(start, step);
-                    let sum = |e: &mut Emit, p: usize| e.get(sums[p][r as usize][c as usize]);
-                    let element = if plain {
-                        sum(e, 0)
-                    } else {
-                        x.scope(|x| {
-                            let (at_m, at_n) = (x.split(e, i, &plan.m), x.split(e, j, &plan.n));
-                            let known = [repeat, (&plan.m[..], &at_m[..]), (&plan.n[..], &at_n[..])];
-                            for (side, row) in sides.iter().zip([in_tile, across]) {
-                                for (value, kept) in &side.folded {
-                                    let element = e.load(*kept, row);
-                                    x.define(*value, gather_index(x, *value, &known), element);
-                                }
-                            }
-                            for (p, product) in products.iter().enumerate() {
-                                let value = product.inst.result();
-                                let element = sum(e, p);
-                                x.define(value, gather_index(x, value, &known), element);
-                            }
-                            let index = gather_index(x, root, &known);
-                            x.element(e, root, &index)
-                        })
+                    // One of the two sides has partners: there is one rotation.
+                    let sum = |e: &mut Emit, p: usize, partner: bool| {
+                        let [down, right] = partners.map(|has| usize::from(partner && has));
+                        e.get(sums[p][r ^ down][c ^ right])
                     };
-                    e.store(output, address, element);
+                    if epilogue.plain(&values) {
+                        let element = sum(e, 0, false);
+                        return e.store(output, address, element);
+                    }
+                    x.scope(|x| {
+                        let (at_m, at_n) = (x.split(e, i, &plan.m), x.split(e, j, &plan.n));
+                        let known = [repeat, (&plan.m[..], &at_m[..]), (&plan.n[..], &at_n[..])];
+                        for (side, row) in sides.iter().zip([in_tile, across]) {
+                            for (value, kept) in &side.folded {
+                                let element = e.load(*kept, row);
+                                x.define(*value, gather_index(x, *value, &known), element);
+                            }
+                        }
+                        epilogue.store(e, x, &known, address, |e, x, address| {
+                            let element = epilogue.element(e, x, &known, &values, &sum);
+                            e.store(output, address, element);
+                        });
+                    });
                 });
             }
         }

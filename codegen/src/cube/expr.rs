@@ -46,6 +46,19 @@ pub(crate) struct Exprs<'a> {
     known: HashMap<(ValueId, Vec<Val>), Val>,
     /// The keys of `known`, in order of insertion.
     order: Vec<(ValueId, Vec<Val>)>,
+    /// What is known of indices along rotated axes, in order of insertion.
+    turns: Vec<(AxisId, Pairs, Val, Turn)>,
+}
+
+/// An index along a rotated axis.
+#[derive(Clone, Copy)]
+pub(crate) struct Turn {
+    /// The number of its pair.
+    pair: Val,
+    /// The index of its partner.
+    pub(crate) partner: Val,
+    /// Whether it is the second of the two.
+    second: Val,
 }
 
 impl<'a> Exprs<'a> {
@@ -60,8 +73,8 @@ impl<'a> Exprs<'a> {
         for inst in &body.body {
             sources[inst.result().0 as usize] = Source::Inst(inst);
         }
-        let (known, order) = (HashMap::new(), Vec::new());
-        Exprs { body, target, extents, sources, place: None, rows: Vec::new(), known, order }
+        let (known, order, turns) = (HashMap::new(), Vec::new(), Vec::new());
+        Exprs { body, target, extents, sources, place: None, rows: Vec::new(), known, order, turns }
     }
 
     /// The body whose values these are.
@@ -151,12 +164,25 @@ impl<'a> Exprs<'a> {
 
     /// Runs `body` in a scope of the kernel: what is computed there is known there only.
     pub(crate) fn scope<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
-        let outside = self.order.len();
+        let (outside, turns) = (self.order.len(), self.turns.len());
         let result = body(self);
+        self.turns.truncate(turns);
         for key in self.order.drain(outside..) {
             self.known.remove(&key);
         }
         result
+    }
+
+    /// What an index along a rotated axis is to the others; the same for as long as it is in scope.
+    pub(crate) fn turn(&mut self, e: &mut Emit, axis: AxisId, pairs: Pairs, r: Val) -> Turn {
+        let known = self.turns.iter().find(|(a, p, at, _)| (*a, *p, *at) == (axis, pairs, r));
+        if let Some((.., turn)) = known {
+            return *turn;
+        }
+        let (pair, partner, second) = rotate(e, pairs, r, self.extent(axis));
+        let turn = Turn { pair, partner, second };
+        self.turns.push((axis, pairs, r, turn));
+        turn
     }
 
     /// The element of a value at an index, given in the order of its type's axes.
@@ -308,7 +334,7 @@ impl<'a> Exprs<'a> {
             Op::TopK { axis, k } => self.top_k(e, here, *axis, *k),
             Op::TopIndices { axis, into } => self.top_index(e, here, *axis, along(*into)),
             Op::Rope { axis, pairs } => {
-                let (pair, partner, second) = rotate(e, *pairs, along(*axis), self.extent(*axis));
+                let Turn { pair, partner, second } = self.turn(e, *axis, *pairs, along(*axis));
                 let x = self.operand(e, here, 0, &[]);
                 let other = self.operand(e, here, 0, &[(*axis, partner)]);
                 let position = self.operand(e, here, 1, &[]);

@@ -12,9 +12,11 @@
 use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 
 use super::contract::{Offsets, Side, fold_rows, gather_index};
-use super::emit::{Bin, Buf, Elem, Emit, Pack, Shared, Val, Var};
+use super::emit::{Bin, Bits, Buf, Elem, Emit, Pack, Shared, Val, Var};
+use super::epilogue::Epilogue;
 use super::expr::{Exprs, Fold};
 use super::target::Target;
+use crate::contract::Rotation;
 use crate::few::FewPlan;
 
 /// Units of a cube.
@@ -103,7 +105,9 @@ impl Tiling {
                 steps(splits, unroll) <= u64::from(most)
                     && depth.is_none_or(|d| steps(splits, unroll) <= d.next_multiple_of(PLANE.into()))
             };
-            while t.splits < planes
+            // Whoever has one of two partners has both.
+            let least = if Rotation::of(body).is_some() { 2 } else { 1 };
+            while planes / (2 * t.splits) * t.each >= least
                 && fits(t.splits * 2, 1)
                 && cubes.is_some_and(|n| n * u64::from(t.splits) / u64::from(planes * t.each) < BUSY)
             {
@@ -264,12 +268,13 @@ pub(crate) fn emit<'a>(
     e.if_(inside, |e| {
         let batch_index = x.split(e, batch, &plan.batch);
         let repeat = (&plan.batch[..], &batch_index[..]);
+        let epilogue = Epilogue::of(body);
         let mut side = Side { group: &plan.rows, first: row0, total: rows, folded: Vec::new() };
         let folds = folds(body, plan);
         let scratch = (!folds.is_empty()).then(|| e.shared(Elem::F32, UNITS as usize));
         let fold = |e: &mut Emit, x: &mut Exprs<'a>, side: &mut Side<'_>| {
             if let Some(scratch) = scratch {
-                fold_rows(e, x, side, &folds, repeat, (scratch, t.rows));
+                fold_rows(e, x, side, &folds, repeat, (scratch, t.rows, &epilogue));
             }
         };
         let narrow = plan.narrows().into_iter();
@@ -290,7 +295,8 @@ pub(crate) fn emit<'a>(
             .map(|n| {
                 let n = e.u32(n);
                 let number = e.add(first, n);
-                e.binary(Bin::Min, number, last)
+                let number = e.binary(Bin::Min, number, last);
+                epilogue.in_order(e, x, &plan.columns, number)
             })
             .collect();
         let columns_at = starts.iter().map(|s| numbers.iter().map(|&n| s.at(e, n)).collect()).collect();
@@ -310,7 +316,7 @@ pub(crate) fn emit<'a>(
         } else {
             few.fold_units(e, kept);
         }
-        few.finish(e, x, &side, repeat, (row0, column0, columns), (kept, output));
+        few.finish(e, (x, &epilogue), &side, repeat, (row0, column0, columns), (kept, output));
     });
 }
 
@@ -937,19 +943,18 @@ impl Few<'_> {
     fn finish(
         &self,
         e: &mut Emit,
-        x: &mut Exprs<'_>,
+        (x, epilogue): (&mut Exprs<'_>, &Epilogue),
         side: &Side<'_>,
         repeat: (&[AxisId], &[Val]),
         (row0, column0, columns): (Val, Val, Val),
         (kept, output): (Shared, Buf),
     ) {
-        let (plan, t, body) = (self.plan, &self.t, x.body());
-        let root = body.results[0];
-        let memory = &body.ty(root).axes;
+        let (plan, t) = (self.plan, &self.t);
+        let memory = &epilogue.memory;
         let base = place(e, x, memory, &[repeat]);
         let (in_rows, in_columns) =
             (Offsets::of(e, x, &plan.rows, memory), Offsets::of(e, x, &plan.columns, memory));
-        let plain = plan.products.len() == 1 && plan.products[0].result == root;
+        let products: Vec<_> = plan.products.iter().map(|p| p.result).collect();
         let splits = if plan.along { t.splits } else { 1 };
         let (unit, units, all) = (e.unit(), e.u32(UNITS), e.u32(t.rows * t.columns));
         e.for_step(unit, all, units, |e, flat| {
@@ -959,39 +964,38 @@ impl Few<'_> {
             let (row_exists, column_exists) = (e.lt(row, side.total), e.lt(column, columns));
             let inside = e.and(row_exists, column_exists);
             e.if_(inside, |e| {
-                let sum = |e: &mut Emit, p: usize| {
-                    let mut total: Option<Val> = None;
+                let sum = |e: &mut Emit, p: usize, partner: bool| {
+                    let (one, mut total) = (e.u32(1), None);
+                    let at = if partner { e.bits(Bits::Xor, flat, one) } else { flat };
                     for split in 0..splits {
                         let before = e.u32((p as u32 * splits + split) * t.rows * t.columns);
-                        let at = e.add(before, flat);
+                        let at = e.add(before, at);
                         let part = e.load(kept, at);
                         total = Some(total.map_or(part, |sum| e.add(sum, part)));
                     }
                     total.expect("there is at least one split")
                 };
+                let column = epilogue.in_order(e, x, &plan.columns, column);
                 let (down, right) = (in_rows.at(e, row), in_columns.at(e, column));
                 let address = e.add(base, down);
                 let address = e.add(address, right);
-                let element = if plain {
-                    sum(e, 0)
-                } else {
-                    x.scope(|x| {
-                        let at = x.split(e, row, &plan.rows);
-                        let across = x.split(e, column, &plan.columns);
-                        let known = [repeat, (&plan.rows[..], &at[..]), (&plan.columns[..], &across[..])];
-                        for (value, kept) in &side.folded {
-                            let element = e.load(*kept, r);
-                            x.define(*value, gather_index(x, *value, &known), element);
-                        }
-                        for (p, product) in plan.products.iter().enumerate() {
-                            let element = sum(e, p);
-                            x.define(product.result, gather_index(x, product.result, &known), element);
-                        }
-                        let index = gather_index(x, root, &known);
-                        x.element(e, root, &index)
-                    })
-                };
-                e.store(output, address, element);
+                if epilogue.plain(&products) {
+                    let element = sum(e, 0, false);
+                    return e.store(output, address, element);
+                }
+                x.scope(|x| {
+                    let at = x.split(e, row, &plan.rows);
+                    let across = x.split(e, column, &plan.columns);
+                    let known = [repeat, (&plan.rows[..], &at[..]), (&plan.columns[..], &across[..])];
+                    for (value, kept) in &side.folded {
+                        let element = e.load(*kept, r);
+                        x.define(*value, gather_index(x, *value, &known), element);
+                    }
+                    epilogue.store(e, x, &known, address, |e, x, address| {
+                        let element = epilogue.element(e, x, &known, &products, &sum);
+                        e.store(output, address, element);
+                    });
+                });
             });
         });
     }

@@ -15,6 +15,7 @@ use latentc_ir::{AxisId, DType, Function, Op, ValueId};
 
 use super::contract::Offsets;
 use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val};
+use super::epilogue::Epilogue;
 use super::expr::{Exprs, Fold};
 use super::feed::{Feed, Layout, Read, SPAN, Staged, TURNED_BYTES};
 use super::few::place;
@@ -377,6 +378,7 @@ fn multiply(
     let slab = plan.products.len() as u32 * tile.slab() * tile.slab_pitch(plan);
     let slab = e.shared(Elem::F32, slab as usize);
     let depth = x.total(e, &plan.inner);
+    let epilogue = Epilogue::of(body);
     let mut feed = Feed::new(elem, depth);
     let memory = &body.ty(operands[0]).axes;
     let steps = Offsets::of(e, x, &plan.inner, memory);
@@ -404,6 +406,7 @@ fn multiply(
             if let Some(known) = known {
                 exists = e.and(exists, known);
             }
+            let at = epilogue.in_order(e, x, &plan.columns, at);
             (starts.at(e, at), exists)
         });
     }

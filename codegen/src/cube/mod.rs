@@ -11,6 +11,7 @@ mod contract;
 mod device;
 mod edits;
 mod emit;
+mod epilogue;
 mod expr;
 mod feed;
 mod few;

@@ -31,7 +31,7 @@ use crate::scatter::ScatterPlan;
 /// What a launch reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operand {
-    /// A parameter of the whole kernel.
+    /// A parameter of the whole kernel: its number among those that are read.
     Param(usize),
     /// What lies in between.
     Kept(usize),
@@ -65,6 +65,11 @@ impl Kept {
             Kept::Order(sizes, groups) => (DType::I32, sort::kept(total(sizes), *groups)),
         }
     }
+}
+
+/// The parameters that a kernel reads.
+fn read(body: &Function) -> impl Iterator<Item = ValueId> + '_ {
+    body.params.iter().copied().filter(|&p| CubeIr::reads(body, p))
 }
 
 fn sizes(body: &Function, ty: &Type) -> Vec<Size> {
@@ -128,9 +133,7 @@ impl Stages {
 
     /// One launch.
     fn whole(kernel: &Kernel) -> Stages {
-        let read =
-            (0..kernel.body.params.len()).filter(|&n| CubeIr::reads(&kernel.body, kernel.body.params[n]));
-        let inputs = read.map(Operand::Param).collect();
+        let inputs = read(&kernel.body).enumerate().map(|(n, _)| Operand::Param(n)).collect();
         let stage = Stage { kernel: kernel.clone(), role: Role::Whole, inputs, output: Operand::Output };
         Stages { kept: Vec::new(), all: vec![stage] }
     }
@@ -158,7 +161,7 @@ impl Stages {
             return Some(Stages::whole(kernel));
         }
         let plan = FewPlan::of(body, wide)?;
-        let params = body.params.iter().enumerate().map(|(n, &p)| (p, Operand::Param(n)));
+        let params = read(body).enumerate().map(|(n, p)| (p, Operand::Param(n)));
         let mut cut = Cut { kernel, wide, given: params.collect(), kept: Vec::new(), stages: Vec::new() };
         for (n, narrow) in plan.narrows().into_iter().enumerate() {
             if !body.params.contains(&narrow) {
@@ -200,9 +203,11 @@ impl Cut<'_> {
         }
         made.reverse();
         let read: Vec<_> = self.given.iter().filter(|(v, _)| wanted.contains(v)).copied().collect();
+        // What is written in place is a parameter that nobody gives.
+        let cache = body.params.iter().copied().filter(|p| wanted.contains(p) && !CubeIr::reads(body, *p));
         let mut function = body.clone();
         function.body = made;
-        function.params = read.iter().map(|(v, _)| *v).collect();
+        function.params = cache.chain(read.iter().map(|(v, _)| *v)).collect();
         function.results = vec![root];
         (function, read.into_iter().map(|(_, at)| at).collect())
     }

@@ -2,8 +2,9 @@
 
 use latentc_ir::AxisId;
 
-use super::contract::{Offsets, gather_index};
+use super::contract::Offsets;
 use super::emit::{Array, Buf, Elem, Emit, Shared, Val};
+use super::epilogue::Epilogue;
 use super::expr::Exprs;
 use super::few::place;
 use super::fragment::{Plane, clear, in_packs, sums};
@@ -55,14 +56,16 @@ impl<'p> Sums<'p> {
         (slab, output): (Shared, Buf),
     ) {
         let (plan, tile, body) = (self.plan, self.tile, x.body());
-        let root = body.results[0];
-        let memory = &body.ty(root).axes;
+        let epilogue = Epilogue::of(body);
+        let (root, memory) = (body.results[0], &epilogue.memory);
         let base = place(e, x, memory, &[repeat]);
         let (in_rows, in_columns) =
             (Offsets::of(e, x, &plan.rows, memory), Offsets::of(e, x, &plan.columns, memory));
-        let plain = plan.products.len() == 1 && plan.products[0].result == root;
+        let values: Vec<_> = plan.products.iter().map(|p| p.result).collect();
         // Neighbours are stored at once where they are neighbours in memory, too.
-        let packed = body.ty(root).dtype.is_float() && in_packs(body, root, &plan.columns);
+        let packed = body.ty(root).dtype.is_float()
+            && in_packs(body, root, &plan.columns)
+            && epilogue.keeps_neighbours(body, &plan.columns);
         let (width, height, piece) = (tile.slab_columns(plan), tile.slab(), tile.piece());
         let pitch = tile.slab_pitch(plan);
         let (two, sixteen, of_pack, of_piece) = (e.u32(2), e.u32(16), e.u32(TOGETHER), e.u32(piece));
@@ -123,45 +126,51 @@ impl<'p> Sums<'p> {
                     let down = in_rows.at(e, row);
                     let address = e.add(base, down);
                     let at = x.split(e, row, &plan.rows);
-                    let element = |e: &mut Emit, x: &mut Exprs<'_>, n: u32, column: Val| {
-                        if plain {
-                            return e.element_of(&sums[0], n);
+                    let across = |e: &mut Emit, x: &mut Exprs<'_>, n: u32| {
+                        let n = e.u32(n);
+                        let column = e.add(column, n);
+                        epilogue.in_order(e, x, &plan.columns, column)
+                    };
+                    let element = |e: &mut Emit, x: &mut Exprs<'_>, n: u32| {
+                        // A partner is the other of two neighbours.
+                        let sum = |e: &mut Emit, p: usize, partner: bool| {
+                            e.element_of(&sums[p], n ^ u32::from(partner))
+                        };
+                        if epilogue.plain(&values) {
+                            return sum(e, 0, false);
                         }
                         x.scope(|x| {
-                            let across = x.split(e, column, &plan.columns);
-                            let known = [repeat, (&plan.rows[..], &at[..]), (&plan.columns[..], &across[..])];
-                            for (product, sums) in plan.products.iter().zip(&sums) {
-                                let sum = e.element_of(sums, n);
-                                x.define(product.result, gather_index(x, product.result, &known), sum);
-                            }
-                            let index = gather_index(x, root, &known);
-                            x.element(e, root, &index)
+                            let column = across(e, x, n);
+                            let index = x.split(e, column, &plan.columns);
+                            let known = [repeat, (&plan.rows[..], &at[..]), (&plan.columns[..], &index[..])];
+                            epilogue.element(e, x, &known, &values, &sum)
                         })
                     };
-                    if packed {
-                        let elements: Vec<_> = (0..TOGETHER)
-                            .map(|n| {
-                                let n_ = e.u32(n);
-                                let column = e.add(column, n_);
-                                element(e, x, n, column)
-                            })
-                            .collect();
+                    // From column `n` on, where there is one.
+                    let store = |e: &mut Emit, x: &mut Exprs<'_>, n: u32, count: u32| {
+                        let column = across(e, x, n);
                         let right = in_columns.at(e, column);
                         let address = e.add(address, right);
-                        let address = e.div(address, of_pack);
-                        e.store_numbers(output, address, &elements);
-                        return;
+                        let index =
+                            if epilogue.appends() { x.split(e, column, &plan.columns) } else { Vec::new() };
+                        let known = [repeat, (&plan.rows[..], &at[..]), (&plan.columns[..], &index[..])];
+                        epilogue.store(e, x, &known, address, |e, x, address| {
+                            let elements: Vec<_> = (n..n + count).map(|n| element(e, x, n)).collect();
+                            if count == 1 {
+                                return e.store(output, address, elements[0]);
+                            }
+                            let address = e.div(address, of_pack);
+                            e.store_numbers(output, address, &elements);
+                        });
+                    };
+                    if packed {
+                        return store(e, x, 0, TOGETHER);
                     }
                     for n in 0..TOGETHER {
                         let more = e.u32(n);
                         let column = e.add(column, more);
                         let exists = e.lt(column, columns);
-                        e.if_(exists, |e| {
-                            let made = element(e, x, n, column);
-                            let right = in_columns.at(e, column);
-                            let address = e.add(address, right);
-                            e.store(output, address, made);
-                        });
+                        e.if_(exists, |e| store(e, x, n, 1));
                     }
                 });
             });

@@ -450,7 +450,6 @@ impl Emulator {
             let element = Target::Cuda.bytes(dtype).unwrap_or(1);
             Bytes { bytes: vec![0xff; len * element], element, written: false }
         };
-        // All parameters of a kernel that comes to several are read, so they are numbered as its buffers are.
         let (mut params, mut kept) = (buffers.clone(), stages.kept.iter().map(memory).collect::<Vec<_>>());
         let last = params.len() - 1;
         for stage in &stages.all {

@@ -9,11 +9,9 @@ use std::collections::BTreeSet;
 use latentc_ir::{Def, Inst, Op, ValueId};
 use latentc_passes::Kind;
 
+use super::limits::BUFFERS;
 use super::{Storage, TURN, is_view};
 use crate::map::fits;
-
-/// WebGPU promises eight buffers to a kernel; the result and the sizes are two of them.
-const INPUTS: usize = 6;
 
 /// Instructions of a kernel, at most: expressions are written out one in another.
 const LONGEST: usize = 256;
@@ -116,7 +114,7 @@ impl<'a> Storage<'a> {
     }
 
     /// The instructions of the kernel that makes a value, in order, and what they read.
-    fn part(&self, root: ValueId) -> (Vec<&'a Inst>, BTreeSet<ValueId>) {
+    pub(super) fn part(&self, root: ValueId) -> (Vec<&'a Inst>, BTreeSet<ValueId>) {
         let (mut insts, mut leaves) = (BTreeSet::new(), BTreeSet::new());
         let mut work = vec![root];
         while let Some(v) = work.pop() {
@@ -136,7 +134,7 @@ impl<'a> Storage<'a> {
 
     fn is_map(&self, root: ValueId) -> bool {
         let (part, leaves) = self.part(root);
-        leaves.len() <= INPUTS && part.len() <= LONGEST && fits(self.f, &part).is_ok()
+        leaves.len() + 2 <= BUFFERS && part.len() <= LONGEST && fits(self.f, &part).is_ok()
     }
 
     /// The time of the launch that makes a value.

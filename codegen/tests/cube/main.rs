@@ -9,6 +9,7 @@ mod bench;
 mod contract;
 mod count;
 mod emulate;
+mod epilogue;
 mod few;
 mod fused;
 mod groups;

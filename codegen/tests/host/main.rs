@@ -4,6 +4,8 @@
 //! integers: sums and products of a few are exact in f32, so comparisons and selections fall out alike on both sides and
 //! what differs is rounding alone.
 
+mod codes;
+mod fuse;
 mod loss;
 mod rows;
 mod stream;
