@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::few::{Matrix, Rows};
 use super::multiply::{Way, multiply, wide};
-use super::simd::Element;
+use super::simd::{Element, on_best_unit};
 use super::walk::{Loop, merge, place, step, take_longest, turns};
 use super::{Shared, View, ViewMut};
 use crate::contract::ContractPlan;
@@ -16,6 +16,33 @@ use crate::program::Kernel;
 
 /// Below this many multiply-adds a product is not worth a second thread.
 const SMALL: usize = 1 << 15;
+
+/// The most columns of a result that are added up at once.
+const COLUMNS: usize = 256;
+
+/// Rows that are added up before their sum is added to the others': so that errors grow slower than the number of rows.
+const CHUNK: usize = 64;
+
+on_best_unit! {
+    /// Adds the products of so many rows of two operands to sums of their columns.
+    fn add_products(sums: &mut [f32], x: &[f32], w: &[f32], steps: [usize; 2], rows: usize) {
+        let n = sums.len();
+        let mut chunk = [0.0; COLUMNS];
+        for first in (0..rows).step_by(CHUNK) {
+            let chunk = &mut chunk[..n];
+            chunk.fill(0.0);
+            for row in first..rows.min(first + CHUNK) {
+                let (x, w) = (&x[row * steps[0]..][..n], &w[row * steps[1]..][..n]);
+                for i in 0..n {
+                    chunk[i] += x[i] * w[i];
+                }
+            }
+            for i in 0..n {
+                sums[i] += chunk[i];
+            }
+        }
+    }
+}
 
 /// Runs a contraction. `extents` are those of the body's axes.
 pub(super) fn run(
@@ -38,6 +65,11 @@ pub(super) fn run(
     let types = [body.ty(inst.args[0]), body.ty(inst.args[1]), body.ty(inst.result())];
     let steps = types.map(|t| strides(&t.axes, extents));
     let product = Product::new(extents, [0, 1, 2].map(|n| (&types[n].axes[..], &steps[n][..])));
+    if let (Some(along), [Floats::F32(a), Floats::F32(b)]) = (product.side_by_side(), operands) {
+        // SAFETY: as below.
+        unsafe { product.add_rows([a, b], Shared(y.as_mut_ptr()), along) };
+        return Ok(());
+    }
     // The operand with fewer rows is multiplied with the other, which is read as it is stored.
     let x = product.rows_of();
     let copy;
@@ -87,6 +119,48 @@ impl Product {
         outer.append(&mut m);
         outer.append(&mut n);
         Product { outer, m: gm, n: gn, k: gk, inner }
+    }
+
+    /// Where neither operand is a matrix, each element of the result is a sum of its own. The loop along which all three have neighbours side
+    /// by side, if there is one: whole rows are added up there, since one element after another would read memory in long steps.
+    fn side_by_side(&self) -> Option<usize> {
+        let alone = self.m.0 == 1 && self.n.0 == 1;
+        self.outer.iter().position(|(_, steps)| *steps == [1; 3]).filter(|_| alone)
+    }
+
+    /// Computes the result by rows along one of the loops, by this machine's threads.
+    ///
+    /// # Safety
+    /// As for [`run`](Product::run).
+    unsafe fn add_rows(&self, operands: [&[f32]; 2], y: Shared<f32>, along: usize) {
+        let mut outer = self.outer.clone();
+        let (columns, _) = outer.remove(along);
+        let (rows, steps) = self.k;
+        if columns == 0 {
+            return;
+        }
+        let width = columns.div_ceil(rayon::current_num_threads()).next_multiple_of(16).min(COLUMNS);
+        let (blocks, inner) = (columns.div_ceil(width), turns(&self.inner));
+        let task = |task: usize| {
+            let at = place(&outer, task / blocks);
+            let first = task % blocks * width;
+            let mut sums = [0.0; COLUMNS];
+            let sums = &mut sums[..width.min(columns - first)];
+            // An empty sum is zero.
+            for turn in 0..if rows == 0 { 0 } else { inner } {
+                let add = place(&self.inner, turn);
+                let from = |n: usize| &operands[n][at[n] + add[n] + first..];
+                add_products(sums, from(0), from(1), [steps[0], steps[1]], rows);
+            }
+            // SAFETY: by the caller; each task writes its own elements of `y`.
+            unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), y.get().add(at[2] + first), sums.len()) };
+        };
+        let tasks = turns(&outer) * blocks;
+        if tasks * width * rows * inner < SMALL {
+            (0..tasks).for_each(task);
+        } else {
+            (0..tasks).into_par_iter().for_each(task);
+        }
     }
 
     /// The operand that has the rows of the result that are fewer: 0 or 1.

@@ -264,6 +264,33 @@ proptest! {
     }
 }
 
+/// A sum over some rows for each column, with its axes in any order: columns `c`, groups `g`, summed `k`, `l`.
+fn columns(order: &[usize], sizes: [u64; 2]) -> Kernel {
+    let mut f = Function::new("columns");
+    let sizes = [("c", sizes[0]), ("g", 3), ("k", sizes[1]), ("l", 2)];
+    let axes: Vec<_> = sizes.iter().map(|(n, s)| f.add_axis(n, Size::Fixed(*s), None)).collect();
+    let f32_of = |mut of: Vec<AxisId>, by: usize| {
+        of.sort_by_key(|a| order[(a.0 as usize + by) % order.len()]);
+        Type::new(DType::F32, of)
+    };
+    let a = f.add_param("p0", f32_of(axes.clone(), 0));
+    let b = f.add_param("p1", f32_of(axes.clone(), 0));
+    f.results = f.push(Op::Contract, &[a, b], &[("", f32_of(axes[..2].to_vec(), 0))]);
+    Kernel { name: "columns".into(), kind: KernelKind::Contract, body: f }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #[test]
+    fn sums_of_columns_in_any_order(
+        order in Just((0..4).collect::<Vec<usize>>()).prop_shuffle(),
+        columns_and_rows in [0..600u64, 0..200u64],
+        seed: u64,
+    ) {
+        check(&columns(&order, columns_and_rows), seed)?;
+    }
+}
+
 #[test]
 fn sizes_are_in_the_order_of_the_symbols() {
     let mut f = Function::new("k");
