@@ -1,11 +1,13 @@
 //! Streams.
 
-use latentc_codegen::check::launch;
+use latentc_codegen::check::{check, launch};
 use latentc_codegen::cube::{LaunchShape, chosen, cuda_sources};
 use latentc_codegen::program::Kernel;
 use proptest::prelude::*;
 
-use crate::bench::{agree, cuda, cuda_text, inputs, means_the_same, means_the_same_on_wgpu, tolerance};
+use crate::bench::{
+    agree, cuda, cuda_text, device, inputs, means_the_same, means_the_same_on_wgpu, tolerance,
+};
 use crate::stream_matrix::right;
 use crate::streams::{arb_case, arb_fold, backward, causal, latent, stream};
 
@@ -58,8 +60,9 @@ fn products_that_no_tile_computes() {
 #[test]
 fn sums_of_a_gradient() {
     let k = backward("backward", "f32", [3, 40, 33]);
-    // Positions are shared out in the last.
-    agree(&k, &[&[1, 70, 70], &[2, 1, 5], &[0, 2, 2], &[1, 3, 0], &[1, 5, 600]]);
+    agree(&k, &[&[1, 70, 70], &[2, 1, 5], &[0, 2, 2], &[1, 3, 0]]);
+    // Positions are shared out, so many that what they add up to is less exact than a few are.
+    within_bounds(&k, &[1, 5, 600]);
     agree(&backward("flat", "f32", [2, 0, 3]), &[&[2, 3, 40]]);
 }
 
@@ -70,6 +73,15 @@ proptest! {
         let (k, sizes) = (case.kernel(), [sizes.0, sizes.1, sizes.2]);
         as_exact_as_it_is(&k, &sizes);
         cuda(&k);
+    }
+}
+
+/// Compares a kernel on all devices with what its arithmetic allows.
+fn within_bounds(k: &Kernel, sizes: &[usize]) {
+    right(k, sizes);
+    if let Some(mut wgpu) = device() {
+        let outcome = check(&mut wgpu, k, sizes, 5).unwrap_or_else(|e| panic!("{e}\n{}", k.body));
+        assert!(outcome.passes() && outcome.tolerance.is_finite(), "{outcome:?}\n{}", k.body);
     }
 }
 
