@@ -161,8 +161,7 @@ impl Texts<'_> {
         let mut all = Vec::new();
         match target.language() {
             Some(language) => {
-                let ends = [1, 1000].map(|n| vec![n; kernel.size_symbols().len()]);
-                for way in taken(kernel, language, &[&ends[..], sizes].concat()) {
+                for way in taken(kernel, language, sizes) {
                     for source in sources(&way, language)? {
                         let name = format!("{}.{}", source.name, target.ending());
                         all.push(manifest::Source { way: Some(way.kind), ..self.text(&name, source)? });

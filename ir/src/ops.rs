@@ -734,4 +734,36 @@ impl Op {
     pub fn is_elementwise(&self) -> bool {
         matches!(self, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast)
     }
+
+    /// Whether the result has the elements of its one operand, in whichever order and number.
+    pub fn moves(&self) -> bool {
+        match self {
+            Op::Rename { .. }
+            | Op::Broadcast { .. }
+            | Op::Split { .. }
+            | Op::Merge { .. }
+            | Op::Slice { .. } => true,
+            Op::Const(_)
+            | Op::Position { .. }
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Contract
+            | Op::Reduce { .. }
+            | Op::Pack { .. }
+            | Op::Unpack { .. }
+            | Op::Concat { .. }
+            | Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::TopK { .. }
+            | Op::TopIndices { .. }
+            | Op::Rope { .. }
+            | Op::Past { .. }
+            | Op::Append { .. }
+            | Op::Softmax { .. }
+            | Op::RmsNorm { .. }
+            | Op::Call { .. } => false,
+        }
+    }
 }

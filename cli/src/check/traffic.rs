@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{anyhow, bail};
 use latentc_codegen::check::{Trial, check, trials};
 use latentc_codegen::cube::chosen;
-use latentc_codegen::emulate::{Emulator, Moved};
+use latentc_codegen::emulate::{Count, Emulator, Moved};
 use latentc_codegen::program::Kernel;
 use latentc_codegen::traffic::Traffic;
 use serde::Serialize;
@@ -56,19 +56,13 @@ pub(super) fn count(args: &Args, model: &str, kernels: &[Kernel]) -> anyhow::Res
             bail!("{} is wrong, so what it moves says nothing; see it without --traffic", kernel.name);
         }
         let counts = emulator.take_counts();
-        let mut moved = Moved::default();
-        for one in counts.iter().map(|c| c.moved()) {
-            moved.asked += one.asked;
-            moved.by_block += one.by_block;
-            moved.distinct += one.distinct;
-        }
         rows.push(Row {
             name: kernel.name.clone(),
             kind: way.kind.to_string(),
             sizes: trial.sizes,
             launches: counts.len(),
             least,
-            moved,
+            moved: counts.iter().map(Count::moved).sum(),
             multiplied: counts.iter().map(|c| c.multiplied).sum(),
         });
     }

@@ -100,15 +100,7 @@ fn scale(kernel: &Kernel, sizes: &[usize], args: &mut [Tensor]) {
         let follows = inst.args.iter().all(known) && inst.args.iter().any(|v| unpacked[v.0 as usize]);
         unpacked[result] = matches!(inst.op, Op::Unpack { .. }) || follows;
         constant[result] = inst.args.iter().all(|v| constant[v.0 as usize]);
-        let moves = matches!(
-            inst.op,
-            Op::Rename { .. }
-                | Op::Broadcast { .. }
-                | Op::Split { .. }
-                | Op::Merge { .. }
-                | Op::Cast
-                | Op::Slice { .. }
-        );
+        let moves = inst.op.moves() || inst.op == Op::Cast;
         if let (true, [x]) = (moves, &inst.args[..]) {
             same_as[result] = same_as[x.0 as usize];
         }

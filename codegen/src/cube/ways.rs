@@ -300,19 +300,19 @@ pub fn chosen(kernel: &Kernel, sizes: &[usize]) -> Kernel {
 /// prompts launch. None twice. `groups` says whether planes of the device multiply in groups, as those of sm_90a.
 pub fn typical(kernel: &Kernel, groups: bool) -> Vec<Kernel> {
     let ways = Ways::of(kernel, Target::Cuda);
-    let sizes = [1, 1000].map(|size| vec![size; kernel.size_symbols().len()]);
-    of_sizes(kernel, &if groups { ways } else { ways.by_planes() }, &sizes)
+    of_sizes(kernel, &if groups { ways } else { ways.by_planes() }, &[])
 }
 
-/// The kernel, and the ways that devices take of it at any of these run-time sizes. None twice.
+/// As [`typical`] says for CUDA devices, the kernel and its ways on any target, and those that are taken at any of these run-time sizes.
 pub fn taken(kernel: &Kernel, target: Target, sizes: &[Vec<usize>]) -> Vec<Kernel> {
     of_sizes(kernel, &Ways::of(kernel, target), sizes)
 }
 
-/// The kernel, and those of its ways that are taken at any of these run-time sizes.
+/// The kernel, and those of its ways that are taken where all run-time sizes are one, where all are large, and at any of these.
 fn of_sizes(kernel: &Kernel, ways: &Ways, sizes: &[Vec<usize>]) -> Vec<Kernel> {
+    let ends = [1, 1000].map(|size| vec![size; kernel.size_symbols().len()]);
     let mut all = vec![kernel.clone()];
-    for sizes in sizes {
+    for sizes in ends.iter().chain(sizes) {
         let kind = ways.choose(&kernel.extents(sizes));
         if all.iter().all(|k| k.kind != kind) {
             all.push(way(kernel, kind));

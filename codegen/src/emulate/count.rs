@@ -1,5 +1,7 @@
 //! What a launch was seen to move and to multiply.
 
+use std::iter::Sum;
+
 use serde::Serialize;
 
 /// What one launch on the device did.
@@ -36,12 +38,16 @@ impl Count {
 
     /// What was moved of all buffers.
     pub fn moved(&self) -> Moved {
-        let mut all = Moved::default();
-        for moved in self.buffers.iter().flatten() {
-            all.asked += moved.asked;
-            all.by_block += moved.by_block;
-            all.distinct += moved.distinct;
-        }
-        all
+        self.buffers.iter().flatten().copied().sum()
+    }
+}
+
+impl Sum for Moved {
+    fn sum<I: Iterator<Item = Moved>>(items: I) -> Moved {
+        items.fold(Moved::default(), |all, one| Moved {
+            asked: all.asked + one.asked,
+            by_block: all.by_block + one.by_block,
+            distinct: all.distinct + one.distinct,
+        })
     }
 }

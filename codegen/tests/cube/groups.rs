@@ -6,6 +6,7 @@ use latentc_codegen::emulate::Emulator;
 use latentc_codegen::program::{Kernel, KernelKind};
 
 use crate::bench::{emulated, inputs, kernel, on_cuda};
+use crate::matrix::{gradient, two_products, wider};
 
 /// The ways by groups of planes.
 fn grouped(kernel: &Kernel) -> Vec<Kernel> {
@@ -50,36 +51,17 @@ fn operands_along_and_across() {
     );
     agree(&k, &[0, 1], 1, &[33], &[]);
     // Both across.
-    let k = kernel(
-        KernelKind::Contract,
-        "gradient",
-        "axes a0=n0, a1=5, a2=8, a3=72, a4=n1\nparam p0: bf16[a4, a0, a1, a2]\nparam p1: bf16[a4, a0, a3]\n\
-         y: f32[a1, a2, a3] = contract p0, p1 over a4, a0\nreturn y",
-    );
-    agree(&k, &[0, 1], 1, &[35, 2], &[]);
+    agree(&gradient(["bf16", "bf16"]), &[0, 1], 1, &[35, 2], &[]);
 }
 
 #[test]
 fn two_products_meet() {
-    let k = kernel(
-        KernelKind::Contract,
-        "many",
-        "axes a0=n0, a1=70, a2=72\nparam p0: bf16[a1, a2]\nparam p1: bf16[a0, a2]\nparam p2: bf16[a1, a2]\n\
-         param p3: f32[a0]\ng: f32[a0, a1] = contract p0, p1 over a2\nu: f32[a0, a1] = contract p2, p1 over a2\n\
-         s: f32[a0, a1] = mul g, u\ny: f32[a0, a1] = add s, p3\nreturn y",
-    );
-    agree(&k, &[0], 1, &[131], &[]);
+    agree(&two_products(), &[0], 1, &[131], &[]);
 }
 
 #[test]
 fn an_operand_in_f32_is_split() {
-    let k = kernel(
-        KernelKind::Contract,
-        "wider",
-        "axes a0=n0, a1=40, a2=264\nparam p0: f32[a0, a2]\nparam p1: bf16[a1, a2]\n\
-         y: f32[a0, a1] = contract p0, p1 over a2\nreturn y",
-    );
-    agree(&k, &[0], 1, &[37], &[]);
+    agree(&wider(264), &[0], 1, &[37], &[]);
 }
 
 #[test]

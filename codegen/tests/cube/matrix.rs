@@ -32,17 +32,21 @@ fn agree(kernel: &Kernel, tiles: &[u16], launches: usize, sizes: &[usize], given
     }
 }
 
-#[test]
-fn many_rows() {
-    // Along the summed axes, which are more than one stage and end within a pack of stages; two products meet.
-    let k = kernel(
+/// Two products of the same rows, which meet.
+pub(crate) fn two_products() -> Kernel {
+    kernel(
         KernelKind::Contract,
         "many",
         "axes a0=n0, a1=70, a2=72\nparam p0: bf16[a1, a2]\nparam p1: bf16[a0, a2]\nparam p2: bf16[a1, a2]\n\
          param p3: f32[a0]\ng: f32[a0, a1] = contract p0, p1 over a2\nu: f32[a0, a1] = contract p2, p1 over a2\n\
          s: f32[a0, a1] = mul g, u\ny: f32[a0, a1] = add s, p3\nreturn y",
-    );
-    agree(&k, &[32, 64, 128], 1, &[131], &[]);
+    )
+}
+
+#[test]
+fn many_rows() {
+    // Along the summed axes, which are more than one stage and end within a pack of stages; two products meet.
+    agree(&two_products(), &[32, 64, 128], 1, &[131], &[]);
     // Across the columns, head by head, and along two axes with another between.
     let k = kernel(
         KernelKind::Contract,
@@ -53,24 +57,28 @@ fn many_rows() {
     agree(&k, &[64, 128], 1, &[33], &[]);
 }
 
+/// A product of an operand that is wider than the other, with so many terms.
+pub(crate) fn wider(depth: usize) -> Kernel {
+    kernel(
+        KernelKind::Contract,
+        "wider",
+        &format!(
+            "axes a0=n0, a1=40, a2={depth}\nparam p0: f32[a0, a2]\nparam p1: bf16[a1, a2]\n\
+             y: f32[a0, a1] = contract p0, p1 over a2\nreturn y"
+        ),
+    )
+}
+
 #[test]
 fn an_operand_in_f32_loses_nothing() {
     // So few terms that three numbers of 16 bits stand for each, and so many that two do.
     for (depth, rows) in [(24, 32), (72, 128)] {
-        let k = kernel(
-            KernelKind::Contract,
-            "wider",
-            &format!(
-                "axes a0=n0, a1=40, a2={depth}\nparam p0: f32[a0, a2]\nparam p1: bf16[a1, a2]\n\
-                 y: f32[a0, a1] = contract p0, p1 over a2\nreturn y"
-            ),
-        );
-        agree(&k, &[rows], 1, &[37], &[]);
+        agree(&wider(depth), &[rows], 1, &[37], &[]);
     }
 }
 
 /// The gradient of a matrix: both operands have their rows side by side.
-fn gradient(dtypes: [&str; 2]) -> Kernel {
+pub(crate) fn gradient(dtypes: [&str; 2]) -> Kernel {
     let [one, other] = dtypes;
     kernel(
         KernelKind::Contract,

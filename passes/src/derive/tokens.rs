@@ -87,7 +87,7 @@ fn summary(
         for (n, r) in inst.results.iter().enumerate() {
             picked[r.0 as usize] = picks || from_picked || callee(inst).picked.contains(&n);
         }
-        if let (true, [x]) = (moves(&inst.op), &inst.args[..]) {
+        if let (true, [x]) = (inst.op.moves(), &inst.args[..]) {
             same_as[inst.result().0 as usize] = same_as[x.0 as usize];
         }
     }
@@ -148,35 +148,5 @@ fn goes_over(f: &Function, inst: &Inst) -> Vec<AxisId> {
         | Op::Past { .. }
         | Op::Append { .. }
         | Op::Call { .. } => vec![],
-    }
-}
-
-/// Whether the result has the operand's elements, in whichever order and number.
-fn moves(op: &Op) -> bool {
-    match op {
-        Op::Rename { .. } | Op::Broadcast { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Slice { .. } => {
-            true
-        }
-        Op::Const(_)
-        | Op::Position { .. }
-        | Op::Unary(_)
-        | Op::Binary(_)
-        | Op::Select
-        | Op::Cast
-        | Op::Contract
-        | Op::Reduce { .. }
-        | Op::Pack { .. }
-        | Op::Unpack { .. }
-        | Op::Concat { .. }
-        | Op::Gather { .. }
-        | Op::ScatterAdd { .. }
-        | Op::TopK { .. }
-        | Op::TopIndices { .. }
-        | Op::Rope { .. }
-        | Op::Past { .. }
-        | Op::Append { .. }
-        | Op::Softmax { .. }
-        | Op::RmsNorm { .. }
-        | Op::Call { .. } => false,
     }
 }
