@@ -295,6 +295,11 @@ impl<R: CubeRuntime> CubeDevice<R> {
     }
 }
 
+/// The bytes of memory that so many take: a buffer of none cannot be bound, and drivers count in words.
+fn room(bytes: usize) -> usize {
+    bytes.next_multiple_of(4).max(4)
+}
+
 /// The ways that a device has for a kernel.
 fn ways<R: CubeRuntime>(client: &ComputeClient<R>, kernel: &Kernel) -> Ways {
     let properties = client.properties();
@@ -347,8 +352,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
 
     fn alloc(&mut self, dtype: DType, len: usize) -> Result<CubeBuffer, DeviceError> {
         let elem = self.admit(dtype, len)?;
-        // A buffer of no bytes cannot be bound, and drivers count in words.
-        let bytes = (len * elem.bytes()).next_multiple_of(4).max(4);
+        let bytes = room(len * elem.bytes());
         Ok(CubeBuffer { handle: self.client.empty(bytes), dtype, len })
     }
 
@@ -359,7 +363,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
             let why = "floats are uploaded as F32, integers and truth values as I32".to_owned();
             return Err(DeviceError::Memory { len, dtype, why });
         };
-        bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
+        bytes.resize(room(bytes.len()), 0);
         Ok(CubeBuffer { handle: self.client.create_from_slice(&bytes), dtype, len })
     }
 
@@ -371,7 +375,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         let elem = self.admit(buffer.dtype, len)?;
         // A read does not tell of launches that failed.
         self.flush()?;
-        let bytes = (len * elem.bytes()).next_multiple_of(4).max(4) as u64;
+        let bytes = room(len * elem.bytes()) as u64;
         let handle = buffer.handle.clone();
         let beyond = handle.size_in_used().saturating_sub(bytes);
         let bytes = self.client.read_one(handle.offset_end(beyond)).map_err(|e| fail(e.to_string()))?;
@@ -401,8 +405,8 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
             let why = format!("a buffer has {most} bytes at most");
             return Err(DeviceError::Arena { bytes, why });
         }
-        let bytes = bytes.next_multiple_of(4).max(4);
-        Ok(CubeArena { handle: self.client.empty(bytes as usize), bytes })
+        let bytes = room(bytes as usize);
+        Ok(CubeArena { handle: self.client.empty(bytes), bytes: bytes as u64 })
     }
 
     unsafe fn part(
@@ -413,7 +417,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         len: usize,
     ) -> Result<CubeBuffer, DeviceError> {
         let elem = self.admit(dtype, len)?;
-        let bytes = ((len * elem.bytes()) as u64).next_multiple_of(4).max(4);
+        let bytes = room(len * elem.bytes()) as u64;
         let Some(beyond) = arena.bytes.checked_sub(offset.saturating_add(bytes)) else {
             let why = format!("they do not fit at byte {offset} of {}", arena.bytes);
             return Err(DeviceError::Memory { len, dtype, why });
@@ -425,11 +429,10 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
     fn window(&mut self, buffer: &CubeBuffer, range: Range<usize>) -> Option<CubeBuffer> {
         let (dtype, len) = (buffer.dtype, range.len());
         let elem = self.admit(dtype, len).ok()?;
-        let [start, bytes] = [range.start, len].map(|n| (n * elem.bytes()) as u64);
+        let [start, bytes] = [range.start * elem.bytes(), room(len * elem.bytes())].map(|n| n as u64);
         if range.end > buffer.len || !start.is_multiple_of(self.layout().align) {
             return None;
         }
-        let bytes = bytes.next_multiple_of(4).max(4);
         let beyond = buffer.handle.size_in_used().checked_sub(start + bytes)?;
         let handle = buffer.handle.clone().offset_start(start).offset_end(beyond);
         Some(CubeBuffer { handle, dtype, len })
