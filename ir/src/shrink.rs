@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Run-time sizes stay. Tables are cut to their axis. A sum over an axis that is divided by the axis's size is a mean, and
-//! stays one. All other numbers stay as they are: a scale of `1/sqrt(128)` is as good as any.
+//! stays one; so is what has its name in another of the modules, where a pass may have made the sum into something else. All
+//! other numbers stay as they are: a scale of `1/sqrt(128)` is as good as any.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,11 @@ use crate::types::{AxisId, Size, Type};
 
 /// What each size becomes. One of these always exists, if only with every size as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scale(BTreeMap<u64, u64>);
+pub struct Scale {
+    sizes: BTreeMap<u64, u64>,
+    /// How many elements a mean is of, by the names of its function and its own.
+    means: BTreeMap<(String, String), u64>,
+}
 
 /// What must be true of sizes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,10 +58,12 @@ impl Scale {
 
     fn preferring(modules: &[&Module], preferred: &[u64]) -> Scale {
         let mut sizes = BTreeSet::new();
-        let mut rules = BTreeSet::new();
+        let (mut rules, mut means) = (BTreeSet::new(), BTreeMap::new());
         for f in modules.iter().flat_map(|m| &m.functions) {
             sizes.extend(f.axes.iter().filter_map(|a| a.size.fixed()));
             f.body.iter().for_each(|inst| demand(f, inst, &mut rules));
+            let defs = f.defs();
+            means.extend(f.body.iter().filter_map(|inst| Some((names(f, inst)?, mean(f, &defs, inst)?))));
         }
         for rule in &rules {
             match rule {
@@ -70,12 +77,12 @@ impl Scale {
         let mut search = Search { sizes: &sizes, rules: &rules, preferred, tried: 0 };
         let given = BTreeMap::from_iter([0, 1].into_iter().filter(|n| sizes.contains(n)).map(|n| (n, n)));
         let found = search.assign(given);
-        Scale(found.unwrap_or_else(|| sizes.iter().map(|&n| (n, n)).collect()))
+        Scale { sizes: found.unwrap_or_else(|| sizes.iter().map(|&n| (n, n)).collect()), means }
     }
 
     /// What a size becomes.
     pub fn size(&self, n: u64) -> u64 {
-        self.0.get(&n).copied().unwrap_or(n)
+        self.sizes.get(&n).copied().unwrap_or(n)
     }
 
     /// A module at these sizes. It verifies if the scale was made for it and it verified.
@@ -100,7 +107,9 @@ impl Scale {
             {
                 table.truncate(out.axis(axis).size.fixed().unwrap_or(u64::MAX) as usize);
             }
-            if let Some(count) = mean(f, &defs, &small) {
+            if let Some(count) = names(f, &small).and_then(|names| self.means.get(&names)).copied()
+                && divisor(&defs, &small) == Some(count as f64)
+            {
                 let ty = Type::scalar(f.ty(small.args[1]).dtype);
                 let name = format!("{}.count", f.value(small.result()).name);
                 let number = Op::Const(vec![Real(self.size(count) as f64)]);
@@ -204,14 +213,27 @@ fn demand(f: &Function, inst: &Inst, rules: &mut BTreeSet<Rule>) {
     }
 }
 
-/// How many elements a sum has that an instruction divides by just that number.
-fn mean(f: &Function, defs: &[Def<'_>], inst: &Inst) -> Option<u64> {
+/// The names of an instruction's function and of its result, if it has one.
+fn names(f: &Function, inst: &Inst) -> Option<(String, String)> {
+    let &[result] = &inst.results[..] else { return None };
+    Some((f.name.clone(), f.value(result).name.clone()))
+}
+
+/// The number that an instruction divides by.
+fn divisor(defs: &[Def<'_>], inst: &Inst) -> Option<f64> {
     if inst.op != Op::Binary(Binary::Div) {
         return None;
     }
     let Def::Inst(_, Inst { op: Op::Const(number), .. }) = defs[inst.args[1].0 as usize] else { return None };
+    let &[Real(number)] = &number[..] else { return None };
+    Some(number)
+}
+
+/// How many elements a sum has that an instruction divides by just that number.
+fn mean(f: &Function, defs: &[Def<'_>], inst: &Inst) -> Option<u64> {
+    let by = divisor(defs, inst)?;
     let count = summed(f, defs, inst.args[0])?;
-    (number[..] == [Real(count as f64)]).then_some(count)
+    (by == count as f64).then_some(count)
 }
 
 /// How many elements were summed for each of a value's.

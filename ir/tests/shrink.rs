@@ -75,6 +75,28 @@ fn stages_of_one_program_shrink_alike() {
     assert!(scale.size(4096) == scale.size(32) * scale.size(128) && scale.size(4096) <= 25);
 }
 
+#[test]
+fn a_mean_stays_one_where_its_sum_has_become_a_product() {
+    let text = |sum: &str| {
+        module(&format!(
+            "module m entry @f\n\nfunc @f {{\n  axes d=4096, n=96\n  param x: f32[d=4096, n=96]\n  param w: f32[d=4096, n=96]\n  \
+             {sum}\n  size: f32 = const 96\n  mean: f32[d=4096] = div sum, size\n  return mean\n}}\n"
+        ))
+    };
+    let before = text("y: f32[d=4096, n=96] = mul x, w\n  sum: f32[d=4096] = reduce_sum y over n");
+    let after = text("sum: f32[d=4096] = contract x, w over n");
+    let scale = Scale::of(&[&before, &after]);
+    for m in [before, after] {
+        let small = scale.apply(&m);
+        let f = small.entry().expect("an entry");
+        let mean = f.body.iter().find(|i| f.value(i.result()).name == "mean").expect("it is there");
+        let Some(Op::Const(by)) = f.body.iter().find(|i| i.result() == mean.args[1]).map(|i| &i.op) else {
+            panic!("a constant")
+        };
+        assert_eq!(by[0].0, scale.size(96) as f64, "{small}");
+    }
+}
+
 proptest! {
     #[test]
     fn random_programs_shrink(module in prop_oneof![
