@@ -17,7 +17,7 @@ use crate::places::COLUMNS;
 
 /// Elements that the programs work on at once: whole rows, and few enough that what a CPU makes of them is still in its cache when it is
 /// brought back.
-pub const PART: usize = 1 << 18;
+pub const PART: usize = 1 << 16;
 
 const NORM: &str = include_str!("optimizer/norm.ir");
 const ADAMW: &str = include_str!("optimizer/adamw.ir");
@@ -158,6 +158,8 @@ impl Optimizer {
         }
         state.steps += 1;
         let numbers = numbers(with, state.steps, coef);
+        // All parts have one memory for their results.
+        let mut spare: Vec<Option<D::Buffer>> = Vec::new();
         for part in parts(state.p.len()) {
             let mut args = Vec::with_capacity(4 + numbers.len());
             for array in [&state.p, gradient, &state.m, &state.v] {
@@ -166,7 +168,8 @@ impl Optimizer {
             for &x in &numbers {
                 args.push(scalar(engine, x)?);
             }
-            let results = self.of_arrays(engine, args)?;
+            let mut place = |n: usize| spare.get_mut(n).and_then(Option::take);
+            let results = engine.run_given_into(self.adamw, args, &mut place)?;
             for (array, result) in [&mut state.p, &mut state.m, &mut state.v].into_iter().zip(&results) {
                 let to = &mut Arc::make_mut(array)[part.clone()];
                 engine.show(result, |from| {
@@ -174,6 +177,7 @@ impl Optimizer {
                     rows.for_each(|(to, from)| to.copy_from_slice(from));
                 })?;
             }
+            spare = results.into_iter().map(|result| Some(result.buffer)).collect();
         }
         Ok(())
     }

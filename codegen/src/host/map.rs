@@ -27,24 +27,7 @@ pub(super) fn run(
     output: ViewMut<'_>,
     extents: &[usize],
 ) -> Result<(), DeviceError> {
-    if MapPlan::of(&kernel.body).domain.iter().any(|a| extents[a.0 as usize] == 0) {
-        return Ok(());
-    }
-    let machine = Machine::compile(kernel, inputs, extents)?;
-    let out = match output {
-        ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
-        ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
-    };
-    let points: usize = machine.outer.iter().map(|a| extents[a.0 as usize]).product();
-    let lanes = || machine.lanes.iter().map(|l| Lane::new(l.float, l.len)).collect::<Vec<_>>();
-    if points * machine.work < SMALL {
-        let mut lanes = lanes();
-        return (0..points).try_for_each(|p| machine.point(p, &mut lanes, out));
-    }
-    let chunk = (SMALL / machine.work.max(1)).clamp(1, 1 << 16);
-    (0..points.div_ceil(chunk)).into_par_iter().try_for_each_init(lanes, |lanes, c| {
-        (c * chunk..points.min((c + 1) * chunk)).try_for_each(|p| machine.point(p, lanes, out))
-    })
+    Machine::compile(kernel, extents)?.run(kernel, inputs, output)
 }
 
 #[derive(Clone, Copy)]
@@ -79,11 +62,12 @@ struct Instr {
     lane: usize,
 }
 
-struct Machine<'a> {
-    kernel: &'a Kernel,
-    inputs: &'a [Option<View<'a>>],
-    extents: &'a [usize],
-    outer: Vec<AxisId>,
+/// A map kernel at some sizes, as instructions.
+pub(super) struct Machine {
+    /// The extents of the outer axes.
+    outer: Vec<usize>,
+    /// How many points they have; none if there is nothing to write.
+    points: usize,
     instrs: Vec<Instr>,
     lanes: Vec<LaneType>,
     /// Elements per outer point, over all instructions.
@@ -96,16 +80,15 @@ struct Store {
     source: Source,
     outer: Vec<usize>,
     nest: Nest<2>,
+    /// The lane of the result and its length, if its row lies in the output as it does in the lane: it is made there.
+    direct: Option<(usize, usize)>,
     /// For an append: the positions, the loops over them (steps of position, row and output), the cache's step and extent.
     positions: Option<(Source, Nest<3>, usize, usize)>,
 }
 
-impl<'a> Machine<'a> {
-    fn compile(
-        kernel: &'a Kernel,
-        inputs: &'a [Option<View<'a>>],
-        extents: &'a [usize],
-    ) -> Result<Self, DeviceError> {
+impl Machine {
+    /// The instructions of a kernel. `extents` are those of the body's axes.
+    pub(super) fn compile(kernel: &Kernel, extents: &[usize]) -> Result<Self, DeviceError> {
         let body = &kernel.body;
         let outer = outer_axes(body, extents);
         let mut m = Compiler {
@@ -128,42 +111,89 @@ impl<'a> Machine<'a> {
             m.store(last.result())
         };
         let (lanes, work) = (m.lanes, m.work.max(1));
-        Ok(Machine { kernel, inputs, extents, outer, instrs, lanes, work, store })
+        let empty = MapPlan::of(body).domain.iter().any(|a| extents[a.0 as usize] == 0);
+        let outer: Vec<_> = outer.iter().map(|a| extents[a.0 as usize]).collect();
+        let points = if empty { 0 } else { outer.iter().product() };
+        Ok(Machine { outer, points, instrs, lanes, work, store })
+    }
+
+    /// Computes the kernel that these are the instructions of.
+    pub(super) fn run(
+        &self,
+        kernel: &Kernel,
+        inputs: &[Option<View<'_>>],
+        output: ViewMut<'_>,
+    ) -> Result<(), DeviceError> {
+        let out = match output {
+            ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
+            ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
+        };
+        let in_place = |lane: usize| self.store.direct.is_some_and(|(direct, _)| direct == lane);
+        let lane = |(n, l): (usize, &LaneType)| Lane::new(l.float, if in_place(n) { 0 } else { l.len });
+        let lanes = || self.lanes.iter().enumerate().map(lane).collect::<Vec<_>>();
+        let point = |p: usize, lanes: &mut [Lane]| self.point((kernel, inputs), p, lanes, out);
+        if self.points * self.work < SMALL {
+            let mut lanes = lanes();
+            return (0..self.points).try_for_each(|p| point(p, &mut lanes));
+        }
+        let chunk = (SMALL / self.work).clamp(1, 1 << 16);
+        (0..self.points.div_ceil(chunk)).into_par_iter().try_for_each_init(lanes, |lanes, c| {
+            (c * chunk..self.points.min((c + 1) * chunk)).try_for_each(|p| point(p, lanes))
+        })
     }
 
     /// Computes the rows of one outer point.
-    fn point(&self, point: usize, lanes: &mut [Lane], out: Out) -> Result<(), DeviceError> {
-        let outer_extents: Vec<_> = self.outer.iter().map(|a| self.extents[a.0 as usize]).collect();
-        let at = |steps: &[usize]| offset(point, &outer_extents, steps);
+    fn point(
+        &self,
+        (kernel, inputs): (&Kernel, &[Option<View<'_>>]),
+        point: usize,
+        lanes: &mut [Lane],
+        out: Out,
+    ) -> Result<(), DeviceError> {
+        let at = |steps: &[usize]| offset(point, &self.outer, steps);
+        let s = &self.store;
+        let base = at(&s.outer);
         for instr in &self.instrs {
             // The result's lane is taken out, so that the others can be read meanwhile; no instruction reads what it writes.
-            let mut result = std::mem::replace(&mut lanes[instr.lane], Lane::I(Vec::new()));
+            let mut lane = std::mem::replace(&mut lanes[instr.lane], Lane::I(Vec::new()));
             let done = {
+                let result = match (out, s.direct) {
+                    // SAFETY: `check` made sure that the output holds all indices of its type, and this point's row is a block of
+                    // it that no other point's has anything of.
+                    (Out::F(y), Some((lane, len))) if lane == instr.lane => {
+                        ViewMut::F(unsafe { std::slice::from_raw_parts_mut(y.get().add(base), len) })
+                    }
+                    // SAFETY: as above.
+                    (Out::I(y), Some((lane, len))) if lane == instr.lane => {
+                        ViewMut::I(unsafe { std::slice::from_raw_parts_mut(y.get().add(base), len) })
+                    }
+                    _ => lane.view_mut(),
+                };
                 let arg = |n: usize| -> View<'_> {
                     let source = &instr.args[n];
                     let start = at(&source.outer);
                     match source.place {
                         Place::Lane(l) => lanes[l].view(),
-                        Place::Input(i) => tail(self.inputs[i], start),
+                        Place::Input(i) => tail(inputs[i], start),
                     }
                 };
-                instr.what.run(&arg, &mut result, &|axis| {
+                instr.what.run(&arg, result, &|axis| {
                     let mut steps = vec![0; self.outer.len()];
                     steps[axis] = 1;
                     at(&steps)
                 })
             };
-            lanes[instr.lane] = result;
-            done.map_err(|e| fault(self.kernel, e))?;
+            lanes[instr.lane] = lane;
+            done.map_err(|e| fault(kernel, e))?;
         }
-
-        let s = &self.store;
+        if s.direct.is_some() {
+            return Ok(());
+        }
         let view = |source: &Source| match source.place {
             Place::Lane(l) => lanes[l].view(),
-            Place::Input(i) => tail(self.inputs[i], at(&source.outer)),
+            Place::Input(i) => tail(inputs[i], at(&source.outer)),
         };
         let row = view(&s.source);
-        let base = at(&s.outer);
         // SAFETY for the writes below: `check` made sure that the output holds all indices of its type; distinct outer points and
         // row indices have distinct offsets there, since each axis of the output is either outer or in the row. For an append,
         // two tokens with equal positions in one row of the batch would meet; the runtime gives each its own.
@@ -178,7 +208,7 @@ impl<'a> Machine<'a> {
             None => s.nest.each(|[to, from], n, steps| write(to, from, n, steps)),
             Some((source, rows, cache_step, extent)) => {
                 let View::I(pos) = view(source) else {
-                    return Err(fail(self.kernel, "positions are integers"));
+                    return Err(fail(kernel, "positions are integers"));
                 };
                 let mut fault = None;
                 rows.each(|[p, from, to], n, steps| {
@@ -194,11 +224,7 @@ impl<'a> Machine<'a> {
                     }
                 });
                 if let Some(index) = fault {
-                    return Err(DeviceError::Index {
-                        kernel: self.kernel.name.clone(),
-                        index,
-                        size: *extent,
-                    });
+                    return Err(DeviceError::Index { kernel: kernel.name.clone(), index, size: *extent });
                 }
             }
         }
@@ -465,12 +491,13 @@ impl Compiler<'_> {
         let out = &self.body.ty(v).axes;
         let out_steps = strides(out, self.extents);
         let row = self.row(v);
-        Store {
-            source,
-            outer: self.outer.iter().map(|&a| step(a, out, &out_steps)).collect(),
-            nest: self.nest(&row, [(out, &out_steps), (&axes, &steps)]),
-            positions: None,
-        }
+        let nest = self.nest(&row, [(out, &out_steps), (&axes, &steps)]);
+        let direct = match (source.place, nest.only()) {
+            (Place::Lane(lane), Some((len, [1, 1]))) if len == self.lanes[lane].len => Some((lane, len)),
+            (Place::Lane(_) | Place::Input(_), _) => None,
+        };
+        let outer = self.outer.iter().map(|&a| step(a, out, &out_steps)).collect();
+        Store { source, outer, nest, direct, positions: None }
     }
 
     fn append(&mut self, inst: &Inst, from: AxisId, to: AxisId) -> Store {
@@ -492,6 +519,7 @@ impl Compiler<'_> {
             source,
             outer: self.outer.iter().map(|&a| step(a, out, &place)).collect(),
             nest: self.nest(&rest, [(out, &place), (&axes, &steps)]),
+            direct: None,
             positions: Some((pos, rows, step(to, out, &out_steps), self.extent(to))),
         }
     }

@@ -5,6 +5,7 @@
 //! by the `gemm` crate and of few rows by loops that read each weight once ([`multiply`]), streamed softmaxes by all of them
 //! ([`stream`]).
 
+mod awake;
 mod contract;
 mod few;
 mod grouped;
@@ -16,23 +17,23 @@ mod stream;
 mod vector;
 mod walk;
 
-use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 use latentc_ir::{DType, Op, ValueId};
+use memmap2::{MmapOptions, MmapRaw};
 
-use crate::device::{Data, Device, DeviceError, Floats, SharedFloats};
+use crate::device::{Data, Device, DeviceError, Floats, Launch, SharedFloats};
 use crate::memory::Layout;
-use crate::pieces::{Piece, pieces};
+use crate::pieces::pieces;
 use crate::program::{Kernel, KernelKind};
 
 /// This machine's CPU.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Host {
-    /// What kernels with prologues and epilogues fall into, by name: cutting one up takes longer than running it on one row.
-    cut: HashMap<String, Vec<Cut>>,
+    /// What launches come to, by their [`key`](Launch::key): to find it out takes longer than some kernels run on one row.
+    prepared: HashMap<u64, Vec<Arc<Prepared>>>,
     spare: Spare,
 }
 
@@ -61,9 +62,6 @@ impl Spare {
     }
 }
 
-/// A kernel, and the pieces that it falls into.
-type Cut = (Kernel, Arc<[Piece]>);
-
 impl Host {
     /// All that is here.
     pub fn new() -> Host {
@@ -78,14 +76,104 @@ impl Host {
         Host::default()
     }
 
-    fn pieces(&mut self, kernel: &Kernel) -> Arc<[Piece]> {
-        let known = self.cut.entry(kernel.name.clone()).or_default();
-        if let Some((_, pieces)) = known.iter().find(|(k, _)| k == kernel) {
-            return Arc::clone(pieces);
+    /// What a kernel comes to at these sizes. It is remembered by the key, if there is one.
+    fn prepared(
+        &mut self,
+        kernel: &Kernel,
+        sizes: &[usize],
+        key: Option<u64>,
+    ) -> Result<Arc<Prepared>, DeviceError> {
+        let known = key.and_then(|key| self.prepared.get(&key));
+        if let Some(found) = known.and_then(|all| all.iter().find(|p| p.sizes == sizes)) {
+            return Ok(Arc::clone(found));
         }
-        let pieces: Arc<[Piece]> = pieces(kernel).into();
-        known.push((kernel.clone(), Arc::clone(&pieces)));
-        pieces
+        let made = Arc::new(Prepared::new(kernel, sizes)?);
+        if let Some(key) = key {
+            let known = self.prepared.entry(key).or_default();
+            known.truncate(SIZES - 1);
+            known.insert(0, Arc::clone(&made));
+        }
+        Ok(made)
+    }
+
+    fn run(
+        &mut self,
+        kernel: &Kernel,
+        prepared: &Prepared,
+        inputs: &[Option<&Buffer>],
+        output: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        let Prepared { extents, plans, .. } = prepared;
+        let views: Vec<_> = inputs.iter().map(|b| b.map(Buffer::view)).collect();
+        check(kernel, &views, output, extents)?;
+        let spare = &mut self.spare;
+        let (last, first) = plans.split_last().expect("a kernel is its own last piece");
+        let params = kernel.body.params.iter().copied().zip(views);
+        let mut made: Vec<(ValueId, Buffer)> = Vec::with_capacity(first.len());
+        for plan in first {
+            let value = plan.kernel.body.results[0];
+            let ty = plan.kernel.body.ty(value);
+            let len = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
+            let mut buffer = match ty.dtype.is_float() {
+                true => Buffer::F32(spare.take(len)?),
+                false => Buffer::new(ty.dtype, len)?,
+            };
+            let views = views_of(&plan.kernel, params.clone(), &made);
+            plain(plan, &views, &mut buffer, extents, spare)?;
+            made.push((value, buffer));
+        }
+        plain(last, &views_of(&last.kernel, params, &made), output, extents, spare)?;
+        for (_, buffer) in made {
+            if let Buffer::F32(v) = buffer {
+                spare.give(v);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sizes of one kernel that are remembered: layers of a run have the same ones.
+const SIZES: usize = 4;
+
+/// A kernel at some sizes.
+struct Prepared {
+    sizes: Vec<usize>,
+    /// Of the body's axes.
+    extents: Vec<usize>,
+    /// What the kernel falls into, each after those that it reads.
+    plans: Vec<Plan>,
+}
+
+/// A kernel without prologues and epilogues.
+struct Plan {
+    kernel: Kernel,
+    /// The instructions of a map.
+    machine: Option<map::Machine>,
+}
+
+impl Prepared {
+    fn new(kernel: &Kernel, sizes: &[usize]) -> Result<Prepared, DeviceError> {
+        let extents = kernel.extents(sizes);
+        let parts = match kernel.kind {
+            KernelKind::Map
+            | KernelKind::Scatter
+            | KernelKind::ScatterMatrix { .. }
+            | KernelKind::Stream
+            | KernelKind::StreamMatrix { .. } => vec![kernel.clone()],
+            // What stands around a product goes through memory: the cache holds it, and a launch costs nothing here.
+            KernelKind::Contract
+            | KernelKind::Grouped
+            | KernelKind::Tiles
+            | KernelKind::Few { .. }
+            | KernelKind::Matrix { .. } => pieces(kernel).into_iter().map(|p| p.kernel).collect(),
+        };
+        let plan = |kernel: Kernel| {
+            let map = kernel.kind == KernelKind::Map;
+            let machine = map.then(|| map::Machine::compile(&kernel, &extents)).transpose()?;
+            Ok(Plan { kernel, machine })
+        };
+        let plans = parts.into_iter().map(plan).collect::<Result<_, DeviceError>>()?;
+        Ok(Prepared { sizes: sizes.to_vec(), extents, plans })
     }
 }
 
@@ -102,20 +190,15 @@ pub enum Buffer {
     Part(Part),
 }
 
-/// Memory that buffers are parts of. Elements of all dtypes have four bytes here.
+/// Memory that buffers are parts of, which the system finds page by page when it is first written. Elements of all dtypes have four bytes
+/// here.
 #[derive(Debug)]
-pub struct Arena(Arc<Cells>);
-
-#[derive(Debug)]
-struct Cells(Vec<UnsafeCell<u32>>);
-
-// SAFETY: they are reached through parts alone, and whoever makes those sees to it that none is read that is being written.
-unsafe impl Sync for Cells {}
+pub struct Arena(Arc<MmapRaw>);
 
 /// Elements `start..start + len` of an arena.
 #[derive(Debug)]
 pub struct Part {
-    arena: Arc<Cells>,
+    arena: Arc<MmapRaw>,
     start: usize,
     len: usize,
     float: bool,
@@ -124,7 +207,7 @@ pub struct Part {
 impl Part {
     /// The first element. It is that of a whole allocation, so that all of them may be reached from it.
     fn first(&self) -> *mut u32 {
-        UnsafeCell::raw_get(self.arena.0.as_ptr().wrapping_add(self.start))
+        self.arena.as_mut_ptr().cast::<u32>().wrapping_add(self.start)
     }
 }
 
@@ -294,14 +377,13 @@ impl Device for Host {
     }
 
     fn reserve(&mut self, bytes: u64) -> Result<Arena, DeviceError> {
-        let mut v = Vec::new();
-        let len = bytes.div_ceil(4) as usize;
-        v.try_reserve_exact(len).map_err(|e: std::collections::TryReserveError| DeviceError::Arena {
-            bytes,
-            why: e.to_string(),
-        })?;
-        v.resize_with(len, || UnsafeCell::new(0));
-        Ok(Arena(Arc::new(Cells(v))))
+        let fail = |e: std::io::Error| DeviceError::Arena { bytes, why: e.to_string() };
+        let len = bytes.next_multiple_of(4).max(4) as usize;
+        let memory = MmapRaw::from(MmapOptions::new().len(len).map_anon().map_err(fail)?);
+        // Large pages are found and looked up faster; a system that has none does without.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        Ok(Arena(Arc::new(memory)))
     }
 
     unsafe fn part(
@@ -312,8 +394,8 @@ impl Device for Host {
         len: usize,
     ) -> Result<Buffer, DeviceError> {
         let start = offset as usize / 4;
-        if !offset.is_multiple_of(4) || start.checked_add(len).is_none_or(|end| end > arena.0.0.len()) {
-            let why = format!("they do not fit at byte {offset} of {}", arena.0.0.len() * 4);
+        if !offset.is_multiple_of(4) || start.checked_add(len).is_none_or(|end| end > arena.0.len() / 4) {
+            let why = format!("they do not fit at byte {offset} of {}", arena.0.len());
             return Err(DeviceError::Memory { len, dtype, why });
         }
         Ok(Buffer::Part(Part { arena: Arc::clone(&arena.0), start, len, float: dtype.is_float() }))
@@ -326,44 +408,16 @@ impl Device for Host {
         output: &mut Buffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
-        let extents = kernel.extents(sizes);
-        let views: Vec<_> = inputs.iter().map(|b| b.map(Buffer::view)).collect();
-        check(kernel, &views, output, &extents)?;
-        let pieces = match kernel.kind {
-            KernelKind::Map
-            | KernelKind::Scatter
-            | KernelKind::ScatterMatrix { .. }
-            | KernelKind::Stream
-            | KernelKind::StreamMatrix { .. } => Arc::from([]),
-            // What stands around a product goes through memory: the cache holds it, and a launch costs nothing here.
-            KernelKind::Contract
-            | KernelKind::Grouped
-            | KernelKind::Tiles
-            | KernelKind::Few { .. }
-            | KernelKind::Matrix { .. } => self.pieces(kernel),
-        };
-        let spare = &mut self.spare;
-        let [first @ .., last] = &pieces[..] else { return plain(kernel, &views, output, &extents, spare) };
-        let params = kernel.body.params.iter().copied().zip(views);
-        let mut made: Vec<(ValueId, Buffer)> = Vec::new();
-        for piece in first {
-            let ty = kernel.body.ty(piece.value);
-            let len = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
-            let mut buffer = match ty.dtype.is_float() {
-                true => Buffer::F32(spare.take(len)?),
-                false => Buffer::new(ty.dtype, len)?,
-            };
-            let views = views_of(&piece.kernel, params.clone(), &made);
-            plain(&piece.kernel, &views, &mut buffer, &extents, spare)?;
-            made.push((piece.value, buffer));
-        }
-        plain(&last.kernel, &views_of(&last.kernel, params, &made), output, &extents, spare)?;
-        for (_, buffer) in made {
-            if let Buffer::F32(v) = buffer {
-                spare.give(v);
-            }
-        }
-        Ok(())
+        let prepared = self.prepared(kernel, sizes, None)?;
+        self.run(kernel, &prepared, inputs, output)
+    }
+
+    fn launch_together(&mut self, launches: Vec<Launch<'_, Buffer>>) -> Result<(), DeviceError> {
+        awake::stay();
+        launches.into_iter().try_for_each(|Launch { kernel, inputs, output, sizes, key }| {
+            let prepared = self.prepared(kernel, sizes, key)?;
+            self.run(kernel, &prepared, inputs, output)
+        })
     }
 }
 
@@ -381,7 +435,7 @@ fn views_of<'a>(
 
 /// Runs a kernel without prologues and epilogues.
 fn plain(
-    kernel: &Kernel,
+    Plan { kernel, machine }: &Plan,
     inputs: &[Option<View<'_>>],
     output: &mut Buffer,
     extents: &[usize],
@@ -395,7 +449,10 @@ fn plain(
     let views: Vec<_> =
         inputs.iter().zip(&wide).map(|(&view, wide)| wide.as_deref().map(View::F).or(view)).collect();
     match kernel.kind {
-        KernelKind::Map => map::run(kernel, &views, output, extents),
+        KernelKind::Map => match machine {
+            Some(machine) => machine.run(kernel, &views, output),
+            None => map::run(kernel, &views, output, extents),
+        },
         KernelKind::Contract => contract::run(kernel, &views, output, extents),
         KernelKind::Grouped => grouped::run(kernel, &views, output, extents, spare),
         KernelKind::Scatter | KernelKind::ScatterMatrix { .. } => {

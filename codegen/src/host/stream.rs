@@ -304,7 +304,7 @@ impl<'a> Stream<'a> {
                     elementwise(self.body, inst, &t.extents, result, &operands)
                         .map_err(|why| fail(self.kernel, &why))?
                 };
-                what.run(&|n| args[n].0, &mut lane, &|_| 0).map_err(|e| fault(self.kernel, e))?;
+                what.run(&|n| args[n].0, lane.view_mut(), &|_| 0).map_err(|e| fault(self.kernel, e))?;
             }
             t.lanes[inst.result().0 as usize] = Some(lane);
         }

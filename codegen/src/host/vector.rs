@@ -3,9 +3,9 @@
 use half::{bf16, f16};
 use latentc_ir::{Binary, Fields, Pairs, Reduce, Unary};
 
-use super::View;
 use super::simd::{exp, on_best_unit};
 use super::walk::Nest;
+use super::{View, ViewMut};
 
 /// A thread's copy of a row.
 pub(super) enum Lane {
@@ -22,6 +22,13 @@ impl Lane {
         match self {
             Lane::F(v) => View::F(v),
             Lane::I(v) => View::I(v),
+        }
+    }
+
+    pub(super) fn view_mut(&mut self) -> ViewMut<'_> {
+        match self {
+            Lane::F(v) => ViewMut::F(v),
+            Lane::I(v) => ViewMut::I(v),
         }
     }
 }
@@ -94,20 +101,20 @@ impl What {
     pub(super) fn run<'a>(
         &self,
         arg: &impl Fn(usize) -> View<'a>,
-        result: &mut Lane,
+        result: ViewMut<'_>,
         outer: &impl Fn(usize) -> usize,
     ) -> Result<(), Fault> {
         match self {
             What::Fill(x) => match result {
-                Lane::F(y) => y.fill(*x as f32),
-                Lane::I(y) => y.fill(*x as i32),
+                ViewMut::F(y) => y.fill(*x as f32),
+                ViewMut::I(y) => y.fill(*x as i32),
             },
             What::OuterIndex(axis) => match result {
-                Lane::I(y) => y.fill(outer(*axis) as i32),
-                Lane::F(_) => return Err(Fault::Kind),
+                ViewMut::I(y) => y.fill(outer(*axis) as i32),
+                ViewMut::F(_) => return Err(Fault::Kind),
             },
             What::Iota(nest, start) => {
-                let Lane::I(y) = result else { return Err(Fault::Kind) };
+                let ViewMut::I(y) = result else { return Err(Fault::Kind) };
                 nest.each(|[to, from], n, s| {
                     for i in 0..n {
                         y[to + i * s[0]] = (start + from + i * s[1]) as i32;
@@ -115,8 +122,8 @@ impl What {
                 });
             }
             What::Unary(u, nest) => match (result, arg(0)) {
-                (Lane::F(y), View::F(x)) => unary(*u, nest, y, x),
-                (Lane::I(y), View::I(x)) => {
+                (ViewMut::F(y), View::F(x)) => unary(*u, nest, y, x),
+                (ViewMut::I(y), View::I(x)) => {
                     let f: fn(i32) -> i32 = match u {
                         Unary::Neg => i32::wrapping_neg,
                         Unary::Abs => i32::wrapping_abs,
@@ -136,11 +143,11 @@ impl What {
                 _ => return Err(Fault::Kind),
             },
             What::Binary(b, nest) => match (result, arg(0), arg(1)) {
-                (Lane::F(y), View::F(a), View::F(c)) => {
+                (ViewMut::F(y), View::F(a), View::F(c)) => {
                     let done = arithmetic(*b, nest, y, a, c);
                     return if done { Ok(()) } else { Err(Fault::Kind) };
                 }
-                (Lane::I(y), View::F(a), View::F(c)) => match b {
+                (ViewMut::I(y), View::F(a), View::F(c)) => match b {
                     Binary::Lt => map2(nest, y, a, c, |x, z| i32::from(x < z)),
                     Binary::Le => map2(nest, y, a, c, |x, z| i32::from(x <= z)),
                     Binary::Eq => map2(nest, y, a, c, |x, z| i32::from(x == z)),
@@ -153,36 +160,36 @@ impl What {
                     | Binary::And
                     | Binary::Or => return Err(Fault::Kind),
                 },
-                (Lane::I(y), View::I(a), View::I(c)) => integers(*b, nest, y, a, c),
+                (ViewMut::I(y), View::I(a), View::I(c)) => integers(*b, nest, y, a, c),
                 _ => return Err(Fault::Kind),
             },
             What::Select(nest) => match (result, arg(0), arg(1), arg(2)) {
-                (Lane::F(y), View::I(c), View::F(a), View::F(b)) => select(nest, y, c, a, b),
-                (Lane::I(y), View::I(c), View::I(a), View::I(b)) => select(nest, y, c, a, b),
+                (ViewMut::F(y), View::I(c), View::F(a), View::F(b)) => select(nest, y, c, a, b),
+                (ViewMut::I(y), View::I(c), View::I(a), View::I(b)) => pick(nest, y, c, a, b),
                 _ => return Err(Fault::Kind),
             },
             What::Truth(nest) => match (result, arg(0)) {
-                (Lane::I(y), View::F(x)) => map1(nest, y, x, |x| i32::from(x != 0.0)),
-                (Lane::I(y), View::I(x)) => map1(nest, y, x, |x| i32::from(x != 0)),
-                (Lane::F(_), _) | (Lane::I(_), View::Bf16(_) | View::F16(_) | View::Stack(_)) => {
+                (ViewMut::I(y), View::F(x)) => map1(nest, y, x, |x| i32::from(x != 0.0)),
+                (ViewMut::I(y), View::I(x)) => map1(nest, y, x, |x| i32::from(x != 0)),
+                (ViewMut::F(_), _) | (ViewMut::I(_), View::Bf16(_) | View::F16(_) | View::Stack(_)) => {
                     return Err(Fault::Kind);
                 }
             },
             What::Copy { nest, into, from } => match (result, arg(0)) {
-                (Lane::F(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
-                (Lane::I(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
-                (Lane::F(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as f32),
-                (Lane::I(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as i32),
-                (Lane::F(_) | Lane::I(_), View::Bf16(_) | View::F16(_) | View::Stack(_)) => {
+                (ViewMut::F(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
+                (ViewMut::I(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
+                (ViewMut::F(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as f32),
+                (ViewMut::I(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as i32),
+                (ViewMut::F(_) | ViewMut::I(_), View::Bf16(_) | View::F16(_) | View::Stack(_)) => {
                     return Err(Fault::Kind);
                 }
             },
             What::Reduce(by, nest) => {
-                let (Lane::F(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
+                let (ViewMut::F(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
                 reduce(*by, nest, y, x);
             }
             What::Pack(fields, nest) => {
-                let (Lane::I(y), View::I(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
+                let (ViewMut::I(y), View::I(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
                 y.fill(0);
                 nest.each(|[to, from, p], n, s| {
                     for i in 0..n {
@@ -191,7 +198,7 @@ impl What {
                 });
             }
             What::Unpack(fields, nest) => {
-                let (Lane::I(y), View::I(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
+                let (ViewMut::I(y), View::I(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
                 nest.each(|[to, from, p], n, s| {
                     for i in 0..n {
                         y[to + i * s[0]] = fields.unpack((p + i * s[2]) as u32, x[from + i * s[1]]);
@@ -201,23 +208,23 @@ impl What {
             What::Gather { indices, rest, step, size } => {
                 let View::I(index) = arg(1) else { return Err(Fault::Kind) };
                 return match (result, arg(0)) {
-                    (Lane::F(y), View::F(x)) => gather(indices, rest, (*step, *size), y, index, x, |x| x),
-                    (Lane::F(y), View::Bf16(x)) => {
+                    (ViewMut::F(y), View::F(x)) => gather(indices, rest, (*step, *size), y, index, x, |x| x),
+                    (ViewMut::F(y), View::Bf16(x)) => {
                         gather(indices, rest, (*step, *size), y, index, x, bf16::to_f32)
                     }
-                    (Lane::F(y), View::F16(x)) => {
+                    (ViewMut::F(y), View::F16(x)) => {
                         gather(indices, rest, (*step, *size), y, index, x, f16::to_f32)
                     }
-                    (Lane::I(y), View::I(x)) => gather(indices, rest, (*step, *size), y, index, x, |x| x),
+                    (ViewMut::I(y), View::I(x)) => gather(indices, rest, (*step, *size), y, index, x, |x| x),
                     _ => Err(Fault::Kind),
                 };
             }
             What::TopK { rows, n, steps, k } => {
-                let (Lane::I(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
+                let (ViewMut::I(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
                 rank(rows, *n, steps[1], x, |to, rank, e| y[to + e * steps[0]] = i32::from(rank < *k));
             }
             What::TopIndices { rows, n, steps, k } => {
-                let (Lane::I(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
+                let (ViewMut::I(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
                 rank(rows, *n, steps[1], x, |to, rank, e| {
                     if rank < *k {
                         y[to + rank * steps[0]] = e as i32;
@@ -225,7 +232,8 @@ impl What {
                 });
             }
             What::Rope { rows, n, steps, pairs } => {
-                let (Lane::F(y), View::F(x), View::I(pos), View::F(freq)) = (result, arg(0), arg(1), arg(2))
+                let (ViewMut::F(y), View::F(x), View::I(pos), View::F(freq)) =
+                    (result, arg(0), arg(1), arg(2))
                 else {
                     return Err(Fault::Kind);
                 };
@@ -238,63 +246,79 @@ impl What {
 
 #[inline(always)]
 fn map1<A: Copy, Y>(nest: &Nest<2>, y: &mut [Y], x: &[A], f: impl Fn(A) -> Y) {
-    nest.each(|[to, from], n, steps| match steps {
-        [1, 1] => {
-            for (y, x) in y[to..to + n].iter_mut().zip(&x[from..from + n]) {
-                *y = f(*x);
+    let (n, steps) = nest.last();
+    for [to, from] in nest.starts() {
+        match steps {
+            [1, 1] => {
+                for (y, x) in y[to..to + n].iter_mut().zip(&x[from..from + n]) {
+                    *y = f(*x);
+                }
+            }
+            [s, t] => {
+                for i in 0..n {
+                    y[to + i * s] = f(x[from + i * t]);
+                }
             }
         }
-        [s, t] => {
-            for i in 0..n {
-                y[to + i * s] = f(x[from + i * t]);
-            }
-        }
-    });
+    }
 }
 
 #[inline(always)]
 fn map2<A: Copy, Y>(nest: &Nest<3>, y: &mut [Y], a: &[A], b: &[A], f: impl Fn(A, A) -> Y) {
-    nest.each(|[to, p, q], n, steps| match steps {
-        [1, 1, 1] => {
-            for ((y, a), b) in y[to..to + n].iter_mut().zip(&a[p..p + n]).zip(&b[q..q + n]) {
-                *y = f(*a, *b);
+    let (n, steps) = nest.last();
+    for [to, p, q] in nest.starts() {
+        match steps {
+            [1, 1, 1] => {
+                for ((y, a), b) in y[to..to + n].iter_mut().zip(&a[p..p + n]).zip(&b[q..q + n]) {
+                    *y = f(*a, *b);
+                }
+            }
+            [1, 1, 0] => {
+                let b = b[q];
+                for (y, a) in y[to..to + n].iter_mut().zip(&a[p..p + n]) {
+                    *y = f(*a, b);
+                }
+            }
+            [1, 0, 1] => {
+                let a = a[p];
+                for (y, b) in y[to..to + n].iter_mut().zip(&b[q..q + n]) {
+                    *y = f(a, *b);
+                }
+            }
+            [s, t, u] => {
+                for i in 0..n {
+                    y[to + i * s] = f(a[p + i * t], b[q + i * u]);
+                }
             }
         }
-        [1, 1, 0] => {
-            let b = b[q];
-            for (y, a) in y[to..to + n].iter_mut().zip(&a[p..p + n]) {
-                *y = f(*a, b);
-            }
-        }
-        [1, 0, 1] => {
-            let a = a[p];
-            for (y, b) in y[to..to + n].iter_mut().zip(&b[q..q + n]) {
-                *y = f(a, *b);
-            }
-        }
-        [s, t, u] => {
-            for i in 0..n {
-                y[to + i * s] = f(a[p + i * t], b[q + i * u]);
-            }
-        }
-    });
+    }
 }
 
-fn select<T: Copy>(nest: &Nest<4>, y: &mut [T], c: &[i32], a: &[T], b: &[T]) {
+#[inline(always)]
+fn pick<T: Copy>(nest: &Nest<4>, y: &mut [T], c: &[i32], a: &[T], b: &[T]) {
     let pick = |c: i32, a: T, b: T| if c != 0 { a } else { b };
-    nest.each(|[to, p, q, r], n, s| match s {
-        [1, 1, 1, 0] => {
-            let b = b[r];
-            for ((y, c), a) in y[to..to + n].iter_mut().zip(&c[p..p + n]).zip(&a[q..q + n]) {
-                *y = pick(*c, *a, b);
+    let (n, s) = nest.last();
+    for [to, p, q, r] in nest.starts() {
+        match s {
+            [1, 1, 1, 0] => {
+                let b = b[r];
+                for ((y, c), a) in y[to..to + n].iter_mut().zip(&c[p..p + n]).zip(&a[q..q + n]) {
+                    *y = pick(*c, *a, b);
+                }
+            }
+            _ => {
+                for i in 0..n {
+                    y[to + i * s[0]] = pick(c[p + i * s[1]], a[q + i * s[2]], b[r + i * s[3]]);
+                }
             }
         }
-        _ => {
-            for i in 0..n {
-                y[to + i * s[0]] = pick(c[p + i * s[1]], a[q + i * s[2]], b[r + i * s[3]]);
-            }
-        }
-    });
+    }
+}
+
+on_best_unit! {
+    fn select(nest: &Nest<4>, y: &mut [f32], c: &[i32], a: &[f32], b: &[f32]) {
+        pick(nest, y, c, a, b);
+    }
 }
 
 on_best_unit! {
@@ -387,19 +411,22 @@ on_best_unit! {
             Reduce::Sum => a + b,
             Reduce::Max => a.max(b),
         };
-        nest.each(|[to, from], n, steps| match steps {
-            [0, 1] => y[to] = combine(y[to], fold(by, &x[from..from + n])),
-            [1, 1] => {
-                for (y, x) in y[to..to + n].iter_mut().zip(&x[from..from + n]) {
-                    *y = combine(*y, *x);
+        let (n, steps) = nest.last();
+        for [to, from] in nest.starts() {
+            match steps {
+                [0, 1] => y[to] = combine(y[to], fold(by, &x[from..from + n])),
+                [1, 1] => {
+                    for (y, x) in y[to..to + n].iter_mut().zip(&x[from..from + n]) {
+                        *y = combine(*y, *x);
+                    }
+                }
+                [s, t] => {
+                    for i in 0..n {
+                        y[to + i * s] = combine(y[to + i * s], x[from + i * t]);
+                    }
                 }
             }
-            [s, t] => {
-                for i in 0..n {
-                    y[to + i * s] = combine(y[to + i * s], x[from + i * t]);
-                }
-            }
-        });
+        }
     }
 }
 

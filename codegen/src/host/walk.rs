@@ -59,33 +59,62 @@ impl<const N: usize> Nest<N> {
         Nest { dims }
     }
 
-    /// Calls `inner` with the tensors' offsets, the length and the steps of each innermost loop.
+    /// The innermost loop.
     #[inline(always)]
-    pub(super) fn each(&self, mut inner: impl FnMut([usize; N], usize, [usize; N])) {
+    pub(super) fn last(&self) -> Loop<N> {
+        *self.dims.last().expect("a nest has a dimension")
+    }
+
+    /// The innermost loop, if it is the only one.
+    pub(super) fn only(&self) -> Option<Loop<N>> {
+        (self.dims.len() == 1).then(|| self.last())
+    }
+
+    /// Where the tensors are each time that the innermost loop begins; none if it has no turns.
+    #[inline(always)]
+    pub(super) fn starts(&self) -> Starts<'_, N> {
         let (last, outer) = self.dims.split_last().expect("a nest has a dimension");
-        let count: usize = outer.iter().map(|d| d.0).product();
-        if last.0 == 0 {
-            return;
-        }
-        let mut index = vec![0; outer.len()];
-        let mut at = [0; N];
-        for _ in 0..count {
-            inner(at, last.0, last.1);
-            for d in (0..outer.len()).rev() {
-                let (extent, steps) = outer[d];
-                index[d] += 1;
-                for n in 0..N {
-                    at[n] += steps[n];
-                }
-                if index[d] < extent {
-                    break;
-                }
-                for n in 0..N {
-                    at[n] -= steps[n] * extent;
-                }
-                index[d] = 0;
+        let left = if last.0 == 0 { 0 } else { turns(outer) };
+        Starts { outer, index: vec![0; outer.len()], at: [0; N], left }
+    }
+
+    /// Calls `inner` with the tensors' offsets, the length and the steps of each innermost loop. What is called so is not compiled for
+    /// the vector unit that its surroundings are: hot loops go through [`starts`](Nest::starts).
+    pub(super) fn each(&self, mut inner: impl FnMut([usize; N], usize, [usize; N])) {
+        let (n, steps) = self.last();
+        self.starts().for_each(|at| inner(at, n, steps));
+    }
+}
+
+/// An iterator over the places where the innermost loop of a nest begins.
+pub(super) struct Starts<'a, const N: usize> {
+    outer: &'a [Loop<N>],
+    index: Vec<usize>,
+    at: [usize; N],
+    left: usize,
+}
+
+impl<const N: usize> Iterator for Starts<'_, N> {
+    type Item = [usize; N];
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<[usize; N]> {
+        self.left = self.left.checked_sub(1)?;
+        let at = self.at;
+        for (index, (extent, steps)) in self.index.iter_mut().zip(self.outer).rev() {
+            *index += 1;
+            for (at, step) in self.at.iter_mut().zip(steps) {
+                *at += step;
             }
+            if *index < *extent {
+                break;
+            }
+            for (at, step) in self.at.iter_mut().zip(steps) {
+                *at -= step * extent;
+            }
+            *index = 0;
         }
+        Some(at)
     }
 }
 

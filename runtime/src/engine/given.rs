@@ -143,6 +143,20 @@ impl<D: Device> Engine<D> {
         program: Given,
         args: Vec<Resident<D::Buffer>>,
     ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
+        self.run_given_into(program, args, &mut |_| None)
+    }
+
+    /// Runs a program as [`run_given`](Engine::run_given) does, and leaves its results where `place` says, as [`run_into`](Engine::run_into)
+    /// does.
+    ///
+    /// # Errors
+    /// As for [`run_given`](Engine::run_given), and if a place is too small.
+    pub fn run_given_into(
+        &mut self,
+        program: Given,
+        args: Vec<Resident<D::Buffer>>,
+        place: &mut dyn FnMut(usize) -> Option<D::Buffer>,
+    ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
         let extents = args.iter().map(|a| Extent { shape: &a.shape, len: a.shape.iter().product() });
         let ready = self.ready(program.0, extents, 0)?;
         for instance in &self.graphs[program.0].instances {
@@ -152,7 +166,7 @@ impl<D: Device> Engine<D> {
                 return Err(RunError::Argument(format!("the weight `{name}` was not given")));
             }
         }
-        self.run_resident(&ready, program.0, args.into_iter().map(|a| a.buffer).collect(), &mut |_| None)
+        self.run_resident(&ready, program.0, args.into_iter().map(|a| a.buffer).collect(), place)
     }
 
     /// Runs a graph as [`run`](Engine::run) does, and leaves its results on the device: in the memory that `place` gives for a result by its
