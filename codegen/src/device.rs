@@ -115,6 +115,9 @@ pub struct Launch<'a, B> {
     /// A number that no other kernel of the process ever has, if it has one: what a device has found out about a kernel, it may find again
     /// by it. See [`keys`].
     pub key: Option<u64>,
+    /// Of a launch of a program's run: the inputs that no launch of the run writes, as bits from the first input on. A device may read
+    /// them while launches of the run before this one are not done. The first launch of a run says nothing.
+    pub still: Option<u64>,
 }
 
 /// As many numbers behind one another as are asked for, of which this is the first. None was given before.

@@ -53,6 +53,8 @@ pub struct Engine<D: Device> {
     weights: BTreeMap<String, Held>,
     /// Caches by their names below their scopes.
     caches: BTreeMap<String, Cache>,
+    /// Whether the next launch is the first of a run.
+    begins: bool,
 }
 
 /// A program and its instances.
@@ -167,6 +169,7 @@ impl<D: Device> Engine<D> {
             pages: Vec::new(),
             weights: BTreeMap::new(),
             caches: BTreeMap::new(),
+            begins: true,
         }
     }
 
@@ -457,6 +460,7 @@ impl<D: Device> Engine<D> {
             )));
         }
         let plan = self.plan(number, planned)?;
+        self.begins = true;
         Ok(Ready { program, plan, sizes })
     }
 

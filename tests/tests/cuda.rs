@@ -71,6 +71,12 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
             let ptx = nvrtc.compile(source, "sm_90a").unwrap_or_else(|e| panic!("{name}: {e}\n{source}"));
             let cubin = toolkit.assemble(&ptx, "sm_90a", folder.path());
             let cubin = cubin.unwrap_or_else(|e| panic!("{name}: {e}"));
+            if waits_at_once(source) {
+                let code =
+                    toolkit.disassemble(&cubin, folder.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
+                let early = before_the_wait(&code).unwrap_or_else(|| panic!("{name} does not wait:\n{code}"));
+                assert!(early.is_empty(), "{name} touches memory before it waits: {early:?}");
+            }
             if cubin.resources.spill_bytes > SPILL_BYTES {
                 let found = format!("{name}: {:?}", cubin.resources);
                 spilled.lock().expect("no thread has panicked").push(found);
@@ -82,6 +88,23 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
     thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
     let spilled = spilled.into_inner().expect("no thread has panicked");
     assert!(spilled.is_empty(), "kernels that spill registers:\n{}", spilled.join("\n"));
+}
+
+/// Whether a text touches no memory before it waits for the grids ahead. Kernels side by side wait each by itself.
+fn waits_at_once(source: &str) -> bool {
+    let parts: Vec<_> = source.split("griddepcontrol.wait").collect();
+    let body = parts[0].split_once("\n) {").map_or(parts[0], |(_, body)| body);
+    parts.len() == 2 && !body.contains("buffer_")
+}
+
+/// What machine code does with global memory before it waits. The compiler may not move what reads over the wait, even
+/// where nobody else is said to write; `None` if it does not wait.
+fn before_the_wait(code: &str) -> Option<Vec<&str>> {
+    let (before, _) = code.split_once("ACQBULK")?;
+    let global = ["LDG", "STG", "LDGSTS", "ATOMG", "RED", "REDG", "UBLKCP", "UTMALDG"];
+    let touches =
+        |line: &&str| line.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| global.contains(&word));
+    Some(before.lines().filter(touches).collect())
 }
 
 #[test]

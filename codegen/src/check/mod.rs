@@ -298,6 +298,7 @@ fn launch_together<D: Device>(
         output,
         sizes,
         key: None,
+        still: None,
     });
     device.launch_together(launches.collect())?;
     let mut results = Vec::with_capacity(work.len());

@@ -20,6 +20,7 @@ use super::edits::Edits;
 use super::emit::Elem;
 use super::kernel::CubeIr;
 use super::prepared::{Does, Memory, OneGrid};
+use super::queue::{Own, Place, When};
 use super::refuse;
 use super::shape::LaunchShape;
 use super::source::Task;
@@ -34,6 +35,15 @@ use crate::program::{Kernel, KernelKind};
 pub trait CubeRuntime: Runtime {
     /// Its language.
     const TARGET: Target;
+
+    /// Where memory of a client lies on the device.
+    ///
+    /// # Errors
+    /// If it is not there, or only the driver knows.
+    fn address(client: &ComputeClient<Self>, handle: Handle) -> Result<u64, String> {
+        let _ = (client, handle);
+        Err("only the driver knows where memory lies".to_owned())
+    }
 }
 
 /// A device of a CubeCL runtime. Launches run in order, without waiting (one may be several on the device, several that may run at the same time one); errors of the device come out at the next
@@ -51,6 +61,8 @@ pub struct CubeDevice<R: CubeRuntime> {
     pending: Vec<Arc<str>>,
     /// Texts that are compiled in place of kernels' own.
     pub(super) edits: Arc<Edits>,
+    /// The driver's queue, where it is used in place of CubeCL's.
+    own: Option<Own>,
 }
 
 /// A kernel that was launched before.
@@ -73,6 +85,7 @@ pub struct CubeBuffer {
     handle: Handle,
     dtype: DType,
     len: usize,
+    place: Option<Place>,
 }
 
 impl CubeBuffer {
@@ -102,6 +115,7 @@ impl CubeBuffer {
 pub struct CubeArena {
     handle: Handle,
     bytes: u64,
+    place: Option<Place>,
 }
 
 #[cfg(feature = "wgpu")]
@@ -158,9 +172,13 @@ pub use cuda::CudaDevice;
 
 #[cfg(feature = "cuda")]
 mod cuda {
+    use cubecl_core::client::ComputeClient;
     use cubecl_core::prelude::Runtime;
+    use cubecl_core::server::Handle;
     use cubecl_cuda::{CudaDevice as Ordinal, CudaRuntime, install};
 
+    use super::super::driver::Driver;
+    use super::super::queue::Own;
     use super::{CubeDevice, CubeRuntime, DeviceError, Target};
 
     /// An NVIDIA GPU. Kernels are compiled by NVRTC, found by its name, with the headers under `CUDA_PATH`.
@@ -168,6 +186,11 @@ mod cuda {
 
     impl CubeRuntime for CudaRuntime {
         const TARGET: Target = Target::Cuda;
+
+        fn address(client: &ComputeClient<Self>, handle: Handle) -> Result<u64, String> {
+            let resource = client.get_resource(handle).map_err(|e| e.to_string())?;
+            Ok(resource.resource().ptr)
+        }
     }
 
     impl CudaDevice {
@@ -194,7 +217,9 @@ mod cuda {
                 return absent(format!("the driver lists {count} devices, number {ordinal} is asked for"));
             }
             let client = CudaRuntime::client(&Ordinal::new(ordinal));
-            Ok(CubeDevice::new(client, format!("CUDA device {ordinal}")))
+            let driver = Driver::open(ordinal).map_err(|why| DeviceError::Absent("CUDA", why))?;
+            let own = driver.map(|driver| Own::new(Box::new(driver)));
+            Ok(CubeDevice { own, ..CubeDevice::new(client, format!("CUDA device {ordinal}")) })
         }
     }
 }
@@ -211,6 +236,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
             between: None,
             pending: Vec::new(),
             edits: Arc::default(),
+            own: None,
         }
     }
 
@@ -229,7 +255,26 @@ impl<R: CubeRuntime> CubeDevice<R> {
         if has < (len * elem.bytes()) as u64 {
             return Err(DeviceError::Memory { len, dtype, why: format!("they are to lie in {has} bytes") });
         }
-        Ok(CubeBuffer { handle, dtype, len })
+        Ok(CubeBuffer { handle, dtype, len, place: None })
+    }
+
+    /// Memory of so many bytes.
+    fn room(&mut self, bytes: usize) -> Result<(Handle, Option<Place>), String> {
+        let Some(own) = &mut self.own else { return Ok((self.client.empty(bytes), None)) };
+        let client = &self.client;
+        let make = |bytes: u64| {
+            let handle = client.empty(bytes as usize);
+            let address = R::address(client, handle.clone())?;
+            // The driver allocates in the order of CubeCL's queue.
+            caught(|| block_on(client.sync()))?;
+            Ok((handle, address))
+        };
+        let piece = own.piece(bytes as u64, make, || {
+            // CubeCL gives memory back then. If that fails, so does what comes next.
+            let _ = caught(|| client.flush());
+        })?;
+        let beyond = piece.handle.size_in_used() - bytes as u64;
+        Ok((piece.handle.clone().offset_end(beyond), Some(Place { piece, start: 0 })))
     }
 
     /// The element type of a buffer, if that much memory can be one.
@@ -254,18 +299,32 @@ impl<R: CubeRuntime> CubeDevice<R> {
 
     /// Waits until the device has taken all launches, and gives its errors.
     fn flush(&mut self) -> Result<(), DeviceError> {
+        if self.own.is_some() {
+            return Ok(());
+        }
         let kernels = std::mem::take(&mut self.pending);
         caught(|| self.client.flush()).map_err(|why| DeviceError::Kernel { kernel: kernels.join(", "), why })
     }
 
     /// Launches a checked kernel on buffers as long as its types say.
-    pub(super) fn enqueue<'b>(&self, one: &OneGrid, buffers: impl IntoIterator<Item = &'b CubeBuffer>) {
+    pub(super) fn enqueue<'b>(
+        &mut self,
+        one: &OneGrid,
+        buffers: impl IntoIterator<Item = &'b CubeBuffer>,
+        when: When,
+    ) -> Result<(), DeviceError> {
+        if let Some(own) = &mut self.own {
+            let places: Option<Vec<_>> =
+                buffers.into_iter().map(|b| b.place.as_ref().map(Place::address)).collect();
+            return own.launch(one, places, when).map_err(|why| refuse(one.ir.kernels()[0].0, why));
+        }
         let bindings = buffers.into_iter().map(|b| b.handle.clone().binding()).collect();
         let args = KernelArguments::new().with_buffers(bindings).with_info(one.info());
         let task = Box::new(Task::<R::Compiler>::new(one.ir.clone()));
         let (x, y, z) = one.grid;
         // SAFETY: a checked kernel stays inside of buffers that are as long as its types say, and they are.
         unsafe { self.client.launch_unchecked(task, CubeCount::Static(x, y, z), args) };
+        Ok(())
     }
 
     /// The kernel ready to launch for these extents, and whether this is its first launch in that way.
@@ -352,8 +411,9 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
 
     fn alloc(&mut self, dtype: DType, len: usize) -> Result<CubeBuffer, DeviceError> {
         let elem = self.admit(dtype, len)?;
-        let bytes = room(len * elem.bytes());
-        Ok(CubeBuffer { handle: self.client.empty(bytes), dtype, len })
+        let (handle, place) =
+            self.room(room(len * elem.bytes())).map_err(|why| DeviceError::Memory { len, dtype, why })?;
+        Ok(CubeBuffer { handle, dtype, len, place })
     }
 
     fn upload(&mut self, dtype: DType, data: Data) -> Result<CubeBuffer, DeviceError> {
@@ -364,7 +424,18 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
             return Err(DeviceError::Memory { len, dtype, why });
         };
         bytes.resize(room(bytes.len()), 0);
-        Ok(CubeBuffer { handle: self.client.create_from_slice(&bytes), dtype, len })
+        if self.own.is_none() {
+            let handle = self.client.create_from_slice(&bytes);
+            return Ok(CubeBuffer { handle, dtype, len, place: None });
+        }
+        let fail = |why: String| DeviceError::Memory { len, dtype, why };
+        let (handle, place) = self.room(bytes.len()).map_err(fail)?;
+        if let (Some(own), Some(place)) = (&mut self.own, &place) {
+            own.of_run = false;
+            // SAFETY: the piece has room for them.
+            unsafe { own.queue.write(place.address(), &bytes) }.map_err(fail)?;
+        }
+        Ok(CubeBuffer { handle, dtype, len, place })
     }
 
     fn read(&mut self, buffer: &CubeBuffer, len: usize) -> Result<Data, DeviceError> {
@@ -376,6 +447,13 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         // A read does not tell of launches that failed.
         self.flush()?;
         let bytes = room(len * elem.bytes()) as u64;
+        if let (Some(own), Some(place)) = (&mut self.own, &buffer.place) {
+            self.pending.clear();
+            let mut held = vec![0; bytes as usize];
+            // SAFETY: the buffer has as many elements.
+            unsafe { own.queue.read(place.address(), &mut held) }.map_err(fail)?;
+            return Ok(decode(elem, &held, len));
+        }
         let handle = buffer.handle.clone();
         let beyond = handle.size_in_used().saturating_sub(bytes);
         let bytes = self.client.read_one(handle.offset_end(beyond)).map_err(|e| fail(e.to_string()))?;
@@ -386,6 +464,10 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         // Waiting does not tell of kernels that did not compile.
         self.flush()?;
         let before = |why| DeviceError::Kernel { kernel: "launched before".to_owned(), why };
+        if let Some(own) = &mut self.own {
+            let kernels = std::mem::take(&mut self.pending);
+            return own.queue.wait().map_err(|why| DeviceError::Kernel { kernel: kernels.join(", "), why });
+        }
         caught(|| block_on(self.client.sync())).map_err(before)
     }
 
@@ -405,8 +487,9 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
             let why = format!("a buffer has {most} bytes at most");
             return Err(DeviceError::Arena { bytes, why });
         }
-        let bytes = room(bytes as usize);
-        Ok(CubeArena { handle: self.client.empty(bytes), bytes: bytes as u64 })
+        let room = room(bytes as usize);
+        let (handle, place) = self.room(room).map_err(|why| DeviceError::Arena { bytes, why })?;
+        Ok(CubeArena { handle, bytes: room as u64, place })
     }
 
     unsafe fn part(
@@ -423,7 +506,8 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
             return Err(DeviceError::Memory { len, dtype, why });
         };
         let handle = arena.handle.clone().offset_start(offset).offset_end(beyond);
-        Ok(CubeBuffer { handle, dtype, len })
+        let place = arena.place.as_ref().map(|place| place.behind(offset));
+        Ok(CubeBuffer { handle, dtype, len, place })
     }
 
     fn window(&mut self, buffer: &CubeBuffer, range: Range<usize>) -> Option<CubeBuffer> {
@@ -435,7 +519,8 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         }
         let beyond = buffer.handle.size_in_used().checked_sub(start + bytes)?;
         let handle = buffer.handle.clone().offset_start(start).offset_end(beyond);
-        Some(CubeBuffer { handle, dtype, len })
+        let place = buffer.place.as_ref().map(|place| place.behind(start));
+        Some(CubeBuffer { handle, dtype, len, place })
     }
 
     fn launch(
@@ -445,7 +530,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         output: &mut CubeBuffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
-        self.launch_together(vec![Launch { kernel, inputs, output, sizes, key: None }])
+        self.launch_together(vec![Launch { kernel, inputs, output, sizes, key: None, still: None }])
     }
 
     fn launch_together(&mut self, launches: Vec<Launch<'_, CubeBuffer>>) -> Result<(), DeviceError> {
@@ -472,16 +557,17 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
             }
         };
         for (members, does) in &arranged.grids {
+            let when = members.iter().map(|&n| prepared[n].when(ready[n].still)).min().unwrap_or(When::Alone);
             match does {
                 Does::Grid(grid) => {
                     let buffers = members.iter().flat_map(|&n| ready[n].buffers.iter().copied());
-                    self.enqueue(grid, buffers);
+                    self.enqueue(grid, buffers, when)?;
                 }
                 Does::More => {
                     for &n in members {
                         match &prepared[n].halves {
-                            Some(halves) => self.run_halves(halves, &ready[n])?,
-                            None => self.run_stages(&ready[n], &prepared[n].launches)?,
+                            Some(halves) => self.run_halves(halves, &ready[n], when)?,
+                            None => self.run_stages(&ready[n], &prepared[n].launches, when)?,
                         }
                     }
                 }

@@ -23,6 +23,9 @@ pub(super) const COPIES: &str = "latentc: cp.async.";
 /// What stands in a text for an instruction on products of groups of planes: see `warpgroup`.
 pub(super) const GROUPS: &str = "latentc: wgmma ";
 
+/// What stands in a text for an instruction on the grids before and behind it: see `overlap`.
+pub(super) const GRIDS: &str = "latentc: grid ";
+
 /// What stands in a text whose kernel is to leave registers for two cubes on a processor.
 pub(super) const TWO_CUBES: &str = "latentc: two cubes";
 
@@ -710,6 +713,24 @@ impl Emit {
         let places = places.iter().flat_map(|(memory, at)| [memory.0, at.0]);
         let (format_string, args) = (format!("{GROUPS}{word}"), registers.chain(places).collect());
         self.builder.scope.register(NonSemantic::Print { format_string, args });
+    }
+
+    /// Lets the grid behind this one begin: see [`overlap`](super::overlap).
+    pub(crate) fn let_next_begin(&mut self) {
+        self.builder.scope.register(NonSemantic::Comment { content: format!("{GRIDS}next") });
+    }
+
+    /// Waits until the grids before this one are done, and what they wrote is there. All units of a cube that touch memory which these
+    /// may write must have come here before.
+    pub(crate) fn await_grids(&mut self) {
+        self.builder.scope.register(NonSemantic::Comment { content: format!("{GRIDS}wait") });
+    }
+
+    /// The same as [`load_pack`](Emit::load_pack) of 16 bytes, read here and not where they are wanted: compilers move what reads from memory
+    /// that nobody writes behind barriers, to save registers. CUDA only.
+    pub(crate) fn load_pack_now(&mut self, memory: Buf, index: Val, width: u32) -> Pack {
+        self.builder.scope.register(NonSemantic::Comment { content: format!("{GRIDS}load") });
+        self.load_pack(memory, index, width, true)
     }
 
     /// Asks for so few registers that two cubes fit on a processor.

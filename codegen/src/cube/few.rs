@@ -9,181 +9,28 @@
 //! side by side, and every so-manieth index of the summed axes; the cube adds up what its units summed. The sums meet in shared
 //! memory, and each unit makes some elements of the result of them.
 
+mod finish;
+mod multiply;
+mod stage;
+mod tiling;
+
 use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 
 use super::contract::{Offsets, Side, fold_rows, gather_index};
-use super::emit::{Bin, Bits, Buf, Elem, Emit, Pack, Shared, Val, Var};
+use super::emit::{Bin, Buf, Elem, Emit, Pack, Shared, Val, Var};
 use super::epilogue::Epilogue;
 use super::expr::{Exprs, Fold};
 use super::target::Target;
-use crate::contract::Rotation;
 use crate::few::FewPlan;
+
+pub(crate) use tiling::Tiling;
 
 /// Units of a cube.
 pub(crate) const UNITS: u32 = 256;
 /// Units that fold together.
 const PLANE: u32 = 32;
-/// Cubes that keep a GPU busy.
-const BUSY: u64 = 200;
-/// Packs that each unit has in flight; twice as many for a single row of a single product, whose sums leave registers for them.
-const FLIGHT: u32 = 4;
 /// Elements of narrow operands that each unit reads at once.
-const AT_ONCE: u32 = 8;
-/// Sums that each unit keeps, at most.
-const SUMS: u32 = 64;
-
-/// How a plan is shared out to units.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tiling {
-    /// Rows of a cube.
-    pub(crate) rows: u32,
-    /// Columns of a cube.
-    pub(crate) columns: u32,
-    /// Elements of a pack.
-    pack: u32,
-    /// Along: columns of a plane.
-    each: u32,
-    /// Along: planes that share their columns. Across: units that do.
-    splits: u32,
-    /// Steps along the summed axes that are read at once.
-    unroll: u32,
-    /// Elements of the inner axes that are done between two meetings of the cube.
-    chunk: u32,
-    /// If all of the narrow operand is there at once, how many indices of the outer axes there are.
-    whole: Option<u32>,
-    products: u32,
-    narrows: u32,
-}
-
-impl Tiling {
-    /// For so many rows. Only the chunk depends on the target.
-    pub(crate) fn of(body: &Function, plan: &FewPlan, rows: u32, target: Target) -> Tiling {
-        let known = |axes: &[AxisId]| {
-            axes.iter().try_fold(1u64, |n, &a| Some(n.saturating_mul(body.axis(a).size.fixed()?)))
-        };
-        let fixed = |axes: &[AxisId]| axes.iter().filter_map(|&a| body.axis(a).size.fixed()).product::<u64>();
-        let products = plan.products.len() as u32;
-        let narrows = plan.narrows().len() as u32;
-        let widest = plan.products.iter().map(|p| body.ty(p.table).dtype.bytes()).max().unwrap_or(4);
-        let mut pack = (16 / widest as u32).max(1);
-        while !plan.factor(body).is_multiple_of(pack.into()) {
-            pack /= 2;
-        }
-        let depth = known(&plan.inner);
-        // Floats of narrow operands that a cube keeps.
-        let (most, room) = match target {
-            Target::Cuda => (4096, 12288),
-            Target::Wgsl => (4096, 4096),
-        };
-        let (most, room) = (most / (rows * narrows).min(most), room / (rows * narrows).min(room));
-        // Cubes if each had one column.
-        let cubes = known(&plan.columns).map(|n| n * fixed(&plan.batch));
-        let mut t = Tiling {
-            rows,
-            columns: 0,
-            pack,
-            each: 1,
-            splits: 1,
-            unroll: 1,
-            chunk: 0,
-            whole: None,
-            products,
-            narrows,
-        };
-        let flight = if rows == 1 && products == 1 { 2 * FLIGHT } else { FLIGHT };
-        let streams = (flight / products).max(1);
-        let planes = UNITS / PLANE;
-        let block;
-        if plan.along {
-            let enough = |each: u32| {
-                cubes.map_or(each <= 2, |n| n / u64::from(planes * each) >= BUSY)
-                    && products * each * rows <= SUMS
-            };
-            t.each = [4, 2].into_iter().find(|&n| n <= streams && enough(n)).unwrap_or(1);
-            let steps = |splits: u32, unroll: u32| u64::from(PLANE * splits * unroll * pack);
-            let fits = |splits: u32, unroll: u32| {
-                steps(splits, unroll) <= u64::from(most)
-                    && depth.is_none_or(|d| steps(splits, unroll) <= d.next_multiple_of(PLANE.into()))
-            };
-            // Whoever has one of two partners has both.
-            let least = if Rotation::of(body).is_some() { 2 } else { 1 };
-            while planes / (2 * t.splits) * t.each >= least
-                && fits(t.splits * 2, 1)
-                && cubes.is_some_and(|n| n * u64::from(t.splits) / u64::from(planes * t.each) < BUSY)
-            {
-                t.splits *= 2;
-            }
-            t.unroll = (streams / t.each).max(1);
-            while t.unroll > 1 && !fits(t.splits, t.unroll) {
-                t.unroll /= 2;
-            }
-            t.columns = planes / t.splits * t.each;
-            block = steps(t.splits, t.unroll) as u32;
-        } else {
-            while t.pack > 1 && t.pack * rows * products > SUMS {
-                t.pack /= 2;
-            }
-            let enough = |lanes: u32| cubes.is_none_or(|n| n / u64::from(lanes * t.pack) >= BUSY);
-            let lanes = [32, 16].into_iter().find(|&n| enough(n)).unwrap_or(8);
-            t.splits = UNITS / lanes;
-            t.unroll = streams;
-            while t.unroll > 1 && depth.is_some_and(|d| u64::from(t.splits * t.unroll) > d) {
-                t.unroll /= 2;
-            }
-            t.columns = lanes * t.pack;
-            block = t.splits * t.unroll;
-        }
-        let whole = depth.map_or(u64::from(room), |d| d.next_multiple_of(block.into()));
-        t.chunk = whole.min((room / block * block).into()).max(block.into()) as u32;
-        if let (Some(depth), Some(outer)) = (depth, known(&plan.outer)) {
-            // A step reads no further.
-            let step = if plan.along { PLANE * t.pack } else { 1 };
-            let chunk = depth.next_multiple_of(step.into());
-            if outer > 0 && depth > 0 && chunk.saturating_mul(outer) <= room.into() {
-                (t.chunk, t.whole) = (chunk as u32, Some(outer as u32));
-                if plan.along {
-                    t.unroll = t.least_waste(depth);
-                }
-            }
-        }
-        t
-    }
-
-    /// Along: as many steps at once, or a few less if fewer of them go beyond the end then.
-    fn least_waste(&self, depth: u64) -> u32 {
-        let steps = |unroll: u32| {
-            let round = u64::from(PLANE * self.splits * unroll * self.pack);
-            depth.div_ceil(round) * u64::from(unroll)
-        };
-        (self.unroll.div_ceil(2)..=self.unroll).rev().min_by_key(|&n| steps(n)).unwrap_or(self.unroll)
-    }
-
-    /// Floats of a narrow operand that are kept.
-    fn staged(&self) -> u32 {
-        self.whole.unwrap_or(1) * self.rows * self.chunk
-    }
-
-    /// Elements of the sums in shared memory.
-    fn sums(&self, plan: &FewPlan) -> u32 {
-        let splits = if plan.along { self.splits } else { 1 };
-        self.products * splits * self.rows * self.columns
-    }
-
-    /// Bytes of shared memory.
-    pub(crate) fn shared_bytes(&self, body: &Function, plan: &FewPlan, target: Target) -> usize {
-        let bytes = |elements: u32| (elements as usize * Elem::F32.bytes()).next_multiple_of(16);
-        let folds = folds(body, plan).len();
-        let scratch = if folds > 0 { bytes(UNITS) } else { 0 };
-        // Where units of a plane, or of a cube, add up what they summed.
-        let meet = match plan.along {
-            true if vectors(target) => 0,
-            true => bytes(UNITS),
-            false => bytes(UNITS * self.pack),
-        };
-        let narrow = self.narrows as usize * bytes(self.staged());
-        narrow + bytes(self.sums(plan)) + folds * bytes(self.rows) + scratch + meet
-    }
-}
+const AT_ONCE: u32 = 16;
 
 /// Whether there are vectors, and planes of known size.
 fn vectors(target: Target) -> bool {
@@ -195,6 +42,16 @@ fn folds<'f>(body: &'f Function, plan: &FewPlan) -> Vec<(&'f Inst, Fold)> {
     let row = |a: &AxisId| plan.batch.contains(a) || plan.rows.contains(a);
     let rows = body.body.iter().filter(|i| i.op != Op::Contract && body.ty(i.result()).axes.iter().all(row));
     rows.filter_map(|inst| Some((inst, Fold::of(body, inst)?))).collect()
+}
+
+/// The wide operands that are read before the grids ahead are done (see [`overlap`](super::overlap)): all of them where the first of what is
+/// read is on its way before the narrow operand is made, and no index says what that is.
+pub(crate) fn early(body: &Function, plan: &FewPlan, rows: u32) -> Vec<ValueId> {
+    let t = Tiling::of(body, plan, rows, Target::Cuda);
+    if t.whole.is_none() || plan.products.iter().any(|p| p.index.is_some()) {
+        return Vec::new();
+    }
+    plan.products.iter().map(|p| p.table).collect()
 }
 
 /// Where the part of an index that a tensor has lies in it.
@@ -218,6 +75,8 @@ struct Table {
     base: Val,
     /// Whether the index that chooses it is one of the axis.
     exists: Option<Val>,
+    /// Whether its packs have the 16 bytes that CUDA can be told when to read.
+    whole: bool,
 }
 
 /// A narrow operand's chunk in shared memory.
@@ -370,7 +229,9 @@ impl Few<'_> {
                     base = e.add(base, matrix);
                     exists = Some(ok);
                 }
-                Table { buf, base, exists }
+                let bytes = x.body().ty(p.table).dtype.bytes() as u32 * self.t.pack;
+                let whole = self.target == Target::Cuda && self.t.pack > 1 && bytes == 16;
+                Table { buf, base, exists, whole }
             })
             .collect()
     }
@@ -420,6 +281,9 @@ impl Few<'_> {
         let rounds = outer * each;
         let vars: Vec<_> =
             if rounds > 1 { first.iter().map(|p| e.pack_var(p)).collect() } else { Vec::new() };
+        if self.target == Target::Cuda && !early(x.body(), self.plan, self.t.rows).is_empty() {
+            e.await_grids();
+        }
         fold(e, x, side);
         self.stage(e, x, side, (zero, depth), (zero, outer));
         e.sync();
@@ -538,143 +402,16 @@ impl Few<'_> {
         Span { first, end, stride, rounds, exact }
     }
 
-    /// A chunk of the narrow operands of this cube's rows, row after row, at so many indices of the outer axes. A unit reads several
-    /// elements before it keeps one. What lies beyond the last is the last once more, and nothing comes of it.
-    fn stage(
-        &self,
-        e: &mut Emit,
-        x: &mut Exprs<'_>,
-        side: &Side<'_>,
-        (k0, depth): (Val, Val),
-        (outer, count): (Val, u32),
-    ) {
-        let (plan, t) = (self.plan, &self.t);
-        let (of_outer, total) = (t.rows * t.chunk, count * t.rows * t.chunk);
-        let trips = total.div_ceil(UNITS);
-        let batch = (AT_ONCE / t.narrows).clamp(1, trips);
-        let (unit, one, chunk) = (e.unit(), e.u32(1), e.u32(t.chunk));
-        let last_of = |e: &mut Emit, n: Val, end: Val| {
-            let last = e.sub(end, one);
-            e.binary(Bin::Min, n, last)
-        };
-        let whole = (batch * UNITS * trips.div_ceil(batch)) == total;
-        let deep_enough = depth.known().is_some_and(|d| d.is_multiple_of(t.chunk.into()));
-        let (from, end, step) = (e.u32(0), e.u32(trips), e.u32(batch));
-        e.for_step(from, end, step, |e, trip| {
-            x.scope(|x| {
-                let mut found = Vec::new();
-                for n in 0..batch {
-                    let n = e.u32(n);
-                    let trip = e.add(trip, n);
-                    let units = e.u32(UNITS);
-                    let before = e.mul(trip, units);
-                    let number = e.add(before, unit);
-                    let all = e.u32(total);
-                    let flat = if whole { number } else { last_of(e, number, all) };
-                    let (o, in_outer) = match count {
-                        1 => (outer, flat),
-                        _ => {
-                            let of_outer = e.u32(of_outer);
-                            let o = e.div(flat, of_outer);
-                            (e.add(outer, o), e.rem(flat, of_outer))
-                        }
-                    };
-                    let (row, k) = match t.rows {
-                        1 => (from, in_outer),
-                        _ => (e.div(in_outer, chunk), e.rem(in_outer, chunk)),
-                    };
-                    let row_number = e.add(side.first, row);
-                    let row_number =
-                        if t.rows == 1 { row_number } else { last_of(e, row_number, side.total) };
-                    let deep = e.add(k0, k);
-                    let deep = if deep_enough { deep } else { last_of(e, deep, depth) };
-                    let outer = x.split(e, o, &plan.outer);
-                    let at = x.split(e, row_number, side.group);
-                    let inner = x.split(e, deep, &plan.inner);
-                    let known = [
-                        self.repeat,
-                        (&plan.outer[..], &outer[..]),
-                        (side.group, &at[..]),
-                        (&plan.inner[..], &inner[..]),
-                    ];
-                    for (value, kept) in &side.folded {
-                        let element = e.load(*kept, row);
-                        x.define(*value, gather_index(x, *value, &known), element);
-                    }
-                    let elements: Vec<_> = self
-                        .staged
-                        .iter()
-                        .map(|staged| {
-                            let index = gather_index(x, staged.value, &known);
-                            let element = x.element(e, staged.value, &index);
-                            e.cast(element, Elem::F32)
-                        })
-                        .collect();
-                    let place = self.place_in_row(e, k);
-                    let first = e.sub(flat, k);
-                    found.push((number, e.add(first, place), elements));
-                }
-                for (number, place, elements) in found {
-                    let keep = |e: &mut Emit| {
-                        for (staged, &element) in self.staged.iter().zip(&elements) {
-                            e.store(staged.memory, place, element);
-                        }
-                    };
-                    if whole {
-                        keep(e);
-                    } else {
-                        let all = e.u32(total);
-                        let inside = e.lt(number, all);
-                        e.if_(inside, keep);
-                    }
-                }
-            });
-        });
-    }
-
-    /// Where an element of a row is kept. A plane reads packs of 8 in two halves: all first halves lie side by side, then all
-    /// second ones, so that its units meet in no bank.
-    fn place_in_row(&self, e: &mut Emit, k: Val) -> Val {
-        if !self.plan.along || self.t.pack < 8 {
-            return k;
-        }
-        let [two, four, eight, half, whole] = [2, 4, 8, 4 * PLANE, 8 * PLANE].map(|n| e.u32(n));
-        let plane = e.u32(PLANE);
-        let (block, quarter, pack) = (e.div(k, whole), e.div(k, four), e.div(k, eight));
-        let (second, lane, rest) = (e.rem(quarter, two), e.rem(pack, plane), e.rem(k, four));
-        [(block, whole), (second, half), (lane, four)].into_iter().fold(rest, |at, (n, step)| {
-            let more = e.mul(n, step);
-            e.add(at, more)
-        })
-    }
-
-    /// A round's packs of all products and columns.
-    fn read_along(&self, e: &mut Emit, tables: &[Table], span: &Span, round: Val) -> Vec<Pack> {
-        let t = &self.t;
-        let (of_round, pack) = (e.u32(span.stride * t.unroll), e.u32(t.pack));
-        let skipped = e.mul(round, of_round);
-        let start = e.add(span.first, skipped);
-        let (one, mut packs) = (e.u32(1), Vec::new());
-        let last = e.sub(span.end, one);
-        for u in 0..t.unroll {
-            let step = e.u32(u * span.stride);
-            let v = e.add(start, step);
-            // Beyond the end, the last is read again.
-            let v = e.binary(Bin::Min, v, last);
-            for (table, columns) in tables.iter().zip(&self.columns) {
-                for &column in columns {
-                    let at = e.add(table.base, column);
-                    let at = e.div(at, pack);
-                    let at = e.add(at, v);
-                    packs.push(e.load_pack(table.buf, at, t.pack, self.vectors()));
-                }
-            }
-        }
-        packs
-    }
-
     fn vectors(&self) -> bool {
         vectors(self.target)
+    }
+
+    /// A pack of a table.
+    fn load(&self, e: &mut Emit, table: &Table, at: Val) -> Pack {
+        if table.whole {
+            return e.load_pack_now(table.buf, at, self.t.pack);
+        }
+        e.load_pack(table.buf, at, self.t.pack, self.vectors())
     }
 
     /// Runs rounds. What is read for the next is on its way while one is worked on; the first while the narrow operand is brought.
@@ -701,315 +438,5 @@ impl Few<'_> {
             vars.iter().zip(&ahead).for_each(|(v, p)| e.set_pack(v, p));
             work(e, round, &packs);
         });
-    }
-
-    /// Multiplies and adds up what a round has read, a plane along the summed axes.
-    fn along(
-        &self,
-        e: &mut Emit,
-        exist: &[Option<Val>],
-        span: &Span,
-        (round, before): (Val, Val),
-        packs: &[Pack],
-    ) {
-        let t = &self.t;
-        let per_step = t.products * t.each;
-        for u in 0..t.unroll {
-            // The pack's number in the chunk; its last part is the place in the plane.
-            let (of_round, step) = (e.u32(span.stride * t.unroll), e.u32(u * span.stride));
-            let skipped = e.mul(round, of_round);
-            let skipped = e.add(skipped, step);
-            let v = e.add(span.first, skipped);
-            let packs = &packs[(u * per_step) as usize..((u + 1) * per_step) as usize];
-            let local = self.local(e, skipped);
-            for (p, &exists) in exist.iter().enumerate() {
-                let of = &packs[p * t.each as usize..(p + 1) * t.each as usize];
-                guarded(e, exists, (!span.exact).then_some((v, span.end)), |e| {
-                    self.multiply_along(e, p, (local, before), of);
-                });
-            }
-        }
-    }
-
-    /// The number in the chunk of the pack that lies so many behind this unit's first.
-    fn local(&self, e: &mut Emit, skipped: Val) -> Val {
-        let (plane, splits, unit) = (e.u32(PLANE), e.u32(self.t.splits), e.unit());
-        let (number, lane) = (e.div(unit, plane), e.rem(unit, plane));
-        let split = e.rem(number, splits);
-        let before = e.mul(split, plane);
-        let before = e.add(before, lane);
-        e.add(before, skipped)
-    }
-
-    fn staged_of(&self, product: usize) -> Shared {
-        let narrow = self.plan.products[product].narrow;
-        self.staged.iter().find(|s| s.value == narrow).expect("every narrow operand is staged").memory
-    }
-
-    fn multiply_along(&self, e: &mut Emit, p: usize, (local, before): (Val, Val), packs: &[Pack]) {
-        let t = &self.t;
-        let memory = self.staged_of(p);
-        let width = t.pack.min(4);
-        let of_width = e.u32(width);
-        let before = e.div(before, of_width);
-        for part in 0..t.pack / width {
-            // In units of `width` elements.
-            let at = if t.pack < 8 {
-                local
-            } else {
-                let (plane, whole) = (e.u32(PLANE), e.u32(2 * PLANE));
-                let (block, lane) = (e.div(local, plane), e.rem(local, plane));
-                let block = e.mul(block, whole);
-                let at = e.add(block, lane);
-                let half = e.u32(part * PLANE);
-                e.add(at, half)
-            };
-            let at = e.add(at, before);
-            let narrow: Vec<_> = (0..t.rows)
-                .map(|r| {
-                    let row = e.u32(r * t.chunk / width);
-                    let at = e.add(at, row);
-                    e.load_pack(memory, at, width, self.vectors())
-                })
-                .collect();
-            for n in 0..width {
-                let row: Vec<_> = narrow.iter().map(|pack| e.element_of(pack, n)).collect();
-                for (pack, sums) in packs.iter().zip(&self.sums[p]) {
-                    let w = e.element_of(pack, part * width + n);
-                    let w = e.cast(w, Elem::F32);
-                    for (&x, &sum) in row.iter().zip(sums) {
-                        let old = e.get(sum);
-                        let new = e.fma(w, x, old);
-                        e.set(sum, new);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The index of the inner axes that this unit has in a step of a round.
-    fn index_across(&self, e: &mut Emit, span: &Span, round: Val, u: u32) -> Val {
-        let (of_round, step) = (e.u32(span.stride * self.t.unroll), e.u32(u * span.stride));
-        let skipped = e.mul(round, of_round);
-        let skipped = e.add(skipped, step);
-        e.add(span.first, skipped)
-    }
-
-    /// A round's packs of all products.
-    fn read_across(
-        &self,
-        e: &mut Emit,
-        (tables, deep): (&[Table], &[Offsets]),
-        span: &Span,
-        round: Val,
-    ) -> Vec<Pack> {
-        let (one, pack, mut packs) = (e.u32(1), e.u32(self.t.pack), Vec::new());
-        let last = e.sub(span.end, one);
-        for u in 0..self.t.unroll {
-            let k = self.index_across(e, span, round, u);
-            let k = e.binary(Bin::Min, k, last);
-            for ((table, deep), columns) in tables.iter().zip(deep).zip(&self.columns) {
-                let step = deep.at(e, k);
-                let at = e.add(table.base, columns[0]);
-                let at = e.add(at, step);
-                let at = e.div(at, pack);
-                packs.push(e.load_pack(table.buf, at, self.t.pack, self.vectors()));
-            }
-        }
-        packs
-    }
-
-    /// Multiplies and adds up what a round has read, a unit's columns across the summed axes.
-    fn across(
-        &self,
-        e: &mut Emit,
-        exist: &[Option<Val>],
-        span: &Span,
-        (round, k0, before): (Val, Val, Val),
-        packs: &[Pack],
-    ) {
-        let t = &self.t;
-        for u in 0..t.unroll {
-            let k = self.index_across(e, span, round, u);
-            let local = e.sub(k, k0);
-            let local = e.add(local, before);
-            for (p, &exists) in exist.iter().enumerate() {
-                let pack = &packs[(u * t.products) as usize + p];
-                let memory = self.staged_of(p);
-                guarded(e, exists, (!span.exact).then_some((k, span.end)), |e| {
-                    let w: Vec<_> = (0..t.pack)
-                        .map(|n| {
-                            let w = e.element_of(pack, n);
-                            e.cast(w, Elem::F32)
-                        })
-                        .collect();
-                    for r in 0..t.rows {
-                        let row = e.u32(r * t.chunk);
-                        let at = e.add(row, local);
-                        let x = e.load(memory, at);
-                        for (&w, sums) in w.iter().zip(&self.sums[p]) {
-                            let sum = sums[r as usize];
-                            let old = e.get(sum);
-                            let new = e.fma(w, x, old);
-                            e.set(sum, new);
-                        }
-                    }
-                });
-            }
-        }
-    }
-
-    /// Where a sum is kept: by product, split, row, column.
-    fn slot(&self, e: &mut Emit, (p, split): (usize, Val), row: u32, column: Val) -> Val {
-        let t = &self.t;
-        let splits = if self.plan.along { t.splits } else { 1 };
-        let (before, of_split) = (e.u32((p as u32 * splits * t.rows + row) * t.columns), t.rows * t.columns);
-        let of_split = e.u32(of_split);
-        let step = e.mul(split, of_split);
-        let at = e.add(before, step);
-        e.add(at, column)
-    }
-
-    /// The units of a plane fold what they summed.
-    fn fold_planes(&self, e: &mut Emit, kept: Shared) {
-        let t = &self.t;
-        let (plane, splits, each, zero) = (e.u32(PLANE), e.u32(t.splits), e.u32(t.each), e.u32(0));
-        let unit = e.unit();
-        let (number, lane) = (e.div(unit, plane), e.rem(unit, plane));
-        let (split, group) = (e.rem(number, splits), e.div(number, splits));
-        let first = e.mul(group, each);
-        let writes = e.cmp(super::emit::Cmp::Eq, lane, zero);
-        let scratch = (!self.vectors()).then(|| e.shared(Elem::F32, UNITS as usize));
-        for (p, columns) in self.sums.iter().enumerate() {
-            for (c, rows) in columns.iter().enumerate() {
-                let c = e.u32(c as u32);
-                let column = e.add(first, c);
-                for (r, &sum) in rows.iter().enumerate() {
-                    let mut whole = e.get(sum);
-                    match scratch {
-                        None => whole = e.fold_plane(Bin::Add, whole),
-                        // Planes of other targets have other sizes.
-                        Some(scratch) => {
-                            e.fold_groups(Bin::Add, whole, scratch, lane, PLANE);
-                            whole = e.load(scratch, unit);
-                            e.sync();
-                        }
-                    }
-                    let slot = self.slot(e, (p, split), r as u32, column);
-                    e.if_(writes, |e| e.store(kept, slot, whole));
-                }
-            }
-        }
-        e.sync();
-    }
-
-    /// The units that have the same columns add up what they summed.
-    fn fold_units(&self, e: &mut Emit, kept: Shared) {
-        let t = &self.t;
-        let scratch = e.shared(Elem::F32, (UNITS * t.pack) as usize);
-        let (unit, zero, one) = (e.unit(), e.u32(0), e.u32(1));
-        let (pack, columns, splits) = (e.u32(t.pack), e.u32(t.columns), e.u32(t.splits));
-        for (p, packs) in self.sums.iter().enumerate() {
-            for r in 0..t.rows {
-                // A unit's columns lie behind one another, and behind those of the units before it.
-                let first = e.mul(unit, pack);
-                for (n, rows) in packs.iter().enumerate() {
-                    let n = e.u32(n as u32);
-                    let (at, sum) = (e.add(first, n), e.get(rows[r as usize]));
-                    e.store(scratch, at, sum);
-                }
-                e.sync();
-                let units = e.u32(UNITS);
-                e.for_step(unit, columns, units, |e, column| {
-                    let nothing = e.f32(0.0);
-                    let total = e.var(nothing);
-                    e.for_step(zero, splits, one, |e, split| {
-                        let before = e.mul(split, columns);
-                        let at = e.add(before, column);
-                        let (more, known) = (e.load(scratch, at), e.get(total));
-                        let known = e.add(known, more);
-                        e.set(total, known);
-                    });
-                    let slot = self.slot(e, (p, zero), r, column);
-                    let total = e.get(total);
-                    e.store(kept, slot, total);
-                });
-                e.sync();
-            }
-        }
-    }
-
-    /// Each unit makes elements of the result of the sums.
-    fn finish(
-        &self,
-        e: &mut Emit,
-        (x, epilogue): (&mut Exprs<'_>, &Epilogue),
-        side: &Side<'_>,
-        repeat: (&[AxisId], &[Val]),
-        (row0, column0, columns): (Val, Val, Val),
-        (kept, output): (Shared, Buf),
-    ) {
-        let (plan, t) = (self.plan, &self.t);
-        let memory = &epilogue.memory;
-        let base = place(e, x, memory, &[repeat]);
-        let (in_rows, in_columns) =
-            (Offsets::of(e, x, &plan.rows, memory), Offsets::of(e, x, &plan.columns, memory));
-        let products: Vec<_> = plan.products.iter().map(|p| p.result).collect();
-        let splits = if plan.along { t.splits } else { 1 };
-        let (unit, units, all) = (e.unit(), e.u32(UNITS), e.u32(t.rows * t.columns));
-        e.for_step(unit, all, units, |e, flat| {
-            let of_row = e.u32(t.columns);
-            let (r, c) = (e.div(flat, of_row), e.rem(flat, of_row));
-            let (row, column) = (e.add(row0, r), e.add(column0, c));
-            let (row_exists, column_exists) = (e.lt(row, side.total), e.lt(column, columns));
-            let inside = e.and(row_exists, column_exists);
-            e.if_(inside, |e| {
-                let sum = |e: &mut Emit, p: usize, partner: bool| {
-                    let (one, mut total) = (e.u32(1), None);
-                    let at = if partner { e.bits(Bits::Xor, flat, one) } else { flat };
-                    for split in 0..splits {
-                        let before = e.u32((p as u32 * splits + split) * t.rows * t.columns);
-                        let at = e.add(before, at);
-                        let part = e.load(kept, at);
-                        total = Some(total.map_or(part, |sum| e.add(sum, part)));
-                    }
-                    total.expect("there is at least one split")
-                };
-                let column = epilogue.in_order(e, x, &plan.columns, column);
-                let (down, right) = (in_rows.at(e, row), in_columns.at(e, column));
-                let address = e.add(base, down);
-                let address = e.add(address, right);
-                if epilogue.plain(&products) {
-                    let element = sum(e, 0, false);
-                    return e.store(output, address, element);
-                }
-                x.scope(|x| {
-                    let at = x.split(e, row, &plan.rows);
-                    let across = x.split(e, column, &plan.columns);
-                    let known = [repeat, (&plan.rows[..], &at[..]), (&plan.columns[..], &across[..])];
-                    for (value, kept) in &side.folded {
-                        let element = e.load(*kept, r);
-                        x.define(*value, gather_index(x, *value, &known), element);
-                    }
-                    epilogue.store(e, x, &known, address, |e, x, address| {
-                        let element = epilogue.element(e, x, &known, &products, &sum);
-                        e.store(output, address, element);
-                    });
-                });
-            });
-        });
-    }
-}
-
-/// Runs `body` where there is a matrix and the first number is below the second.
-fn guarded(e: &mut Emit, exists: Option<Val>, inside: Option<(Val, Val)>, body: impl FnOnce(&mut Emit)) {
-    let inside = inside.map(|(n, end)| e.lt(n, end));
-    let both = match (exists, inside) {
-        (Some(a), Some(b)) => Some(e.and(a, b)),
-        (a, b) => a.or(b),
-    };
-    match both {
-        Some(c) => e.if_(c, body),
-        None => body(e),
     }
 }

@@ -20,7 +20,7 @@ use super::shape::LaunchShape;
 use super::split::Role;
 use super::stream_matrix::{self, MatrixPlan};
 use super::target::Target;
-use super::{contract, few, matrix, refuse, scatter, sort, split, stream};
+use super::{contract, few, matrix, overlap, refuse, scatter, sort, split, stream};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::digest::digest;
@@ -197,6 +197,9 @@ impl KernelMetadata for CubeIr {
 impl CubeKernel for CubeIr {
     fn define(&self) -> KernelDefinition {
         let mut e = Emit::new();
+        if self.target() == Target::Cuda {
+            e.let_next_begin();
+        }
         let declared: Vec<_> = self.parts.iter().map(|part| part.declare(&mut e)).collect();
         match (&self.parts[..], declared) {
             ([part], declared) => declared.into_iter().for_each(|d| part.emit(&mut e, d)),
@@ -280,7 +283,11 @@ impl Part {
         let exprs = Exprs::new(body, *target, extents, &inputs);
         let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
         let input = |v: ValueId| buffer(v).expect("operands are parameters, by the check");
-        match Form::of(kernel) {
+        let form = Form::of(kernel);
+        if *target == Target::Cuda && overlap::early(body, &form).is_empty() {
+            e.await_grids();
+        }
+        match form {
             Form::Map(map) => map.emit(e, exprs, output),
             Form::Stream(plan) => match (kept, chunk) {
                 (Some(kept), Some(chunk)) => split::emit(e, exprs, &plan, kept, chunk, output),

@@ -6,7 +6,9 @@ use latentc_ir::{DType, Type, ValueId};
 
 use super::device::{CubeBuffer, CubeDevice, CubeRuntime, Launches};
 use super::kernel::CubeIr;
+use super::overlap::early_of;
 use super::prepared::{Arranged, Does, Halves, OneGrid, Prepared};
+use super::queue::When;
 use super::refuse;
 use super::shape::{Grid, LaunchShape, in_one_grid};
 use super::split::{Role, Split};
@@ -23,6 +25,8 @@ pub(super) struct Ready<'a> {
     sizes: &'a [usize],
     /// Whether it was not launched in that way before.
     pub(super) first: bool,
+    /// As [`Launch`] has it.
+    pub(super) still: Option<u64>,
 }
 
 impl<R: CubeRuntime> CubeDevice<R> {
@@ -48,7 +52,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         &mut self,
         launch: Launch<'a, CubeBuffer>,
     ) -> Result<Option<(Ready<'a>, Arc<Prepared>)>, DeviceError> {
-        let Launch { kernel, inputs, output, sizes, key } = launch;
+        let Launch { kernel, inputs, output, sizes, key, still } = launch;
         let known = key.and_then(|key| self.memory.find(key, sizes));
         let symbols = known.as_ref().map_or_else(|| kernel.size_symbols().len(), |known| known.sizes.len());
         let params = kernel.body.params.len();
@@ -86,7 +90,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         }
         fits(kernel, (kernel.body.results[0], prepared.output), output)?;
         buffers.push(output);
-        Ok(Some((Ready { kernel, buffers, sizes, first }, prepared)))
+        Ok(Some((Ready { kernel, buffers, sizes, first, still }, prepared)))
     }
 
     /// What a kernel comes to at these sizes, and whether that is its first launch in that way.
@@ -123,8 +127,13 @@ impl<R: CubeRuntime> CubeDevice<R> {
             })
         });
         let halves = halves.transpose()?;
+        let early = launches.stages.iter().map(|(stage, ..)| early_of(&stage.kernel));
+        let early = early.flatten().map(|v| body.params.iter().position(|p| *p == v)).collect();
+        // What is several reads other buffers, too.
+        let early: Option<Vec<_>> = early;
+        let early = early.filter(|early| launches.stages.len() == 1 || early.is_empty());
         let (name, sizes) = (Arc::from(kernel.name.as_str()), sizes.to_vec());
-        Ok((Prepared { name, sizes, kind, launches, grid, inputs, output, halves }, first))
+        Ok((Prepared { name, sizes, kind, launches, grid, inputs, output, halves, early }, first))
     }
 
     /// Shares launches out to grids: as many in one as fit.
@@ -181,7 +190,12 @@ impl<R: CubeRuntime> CubeDevice<R> {
     }
 
     /// Several launches with memory of the device in between.
-    pub(super) fn run_stages(&mut self, launch: &Ready<'_>, launches: &Launches) -> Result<(), DeviceError> {
+    pub(super) fn run_stages(
+        &mut self,
+        launch: &Ready<'_>,
+        launches: &Launches,
+        when: When,
+    ) -> Result<(), DeviceError> {
         let Ready { kernel, buffers, sizes, .. } = launch;
         let number = kernel.number(sizes);
         let kept = launches.kept.iter().map(|kept| {
@@ -200,14 +214,19 @@ impl<R: CubeRuntime> CubeDevice<R> {
             let used: Vec<_> = stage.inputs.iter().chain([&stage.output]).map(at).collect();
             if grid.0 > 0 {
                 let lens: Vec<_> = used.iter().map(|b| b.len()).collect();
-                self.enqueue(&OneGrid::new(ir.clone(), grid, sizes, &lens), used);
+                self.enqueue(&OneGrid::new(ir.clone(), grid, sizes, &lens), used, when)?;
             }
         }
         Ok(())
     }
 
     /// A streamed softmax as two launches.
-    pub(super) fn run_halves(&mut self, halves: &Halves, launch: &Ready<'_>) -> Result<(), DeviceError> {
+    pub(super) fn run_halves(
+        &mut self,
+        halves: &Halves,
+        launch: &Ready<'_>,
+        when: When,
+    ) -> Result<(), DeviceError> {
         // Launches of one thread follow one another on the device, so all of them can have the same memory in between.
         let here = std::thread::current().id();
         let kept = match self.between.take() {
@@ -216,8 +235,9 @@ impl<R: CubeRuntime> CubeDevice<R> {
         };
         let [(part, reads), (merge, merges)] = &halves.grids;
         let given = |numbers: &'_ [usize]| numbers.iter().map(|&n| launch.buffers[n]).collect::<Vec<_>>();
-        self.enqueue(part, given(reads).into_iter().chain([&kept]));
-        self.enqueue(merge, given(merges).into_iter().chain([&kept]).chain(launch.buffers.last().copied()));
+        self.enqueue(part, given(reads).into_iter().chain([&kept]), when)?;
+        let merged = given(merges).into_iter().chain([&kept]).chain(launch.buffers.last().copied());
+        self.enqueue(merge, merged, when)?;
         self.between = Some((here, kept));
         Ok(())
     }

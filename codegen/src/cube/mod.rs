@@ -9,6 +9,8 @@
 
 mod contract;
 mod device;
+#[cfg(feature = "cuda")]
+mod driver;
 mod edits;
 mod emit;
 mod epilogue;
@@ -20,7 +22,10 @@ mod kernel;
 mod launching;
 mod map;
 mod matrix;
+mod overlap;
 mod prepared;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "without CUDA no driver is called directly"))]
+mod queue;
 mod resident;
 mod scatter;
 mod scatter_matrix;
@@ -45,6 +50,7 @@ pub(crate) use device::launch_info;
 pub use device::{CubeArena, CubeBuffer, CubeDevice, CubeRuntime};
 pub use edits::Edits;
 pub(crate) use kernel::CubeIr;
+pub(crate) use overlap::{WAIT, early_of};
 pub use shape::{Cubes, LaunchShape};
 pub(crate) use shape::{Grid, in_one_grid};
 #[cfg(feature = "wgpu")]

@@ -5,13 +5,14 @@
 //! that says which kernel it has ([`key`](crate::device::Launch::key)) is looked up.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cubecl_core::server::MetadataBindingInfo;
 use latentc_ir::DType;
 
 use super::device::{Launches, launch_info};
 use super::kernel::CubeIr;
+use super::queue::{Function, Queue, When};
 use super::shape::Grid;
 use crate::program::KernelKind;
 
@@ -26,13 +27,34 @@ pub(super) struct OneGrid {
     pub(super) grid: Grid,
     /// As of [`launch_info`].
     info: (Vec<u64>, usize),
+    /// What a driver compiled it to.
+    function: OnceLock<Function>,
 }
 
 impl OneGrid {
     /// Of a kernel with these run-time sizes, on buffers of so many elements.
     pub(super) fn new(ir: CubeIr, grid: Grid, sizes: &[usize], lens: &[usize]) -> OneGrid {
         let MetadataBindingInfo { data, dynamic_metadata_offset } = launch_info(sizes, lens);
-        OneGrid { ir, grid, info: (data, dynamic_metadata_offset) }
+        OneGrid { ir, grid, info: (data, dynamic_metadata_offset), function: OnceLock::new() }
+    }
+
+    /// What a launch hands over besides its buffers, as words.
+    pub(super) fn words(&self) -> &[u64] {
+        &self.info.0
+    }
+
+    /// What the driver behind a queue compiled it to. A grid belongs to one device.
+    ///
+    /// # Errors
+    /// If it does not compile.
+    pub(super) fn function(&self, queue: &mut dyn Queue) -> Result<Function, String> {
+        match self.function.get() {
+            Some(known) => Ok(*known),
+            None => {
+                let function = queue.function(&self.ir)?;
+                Ok(*self.function.get_or_init(|| function))
+            }
+        }
     }
 
     /// What a launch hands over besides its buffers.
@@ -54,6 +76,8 @@ pub(super) struct Prepared {
     pub(super) output: (DType, usize),
     /// Of a streamed softmax that is two launches.
     pub(super) halves: Option<Halves>,
+    /// The parameters that may be read before the grids ahead are done; none if that cannot be told.
+    pub(super) early: Option<Vec<usize>>,
 }
 
 /// A streamed softmax as two launches.
@@ -65,6 +89,19 @@ pub(super) struct Halves {
 }
 
 impl Prepared {
+    /// When its grids may begin, given the parameters that no launch of a run writes.
+    pub(super) fn when(&self, still: Option<u64>) -> When {
+        let stays = |still: u64| {
+            let stays = |&n: &usize| n < 64 && still >> n & 1 == 1;
+            self.early.as_ref().is_some_and(|early| early.iter().all(stays))
+        };
+        match still {
+            None => When::Alone,
+            Some(still) if stays(still) => When::Early,
+            Some(_) => When::InOrder,
+        }
+    }
+
     /// Elements of the buffers that it is given, the output last.
     pub(super) fn lens(&self) -> impl Iterator<Item = usize> + '_ {
         let inputs = self.inputs.iter().flatten();

@@ -12,9 +12,10 @@ use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
 use cubecl_runtime::compiler::{CompilationError, CubeTask};
 
 use super::edits::Edit;
-use super::emit::{COPIES, GROUPS, TWO_CUBES};
+use super::emit::{COPIES, GRIDS, GROUPS, TWO_CUBES};
 use super::feed::TURNED_BYTES;
 use super::kernel::CubeIr;
+use super::overlap;
 use super::refuse;
 use super::shape::{Cubes, LaunchShape};
 use super::split::Role;
@@ -145,9 +146,9 @@ pub(crate) fn written(ir: &CubeIr) -> Result<String, DeviceError> {
     Ok(head + &text)
 }
 
-fn cuda_text(ir: &CubeIr) -> Result<String, DeviceError> {
-    // What CubeCL sets for compute capability 9.0 and CUDA 12.8 or later.
-    let options = CompilationOptions {
+/// What CubeCL sets for compute capability 9.0 and CUDA 12.8 or later.
+fn cuda_options() -> CompilationOptions {
+    CompilationOptions {
         warp_size: 32,
         supports_features: CppSupportedFeatures {
             grid_constants: true,
@@ -156,10 +157,35 @@ fn cuda_text(ir: &CubeIr) -> Result<String, DeviceError> {
             fast_tanh: true,
             elect_sync: true,
         },
-    };
+    }
+}
+
+fn cuda_text(ir: &CubeIr) -> Result<String, DeviceError> {
     let _alone = PRINTER.lock().unwrap_or_else(|e| e.into_inner());
-    let text = text::<CudaCompiler>(ir, &options)?;
+    let text = text::<CudaCompiler>(ir, &cuda_options())?;
     Ok(ordered_types(&ordered_shared_arrays(&text)))
+}
+
+/// A kernel as a driver is given it.
+#[cfg(feature = "cuda")]
+pub(super) struct Text {
+    pub(super) source: String,
+    pub(super) entry: String,
+    pub(super) units: u32,
+    pub(super) shared_bytes: u32,
+}
+
+/// A kernel in CUDA C++ for compute capability 9.0 and later.
+#[cfg(feature = "cuda")]
+pub(super) fn cuda_launched(ir: &CubeIr) -> Result<Text, String> {
+    let _alone = PRINTER.lock().unwrap_or_else(|e| e.into_inner());
+    let task = Task::<CudaCompiler>::new(ir.clone());
+    let (mut compiler, options) = (CudaCompiler::default(), cuda_options());
+    let compiled = task.compile(&mut compiler, &options, ExecutionMode::Unchecked, ir.address_type());
+    let compiled = compiled.map_err(|e| e.to_string())?;
+    let shared_bytes = compiled.repr.map_or(0, |repr| repr.shared_memory_size()) as u32;
+    let (source, entry, units) = (compiled.source, compiled.entrypoint_name, compiled.cube_dim.num_elems());
+    Ok(Text { source, entry, units, shared_bytes })
 }
 
 fn text<C>(ir: &CubeIr, options: &C::CompilationOptions) -> Result<String, DeviceError>
@@ -211,6 +237,9 @@ impl<C: Compiler> CubeTask<C> for Task<C> {
         }
         if compiled.source.contains(GROUPS) {
             compiled.source = warpgroup::expand(&compiled.source);
+        }
+        if compiled.source.contains(GRIDS) {
+            compiled.source = overlap::expand(&compiled.source);
         }
         if compiled.source.contains(TWO_CUBES) {
             compiled.source = for_two_cubes(&compiled.source);

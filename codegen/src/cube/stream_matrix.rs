@@ -16,7 +16,7 @@
 
 use latentc_ir::{AxisId, Binary, DType, Function, Op, ValueId};
 
-use super::emit::{Array, Bin, Buf, Cmp, Elem, Emit, Shared, Val, Var};
+use super::emit::{Array, Bin, Buf, Cmp, Elem, Emit, Pack, Shared, Val, Var};
 use super::expr::Exprs;
 use super::fragment::{
     Lines, PACK, Plane, as_left, clear, in_packs, left, load_columns, load_eight, load_rows, sums,
@@ -26,6 +26,9 @@ use super::stream::{At, Scores, Span, Walk, divisor, finish, index, least, produ
 use super::target::Target;
 use crate::few::gcd;
 use crate::stream::{Monoid, StreamPlan, cone, defined, is_elementwise};
+
+/// Packs of rows that are expressions or in f32 that a unit reads at once: nothing is summed yet.
+const ROWS_AT_ONCE: u32 = 4;
 
 /// A stream whose products tensor cores can multiply.
 #[derive(Clone, Debug)]
@@ -388,7 +391,8 @@ impl<'a> Cube<'a> {
         for (n, p) in plan.scores.iter().enumerate() {
             let width = plan.depths[n].next_multiple_of(16);
             let to = (self.left, plan.row_first(n), plan.row_pitch(), e.u32(0));
-            self.stage(e, x, (p.rows, &p.depth, plan.depths[n]), self.rows, (e.u32(0), width), to);
+            let width = (e.u32(0), width, ROWS_AT_ONCE);
+            self.stage(e, x, (p.rows, &p.depth, plan.depths[n]), self.rows, width, to);
         }
         let mask = self.stream().mask.map(|mask| (mask, limit(body, self.stream(), mask)));
         let flag = mask.as_ref().map(|_| e.shared(Elem::I32, t.units() as usize));
@@ -548,24 +552,25 @@ impl<'a> Cube<'a> {
         let none = e.u32(0);
         for (n, p) in plan.scores.iter().enumerate() {
             let to = (self.keys, plan.first(t, n), plan.key_pitch(t), self.stage);
-            let width = (none, plan.width(t, n));
+            let width = (none, plan.width(t, n), 1);
             self.stage(e, x, (p.keys, &p.depth, plan.depths[n]), self.positions, width, to);
         }
         if let (None, Some(values)) = (plan.shared, plan.values) {
             let of = (values, &self.stream().n[..], plan.columns);
             let to = (self.values, 0, t.columns + PACK, self.stage);
-            self.stage(e, x, of, self.positions, (self.columns.from, t.columns), to);
+            self.stage(e, x, of, self.positions, (self.columns.from, t.columns, 1), to);
         }
     }
 
-    /// Brings `width` numbers of each line of a leaf into shared memory, from the first on. What does not exist is 0.
+    /// Brings `width` numbers of each line of a leaf into shared memory, from the first on. What does not exist is 0. Of an expression a
+    /// unit makes up to so many packs at once.
     fn stage(
         &self,
         e: &mut Emit,
         x: &mut Exprs<'_>,
         (leaf, axes, total): (ValueId, &[AxisId], u32),
         lines: Span<'_>,
-        (first, width): (Val, u32),
+        (first, width, at_once): (Val, u32, u32),
         (to, place, pitch, staged): (Shared, u32, u32, Val),
     ) {
         let memory = &x.body().ty(leaf).axes;
@@ -576,36 +581,37 @@ impl<'a> Cube<'a> {
         if packs == 0 {
             return;
         }
-        let one = |e: &mut Emit, x: &mut Exprs<'_>, (line, across): (Val, Val)| {
+        let place_of = |e: &mut Emit, (line, across): (Val, Val)| {
+            let pitch = e.u32(pitch / PACK);
+            let line = e.mul(line, pitch);
+            let place = e.u32(place / PACK);
+            let at = e.add(line, place);
+            let at = e.add(at, across);
+            let size = e.u32(lines.count);
+            let before = e.mul(size, pitch);
+            let before = e.mul(before, staged);
+            e.add(at, before)
+        };
+        // A pack, unless it is on its way to its place already.
+        let read = |e: &mut Emit, x: &mut Exprs<'_>, (line, across): (Val, Val)| {
             let (pack, end) = (e.u32(PACK), e.u32(total));
-            let across = e.mul(across, pack);
-            let column = e.add(first, across);
+            let before = e.mul(across, pack);
+            let column = e.add(first, before);
             let (at_line, exists) = lines.at(e, x, line);
             let wanted = |e: &mut Emit, x: &mut Exprs<'_>, column: Val| {
                 let at = x.split(e, column, axes);
                 index(memory, &[batch, (lines.axes, &at_line[..]), (axes, &at[..])])
             };
-            let pitch = e.u32(pitch / PACK);
-            let place_of = |e: &mut Emit| {
-                let line = e.mul(line, pitch);
-                let (place, across) = (e.u32(place / PACK), e.div(across, pack));
-                let at = e.add(line, place);
-                let at = e.add(at, across);
-                let size = e.u32(lines.count);
-                let before = e.mul(size, pitch);
-                let before = e.mul(before, staged);
-                e.add(at, before)
-            };
             if let Some(buf) = buf.filter(|_| ahead) {
                 let inside = e.lt(column, end);
                 let exists = e.and(exists, inside);
                 let at = wanted(e, x, column);
-                let (at, to_pack) = (x.join(e, &at, memory), place_of(e));
+                let (at, to_pack) = (x.join(e, &at, memory), place_of(e, (line, across)));
                 let to_place = e.mul(to_pack, pack);
                 e.copy_ahead(exists, buf, at, to, to_place);
-                return;
+                return None;
             }
-            let pack_of = match buf {
+            Some(match buf {
                 Some(buf) => {
                     let inside = e.lt(column, end);
                     let exists = e.and(exists, inside);
@@ -639,9 +645,16 @@ impl<'a> Cube<'a> {
                         .collect();
                     e.pack(self.elem, &numbers)
                 }
-            };
-            let at = place_of(e);
-            e.store_pack(to, at, &pack_of);
+            })
+        };
+        let keep = |e: &mut Emit, at: (Val, Val), pack: &Pack| {
+            let at = place_of(e, at);
+            e.store_pack(to, at, pack);
+        };
+        let one = |e: &mut Emit, x: &mut Exprs<'_>, at: (Val, Val)| {
+            if let Some(pack) = read(e, x, at) {
+                keep(e, at, &pack);
+            }
         };
         let unit = e.unit();
         if buf.is_some() {
@@ -662,10 +675,23 @@ impl<'a> Cube<'a> {
                 }
             }
         } else {
-            let (end, step, of_line) = (e.u32(lines.count * packs), e.u32(units), e.u32(packs));
+            // As many packs are read before one is kept as all units have.
+            let all = lines.count * packs;
+            let fits = |n: &u32| all.is_multiple_of(units * n);
+            let at_once = (1..=at_once).rev().find(fits).unwrap_or(1);
+            let (end, step, of_line) = (e.u32(all), e.u32(units * at_once), e.u32(packs));
             e.for_step(unit, end, step, |e, number| {
-                let at = (e.div(number, of_line), e.rem(number, of_line));
-                x.scope(|x| one(e, x, at));
+                x.scope(|x| {
+                    let found: Vec<_> = (0..at_once)
+                        .filter_map(|n| {
+                            let behind = e.u32(n * units);
+                            let number = e.add(number, behind);
+                            let at = (e.div(number, of_line), e.rem(number, of_line));
+                            Some((at, read(e, x, at)?))
+                        })
+                        .collect();
+                    found.iter().for_each(|(at, pack)| keep(e, *at, pack));
+                });
             });
         }
     }

@@ -4,8 +4,8 @@
 //     program LAUNCH RESULT [COUNTS]
 //
 // LAUNCH holds, in words of 8 bytes: the kernel's number, the seed, the grid's three extents, the threads of a block, the bytes of
-// `info`, the number of buffers; then `info`; then for each buffer its bytes, the bytes of an element, whether it is written, and
-// what it holds. RESULT is made: the contents of the buffers that are written, in order. COUNTS is made too, by programs that count: for
+// `info`, the number of buffers; then `info`; then for each buffer its bytes, the bytes of an element, whether it is written (1) and
+// whether it may be read before the grids ahead are done (2), and what it holds. RESULT is made: the contents of the buffers that are written, in order. COUNTS is made too, by programs that count: for
 // each buffer in order what was read and then what was written of it, by all threads, in each block once, and once; then the operations of
 // matrix units; all as words.
 
@@ -112,7 +112,7 @@ constexpr size_t RETURN = 11;
 
 // --- threads --------------------------------------------------------------------------------------------
 
-enum class State { Runnable, AtBlock, AtWarp, Waiting, Done };
+enum class State { Runnable, AtBlock, AtWarp, AtGrids, Waiting, Done };
 
 struct Fiber {
     void* top = nullptr;
@@ -129,7 +129,7 @@ struct Fiber {
 struct Buffer {
     char* data;
     size_t bytes, element;
-    bool written;
+    bool written, early;
 };
 
 std::vector<Fiber> fibers;
@@ -143,6 +143,8 @@ size_t home_size = 0;
 Entry entry;
 Args args;
 std::vector<Buffer> buffers;
+/// Whether the grids ahead may still write.
+bool ahead = false;
 uint64_t random_state;
 
 uint64_t next_random() {
@@ -229,6 +231,19 @@ void try_warp(unsigned warp) {
     }
 }
 
+/// What the grids ahead may write is not to be touched, or may be.
+void set_ahead(bool are) {
+    if (ahead == are) return;
+    ahead = are;
+#ifndef LATENTC_COUNT
+    for (const Buffer& b : buffers) {
+        if (b.early || b.bytes == 0) continue;
+        if (are) __asan_poison_memory_region(b.data, b.bytes);
+        else __asan_unpoison_memory_region(b.data, b.bytes);
+    }
+#endif
+}
+
 /// Nobody can run: either all of the block have come, or they wait for what cannot happen.
 void try_block() {
     Fiber *one = nullptr, *other = nullptr, *gone = nullptr;
@@ -253,6 +268,16 @@ void try_block() {
     if (other)
         fail("%s in line %d, while thread %u waits at %s in line %d", one->what, one->line, other->number, other->what,
              other->line);
+    if (one->state == State::AtGrids) {
+        running = nullptr;
+        set_ahead(false);
+        for (Fiber& fiber : fibers) {
+            if (fiber.state != State::AtGrids) continue;
+            fiber.state = State::Runnable;
+            runnable.push_back(fiber.number);
+        }
+        return;
+    }
     if (one->state != State::AtBlock) fail("%s in line %d waits for what does not happen", one->what, one->line);
     if (gone) fail("%s in line %d, but thread %u has returned", one->what, one->line, gone->number);
     running = nullptr;
@@ -268,6 +293,7 @@ void run_block() {
         start(fiber);
         runnable.push_back(fiber.number);
     }
+    set_ahead(entry.waits);
     while (!runnable.empty()) {
         std::swap(runnable[choose(runnable.size())], runnable.back());
         Fiber& fiber = fibers[runnable.back()];
@@ -343,7 +369,9 @@ void launch(const char* path, const char* result) {
     in.bytes(info.data(), info.size() * 8);
     std::vector<void*> pointers;
     for (Buffer& b : buffers) {
-        b.bytes = in.word(), b.element = in.word(), b.written = in.word();
+        b.bytes = in.word(), b.element = in.word();
+        uint64_t use = in.word();
+        b.written = use & 1, b.early = use & 2;
         b.data = exactly(b.bytes);
         in.bytes(b.data, b.bytes);
         pointers.push_back(b.data);
@@ -373,6 +401,7 @@ void launch(const char* path, const char* result) {
         run_block();
     }
 
+    set_ahead(false);
     FILE* out = fopen(result, "wb");
     if (!out) fail("cannot write %s", result);
     for (Buffer& b : buffers)
@@ -395,6 +424,12 @@ void fail(const char* format, ...) {
 void meet_block(int line) {
     Fiber& self = *running;
     self.state = State::AtBlock, self.what = "__syncthreads", self.line = line;
+    leave();
+}
+
+void meet_grids(int line) {
+    Fiber& self = *running;
+    self.state = State::AtGrids, self.what = "griddepcontrol.wait", self.line = line;
     leave();
 }
 
@@ -444,7 +479,8 @@ extern "C" void __asan_on_error() {
     for (size_t n = 0; n < buffers.size(); ++n)
         look(buffers[n].data, buffers[n].bytes, buffers[n].element, "buffer_" + std::to_string(n));
     if (entry.shared) look(entry.shared, entry.shared_bytes, 1, "dynamic_shared_mem");
-    fprintf(stderr, "latentc: %s: %s %zu bytes at %s\n", place().c_str(), verb, size, nearest.c_str());
+    const char* early = ahead && best == 0 ? ", before all threads have waited for the grids ahead" : "";
+    fprintf(stderr, "latentc: %s: %s %zu bytes at %s%s\n", place().c_str(), verb, size, nearest.c_str(), early);
 }
 
 /// What is undefined follows.

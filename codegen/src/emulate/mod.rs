@@ -7,6 +7,7 @@
 //! - memory of the block that is read before it is written: it holds NaN, or huge numbers, before each block;
 //! - a barrier that is missing: between meetings, threads run one after the other in random order;
 //! - a barrier that some threads of the block, or lanes of the warp, do not come to;
+//! - memory that the grids ahead may write and that is touched before all threads of the block have waited for these;
 //! - accesses of several elements that are not aligned, and what is undefined in C++.
 //!
 //! Errors name the thread, the buffer, the element and the line of the text. Programs can count instead what kernels move and multiply
@@ -175,7 +176,8 @@ impl Emulator {
             if shape.units > THREADS || shape.shared_bytes > cube::SHARED {
                 return Err(cube::refuse(&kernels[0], format!("{shape}, which no GPU has")));
             }
-            Ok(Part { name: entry, source, shared_bytes: shape.shared_bytes })
+            let waits = source.contains(cube::WAIT);
+            Ok(Part { name: entry, source, shared_bytes: shape.shared_bytes, waits })
         }
         let parts: Vec<_> = texts.iter().map(part).collect::<Result<_, DeviceError>>()?;
         let name = format!("program_{}", fresh());
@@ -221,8 +223,8 @@ impl Emulator {
         words.extend([info.len() as u64, buffers.len() as u64]);
         let mut file: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         file.extend(&info);
-        for Bytes { bytes, element, written } in buffers {
-            let words = [bytes.len(), *element, usize::from(*written)];
+        for Bytes { bytes, element, written, early } in buffers {
+            let words = [bytes.len(), *element, usize::from(*written) | usize::from(*early) << 1];
             file.extend(words.iter().flat_map(|&w| (w as u64).to_le_bytes()));
             file.extend(bytes);
         }
@@ -264,6 +266,8 @@ struct Bytes {
     /// Bytes of an element.
     element: usize,
     written: bool,
+    /// Whether it may be read before the grids ahead are done.
+    early: bool,
 }
 
 /// A number that no other file of this process has.
@@ -348,7 +352,7 @@ impl Device for Emulator {
         output: &mut EmulatorBuffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
-        self.launch_together(vec![Launch { kernel, inputs, output, sizes, key: None }])
+        self.launch_together(vec![Launch { kernel, inputs, output, sizes, key: None, still: None }])
     }
 
     fn launch_together(&mut self, launches: Vec<Launch<'_, EmulatorBuffer>>) -> Result<(), DeviceError> {
@@ -400,7 +404,7 @@ struct Ready<'a> {
 impl Emulator {
     /// Checks a launch. `None` if there is nothing to do.
     fn ready<'a>(&mut self, launch: Launch<'a, EmulatorBuffer>) -> Result<Option<Ready<'a>>, DeviceError> {
-        let Launch { kernel, inputs, output, sizes, key: _ } = launch;
+        let Launch { kernel, inputs, output, sizes, key: _, still: _ } = launch;
         let extents = kernel.extents(sizes);
         // A text that replaces a kernel's own is what is to be run.
         let program = self.program(std::slice::from_ref(kernel), Role::Whole);
@@ -415,6 +419,7 @@ impl Emulator {
         if grid.0 == 0 {
             return Ok(None);
         }
+        let early = cube::early_of(&kernel);
         let exactly = |value: ValueId, buffer: &EmulatorBuffer, written: bool| {
             let Value { name, ty, .. } = kernel.body.value(value);
             let len: usize = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
@@ -426,7 +431,8 @@ impl Emulator {
                 )));
             }
             let element = buffer.element();
-            Ok(Bytes { bytes: buffer.bytes()[..len * element].to_vec(), element, written })
+            let early = early.contains(&value);
+            Ok(Bytes { bytes: buffer.bytes()[..len * element].to_vec(), element, written, early })
         };
         let (mut given, mut buffers) = (Vec::new(), Vec::new());
         for (&param, input) in kernel.body.params.iter().zip(inputs) {
@@ -448,7 +454,7 @@ impl Emulator {
         let memory = |kept: &Kept| {
             let (dtype, len) = kept.elements(&number);
             let element = Target::Cuda.bytes(dtype).unwrap_or(1);
-            Bytes { bytes: vec![0xff; len * element], element, written: false }
+            Bytes { bytes: vec![0xff; len * element], element, written: false, early: false }
         };
         let (mut params, mut kept) = (buffers.clone(), stages.kept.iter().map(memory).collect::<Vec<_>>());
         let last = params.len() - 1;
@@ -505,7 +511,7 @@ impl Emulator {
             let read = role.reads(&kernel.body, plan);
             let inputs = launch.given.iter().zip(&launch.buffers).filter(|(p, _)| read.contains(p));
             let mut used: Vec<_> = inputs.map(|(_, b)| b.clone()).collect();
-            used.push(Bytes { bytes: kept, element: 4, written: role == Role::Part });
+            used.push(Bytes { bytes: kept, element: 4, written: role == Role::Part, early: false });
             used.extend(launch.buffers.last().cloned().filter(|_| role == Role::Merge));
             kept = self.execute((kernels, role), grid, &sizes, &used)?;
         }

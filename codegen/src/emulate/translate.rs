@@ -17,6 +17,8 @@ pub(super) struct Part<'a> {
     pub(super) source: &'a str,
     /// Of the block's memory.
     pub(super) shared_bytes: usize,
+    /// Whether it waits for the grids ahead.
+    pub(super) waits: bool,
 }
 
 /// One translation unit with these kernels, whose entries are numbered in this order.
@@ -56,8 +58,8 @@ pub(super) fn program(parts: &[Part<'_>]) -> Result<String, String> {
         } else {
             "nullptr".to_owned()
         };
-        let (name, bytes) = (part.name, part.shared_bytes);
-        let _ = writeln!(text, "    {{emulate::Call<kernel_{n}::{name}>::run, {shared}, {bytes}}},");
+        let Part { name, shared_bytes: bytes, waits, .. } = part;
+        let _ = writeln!(text, "    {{emulate::Call<kernel_{n}::{name}>::run, {shared}, {bytes}, {waits}}},");
     }
     let _ = writeln!(text, "}};\nconst size_t emulate::entry_count = {};", parts.len());
     Ok(text)

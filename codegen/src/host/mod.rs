@@ -414,7 +414,7 @@ impl Device for Host {
 
     fn launch_together(&mut self, launches: Vec<Launch<'_, Buffer>>) -> Result<(), DeviceError> {
         awake::stay();
-        launches.into_iter().try_for_each(|Launch { kernel, inputs, output, sizes, key }| {
+        launches.into_iter().try_for_each(|Launch { kernel, inputs, output, sizes, key, still: _ }| {
             let prepared = self.prepared(kernel, sizes, key)?;
             self.run(kernel, &prepared, inputs, output)
         })

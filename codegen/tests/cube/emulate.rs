@@ -127,6 +127,51 @@ fn threads_that_do_not_meet_show() {
     assert!(said.contains("__syncwarp in line "), "{said}");
 }
 
+/// The instruction that waits for the grids ahead.
+const WAIT: &str = "asm volatile(\"griddepcontrol.wait;\" ::: \"memory\");";
+
+/// The text with its wait at the end, where nothing is left to be waited for.
+fn waits_last(text: &str) -> String {
+    let text = text.replacen(WAIT, "", 1);
+    let end = text.trim_end().rfind('}').expect("a kernel ends");
+    format!("{}{WAIT}\n}}\n", &text[..end])
+}
+
+#[test]
+fn what_the_grids_ahead_write_is_touched_after_the_wait_alone() {
+    let early = ", before all threads have waited for the grids ahead, in line ";
+    let Some(said) = broken(&twice(), &[300], waits_last) else { return };
+    assert!(said.contains("reads 2 bytes at buffer_0[") && said.contains(early), "{said}");
+    // What no thread waits for is launched when the grids ahead are done.
+    assert_eq!(broken(&twice(), &[300], |t| t.replacen(WAIT, "", 1)).unwrap(), "nothing");
+    let some = |t: &str| t.replacen(WAIT, &format!("if (threadIdx.x != 7) {{ {WAIT} }}"), 1);
+    let said = broken(&twice(), &[300], some).unwrap();
+    assert!(said.contains("thread 7 of block (") && said.contains(early), "{said}");
+    // Where threads meet, all of them have waited, or none.
+    let said = broken(&sums(), &[2, 300], some).unwrap();
+    assert!(said.contains("thread 7 of block (") && said.contains(early), "{said}");
+}
+
+#[test]
+fn a_product_with_few_rows_reads_its_wide_operand_before_the_wait() {
+    let body = "axes a0=n0, a1=40, a2=12288\nparam p0: bf16[a1, a2]\nparam p1: f32[a0, a2]\n\
+                y: f32[a0, a1] = contract p0, p1 over a2\nreturn y";
+    let k = kernel(KernelKind::Few { wide: 0, rows: 1 }, "early", body);
+    let text = cuda_source(&k).unwrap();
+    let (before, _) = text.split_once(WAIT).expect("it waits");
+    assert!(before.contains("asm volatile(\"ld.global."), "{text}");
+    let Some(said) = verdict(&k, &[1], text.clone()) else { return };
+    assert_eq!(said, "nothing");
+    let said = verdict(&k, &[1], waits_last(&text)).unwrap();
+    assert!(
+        said.contains("reads 4 bytes at buffer_1[") && said.contains("waited for the grids ahead"),
+        "{said}"
+    );
+    // What is read so lies in the buffer.
+    let said = broken(&k, &[1], |t| t.replacen("\"l\"(_tmp_0 + ", "\"l\"(_tmp_0 + 61440 + ", 1)).unwrap();
+    assert!(said.contains("bytes at buffer_0[") && said.contains("which has 491520"), "{said}");
+}
+
 /// A text of our own in place of a kernel's.
 fn written(kernel: &Kernel, sizes: &[usize], body: &str) -> Option<String> {
     let head = "#include <cuda_runtime.h>\n#include <cuda_bf16.h>\n#include <mma.h>\nusing namespace nvcuda::wmma;\n\

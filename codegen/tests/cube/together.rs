@@ -98,6 +98,7 @@ fn what_is_remembered_of_launches_is_right_for_others() {
             output,
             sizes,
             key: Some(keys + n as u64),
+            still: None,
         });
         device.launch_together(launches.collect()).unwrap();
         for ((&(n, _), given), output) in chosen.iter().zip(&given).zip(&outputs) {

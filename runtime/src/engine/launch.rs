@@ -30,6 +30,8 @@ pub struct Launch<'a, B> {
     pub sizes: &'a [usize],
     /// As [`device::Launch`] has it.
     pub key: u64,
+    /// As [`device::Launch`] has it.
+    pub still: Option<u64>,
 }
 
 /// Where an input of a launch comes from.
@@ -56,6 +58,7 @@ pub fn at_once<D: Device>(device: &mut D, launches: &mut [Launch<'_, D::Buffer>]
         output: &mut *l.output,
         sizes: l.sizes,
         key: Some(l.key),
+        still: l.still,
     });
     device.launch_together(plain.collect())
 }
@@ -106,6 +109,7 @@ impl<D: Device> Engine<D> {
         mut ready: Vec<Operands<D::Buffer>>,
         launcher: Launcher<'_, D>,
     ) -> Result<(), DeviceError> {
+        let begins = std::mem::take(&mut self.begins);
         let Engine { device, heap, sources, .. } = self;
         let source = |at: &Option<Where>| match at {
             Some(Where::Held(slot)) => sources[*slot],
@@ -125,7 +129,10 @@ impl<D: Device> Engine<D> {
             bound.iter_mut().zip(&from).map(|((number, inputs, output, in_place, sizes), from)| {
                 let (kernel, number, in_place) = (&program.kernels[*number], *number, *in_place);
                 let key = keys + number as u64;
-                Launch { kernel, number, inputs, sources: from, output, in_place, sizes, key }
+                let weight = |n: usize| from.get(n) == Some(&Source::Weight);
+                let still = (0..64).filter(|&n| weight(n)).fold(0, |bits, n| bits | 1 << n);
+                let still = (!begins).then_some(still);
+                Launch { kernel, number, inputs, sources: from, output, in_place, sizes, key, still }
             });
         let done = launcher(device, &mut launches.collect::<Vec<_>>());
         for operands in ready {

@@ -26,6 +26,8 @@ struct Entry {
     /// The block's shared memory and its size; null where it has none.
     unsigned char* shared;
     size_t shared_bytes;
+    /// Whether it waits for the grids ahead. What does not is launched when these are done.
+    bool waits;
 };
 
 /// The kernels of this program, in the order in which they were given.
@@ -44,6 +46,9 @@ void meet_block(int line);
 /// The lanes of a warp that are still running meet, at the same line. The last one to come runs `combine` for all of them, with what
 /// each lane brought; null stands for a lane that has returned or that the block does not have.
 void meet_warp(const char* what, int line, void* mine, void (*combine)(void* const* lanes));
+
+/// This thread waits until the grids ahead are done, and what they wrote is there: when all of the block that are still running have come.
+void meet_grids(int line);
 
 /// This thread goes on when `ready` says so.
 void wait_until(const char* what, int line, bool (*ready)(void*), void* argument);

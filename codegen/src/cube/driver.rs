@@ -1,0 +1,175 @@
+//! CUDA's driver, called directly.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_void};
+use std::ptr::null_mut;
+
+use cubecl_core::prelude::{KernelId, KernelMetadata};
+use cubecl_cuda::install;
+use cudarc::driver::{result, sys};
+use cudarc::nvrtc;
+
+use super::kernel::CubeIr;
+use super::overlap::WAIT;
+use super::queue::{Function, Queue};
+use super::shape::Grid;
+use super::source;
+
+/// A stream in the context that CubeCL has, and kernels that were compiled for it.
+pub(super) struct Driver {
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    /// The architecture, as NVRTC is told.
+    arch: String,
+    functions: HashMap<KernelId, Function>,
+}
+
+// SAFETY: contexts and streams may be used from any thread; the context is made current in each call.
+unsafe impl Send for Driver {}
+
+fn said(what: &str) -> impl FnOnce(result::DriverError) -> String + '_ {
+    move |error| format!("{what}: {error}")
+}
+
+impl Driver {
+    /// The device of that number, if it is one whose grids may begin early. CubeCL's client for it must be there.
+    pub(super) fn open(ordinal: usize) -> Result<Option<Driver>, String> {
+        use sys::CUdevice_attribute as Attribute;
+        let device = result::device::get(ordinal as i32).map_err(said("the device"))?;
+        // SAFETY: it is a device.
+        let number = |of| unsafe { result::device::get_attribute(device, of) }.map_err(said("the device"));
+        let major = number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if major < 9 {
+            return Ok(None);
+        }
+        // SAFETY: it is a device, and CubeCL keeps its context.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(said("its context"))?;
+        // SAFETY: as above.
+        unsafe { result::ctx::set_current(context) }.map_err(said("its context"))?;
+        let kind = result::stream::StreamKind::NonBlocking;
+        let stream = result::stream::create(kind).map_err(said("a stream"))?;
+        let arch = format!("--gpu-architecture=sm_{major}{minor}a");
+        Ok(Some(Driver { context, stream, arch, functions: HashMap::new() }))
+    }
+
+    fn enter(&self) -> Result<(), String> {
+        // SAFETY: the context lives as long as the process.
+        unsafe { result::ctx::set_current(self.context) }.map_err(said("the device's context"))
+    }
+
+    fn compile(&self, ir: &CubeIr) -> Result<Function, String> {
+        let source::Text { source, entry, units, shared_bytes } = source::cuda_launched(ir)?;
+        let waits = source.contains(WAIT);
+        let text = |s: String| CString::new(s).map_err(|e| e.to_string());
+        let (code, entry) = (text(source)?, text(entry)?);
+        let include = install::include_path();
+        let mut options = vec![self.arch.clone(), format!("--include-path={}", include.display())];
+        options.extend(
+            Some(install::cccl_include_path())
+                .filter(|p| p.exists())
+                .map(|p| format!("--include-path={}", p.display())),
+        );
+        options.push("-lineinfo".to_owned());
+        let program = nvrtc::result::create_program(&code, None).map_err(|e| e.to_string())?;
+        // SAFETY: the program is destroyed in the end, and not before.
+        let ptx = unsafe {
+            let compiled = nvrtc::result::compile_program(program, &options)
+                .and_then(|()| nvrtc::result::get_ptx(program));
+            let log = compiled.as_ref().err().map(|error| {
+                let log = nvrtc::result::get_program_log(program).unwrap_or_default();
+                let log: Vec<u8> = log.into_iter().map(|c| c as u8).collect();
+                let log = CStr::from_bytes_until_nul(&log).map(|l| l.to_string_lossy().into_owned());
+                format!("{error}: {}", log.unwrap_or_default())
+            });
+            let _ = nvrtc::result::destroy_program(program);
+            compiled.map_err(|_| log.unwrap_or_default())?
+        };
+        // SAFETY: the image is PTX that ends with a zero, and modules are never unloaded.
+        let handle = unsafe {
+            let module = result::module::load_data(ptx.as_ptr().cast()).map_err(said("loading PTX"))?;
+            let handle = result::module::get_function(module, entry).map_err(said("the entry"))?;
+            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            result::function::set_function_attribute(handle, most, shared_bytes as i32)
+                .map_err(said("shared memory"))?;
+            handle
+        };
+        Ok(Function { handle: handle.expose_provenance(), units, shared_bytes, waits })
+    }
+}
+
+impl Queue for Driver {
+    fn function(&mut self, ir: &CubeIr) -> Result<Function, String> {
+        let id = ir.id();
+        if let Some(known) = self.functions.get(&id) {
+            return Ok(*known);
+        }
+        self.enter()?;
+        let function = self.compile(ir)?;
+        self.functions.insert(id, function);
+        Ok(function)
+    }
+
+    unsafe fn launch(
+        &mut self,
+        function: &Function,
+        (x, y, z): Grid,
+        buffers: &[u64],
+        info: &[u64],
+        early: bool,
+    ) -> Result<(), String> {
+        self.enter()?;
+        let mut parameters: Vec<*mut c_void> =
+            buffers.iter().map(|address| std::ptr::from_ref(address).cast_mut().cast()).collect();
+        // Sizes are passed by value, as one struct.
+        parameters.push(info.as_ptr().cast_mut().cast());
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        value.programmaticStreamSerializationAllowed = 1;
+        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: function.units,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: function.shared_bytes,
+            hStream: self.stream,
+            attrs: &raw mut attribute,
+            numAttrs: early.into(),
+        };
+        let handle = std::ptr::with_exposed_provenance_mut(function.handle);
+        // SAFETY: all that is pointed to lives until the driver has copied it; the rest is the caller's.
+        unsafe { sys::cuLaunchKernelEx(&raw const config, handle, parameters.as_mut_ptr(), null_mut()) }
+            .result()
+            .map_err(said("a launch"))
+    }
+
+    unsafe fn write(&mut self, to: u64, bytes: &[u8]) -> Result<(), String> {
+        self.enter()?;
+        // SAFETY: what is not pinned is copied before the call returns; the rest is the caller's.
+        unsafe { result::memcpy_htod_async(to, bytes, self.stream) }.map_err(said("a copy to the device"))
+    }
+
+    unsafe fn read(&mut self, from: u64, bytes: &mut [u8]) -> Result<(), String> {
+        self.enter()?;
+        // SAFETY: the bytes stay until the queue is empty; the rest is the caller's.
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream) }
+            .map_err(said("a copy from the device"))?;
+        self.wait()
+    }
+
+    fn wait(&mut self) -> Result<(), String> {
+        self.enter()?;
+        // SAFETY: the stream is there until this is dropped.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(said("the device"))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has the stream.
+        let _ = self.enter().map(|()| unsafe { result::stream::destroy(self.stream) });
+    }
+}

@@ -1,0 +1,202 @@
+//! What a round reads of the wide operands, multiplied with the narrow ones and added up: by planes along the summed axes, or by units
+//! across the columns.
+
+use super::{Few, PLANE, Span, Table};
+use crate::cube::contract::Offsets;
+use crate::cube::emit::{Bin, Elem, Emit, Pack, Shared, Val};
+
+impl Few<'_> {
+    /// A round's packs of all products and columns.
+    pub(super) fn read_along(&self, e: &mut Emit, tables: &[Table], span: &Span, round: Val) -> Vec<Pack> {
+        let t = &self.t;
+        let (of_round, pack) = (e.u32(span.stride * t.unroll), e.u32(t.pack));
+        let skipped = e.mul(round, of_round);
+        let start = e.add(span.first, skipped);
+        let (one, mut packs) = (e.u32(1), Vec::new());
+        let last = e.sub(span.end, one);
+        for u in 0..t.unroll {
+            let step = e.u32(u * span.stride);
+            let v = e.add(start, step);
+            // Beyond the end, the last is read again.
+            let v = e.binary(Bin::Min, v, last);
+            for (table, columns) in tables.iter().zip(&self.columns) {
+                for &column in columns {
+                    let at = e.add(table.base, column);
+                    let at = e.div(at, pack);
+                    let at = e.add(at, v);
+                    packs.push(self.load(e, table, at));
+                }
+            }
+        }
+        packs
+    }
+
+    /// Multiplies and adds up what a round has read, a plane along the summed axes.
+    pub(super) fn along(
+        &self,
+        e: &mut Emit,
+        exist: &[Option<Val>],
+        span: &Span,
+        (round, before): (Val, Val),
+        packs: &[Pack],
+    ) {
+        let t = &self.t;
+        let per_step = t.products * t.each;
+        for u in 0..t.unroll {
+            // The pack's number in the chunk; its last part is the place in the plane.
+            let (of_round, step) = (e.u32(span.stride * t.unroll), e.u32(u * span.stride));
+            let skipped = e.mul(round, of_round);
+            let skipped = e.add(skipped, step);
+            let v = e.add(span.first, skipped);
+            let packs = &packs[(u * per_step) as usize..((u + 1) * per_step) as usize];
+            let local = self.local(e, skipped);
+            for (p, &exists) in exist.iter().enumerate() {
+                let of = &packs[p * t.each as usize..(p + 1) * t.each as usize];
+                guarded(e, exists, (!span.exact).then_some((v, span.end)), |e| {
+                    self.multiply_along(e, p, (local, before), of);
+                });
+            }
+        }
+    }
+
+    /// The number in the chunk of the pack that lies so many behind this unit's first.
+    fn local(&self, e: &mut Emit, skipped: Val) -> Val {
+        let (plane, splits, unit) = (e.u32(PLANE), e.u32(self.t.splits), e.unit());
+        let (number, lane) = (e.div(unit, plane), e.rem(unit, plane));
+        let split = e.rem(number, splits);
+        let before = e.mul(split, plane);
+        let before = e.add(before, lane);
+        e.add(before, skipped)
+    }
+
+    fn staged_of(&self, product: usize) -> Shared {
+        let narrow = self.plan.products[product].narrow;
+        self.staged.iter().find(|s| s.value == narrow).expect("every narrow operand is staged").memory
+    }
+
+    fn multiply_along(&self, e: &mut Emit, p: usize, (local, before): (Val, Val), packs: &[Pack]) {
+        let t = &self.t;
+        let memory = self.staged_of(p);
+        let width = t.pack.min(4);
+        let of_width = e.u32(width);
+        let before = e.div(before, of_width);
+        for part in 0..t.pack / width {
+            // In units of `width` elements.
+            let at = if t.pack < 8 {
+                local
+            } else {
+                let (plane, whole) = (e.u32(PLANE), e.u32(2 * PLANE));
+                let (block, lane) = (e.div(local, plane), e.rem(local, plane));
+                let block = e.mul(block, whole);
+                let at = e.add(block, lane);
+                let half = e.u32(part * PLANE);
+                e.add(at, half)
+            };
+            let at = e.add(at, before);
+            let narrow: Vec<_> = (0..t.rows)
+                .map(|r| {
+                    let row = e.u32(r * t.chunk / width);
+                    let at = e.add(at, row);
+                    e.load_pack(memory, at, width, self.vectors())
+                })
+                .collect();
+            for n in 0..width {
+                let row: Vec<_> = narrow.iter().map(|pack| e.element_of(pack, n)).collect();
+                for (pack, sums) in packs.iter().zip(&self.sums[p]) {
+                    let w = e.element_of(pack, part * width + n);
+                    let w = e.cast(w, Elem::F32);
+                    for (&x, &sum) in row.iter().zip(sums) {
+                        let old = e.get(sum);
+                        let new = e.fma(w, x, old);
+                        e.set(sum, new);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The index of the inner axes that this unit has in a step of a round.
+    fn index_across(&self, e: &mut Emit, span: &Span, round: Val, u: u32) -> Val {
+        let (of_round, step) = (e.u32(span.stride * self.t.unroll), e.u32(u * span.stride));
+        let skipped = e.mul(round, of_round);
+        let skipped = e.add(skipped, step);
+        e.add(span.first, skipped)
+    }
+
+    /// A round's packs of all products.
+    pub(super) fn read_across(
+        &self,
+        e: &mut Emit,
+        (tables, deep): (&[Table], &[Offsets]),
+        span: &Span,
+        round: Val,
+    ) -> Vec<Pack> {
+        let (one, pack, mut packs) = (e.u32(1), e.u32(self.t.pack), Vec::new());
+        let last = e.sub(span.end, one);
+        for u in 0..self.t.unroll {
+            let k = self.index_across(e, span, round, u);
+            let k = e.binary(Bin::Min, k, last);
+            for ((table, deep), columns) in tables.iter().zip(deep).zip(&self.columns) {
+                let step = deep.at(e, k);
+                let at = e.add(table.base, columns[0]);
+                let at = e.add(at, step);
+                let at = e.div(at, pack);
+                packs.push(self.load(e, table, at));
+            }
+        }
+        packs
+    }
+
+    /// Multiplies and adds up what a round has read, a unit's columns across the summed axes.
+    pub(super) fn across(
+        &self,
+        e: &mut Emit,
+        exist: &[Option<Val>],
+        span: &Span,
+        (round, k0, before): (Val, Val, Val),
+        packs: &[Pack],
+    ) {
+        let t = &self.t;
+        for u in 0..t.unroll {
+            let k = self.index_across(e, span, round, u);
+            let local = e.sub(k, k0);
+            let local = e.add(local, before);
+            for (p, &exists) in exist.iter().enumerate() {
+                let pack = &packs[(u * t.products) as usize + p];
+                let memory = self.staged_of(p);
+                guarded(e, exists, (!span.exact).then_some((k, span.end)), |e| {
+                    let w: Vec<_> = (0..t.pack)
+                        .map(|n| {
+                            let w = e.element_of(pack, n);
+                            e.cast(w, Elem::F32)
+                        })
+                        .collect();
+                    for r in 0..t.rows {
+                        let row = e.u32(r * t.chunk);
+                        let at = e.add(row, local);
+                        let x = e.load(memory, at);
+                        for (&w, sums) in w.iter().zip(&self.sums[p]) {
+                            let sum = sums[r as usize];
+                            let old = e.get(sum);
+                            let new = e.fma(w, x, old);
+                            e.set(sum, new);
+                        }
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Runs `body` where there is a matrix and the first number is below the second.
+fn guarded(e: &mut Emit, exists: Option<Val>, inside: Option<(Val, Val)>, body: impl FnOnce(&mut Emit)) {
+    let inside = inside.map(|(n, end)| e.lt(n, end));
+    let both = match (exists, inside) {
+        (Some(a), Some(b)) => Some(e.and(a, b)),
+        (a, b) => a.or(b),
+    };
+    match both {
+        Some(c) => e.if_(c, body),
+        None => body(e),
+    }
+}

@@ -1,0 +1,172 @@
+//! How a product with few rows is shared out to the units of cubes.
+
+use latentc_ir::{AxisId, Function};
+
+use super::{PLANE, UNITS, folds, vectors};
+use crate::contract::Rotation;
+use crate::cube::emit::Elem;
+use crate::cube::target::Target;
+use crate::few::FewPlan;
+
+/// Cubes that keep a GPU busy.
+const BUSY: u64 = 200;
+/// Packs that each unit has in flight; twice as many for a single row of a single product, whose sums leave registers for them.
+const FLIGHT: u32 = 4;
+/// Sums that each unit keeps, at most.
+const SUMS: u32 = 64;
+
+/// How a plan is shared out to units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tiling {
+    /// Rows of a cube.
+    pub(crate) rows: u32,
+    /// Columns of a cube.
+    pub(crate) columns: u32,
+    /// Elements of a pack.
+    pub(super) pack: u32,
+    /// Along: columns of a plane.
+    pub(super) each: u32,
+    /// Along: planes that share their columns. Across: units that do.
+    pub(super) splits: u32,
+    /// Steps along the summed axes that are read at once.
+    pub(super) unroll: u32,
+    /// Elements of the inner axes that are done between two meetings of the cube.
+    pub(super) chunk: u32,
+    /// If all of the narrow operand is there at once, how many indices of the outer axes there are.
+    pub(super) whole: Option<u32>,
+    pub(super) products: u32,
+    pub(super) narrows: u32,
+}
+
+impl Tiling {
+    /// For so many rows. Only the chunk depends on the target.
+    pub(crate) fn of(body: &Function, plan: &FewPlan, rows: u32, target: Target) -> Tiling {
+        let known = |axes: &[AxisId]| {
+            axes.iter().try_fold(1u64, |n, &a| Some(n.saturating_mul(body.axis(a).size.fixed()?)))
+        };
+        let fixed = |axes: &[AxisId]| axes.iter().filter_map(|&a| body.axis(a).size.fixed()).product::<u64>();
+        let products = plan.products.len() as u32;
+        let narrows = plan.narrows().len() as u32;
+        let widest = plan.products.iter().map(|p| body.ty(p.table).dtype.bytes()).max().unwrap_or(4);
+        let mut pack = (16 / widest as u32).max(1);
+        while !plan.factor(body).is_multiple_of(pack.into()) {
+            pack /= 2;
+        }
+        let depth = known(&plan.inner);
+        // Floats of narrow operands that a cube keeps.
+        let (most, room) = match target {
+            Target::Cuda => (4096, 12288),
+            Target::Wgsl => (4096, 4096),
+        };
+        let (most, room) = (most / (rows * narrows).min(most), room / (rows * narrows).min(room));
+        // Cubes if each had one column.
+        let cubes = known(&plan.columns).map(|n| n * fixed(&plan.batch));
+        let mut t = Tiling {
+            rows,
+            columns: 0,
+            pack,
+            each: 1,
+            splits: 1,
+            unroll: 1,
+            chunk: 0,
+            whole: None,
+            products,
+            narrows,
+        };
+        let flight = if rows == 1 && products == 1 { 2 * FLIGHT } else { FLIGHT };
+        let streams = (flight / products).max(1);
+        let planes = UNITS / PLANE;
+        let block;
+        if plan.along {
+            let enough = |each: u32| {
+                cubes.map_or(each <= 2, |n| n / u64::from(planes * each) >= BUSY)
+                    && products * each * rows <= SUMS
+            };
+            t.each = [4, 2].into_iter().find(|&n| n <= streams && enough(n)).unwrap_or(1);
+            let steps = |splits: u32, unroll: u32| u64::from(PLANE * splits * unroll * pack);
+            // One step may go beyond the end, several may with their last.
+            let fits = |splits: u32, unroll: u32| {
+                let least = if unroll == 1 { PLANE.into() } else { steps(splits, 1) };
+                steps(splits, unroll) <= u64::from(most)
+                    && depth.is_none_or(|d| steps(splits, unroll) <= d.next_multiple_of(least))
+            };
+            // Whoever has one of two partners has both.
+            let least = if Rotation::of(body).is_some() { 2 } else { 1 };
+            while planes / (2 * t.splits) * t.each >= least
+                && fits(t.splits * 2, 1)
+                && cubes.is_some_and(|n| n * u64::from(t.splits) / u64::from(planes * t.each) < BUSY)
+            {
+                t.splits *= 2;
+            }
+            t.unroll = (streams / t.each).max(1);
+            while t.unroll > 1 && !fits(t.splits, t.unroll) {
+                t.unroll -= 1;
+            }
+            t.columns = planes / t.splits * t.each;
+            block = steps(t.splits, t.unroll) as u32;
+        } else {
+            while t.pack > 1 && t.pack * rows * products > SUMS {
+                t.pack /= 2;
+            }
+            let enough = |lanes: u32| cubes.is_none_or(|n| n / u64::from(lanes * t.pack) >= BUSY);
+            let lanes = [32, 16].into_iter().find(|&n| enough(n)).unwrap_or(8);
+            t.splits = UNITS / lanes;
+            t.unroll = streams;
+            while t.unroll > 1 && depth.is_some_and(|d| u64::from(t.splits * t.unroll) > d) {
+                t.unroll /= 2;
+            }
+            t.columns = lanes * t.pack;
+            block = t.splits * t.unroll;
+        }
+        let whole = depth.map_or(u64::from(room), |d| d.next_multiple_of(block.into()));
+        t.chunk = whole.min((room / block * block).into()).max(block.into()) as u32;
+        if let (Some(depth), Some(outer)) = (depth, known(&plan.outer)) {
+            // A step reads no further.
+            let step = if plan.along { PLANE * t.pack } else { 1 };
+            let chunk = depth.next_multiple_of(step.into());
+            if outer > 0 && depth > 0 && chunk.saturating_mul(outer) <= room.into() {
+                (t.chunk, t.whole) = (chunk as u32, Some(outer as u32));
+                if plan.along {
+                    t.unroll = t.least_waste(depth);
+                }
+            }
+        }
+        t
+    }
+
+    /// Along: as many steps at once, or up to a quarter less if fewer of them go beyond the end then: those cost little, and what is on its
+    /// way at once is what hides how long memory takes.
+    fn least_waste(&self, depth: u64) -> u32 {
+        let steps = |unroll: u32| {
+            let round = u64::from(PLANE * self.splits * unroll * self.pack);
+            depth.div_ceil(round) * u64::from(unroll)
+        };
+        (self.unroll - self.unroll / 4..=self.unroll).rev().min_by_key(|&n| steps(n)).unwrap_or(self.unroll)
+    }
+
+    /// Floats of a narrow operand that are kept.
+    pub(super) fn staged(&self) -> u32 {
+        self.whole.unwrap_or(1) * self.rows * self.chunk
+    }
+
+    /// Elements of the sums in shared memory.
+    pub(super) fn sums(&self, plan: &FewPlan) -> u32 {
+        let splits = if plan.along { self.splits } else { 1 };
+        self.products * splits * self.rows * self.columns
+    }
+
+    /// Bytes of shared memory.
+    pub(crate) fn shared_bytes(&self, body: &Function, plan: &FewPlan, target: Target) -> usize {
+        let bytes = |elements: u32| (elements as usize * Elem::F32.bytes()).next_multiple_of(16);
+        let folds = folds(body, plan).len();
+        let scratch = if folds > 0 { bytes(UNITS) } else { 0 };
+        // Where units of a plane, or of a cube, add up what they summed.
+        let meet = match plan.along {
+            true if vectors(target) => 0,
+            true => bytes(UNITS),
+            false => bytes(UNITS * self.pack),
+        };
+        let narrow = self.narrows as usize * bytes(self.staged());
+        narrow + bytes(self.sums(plan)) + folds * bytes(self.rows) + scratch + meet
+    }
+}
