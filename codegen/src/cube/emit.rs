@@ -296,6 +296,11 @@ impl Emit {
         });
     }
 
+    /// Whether the kernel is one of several in a grid.
+    pub(crate) fn shares_grid(&self) -> bool {
+        self.behind.is_some()
+    }
+
     /// Flat positions have the type of addresses, which need not be u32 for the printer.
     fn flat(&mut self, builtin: Builtin) -> Val {
         let wide = Variable::builtin(builtin, self.address);

@@ -406,9 +406,11 @@ impl Few<'_> {
         vectors(self.target)
     }
 
-    /// A pack of a table.
+    /// A pack of a table. Where several kernels with many columns a plane share a grid, registers are too few to hold what is read early: the
+    /// compiler would keep it on the stack.
     fn load(&self, e: &mut Emit, table: &Table, at: Val) -> Pack {
-        if table.whole {
+        let crowded = e.shares_grid() && self.t.each > 2;
+        if table.whole && !crowded {
             return e.load_pack_now(table.buf, at, self.t.pack);
         }
         e.load_pack(table.buf, at, self.t.pack, self.vectors())
