@@ -12,14 +12,14 @@
 //! gradient of a weight is found under the scope of the call, and [`weights`] says which weight of which scope each result of
 //! the entry belongs to. A gradient has the axes of its weight, in their order.
 //!
-//! **What is kept.** The results of calls, so that no function runs forward twice, and dense products, which take time to make again
+//! **What is kept.** The results of calls, so that no function runs forward twice, and products, which take time to make again
 //! ([`candidates`]); fewer of these where a [`Keep`] names fewer, where time is less dear than memory. All else that a gradient reads is
 //! computed again in the gradient function, where the passes see both halves together.
 //!
 //! **Precision.** The adjoint of a value has the value's dtype; where several uses add up, the sum is made in f32 (f64 for f64) and
 //! rounded once. That of a product of bf16 operands is bf16, whatever the product is kept in: it is multiplied with one operand
 //! for the adjoint of the other, and more bits than these have would buy nothing but a second product on matrix units. Gradients of
-//! weights are f32, or f64. No loss is scaled, so f16 may lose small adjoints.
+//! weights are f32, or f64, and so are products that are added up where an index says, which no memory holds. No loss is scaled, so f16 may lose small adjoints.
 //!
 //! **Where there is no derivative.** What `top_k` and `top_indices` select is a constant. Of equals, `max` and `min` give to the
 //! first operand, `reduce_max` to all in equal parts; `abs` at 0 has the slope 1.
@@ -232,7 +232,7 @@ impl<'m> Joint<'m> {
                 j.gives.push((n, adjoint));
             }
         }
-        held::reuse(&mut j.f);
+        held::reuse(&mut j.f, j.forward);
         Ok(j)
     }
 
@@ -404,11 +404,23 @@ impl<'m> Joint<'m> {
         Type::new(dtype, ty.axes.clone())
     }
 
+    /// Whether a value was read where an index says.
+    fn gathered(&self, v: ValueId) -> bool {
+        let makes = |i: &&Inst| i.results.contains(&v);
+        self.f.body[..self.forward].iter().find(makes).is_some_and(|i| matches!(i.op, Op::Gather { .. }))
+    }
+
     /// The sum of all that the uses of a value contribute; `None` if nothing that uses it leads to the loss.
     fn adjoint(&mut self, v: ValueId) -> Option<ValueId> {
-        let ty = self.adjoint_type(v);
+        let mut ty = self.adjoint_type(v);
         let name = format!("{}.grad", self.f.value(v).name);
         let terms = std::mem::take(&mut self.terms[v.0 as usize]);
+        // A product that is added up where an index says is no value that memory holds, so it is not rounded.
+        if matches!(&terms[..], [(Term::Op(Op::Contract | Op::Binary(Binary::Mul), _), _)])
+            && self.gathered(v)
+        {
+            ty.dtype = wide(ty.dtype);
+        }
         let here = self.origins.clone();
         let single = terms.len() == 1;
         let wide = Type::new(wide(ty.dtype), ty.axes.clone());

@@ -133,6 +133,13 @@ pub enum Without {
 pub fn pipeline() -> Vec<Pass> {
     vec![
         Pass {
+            name: "route",
+            law: "a top-k gate is zero almost everywhere: a sum over all is a sum over the few it lets through",
+            without: Without::Nothing,
+            run: |m, cx| Ok(route::route(m, cx)),
+            rounds: None,
+        },
+        Pass {
             name: "differentiate",
             law: "dl/dx = sum over the uses y of x of (dl/dy)(dy/dx): the gradient of a graph is a graph",
             without: Without::Impossible,
@@ -168,13 +175,6 @@ pub fn pipeline() -> Vec<Pass> {
             law: "equal things are computed once, and what does nothing is not computed",
             without: Without::Nothing,
             run: |m, _| Ok(simplify::simplify(m)),
-            rounds: None,
-        },
-        Pass {
-            name: "route",
-            law: "a top-k gate is zero almost everywhere: a sum over all is a sum over the few it lets through",
-            without: Without::Nothing,
-            run: |m, cx| Ok(route::route(m, cx)),
             rounds: None,
         },
         Pass {

@@ -10,7 +10,7 @@
 //!
 //! A tree of products in which nothing else sees the inner ones is one product of many, whose order is free. Values
 //! that no order needs are gone, and so is the rounding that they were written with; what nobody named is f32 at
-//! least. A value that the best order makes anyway stays as the author wrote it, with its name and dtype.
+//! least, but for a bf16 operand times factors of its rows, which stays bf16. A value that the best order makes anyway stays as the author wrote it, with its name and dtype.
 //!
 //! Products of weights alone could be made before the program runs. They are weighed as such, and where that would be
 //! the best the remark says so, but there is no op that evaluates ahead of time: the best of the others is taken.

@@ -4,9 +4,10 @@
 //!        sum over t of g[t,e] x[t,e]                =>  scatter_add of g[t,i[t,j]] x[t,i[t,j]] at i[t,j]
 //!        x[e] where it is of the k, else 0          =>  scatter_add of x[i[j]] at i[j], if x is made by a product
 //!        and x[i[j]] moves up: through all that works on each index alone, to a gather of what that starts from
-//!        The second and third are what gradients are: of the weights of what is gated, and of the gate.
+//!        The second and third are what gradients of a sum under a gate are: of the weights of what is gated, and of the gate.
 //! Why    six of 160 experts work for a token (DeepSeek-V2, section 2.2); no token is dropped, no expert padded
-//! Needs  a graph before contractions are split into pairs.  Leaves  the dense sum's operands for `simplify`
+//! Needs  a graph before contractions are split into pairs: best the definition, so that what goes back from the few is of the few as
+//!        well, and can be kept for it.  Leaves  the dense sum's operands for `simplify`
 //! Cost   k of |e| of the multiply-adds; the remark has both
 //! Cases  route.ir
 

@@ -114,7 +114,7 @@ fn text(r: &Report) -> String {
     ];
     out.push_str(&table(&rows, 1));
     out.push_str(
-        "  temporaries are as at the moment when most are alive; what calls return is kept for the way back, and dense\n  \
+        "  temporaries are as at the moment when most are alive; what calls return is kept for the way back, and\n  \
          products, as many as --memory-budget allows; all else is computed again; left out: what the optimiser's program copies while it runs,\n  \
          and texts\n",
     );

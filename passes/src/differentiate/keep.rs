@@ -1,9 +1,9 @@
 //! What is kept between the halves beside the results of calls.
 //!
 //! A value that is kept takes its bytes from the moment it is made until its gradient reads it, in every call of its function; one that is
-//! not takes the time to make it again. Products are what takes time, so they are the candidates. Left out are those that a gate makes
-//! sparse, which have few rows only once `route` has come, and those that grow with the square of a sequence, which no memory
-//! should ever hold.
+//! not takes the time to make it again. Products are what takes time, so they are the candidates; where `route` has come before, those
+//! of experts have the rows that chose them. Left out are those that a gate still makes sparse, and those that grow with the
+//! square of a sequence, which no memory should ever hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -53,6 +53,8 @@ pub(super) struct Product {
     result: Type,
     /// Whether the result is used where it is made.
     unstored: bool,
+    /// Whether the result is only added up.
+    added: bool,
     wide: DType,
 }
 
@@ -98,6 +100,15 @@ impl<'a> Body<'a> {
         }
     }
 
+    /// Whether a value is only added up, where an index says.
+    fn added(&self, value: ValueId) -> bool {
+        let users =
+            self.f.body.iter().zip(&self.live).filter(|(inst, live)| **live && inst.args.contains(&value));
+        let mut adds =
+            users.map(|(inst, _)| matches!(inst.op, Op::ScatterAdd { .. }) && inst.args[0] == value);
+        self.uses[value.0 as usize] == 1 && adds.all(|adds| adds) && !self.f.results.contains(&value)
+    }
+
     /// The product that an instruction is the root of. What makes the values in `closed` stays out of it.
     pub(super) fn gather(&self, root: usize, closed: &BTreeSet<ValueId>) -> Product {
         let inst = &self.f.body[root];
@@ -111,6 +122,7 @@ impl<'a> Body<'a> {
             written: BTreeMap::new(),
             wide: wide(result.dtype),
             unstored: self.unstored.contains(&inst.result()),
+            added: self.added(inst.result()),
             result,
         };
         let same = taken.iter().map(|&a| (a, a)).collect();
@@ -221,11 +233,23 @@ impl Product {
             let dtypes = leaves.iter().map(|&l| self.leaves[l].ty.dtype);
             return Type::new(dtypes.reduce(|a, b| a.promote(b).unwrap_or(a)).unwrap_or(self.wide), axes);
         }
-        // What the author named is rounded as the author said; what nobody named is not.
+        // What the author named is rounded as the author said; what nobody named is not, unless it is a rounded value scaled.
         match self.written.get(leaves) {
             Some(ty) if same_set(&ty.axes, &axes) => ty.clone(),
-            Some(_) | None => Type::new(self.wide, axes),
+            Some(_) | None => Type::new(self.scaled(leaves, &axes).unwrap_or(self.wide), axes),
         }
+    }
+
+    /// The dtype of a product of some operands that only scales the elements of one, before they are summed: that one's, if it is
+    /// bf16. Its elements are rounded to as many bits as before, and bf16 has the range of f32, so that the sum errs no more by it
+    /// than by the operand itself, and matrix units take it as it is. f16 has not the range.
+    fn scaled(&self, leaves: &[usize], axes: &[AxisId]) -> Option<DType> {
+        let whole = |l: &&usize| same_set(&self.leaves[**l].ty.axes, axes);
+        let sums = leaves.iter().flat_map(|&l| &self.leaves[l].ty.axes).any(|a| !axes.contains(a));
+        let mut of = leaves.iter().filter(whole);
+        let narrow = of.next().map(|&l| self.leaves[l].ty.dtype).filter(|d| *d == DType::Bf16);
+        let later = self.added || axes.iter().any(|a| !self.result.has(*a));
+        narrow.filter(|_| !sums && later && of.next().is_none())
     }
 
     /// Whether the product of some operands passes through memory.

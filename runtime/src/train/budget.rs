@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use latentc_codegen::memory::Layout;
 use latentc_ir::Module;
 use latentc_passes::differentiate::{Candidate, Keep, candidates, keeping};
-use latentc_passes::{Graph, pipeline};
+use latentc_passes::{Context, Graph, pipeline};
 use serde::{Deserialize, Serialize};
 
 use crate::compiled::{CompileError, Compiled, compile};
@@ -82,11 +82,16 @@ pub fn within(
     layout: &Layout,
 ) -> Result<Budgeted, BudgetError> {
     let bound = sizes(definition, batch, length)?;
-    let ordered = by_worth(candidates(definition).map_err(MemoryError::Definition)?, &bound)?;
+    let mut before = pipeline();
+    let at = before.iter().position(|pass| pass.name == "differentiate").unwrap_or(before.len());
+    let rest: Vec<_> = before.split_off(at).into_iter().skip(1).collect();
+    let mut stages = latentc_passes::run(definition, &mut Context::new(Graph::Gradient), &before)
+        .map_err(CompileError::from)?;
+    let (_, ready) = stages.pop().unwrap_or(("trace", definition.clone()));
+    let ordered = by_worth(candidates(&ready).map_err(MemoryError::Definition)?, &bound)?;
     let keep = |count: usize| -> Result<(Compiled, Memory), BudgetError> {
         let kept: Keep = ordered[..count].iter().map(|c| (c.function.as_str(), c.value.as_str())).collect();
-        let both = keeping(definition, &kept).map_err(CompileError::from)?;
-        let rest: Vec<_> = pipeline().into_iter().filter(|pass| pass.name != "differentiate").collect();
+        let both = keeping(&ready, &kept).map_err(CompileError::from)?;
         let compiled = compile(&both, Graph::Gradient, &rest)?;
         let memory = Memory::of(definition, &compiled.program, (batch, length), layout)?;
         Ok((compiled, memory))
