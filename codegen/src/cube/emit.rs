@@ -186,6 +186,11 @@ pub(crate) enum Pack {
     Elements(Vec<Val>),
 }
 
+/// How many of so many elements side by side one access of 16 bytes has.
+fn beside(memory: impl Memory, count: u32) -> u32 {
+    count.min((16 / memory.variable().ty.size().max(1)) as u32)
+}
+
 /// Builds one kernel.
 pub(crate) struct Emit {
     builder: KernelBuilder,
@@ -630,6 +635,36 @@ impl Emit {
         let vector = self
             .push_as(Operator::InitVector(VectorInitOperator { inputs }), ty.with_vector_size(numbers.len()));
         self.store_pack(memory, index, &Pack::Vector(vector));
+    }
+
+    /// So many numbers as they are stored, from one on, which is a multiple of how many they are: in as few accesses as there are.
+    pub(crate) fn load_beside(&mut self, memory: impl Memory, at: Val, count: u32) -> Vec<Val> {
+        let width = beside(memory, count);
+        let of_access = self.u32(width);
+        let at = self.div(at, of_access);
+        let mut numbers = Vec::new();
+        for n in 0..count / width {
+            let n = self.u32(n);
+            let at = self.add(at, n);
+            let pack = self.load_pack(memory, at, width, true);
+            numbers.extend((0..width).map(|n| self.element_of(&pack, n)));
+        }
+        numbers
+    }
+
+    /// Writes numbers, converted, where [`load_beside`](Emit::load_beside) would read them.
+    pub(crate) fn store_beside(&mut self, memory: impl Memory, at: Val, numbers: &[Val]) {
+        let width = beside(memory, numbers.len() as u32);
+        let of_access = self.u32(width);
+        let at = self.div(at, of_access);
+        for (n, numbers) in numbers.chunks(width as usize).enumerate() {
+            let n = self.u32(n as u32);
+            let at = self.add(at, n);
+            match numbers {
+                [one] => self.store(memory, at, *one),
+                several => self.store_numbers(memory, at, several),
+            }
+        }
     }
 
     /// Zeros, in one register.

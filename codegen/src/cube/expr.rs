@@ -11,8 +11,9 @@ use latentc_ir::{AxisId, Binary, DType, Fields, Function, Inst, Op, Pairs, Reduc
 use super::emit::{Bin, Bits, Buf, Cmp, Elem, Emit, Shared, Un, Val, Var};
 use super::target::{Target, register};
 
-/// Terms of a fold that a unit reads at once, at most.
+/// Terms of a fold that a unit reads at once, at most, one by one and in packs.
 const AT_ONCE: u64 = 8;
+const PACKED_AT_ONCE: u64 = 16;
 
 /// Where a value comes from.
 #[derive(Clone, Copy)]
@@ -48,6 +49,10 @@ pub(crate) struct Exprs<'a> {
     order: Vec<(ValueId, Vec<Val>)>,
     /// What is known of indices along rotated axes, in order of insertion.
     turns: Vec<(AxisId, Pairs, Val, Turn)>,
+    /// How many terms of a fold side by side a unit reads in one access, if they lie so.
+    pack: u32,
+    /// Indices side by side, the first of them a multiple of how many they are: what is read at one is read at all, in one access.
+    lanes: Vec<Vec<Val>>,
 }
 
 /// An index along a rotated axis.
@@ -74,7 +79,8 @@ impl<'a> Exprs<'a> {
             sources[inst.result().0 as usize] = Source::Inst(inst);
         }
         let (known, order, turns) = (HashMap::new(), Vec::new(), Vec::new());
-        Exprs { body, target, extents, sources, place: None, rows: Vec::new(), known, order, turns }
+        let (rows, lanes) = (Vec::new(), Vec::new());
+        Exprs { body, target, extents, sources, place: None, rows, known, order, turns, pack: 1, lanes }
     }
 
     /// The body whose values these are.
@@ -142,6 +148,45 @@ impl<'a> Exprs<'a> {
         self.join(e, index, axes)
     }
 
+    /// From here on, folds read so many terms at once where these lie side by side.
+    pub(crate) fn in_packs(&mut self, pack: u32) {
+        self.pack = pack;
+    }
+
+    /// How many indices of these axes are walked at once.
+    pub(crate) fn pack_of(&self, axes: &[AxisId]) -> u32 {
+        let last = axes.last().and_then(|a| self.body.axis(*a).size.fixed());
+        if last.is_some_and(|n| n.is_multiple_of(self.pack.into())) { self.pack } else { 1 }
+    }
+
+    /// So many indices of these axes side by side, from the one with that number on, which is a multiple of how many they are; known as
+    /// such to the end of the scope. The size of the last axis is a multiple, too.
+    pub(crate) fn beside(&mut self, e: &mut Emit, axes: &[AxisId], first: Val, pack: u32) -> Vec<Vec<Val>> {
+        let index = self.split(e, first, axes);
+        let Some((&last, before)) = index.split_last() else { return vec![index] };
+        let lanes: Vec<_> = (0..pack)
+            .map(|n| {
+                let n = e.u32(n);
+                e.add(last, n)
+            })
+            .collect();
+        let indices = lanes.iter().map(|&lane| [before, &[lane]].concat()).collect();
+        if pack > 1 {
+            self.lanes.push(lanes);
+        }
+        indices
+    }
+
+    /// The indices side by side that an element of a value is at, with the place of their axis, if others lie beside it in memory.
+    fn beside_it(&self, value: ValueId, index: &[Val]) -> Option<(usize, Vec<Val>)> {
+        let ty = self.body.ty(value);
+        let size = |a: &AxisId| self.body.axis(*a).size.fixed();
+        let n = ty.axes.iter().rposition(|a| size(a) != Some(1))?;
+        let lanes = self.lanes.iter().find(|lanes| lanes.contains(&index[n]))?;
+        let whole = size(&ty.axes[n]).is_some_and(|size| size.is_multiple_of(lanes.len() as u64));
+        (whole && ty.dtype.is_float()).then(|| (n, lanes.clone()))
+    }
+
     /// States what an element is, and forgets it at the end of the scope.
     pub(crate) fn define(&mut self, value: ValueId, index: Vec<Val>, element: Val) {
         self.order.push((value, index.clone()));
@@ -164,9 +209,10 @@ impl<'a> Exprs<'a> {
 
     /// Runs `body` in a scope of the kernel: what is computed there is known there only.
     pub(crate) fn scope<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
-        let (outside, turns) = (self.order.len(), self.turns.len());
+        let (outside, turns, lanes) = (self.order.len(), self.turns.len(), self.lanes.len());
         let result = body(self);
         self.turns.truncate(turns);
+        self.lanes.truncate(lanes);
         for key in self.order.drain(outside..) {
             self.known.remove(&key);
         }
@@ -206,9 +252,20 @@ impl<'a> Exprs<'a> {
 
     fn load(&mut self, e: &mut Emit, buf: Buf, value: ValueId, index: &[Val]) -> Val {
         let ty = self.body.ty(value);
-        let address = self.address(e, index, &ty.axes);
-        let x = e.load(buf, address);
-        e.cast(x, register(ty.dtype))
+        let Some((n, lanes)) = self.beside_it(value, index) else {
+            let address = self.address(e, index, &ty.axes);
+            let x = e.load(buf, address);
+            return e.cast(x, register(ty.dtype));
+        };
+        let at = |lane: Val| [&index[..n], &[lane], &index[n + 1..]].concat();
+        let address = self.address(e, &at(lanes[0]), &ty.axes);
+        let numbers = e.load_beside(buf, address, lanes.len() as u32);
+        let numbers: Vec<_> = numbers.into_iter().map(|x| e.cast(x, register(ty.dtype))).collect();
+        for (&lane, &x) in lanes.iter().zip(&numbers) {
+            self.define(value, at(lane), x);
+        }
+        let own = lanes.iter().position(|lane| *lane == index[n]);
+        numbers[own.expect("it is one of these")]
     }
 
     /// The n-th operand of an instruction where its result has this index, but at other numbers along some axes.
@@ -361,7 +418,8 @@ impl<'a> Exprs<'a> {
         Fields(self.body.axis(axis).size.fixed().map_or(1, |n| n as u32))
     }
 
-    /// Folds every `step`-th term, from `from` on, which is less than `step`, into a register. A few are all read at once.
+    /// Folds every `step`-th term, or pack of terms side by side, from `from` on, which is less than `step`, into a register. A few are all
+    /// read at once.
     pub(crate) fn fold(
         &mut self,
         e: &mut Emit,
@@ -371,42 +429,97 @@ impl<'a> Exprs<'a> {
         from: Val,
         step: Val,
     ) {
-        let terms = self.total(e, &fold.axes);
-        let add = |e: &mut Emit, term: Val| {
-            let sum = e.get(total);
-            let sum = e.binary(fold.by(), sum, term);
-            e.set(total, sum);
-        };
-        if let (Some(terms), Some(step)) = (terms.known(), step.known())
-            && terms.is_multiple_of(step)
-            && terms / step <= AT_ONCE
-        {
-            self.scope(|s| {
-                let term = |n: u64| {
-                    let before = e.u32((n * step) as u32);
-                    let flat = e.add(from, before);
-                    s.term(e, here, fold, flat)
-                };
-                let terms: Vec<_> = (0..terms / step).map(term).collect();
-                terms.into_iter().for_each(|term| add(e, term));
-            });
-            return;
-        }
-        e.for_step(from, terms, step, |e, flat| {
-            self.scope(|s| {
-                let term = s.term(e, here, fold, flat);
-                add(e, term);
-            });
+        self.walk(e, here, fold, (from, step), |e, terms| {
+            for &term in terms {
+                let sum = e.get(total);
+                let sum = e.binary(fold.by(), sum, term);
+                e.set(total, sum);
+            }
         });
     }
 
-    /// The term of a fold with that number.
-    fn term(&mut self, e: &mut Emit, here: (&'a Inst, &[Val]), fold: &Fold, flat: Val) -> Val {
-        let moved = self.split(e, flat, &fold.axes);
-        let moved: Vec<_> = fold.axes.iter().copied().zip(moved).collect();
-        let mut term = self.operand(e, here, 0, &moved);
+    /// A maximum, and the sum of exponentials that are shifted by what it is so far, in one walk over the terms: where a larger
+    /// one comes, the sum is scaled.
+    pub(crate) fn fold_shifted(
+        &mut self,
+        e: &mut Emit,
+        here: (&'a Inst, &[Val]),
+        (fold, least): (&Fold, Val),
+        [top, sum]: [Var; 2],
+        (from, step): (Val, Val),
+    ) {
+        self.walk(e, here, fold, (from, step), |e, terms| {
+            let before = e.get(top);
+            let now = terms.iter().fold(before, |top, &x| e.binary(Bin::Max, top, x));
+            e.set(top, now);
+            let [shift, above] = [before, now].map(|top| e.binary(Bin::Max, top, least));
+            let scale = e.sub(shift, above);
+            let scale = e.unary(Un::Exp, scale);
+            let old = e.get(sum);
+            let mut total = e.mul(old, scale);
+            for &x in terms {
+                let x = e.sub(x, above);
+                let x = e.unary(Un::Exp, x);
+                total = e.add(total, x);
+            }
+            e.set(sum, total);
+        });
+    }
+
+    /// Every `step`-th term, or pack of terms, from `from` on, as many at a time as are read at once.
+    fn walk(
+        &mut self,
+        e: &mut Emit,
+        here: (&'a Inst, &[Val]),
+        fold: &Fold,
+        (from, step): (Val, Val),
+        take: impl Fn(&mut Emit, &[Val]),
+    ) {
+        let (pack, terms) = (self.pack_of(&fold.axes), self.total(e, &fold.axes));
+        let of_pack = e.u32(pack);
+        let packs = e.div(terms, of_pack);
+        let each = match (packs.known(), step.known()) {
+            (Some(packs), Some(step)) if packs.is_multiple_of(step) => Some(packs / step),
+            _ => None,
+        };
+        let at_once = match each {
+            Some(each) if pack == 1 && each <= AT_ONCE => each,
+            Some(each) if pack > 1 => {
+                let few = |n: &u64| n * u64::from(pack) <= PACKED_AT_ONCE && each.is_multiple_of(*n);
+                [4, 2].into_iter().find(few).unwrap_or(1)
+            }
+            _ => 1,
+        };
+        let turn = |s: &mut Self, e: &mut Emit, first: Val| {
+            s.scope(|s| {
+                let mut terms = Vec::new();
+                for n in 0..at_once {
+                    let before = e.u32((n * step.known().unwrap_or(0)) as u32);
+                    let number = e.add(first, before);
+                    let number = e.mul(number, of_pack);
+                    for index in s.beside(e, &fold.axes, number, pack) {
+                        let moved: Vec<_> = fold.axes.iter().copied().zip(index).collect();
+                        terms.push(s.term(e, here, &moved));
+                    }
+                }
+                if !terms.is_empty() {
+                    take(e, &terms);
+                }
+            });
+        };
+        if each == Some(at_once) {
+            return turn(self, e, from);
+        }
+        let of_turn = e.u32(at_once as u32);
+        let step = e.mul(step, of_turn);
+        e.for_step(from, packs, step, |e, first| turn(self, e, first));
+    }
+
+    /// The term of a fold at these numbers along its axes.
+    pub(crate) fn term(&mut self, e: &mut Emit, here: (&'a Inst, &[Val]), moved: &[(AxisId, Val)]) -> Val {
+        let mut term = self.operand(e, here, 0, moved);
         for n in 1..here.0.args.len() {
-            let factor = self.operand(e, here, n, &moved);
+            let factor = self.operand(e, here, n, moved);
             term = e.mul(term, factor);
         }
         term

@@ -239,9 +239,9 @@ impl Part {
     }
 
     fn declare(&self, e: &mut Emit) -> Declared {
-        let Spec { kernel, plan, .. } = &*self.spec;
+        let Spec { kernel, plan, target, .. } = &*self.spec;
         let body = &kernel.body;
-        let grouped = match Form::of(kernel) {
+        let grouped = match Form::of(kernel, *target) {
             Form::Matrix(plan, _) => matrix::index(&plan).map(|(_, index)| index),
             Form::ScatterMatrix(plan, _) => Some(plan.scatter.index),
             Form::Map(_)
@@ -283,7 +283,7 @@ impl Part {
         let exprs = Exprs::new(body, *target, extents, &inputs);
         let buffer = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
         let input = |v: ValueId| buffer(v).expect("operands are parameters, by the check");
-        let form = Form::of(kernel);
+        let form = Form::of(kernel, *target);
         if *target == Target::Cuda && overlap::early(body, &form).is_empty() {
             e.await_grids();
         }
@@ -351,46 +351,46 @@ pub(crate) enum Form {
 }
 
 impl Form {
-    pub(crate) fn of(kernel: &Kernel) -> Form {
+    pub(crate) fn of(kernel: &Kernel, target: Target) -> Form {
         match kernel.kind {
             // Each unit finds its own matrix: right, and for a few rows not slow.
-            KernelKind::Map | KernelKind::Grouped => Form::Map(Map::of(&kernel.body)),
+            KernelKind::Map | KernelKind::Grouped => Form::Map(Map::of(&kernel.body, target)),
             KernelKind::Stream => match StreamPlan::of(&kernel.body) {
                 Ok(plan) => Form::Stream(plan),
                 // What the check refuses is never emitted.
-                Err(_) => Form::Map(Map::of(&kernel.body)),
+                Err(_) => Form::Map(Map::of(&kernel.body, target)),
             },
             KernelKind::StreamMatrix { tall } => match MatrixPlan::of(&kernel.body) {
                 Some(plan) if plan.heights().contains(&tall) => Form::StreamMatrix(plan, tall),
                 // What the check refuses is never emitted.
-                _ => Form::Map(Map::of(&kernel.body)),
+                _ => Form::Map(Map::of(&kernel.body, target)),
             },
             KernelKind::Scatter => match ScatterPlan::of(&kernel.body) {
                 Some(plan) => Form::Scatter(plan),
                 // What the check refuses is never emitted.
-                None => Form::Map(Map::of(&kernel.body)),
+                None => Form::Map(Map::of(&kernel.body, target)),
             },
             KernelKind::ScatterMatrix { side } => match OuterPlan::of(&kernel.body) {
                 Some(plan) => Form::ScatterMatrix(plan, side.into()),
                 // What the check refuses is never emitted.
-                None => Form::Map(Map::of(&kernel.body)),
+                None => Form::Map(Map::of(&kernel.body, target)),
             },
             KernelKind::Few { wide, rows } => match FewPlan::of(&kernel.body, wide.into()) {
                 Some(plan) => Form::Few(plan, rows.into()),
                 // What the check refuses is never emitted.
-                None => Form::Map(Map::of(&kernel.body)),
+                None => Form::Map(Map::of(&kernel.body, target)),
             },
             KernelKind::Matrix { wide, .. } => {
                 match (matrix::plan(&kernel.body, wide.into()), Tile::of(kernel.kind)) {
                     (Some(plan), Some(tile)) => Form::Matrix(plan, tile),
                     // What the check refuses is never emitted.
-                    _ => Form::Map(Map::of(&kernel.body)),
+                    _ => Form::Map(Map::of(&kernel.body, target)),
                 }
             }
             KernelKind::Contract | KernelKind::Tiles => {
                 let plan = ContractPlan::of(&kernel.body);
                 if plan.m.is_empty() && plan.n.is_empty() {
-                    Form::Map(Map::of(&kernel.body))
+                    Form::Map(Map::of(&kernel.body, target))
                 } else {
                     Form::Tiles(plan)
                 }

@@ -17,6 +17,7 @@ use latentc_ir::{Function, ValueId};
 use super::emit::GRIDS;
 use super::few;
 use super::kernel::Form;
+use super::target::Target;
 use crate::program::Kernel;
 
 /// The instruction that waits, by which a text is known to do so.
@@ -40,7 +41,7 @@ pub(super) fn early(body: &Function, form: &Form) -> Vec<ValueId> {
 
 /// [`early`] for a kernel in one of its ways.
 pub(crate) fn early_of(kernel: &Kernel) -> Vec<ValueId> {
-    early(&kernel.body, &Form::of(kernel))
+    early(&kernel.body, &Form::of(kernel, Target::Cuda))
 }
 
 /// Instructions in place of what [`Emit`](super::emit::Emit) left in a text.

@@ -50,7 +50,7 @@ fn groups(body: &Function, plan: &FewPlan) -> Option<u64> {
 }
 
 impl LaunchShape {
-    /// The launch of a kernel on CUDA. Other targets have the same grid.
+    /// The launch of a kernel on CUDA. Other targets have as many units a cube.
     pub fn of(kernel: &Kernel) -> LaunchShape {
         LaunchShape::on(kernel, Target::Cuda)
     }
@@ -59,12 +59,12 @@ impl LaunchShape {
     pub(crate) fn on(kernel: &Kernel, target: Target) -> LaunchShape {
         let body = &kernel.body;
         let sizes = |axes: &[AxisId]| axes.iter().map(|&a| body.axis(a).size.clone()).collect::<Vec<_>>();
-        match Form::of(kernel) {
+        match Form::of(kernel, target) {
             Form::Map(map) => {
+                let grid = map.grid(body);
                 let cubes = match &map.walk {
-                    Walk::Elements => Cubes::Elements(sizes(&map.domain)),
-                    Walk::Units(rows) => Cubes::Elements(sizes(rows)),
-                    Walk::Cubes(rows, _) => Cubes::Rows(sizes(rows)),
+                    Walk::Elements | Walk::Units(..) => Cubes::Elements(grid),
+                    Walk::Cubes(..) | Walk::Columns(_) => Cubes::Rows(grid),
                 };
                 LaunchShape { units: map.units(), cubes, shared_bytes: map.shared_bytes() }
             }
@@ -127,7 +127,7 @@ impl LaunchShape {
 
     /// The launch of one of the kernels with a body.
     pub(crate) fn of_role(kernel: &Kernel, role: Role, target: Target) -> LaunchShape {
-        let sorted = match (role, Form::of(kernel)) {
+        let sorted = match (role, Form::of(kernel, target)) {
             (Role::Sort, Form::Matrix(plan, _)) => groups(&kernel.body, &plan),
             (Role::Sort, Form::ScatterMatrix(plan, _)) => kernel.body.axis(plan.scatter.along).size.fixed(),
             (Role::Whole | Role::Part | Role::Merge | Role::Sort, _) => None,

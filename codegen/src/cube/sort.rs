@@ -4,14 +4,20 @@
 //! and how many of an earlier one says where the group begins and where each unit's rows go, and a second walk puts them there. So
 //! rows of a group stay in their order, and no cube waits for another. Indices that are none make one group more, behind all others.
 //!
+//! Indices are read some packs at a time, lest a unit wait for each.
+//!
 //! What is kept is, in one buffer, where each group begins, the number of rows, and then the rows.
 
-use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val};
+use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val, Var};
 use super::matrix::UNITS;
 use super::target::Target;
 
 /// Bytes of shared memory.
 pub(crate) const SHARED_BYTES: usize = 4 * UNITS as usize;
+
+/// Indices of a pack, and packs that are read at once.
+const PACK: u32 = 4;
+const AT_ONCE: u32 = 2;
 
 /// How many numbers are kept of so many rows in so many groups.
 pub(crate) fn kept(lines: usize, groups: usize) -> usize {
@@ -25,20 +31,16 @@ pub(crate) fn emit(e: &mut Emit, (lines, groups): (Val, Val), index: Buf, order:
     let all = e.add(groups, one);
     let inside = e.lt(group, all);
     e.if_(inside, |e| {
+        // Whole packs for each unit.
         let run = e.add(lines, rounding);
         let run = e.div(run, units);
+        let (packs, of_pack) = (e.tiles(run, PACK), e.u32(PACK));
+        let run = e.mul(packs, of_pack);
         let from = e.mul(unit, run);
         let to = e.add(from, run);
         let to = e.binary(Bin::Min, to, lines);
-        // A negative index becomes a large one.
-        let group_of = |e: &mut Emit, line: Val| {
-            let index = e.load(index, line);
-            let index = e.cast(index, Elem::U32);
-            e.binary(Bin::Min, index, groups)
-        };
         let (own, earlier) = (e.var(zero), e.var(zero));
-        e.for_step(from, to, one, |e, line| {
-            let of = group_of(e, line);
+        walk(e, index, (from, to), groups, |e, _, of| {
             let (same, less) = (e.cmp(Cmp::Eq, of, group), e.lt(of, group));
             for (count, counts) in [(own, same), (earlier, less)] {
                 let (known, more) = (e.get(count), e.cast(counts, Elem::U32));
@@ -56,8 +58,7 @@ pub(crate) fn emit(e: &mut Emit, (lines, groups): (Val, Val), index: Buf, order:
         let first = e.add(head, start);
         let first = e.add(first, before);
         let next = e.var(first);
-        e.for_step(from, to, one, |e, line| {
-            let of = group_of(e, line);
+        walk(e, index, (from, to), groups, |e, line, of| {
             let same = e.cmp(Cmp::Eq, of, group);
             e.if_(same, |e| {
                 let place = e.get(next);
@@ -72,6 +73,59 @@ pub(crate) fn emit(e: &mut Emit, (lines, groups): (Val, Val), index: Buf, order:
             let last = e.cmp(Cmp::Eq, group, groups);
             e.if_(last, |e| e.store(order, all, lines));
         });
+    });
+}
+
+/// Does something for each row from one on to another, given the group that its index is of: that of indices that are none, or the
+/// one behind it for rows that belong to another unit.
+fn walk(
+    e: &mut Emit,
+    index: Buf,
+    (from, to): (Val, Val),
+    groups: Val,
+    mut each: impl FnMut(&mut Emit, Val, Val),
+) {
+    let (one, step) = (e.u32(1), e.u32(PACK * AT_ONCE));
+    let nobody = e.add(groups, one);
+    e.for_step(from, to, step, |e, first| {
+        let mut read = Vec::new();
+        for pack in 0..AT_ONCE {
+            let of: Vec<_> = (0..PACK).map(|_| e.var(nobody)).collect();
+            let set = |e: &mut Emit, of: Var, index: Val| {
+                // A negative index becomes a large one.
+                let index = e.cast(index, Elem::U32);
+                let group = e.binary(Bin::Min, index, groups);
+                e.set(of, group);
+            };
+            let (before, all) = (e.u32(pack * PACK), e.u32(PACK));
+            let line = e.add(first, before);
+            let end = e.add(line, all);
+            let whole = e.cmp(Cmp::Le, end, to);
+            e.if_(whole, |e| {
+                let numbers = e.load_beside(index, line, PACK);
+                of.iter().zip(numbers).for_each(|(&of, index)| set(e, of, index));
+            });
+            let part = e.not(whole);
+            e.if_(part, |e| {
+                for (n, &of) in (0..).zip(&of) {
+                    let n = e.u32(n);
+                    let line = e.add(line, n);
+                    let inside = e.lt(line, to);
+                    e.if_(inside, |e| {
+                        let index = e.load(index, line);
+                        set(e, of, index);
+                    });
+                }
+            });
+            read.push((line, of));
+        }
+        for (line, of) in read {
+            for (n, of) in (0..).zip(of) {
+                let n = e.u32(n);
+                let (line, of) = (e.add(line, n), e.get(of));
+                each(e, line, of);
+            }
+        }
     });
 }
 

@@ -4,14 +4,14 @@
 //! less time than the launch and the trip through memory. Where a product or a stream wants something that is made of it,
 //! that is stored instead, if it is the smaller: the gates of the experts that work for a token, not the scores of all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_ir::{Def, Inst, Op, ValueId};
 use latentc_passes::Kind;
 
 use super::limits::BUFFERS;
 use super::{Storage, TURN, is_view};
-use crate::map::fits;
+use crate::map::{RESIDENT_BYTES, fits, shifted};
 
 /// Instructions of a kernel, at most: expressions are written out one in another.
 const LONGEST: usize = 256;
@@ -148,7 +148,7 @@ impl<'a> Storage<'a> {
             Some(_) | None => (root, None),
         };
         let read = leaves.iter().filter(|v| Some(**v) != cache).map(|&v| self.bytes(v));
-        let bytes = self.bytes(made) + read.sum::<f64>();
+        let bytes = self.bytes(made) + read.sum::<f64>() + self.again((&part, &leaves), root);
         let flops = part.iter().map(|inst| match inst.op {
             Op::Reduce { .. } | Op::Pack { .. } => elements(inst.args[0]),
             Op::TopK { axis, .. } | Op::TopIndices { axis, .. } => {
@@ -182,5 +182,43 @@ impl<'a> Storage<'a> {
         let rows = rows.map_or(f64::INFINITY, |rows| self.elements(rows));
         let idle = (self.machine.processors / rows).max(1.0);
         self.machine.launch + idle * self.seconds(flops.sum(), bytes)
+    }
+    /// The bytes that a kernel reads again because it walks its rows several times, where these are so long that no cache has them still;
+    /// less those of rows of which it only gathers a few numbers.
+    fn again(&self, (part, leaves): (&[&'a Inst], &BTreeSet<ValueId>), root: ValueId) -> f64 {
+        let f = self.f;
+        let made = |v: ValueId| part.iter().copied().find(|i| i.results.contains(&v));
+        let folds: Vec<_> = part.iter().copied().filter(|i| matches!(i.op, Op::Reduce { .. })).collect();
+        let rows = folds.first().map_or(root, |fold| fold.result());
+        let rows = self.elements(f.ty(rows).axes.iter().copied());
+        let long = |v: &&ValueId| self.bytes(**v) > rows * RESIDENT_BYTES as f64;
+        if !leaves.iter().any(|v| long(&v)) {
+            return 0.0;
+        }
+        // A maximum is folded with the sum that it shifts.
+        let joined: Vec<_> =
+            folds.iter().filter_map(|sum| shifted(made, sum)).map(|s| s.top.result()).collect();
+        let mut walks: BTreeSet<_> = folds.iter().map(|fold| fold.result()).chain([root]).collect();
+        walks.retain(|v| !joined.contains(v));
+        let mut often: BTreeMap<ValueId, f64> = BTreeMap::new();
+        for inst in walks.into_iter().filter_map(made) {
+            let (mut work, mut seen) = (inst.args.clone(), BTreeSet::new());
+            if matches!(inst.op, Op::Gather { .. }) {
+                work.remove(0);
+            }
+            while let Some(v) = work.pop() {
+                if !seen.insert(v) {
+                    continue;
+                }
+                match made(v).map(|i| (&i.op, &i.args[..])) {
+                    None => *often.entry(v).or_default() += 1.0,
+                    Some((Op::Reduce { .. }, _)) => {}
+                    Some((Op::Gather { .. }, args)) => work.extend(&args[1..]),
+                    Some((_, args)) => work.extend(args),
+                }
+            }
+        }
+        let again = |v: &ValueId| (often.get(v).copied().unwrap_or(0.0) - 1.0) * self.bytes(*v);
+        leaves.iter().filter(long).map(again).sum()
     }
 }

@@ -1,6 +1,8 @@
 //! Kernels without reductions, op by op.
 
 use latentc_codegen::check::launch;
+use latentc_codegen::cube::cuda_source;
+use latentc_codegen::program::Kernel;
 use latentc_ir::{Binary, Unary};
 
 use crate::bench::{agree, agree_on, device, inputs, map};
@@ -179,5 +181,41 @@ fn rows_go_into_a_cache() {
     if let Some(mut device) = device() {
         let args = inputs(&k, &[2, 6, 1], &[(2, &[6.0, -1.0])]);
         assert_eq!(launch(&mut device, &k, &args, &[2, 6, 1]).unwrap().data, args[0].data);
+    }
+}
+
+/// The accesses of 16 bytes in the CUDA text of a kernel, read and written.
+fn wide(kernel: &Kernel) -> usize {
+    let text = cuda_source(kernel).unwrap();
+    text.matches("_8*>(").count() + text.matches("_4*>(").count()
+}
+
+#[test]
+fn elements_side_by_side_are_one_access() {
+    let of = |dtypes: [&str; 3], columns: u64| {
+        let [p, q, y] = dtypes;
+        map(
+            "beside",
+            &format!(
+                "axes a0=n0, a1=3, a2={columns}\nparam p0: {p}[a0, a1, a2]\nparam p1: {q}[a1, a2]\nparam p2: f32[a0]\n\
+                 param p3: i32[a0]\nparam p4: {q}[a2, a1]\nx: f32[a0, a1, a2] = mul p0, p1\n\
+                 at: i32[a2] = position of a2\nhere: bool[a0, a2] = eq at, p3\n\
+                 z: f32[a0, a1, a2] = select here, p4, x\nw: f32[a0, a1, a2] = add z, p2\n\
+                 y: {y}[a0, a1, a2] = silu w\nreturn y"
+            ),
+        )
+    };
+    for (dtypes, columns, packs) in [
+        (["bf16", "bf16", "bf16"], 64, 3),
+        // Numbers of f32 are two accesses where those of 16 bits are one.
+        (["f32", "bf16", "bf16"], 16, 4),
+        (["f16", "bf16", "f32"], 24, 4),
+        (["f32", "f32", "f32"], 12, 3),
+        (["bf16", "f32", "bf16"], 4, 3),
+        (["bf16", "f32", "bf16"], 6, 0),
+    ] {
+        let k = of(dtypes, columns);
+        assert_eq!(wide(&k), packs, "{dtypes:?} {columns}\n{}", cuda_source(&k).unwrap());
+        agree(&k, &[&[1], &[5], &[0], &[70]]);
     }
 }

@@ -76,11 +76,13 @@ proptest! {
 
     #[test]
     fn expressions(
-        sizes in [1u64..5, 1..5, 0..5],
+        // Some are whole packs.
+        columns in prop::sample::select(vec![1u64, 2, 3, 4, 8]),
+        others in [1u64..5, 0..5],
         run_time in [0usize..6, 0..40],
         steps in prop::collection::vec((0u8..14, 0u8..4, 0u8..4), 1..12),
     ) {
-        let body = expression(sizes, &steps);
+        let body = expression([columns, others[0], others[1]], &steps);
         prop_assume!(!body.body.is_empty() && body.results[0] == body.body.last().unwrap().result());
         let k = Kernel { name: "random".to_owned(), kind: KernelKind::Map, body };
         let bound: Vec<_> = k.size_symbols().iter().map(|s| run_time[usize::from(*s == "n1")]).collect();

@@ -1,10 +1,10 @@
 //! Kernels that reduce.
 
-use latentc_codegen::cube::{Cubes, LaunchShape};
-use latentc_codegen::program::Kernel;
+use latentc_codegen::cube::{Cubes, LaunchShape, cuda_source};
+use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_ir::{Function, Module, expand};
 
-use crate::bench::{agree, agree_on, inputs, map, tolerance};
+use crate::bench::{agree, agree_on, inputs, kernel, map, tolerance};
 
 /// The same with its composites expanded.
 fn expanded(kernel: Kernel) -> Kernel {
@@ -43,6 +43,62 @@ fn masked_softmax() {
             assert!(y.data.iter().zip(mask).all(|(&y, m)| m == 1.0 || y == 0.0), "{y:?}");
         }
     }
+}
+
+#[test]
+fn a_maximum_and_the_sum_that_it_shifts_are_one_walk() {
+    for (dtype, columns) in [("bf16", "24"), ("f32", "1024"), ("bf16", "4096"), ("f32", "5000")] {
+        let body = format!(
+            "axes a0=n0, a1={columns}\nparam p0: {dtype}[a0, a1]\nten: f32 = const 10.0\nx: f32[a0, a1] = mul p0, ten\n\
+             m: f32[a0] = reduce_max x over a1\nz: f32[a0, a1] = sub x, m\ne: f32[a0, a1] = exp z\n\
+             s: f32[a0] = reduce_sum e over a1\ng: f32[a0] = log s\ny: f32[a0] = add g, m\nreturn y"
+        );
+        let k = map("logsumexp", &body);
+        agree(&k, &[&[1], &[3], &[0]]);
+        // One over packs, if a row is more than a few, and one over the one element that is stored.
+        let loops = cuda_source(&k).unwrap().matches("for (").count();
+        assert!(loops <= 2, "{loops} loops over {columns} columns of {dtype}");
+    }
+    for columns in ["64", "2048"] {
+        let k = softmax(columns);
+        agree(&k, &[&[3]]);
+        // Numbers that a unit has seen may all be masked, or all of the row.
+        let n: usize = columns.parse().unwrap();
+        let mask: Vec<_> = (0..2 * n).map(|i| f64::from(u8::from(i == n / 2 + 3))).collect();
+        agree_on(&k, &inputs(&k, &[2], &[(1, &mask)]), &[2], tolerance(&k));
+    }
+}
+
+#[test]
+fn what_lies_across_rows_is_read_side_by_side() {
+    for (dtype, by) in [("bf16", "reduce_sum"), ("f32", "reduce_max")] {
+        let of = |rows: &str, columns: u64, by: &str| {
+            map(
+                "across",
+                &format!(
+                    "axes a0={rows}, a1=3, a2={columns}\nparam p0: {dtype}[a0, a1, a2]\nparam p1: {dtype}[a2]\n\
+                     param p2: f32[a1, a2]\nparam p3: f32[a0]\nw: f32[a0, a1, a2] = mul p0, p1\n\
+                     x: f32[a0, a1, a2] = mul w, p3\ns: f32[a1, a2] = {by} x over a0\ny: {dtype}[a1, a2] = add s, p2\nreturn y"
+                ),
+            )
+        };
+        // By cubes of many units for a few columns, then by a unit for each pack.
+        agree(&of("n0", 48, by), &[&[7], &[300], &[0]]);
+        agree(&of("6", 12, by), &[&[]]);
+        // A product is a fold, too.
+        let body = format!(
+            "axes a0=n0, a1=n1, a2=32\nparam p0: {dtype}[a0, a1, a2]\nparam p1: {dtype}[a0, a1, a2]\n\
+             y: f32[a2] = contract p0, p1 over a0, a1\nreturn y"
+        );
+        agree(&kernel(KernelKind::Contract, "products", &body), &[&[5, 70], &[0, 3]]);
+    }
+}
+
+#[test]
+fn what_is_folded_need_not_lie_side_by_side() {
+    let body = "axes a0=n0, a1=4\nparam p0: f32[a1, a0]\nm: f32[a0] = reduce_max p0 over a1\n\
+                x: f32[a1, a0] = sub p0, m\ny: f32[a1, a0] = silu x\nreturn y";
+    agree(&map("apart", body), &[&[3], &[1], &[40]]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::clock::{Clock, Copying};
 use super::memory::Maker;
 use super::{Seconds, texts};
 
-/// Columns of the matrix that is read.
+/// Columns of the matrices that are copied and read.
 const COLUMNS: usize = 4096;
 
 /// How large the ceilings' operands are.
@@ -77,11 +77,12 @@ pub(super) fn measure<D: Device>(
     let mut clock = Clock { queue: None };
     let of = device.layout().bytes;
 
-    // Four bytes a unit.
-    let len = (probe.bytes / 8).max(1) as usize;
+    let rows = (probe.bytes as usize / 8 / COLUMNS).max(1);
+    let len = rows * COLUMNS;
     let from = maker.filled(device, DType::F32, len)?;
     let to = device.alloc(DType::F32, len)?;
-    let mut copying = Copying { kernel: texts::copy(DType::F32), from, to, len, seconds: 0.0 };
+    let kernel = texts::copy_rows(DType::F32, COLUMNS);
+    let mut copying = Copying { kernel, from, to, rows, seconds: 0.0 };
     let samples = clock.samples(device, repeat, |device| copying.launch(device))?;
     let copy = Ceiling::new(format!("copy of {} elements of f32", len), 8.0 * len as f64, samples);
     copying.seconds = copy.seconds.median;

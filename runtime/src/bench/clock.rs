@@ -25,15 +25,15 @@ pub(super) struct Copying<D: Device> {
     pub(super) kernel: Kernel,
     pub(super) from: D::Buffer,
     pub(super) to: D::Buffer,
-    /// Elements.
-    pub(super) len: usize,
+    /// Its rows.
+    pub(super) rows: usize,
     /// How long it takes.
     pub(super) seconds: f64,
 }
 
 impl<D: Device> Copying<D> {
     pub(super) fn launch(&mut self, device: &mut D) -> Result<(), DeviceError> {
-        device.launch(&self.kernel, &[Some(&self.from)], &mut self.to, &[self.len])
+        device.launch(&self.kernel, &[Some(&self.from)], &mut self.to, &[self.rows])
     }
 }
 

@@ -31,6 +31,17 @@ pub(super) fn copy(dtype: DType) -> Kernel {
     )
 }
 
+/// Copies `n0` rows of so many elements.
+pub(super) fn copy_rows(dtype: DType, columns: usize) -> Kernel {
+    kernel(
+        &format!("bench_copy_rows_{dtype}"),
+        &format!(
+            "  axes a0=n0, a1={columns}\n  param p0: {dtype}[a0, a1={columns}]\n\n  \
+             x1: {dtype}[a0, a1={columns}] = cast p0\n  return x1\n"
+        ),
+    )
+}
+
 /// Multiplies `n0` rows with a matrix of `n` rows of `k`.
 pub(super) fn product(name: &str, dtype: DType, n: u64, k: u64) -> Kernel {
     kernel(
