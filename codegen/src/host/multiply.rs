@@ -1,10 +1,14 @@
 //! A matrix product on the CPU, by what it is bound by: a few rows stream the matrix as it is stored ([`few`]), many go to the
 //! `gemm` crate.
 
-use gemm::Parallelism;
+use std::cell::Cell;
 
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::Shared;
 use super::few::{self, Matrix, Rows};
-use super::simd::{Element, Unit};
+use super::simd::{Element, Unit, on_best_unit};
 use crate::device::Floats;
 
 /// With so many rows or less a product waits for the matrix, not for arithmetic, or would wait for it to be packed.
@@ -81,6 +85,81 @@ pub(super) unsafe fn multiply<E: Element>(
 /// # Safety
 /// See [`multiply`].
 pub(super) unsafe fn product(
+    x: Rows<*const f32>,
+    matrix: Matrix<f32>,
+    y: Rows<*mut f32>,
+    (n, k): (usize, usize),
+    add: bool,
+    parallelism: Parallelism,
+) {
+    // The crate packs its left operand, which is the matrix if rows of the result are contiguous, and the right one hardly ever. To pack
+    // columns that are lines of memory is to turn them. With few rows it is less work to have the rows packed, and to turn the result.
+    let lines = matrix.along == 1 && matrix.column > 1 && y.step == 1;
+    if !lines || x.count * (n + k) >= n * k || x.count * n > TURNED {
+        // SAFETY: by the caller.
+        return unsafe { gemm(x, matrix, y, (n, k), add, parallelism) };
+    }
+    // A thread that waits for others may begin another product meanwhile, and then finds nothing here.
+    let mut turned = SCRATCH.take();
+    if turned.len() < x.count * n {
+        turned.resize(x.count * n, 0.0);
+    }
+    let to = Rows { data: turned.as_mut_ptr(), count: x.count, row: 1, step: x.count };
+    // SAFETY: by the caller, and there is so much scratch.
+    unsafe { gemm(x, matrix, to, (n, k), false, parallelism) };
+    let data = Shared(y.data);
+    let block = |first: usize| {
+        let rows = first..x.count.min(first + SIDE);
+        // SAFETY: by the caller; each row is in one block.
+        let lines = rows.map(|row| unsafe { std::slice::from_raw_parts_mut(data.get().add(row * y.row), n) });
+        turn(&turned, x.count, first, &mut lines.collect::<Vec<_>>(), add);
+    };
+    let blocks = x.count.div_ceil(SIDE);
+    match parallelism {
+        Parallelism::None => (0..blocks).for_each(|n| block(n * SIDE)),
+        Parallelism::Rayon(_) => (0..blocks).into_par_iter().for_each(|n| block(n * SIDE)),
+    }
+    SCRATCH.set(turned);
+}
+
+/// Elements of a result that is turned at most, so that each thread keeps little for it: 16 MiB.
+const TURNED: usize = 1 << 22;
+/// Rows and columns that are turned at once.
+const SIDE: usize = 16;
+
+thread_local! {
+    /// Where products are made transposed.
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+on_best_unit! {
+    /// Writes rows of a matrix, or adds them, from one in which columns of `height` are contiguous: the first row is `first`.
+    fn turn(from: &[f32], height: usize, first: usize, rows: &mut [&mut [f32]], add: bool) {
+        let n = rows.first().map_or(0, |row| row.len());
+        let mut tile = [[0.0; SIDE]; SIDE];
+        for start in (0..n).step_by(SIDE) {
+            let width = SIDE.min(n - start);
+            for j in 0..width {
+                let at = (start + j) * height + first;
+                for (line, x) in tile.iter_mut().zip(&from[at..at + rows.len()]) {
+                    line[j] = *x;
+                }
+            }
+            for (row, line) in rows.iter_mut().zip(&tile) {
+                let to = &mut row[start..start + width];
+                for (y, x) in to.iter_mut().zip(line) {
+                    *y = if add { *y + x } else { *x };
+                }
+            }
+        }
+    }
+}
+
+/// A product as the crate makes it.
+///
+/// # Safety
+/// See [`multiply`].
+unsafe fn gemm(
     x: Rows<*const f32>,
     matrix: Matrix<f32>,
     y: Rows<*mut f32>,

@@ -264,6 +264,37 @@ proptest! {
     }
 }
 
+/// A product of more rows than stream a matrix, with its axes in any order: rows `r`, columns `n`, summed `k`, `l`. Where columns of the
+/// matrix are lines of memory and the rows are the least of all, it is made turned.
+fn many(order: &[usize], sizes: [u64; 3], dtype: DType) -> Kernel {
+    let mut f = Function::new("many");
+    let sizes = [("r", sizes[0]), ("n", sizes[1]), ("k", sizes[2]), ("l", 2)];
+    let axes: Vec<_> = sizes.iter().map(|(n, s)| f.add_axis(n, Size::Fixed(*s), None)).collect();
+    let [r, n, k, l] = axes[..] else { unreachable!("four") };
+    let of = |dtype: DType, mut of: Vec<AxisId>| {
+        of.sort_by_key(|a| order[a.0 as usize]);
+        Type::new(dtype, of)
+    };
+    let x = f.add_param("p0", of(DType::F32, vec![r, k, l]));
+    let w = f.add_param("p1", of(dtype, vec![n, k, l]));
+    f.results = f.push(Op::Contract, &[x, w], &[("", of(DType::F32, vec![r, n]))]);
+    Kernel { name: "many".into(), kind: KernelKind::Contract, body: f }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #[test]
+    fn products_of_many_rows_in_any_order(
+        // One order in two is that of a matrix whose columns are lines, for sums that are added up.
+        order in prop_oneof![Just(vec![1, 2, 3, 0]), Just((0..4).collect::<Vec<usize>>()).prop_shuffle()],
+        sizes in [49..90u64, 150..300u64, 150..260u64],
+        dtype in prop::sample::select(vec![DType::F32, DType::Bf16]),
+        seed: u64,
+    ) {
+        check(&many(&order, sizes, dtype), seed)?;
+    }
+}
+
 /// A sum over some rows for each column, with its axes in any order: columns `c`, groups `g`, summed `k`, `l`.
 fn columns(order: &[usize], sizes: [u64; 2]) -> Kernel {
     let mut f = Function::new("columns");
