@@ -165,6 +165,8 @@ pub enum KernelKind {
     StreamMatrix {
         /// Times 16 rows that a cube has: 1, 2, 4 or 8.
         tall: u8,
+        /// Whether groups of planes multiply together, which devices of compute capability 9.0 can.
+        groups: bool,
     },
     /// What a device with tensor cores makes of a product with many rows, or many for each group, at a launch. It may be several on the
     /// device.
@@ -207,6 +209,14 @@ impl KernelKind {
     /// Whether it is a stream, in whichever way.
     pub fn streams(self) -> bool {
         matches!(self, KernelKind::Stream | KernelKind::StreamMatrix { .. })
+    }
+
+    /// Whether groups of planes multiply together, which devices of compute capability 9.0 can and no others.
+    pub fn in_groups(self) -> bool {
+        matches!(
+            self,
+            KernelKind::Matrix { groups: true, .. } | KernelKind::StreamMatrix { groups: true, .. }
+        )
     }
 }
 

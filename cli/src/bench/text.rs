@@ -88,7 +88,9 @@ fn way(way: KernelKind) -> String {
     match way {
         KernelKind::Few { rows, .. } => format!("{way}, {rows}"),
         KernelKind::ScatterMatrix { side } => format!("{way}, {side}"),
-        KernelKind::StreamMatrix { tall } => format!("{way}, {}", 16 * u32::from(tall)),
+        KernelKind::StreamMatrix { tall, groups } => {
+            format!("{way}, {}{}", 16 * u32::from(tall), if groups { ", groups" } else { "" })
+        }
         KernelKind::Matrix { rows, columns, groups, .. } => {
             format!("{way}, {rows} x {columns}{}", if groups { ", groups" } else { "" })
         }

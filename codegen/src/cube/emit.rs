@@ -20,7 +20,7 @@ use super::target::Target;
 /// What stands in a text before an instruction on copies that CubeCL has no name for: see `source`.
 pub(super) const COPIES: &str = "latentc: cp.async.";
 
-/// What stands in a text for an instruction on products of groups of planes: see `warpgroup`.
+/// What stands in a text for an instruction that CubeCL has no name for, most of them on products of groups of planes: see `warpgroup`.
 pub(super) const GROUPS: &str = "latentc: wgmma ";
 
 /// What stands in a text for an instruction on the grids before and behind it: see `overlap`.
@@ -727,6 +727,20 @@ impl Emit {
         self.builder.scope.register(Instruction::new(op, to.0));
     }
 
+    /// The same of 16 bytes that exist.
+    pub(crate) fn copy_whole_ahead(&mut self, from: Buf, at: Val, to: Shared, place: Val) {
+        let all = self.u32((16 / from.0.ty.size()) as u32);
+        let op = BarrierOps::CopyAsync {
+            source: from.0,
+            source_length: all.0,
+            offset_source: at.0,
+            offset_out: place.0,
+            copy_length: 16,
+            checked: false,
+        };
+        self.builder.scope.register(Instruction::new(op, to.0));
+    }
+
     /// Waits for all copies that this unit has begun. Those of other units are there when these have waited and all have met.
     pub(crate) fn await_copies(&mut self) {
         self.of_copies("wait_all");
@@ -748,10 +762,14 @@ impl Emit {
 
     /// An instruction of groups of planes, by its word and numbers, with the registers and the places in shared memory that it names.
     pub(super) fn of_groups(&mut self, word: &str, registers: &[Array], places: &[(Shared, Val)]) {
-        // Printed, so that CubeCL itself says what these are called in the text.
         let registers = registers.iter().map(|r| r.0);
         let places = places.iter().flat_map(|(memory, at)| [memory.0, at.0]);
-        let (format_string, args) = (format!("{GROUPS}{word}"), registers.chain(places).collect());
+        self.unnamed(word, registers.chain(places).collect());
+    }
+
+    /// An instruction that CubeCL has no name for. It is printed, so that CubeCL itself says what its operands are called in the text.
+    fn unnamed(&mut self, word: &str, args: Vec<Variable>) {
+        let format_string = format!("{GROUPS}{word}");
         self.builder.scope.register(NonSemantic::Print { format_string, args });
     }
 
@@ -771,6 +789,24 @@ impl Emit {
     pub(crate) fn load_pack_now(&mut self, memory: Buf, index: Val, width: u32) -> Pack {
         self.builder.scope.register(NonSemantic::Comment { content: format!("{GRIDS}load") });
         self.load_pack(memory, index, width, true)
+    }
+
+    /// Waits at a barrier, by its number, for as many units as meet there: those that wait, and those that [have come
+    /// by](Emit::come_by). All units of a plane must come here. [`sync`](Emit::sync) has the number 0.
+    pub(super) fn meet(&mut self, barrier: Val, units: u32) {
+        self.unnamed(&format!("meet {units}"), vec![barrier.0]);
+    }
+
+    /// Tells those who wait at a barrier that this unit has come by, and goes on.
+    pub(super) fn come_by(&mut self, barrier: Val, units: u32) {
+        self.unnamed(&format!("come-by {units}"), vec![barrier.0]);
+    }
+
+    /// `2^x` to within 2 units in the last place, by the instruction of CUDA devices; 0 where that is less than any normal number.
+    pub(super) fn quick_exp2(&mut self, x: Val) -> Val {
+        let y = self.var(x);
+        self.unnamed("ex2", vec![y.0]);
+        self.get(y)
     }
 
     /// Asks for so few registers that two cubes fit on a processor.

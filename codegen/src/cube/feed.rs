@@ -77,7 +77,7 @@ impl Layout {
     }
 
     /// Where a pack lies that is in a run at a place.
-    fn place(self, e: &mut Emit, run: Val, at: Val) -> Val {
+    pub(super) fn place(self, e: &mut Emit, run: Val, at: Val) -> Val {
         let pitch = e.u32(self.pitch());
         let mut start = e.mul(run, pitch);
         let mut at = at;

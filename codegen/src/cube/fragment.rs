@@ -162,6 +162,12 @@ pub(super) fn load_eight(
 /// Sums of 16 rows and 16 columns as the left operand of a product, rounded.
 pub(super) fn as_left(e: &mut Emit, elem: Elem, sums: [Array; 2]) -> Array {
     let to = left(e, elem);
+    round_to_left(e, elem, to, sums);
+    to
+}
+
+/// The same into registers that are there.
+pub(super) fn round_to_left(e: &mut Emit, elem: Elem, to: Array, sums: [Array; 2]) {
     for (n, from) in sums.into_iter().enumerate() {
         for half in 0..2 {
             let pair = [0, 1].map(|i| {
@@ -173,7 +179,6 @@ pub(super) fn as_left(e: &mut Emit, elem: Elem, sums: [Array; 2]) -> Array {
             e.store(to, at, pair);
         }
     }
-    to
 }
 
 /// [`PACK`] numbers as they are stored, from one on, in as many accesses of 16 bytes as they take; 0 where they are not `inside`.

@@ -18,7 +18,7 @@ use super::matrix::Tile;
 use super::scatter_matrix::{self, OuterPlan};
 use super::shape::LaunchShape;
 use super::split::Role;
-use super::stream_matrix::{self, MatrixPlan};
+use super::stream_matrix::{self, MatrixPlan, Tiling};
 use super::target::Target;
 use super::{contract, few, matrix, overlap, refuse, scatter, sort, split, stream};
 use crate::contract::ContractPlan;
@@ -293,11 +293,11 @@ impl Part {
                 (Some(kept), Some(chunk)) => split::emit(e, exprs, &plan, kept, chunk, output),
                 (_, chunk) => stream::emit(e, exprs, &plan, chunk, output),
             },
-            Form::StreamMatrix(plan, tall) => match (kept, chunk) {
+            Form::StreamMatrix(plan, tiling) => match (kept, chunk) {
                 (Some(kept), Some(chunk)) => split::emit(e, exprs, &plan.stream, kept, chunk, output),
                 (_, chunk) => {
                     let elem = target.stored(plan.dtype).expect("checked for this target");
-                    stream_matrix::emit(e, exprs, (&plan, tall), chunk, (&buffer, elem), output);
+                    stream_matrix::emit(e, exprs, (&plan, tiling), chunk, (&buffer, elem), output);
                 }
             },
             Form::Scatter(plan) => {
@@ -342,8 +342,8 @@ pub(crate) enum Form {
     ScatterMatrix(OuterPlan, u32),
     /// By tiles of rows and columns, along a streamed axis.
     Stream(StreamPlan),
-    /// The same by tiles that tensor cores multiply, so many times 16 rows high.
-    StreamMatrix(MatrixPlan, u8),
+    /// The same by tiles that tensor cores multiply.
+    StreamMatrix(MatrixPlan, Tiling),
     /// By so many rows at once, and some columns.
     Few(FewPlan, u32),
     /// By tiles that tensor cores multiply.
@@ -360,8 +360,8 @@ impl Form {
                 // What the check refuses is never emitted.
                 Err(_) => Form::Map(Map::of(&kernel.body, target)),
             },
-            KernelKind::StreamMatrix { tall } => match MatrixPlan::of(&kernel.body) {
-                Some(plan) if plan.heights().contains(&tall) => Form::StreamMatrix(plan, tall),
+            KernelKind::StreamMatrix { tall, groups } => match tiled(&kernel.body, tall, groups) {
+                Some((plan, tiling)) => Form::StreamMatrix(plan, tiling),
                 // What the check refuses is never emitted.
                 _ => Form::Map(Map::of(&kernel.body, target)),
             },
@@ -397,6 +397,13 @@ impl Form {
             }
         }
     }
+}
+
+/// A stream on tensor cores, and its cube of that height.
+fn tiled(body: &Function, tall: u8, groups: bool) -> Option<(MatrixPlan, Tiling)> {
+    let plan = MatrixPlan::of(body)?;
+    let tiling = plan.tiling(tall, groups)?;
+    Some((plan, tiling))
 }
 
 /// The cache that the last instruction writes.
@@ -436,13 +443,10 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
             if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }
         }
         KernelKind::Stream => check_stream(body),
-        KernelKind::StreamMatrix { tall } => {
+        KernelKind::StreamMatrix { tall, groups } => {
             check_stream(body)?;
-            let plan = MatrixPlan::of(body).filter(|_| target == Target::Cuda);
-            match plan {
-                Some(plan) if plan.heights().contains(&tall) => Ok(()),
-                _ => Err(format!("tensor cores do not multiply this in {target}")),
-            }
+            let has = target == Target::Cuda && tiled(body, tall, groups).is_some();
+            if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }
         }
         KernelKind::Matrix { wide, .. } => {
             check_map(body)?;

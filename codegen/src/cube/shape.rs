@@ -103,8 +103,7 @@ impl LaunchShape {
                 };
                 LaunchShape { units, cubes, shared_bytes }
             }
-            Form::StreamMatrix(plan, tall) => {
-                let t = plan.tiling(tall).expect("the form is checked");
+            Form::StreamMatrix(plan, t) => {
                 let stream = &plan.stream;
                 let (batch, m, n) = (sizes(&stream.batch), sizes(&stream.m), sizes(&stream.n));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (t.rows, t.wide()) };

@@ -297,7 +297,7 @@ fn header(kernel: &Kernel, target: Target) -> String {
         let _ = writeln!(text, "{}", format!("// {line}").trim_end());
     }
     let _ = writeln!(text, "//\n// launch: {}", LaunchShape::of(kernel));
-    if matches!(kernel.kind, KernelKind::Matrix { groups: true, .. }) {
+    if kernel.kind.in_groups() {
         let _ = writeln!(text, "// for sm_90a and no other: groups of planes multiply together");
     }
     if kernel.kind.streams() {

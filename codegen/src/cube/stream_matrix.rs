@@ -11,24 +11,36 @@
 //! the dtype of the values, and multiplies. Operands of rows in f32 are rounded to the dtype of the keys. All else is f32; sums of
 //! weights are of those that were not rounded. `check/bound.rs` knows of both.
 //!
-//! A mask that lets each row see the positions up to a number, as causal ones do, is an end for the cube's walk, and a position up to
-//! which it need not be asked. Any other is asked for each block, as in [`stream`](super::stream).
+//! Where a device has it and rows are many, planes multiply in groups of four ([`groups`]), which read both operands of the scores from shared
+//! memory, and weigh values by what they have in registers.
+//!
+//! A mask that lets each row see the positions up to a number, as causal ones do, or from one on, as those of their gradients do, is an end or
+//! a start for the cube's walk, and a position up to which, or from which on, it need not be asked. Any other is asked for each block, as in [`stream`](super::stream).
+
+mod bring;
+mod cube;
+mod groups;
+mod planes;
+mod store;
 
 use latentc_ir::{AxisId, Binary, DType, Function, Op, ValueId};
 
-use super::emit::{Array, Bin, Buf, Cmp, Elem, Emit, Pack, Shared, Val, Var};
+use self::cube::{Cube, OfRows, Sums};
+use super::emit::{Bin, Buf, Elem, Emit, Val};
 use super::expr::Exprs;
-use super::fragment::{
-    Lines, PACK, Plane, as_left, clear, in_packs, left, load_columns, load_eight, load_rows, sums,
-};
-use super::split::{HALF, KEPT, SHARED};
-use super::stream::{At, Scores, Span, Walk, divisor, finish, index, least, products, seen, where_seen};
-use super::target::Target;
-use crate::few::gcd;
+use super::feed::{Layout, SPAN};
+use super::fragment::{PACK, Plane, in_packs};
+use super::split::{HALF, SHARED};
+use super::stream::{Scores, Span, Walk, products};
+use super::warpgroup;
 use crate::stream::{Monoid, StreamPlan, cone, defined, is_elementwise};
 
+/// Sums and weights that a unit has in registers, at most, where planes multiply in groups.
+const REGISTERS: u32 = 160;
 /// Packs of rows that are expressions or in f32 that a unit reads at once: nothing is summed yet.
 const ROWS_AT_ONCE: u32 = 4;
+/// Bytes of keys and values that cubes which run at the same time are to share in a GPU's cache.
+const CACHED: u32 = 24 << 20;
 
 /// A stream whose products tensor cores can multiply.
 #[derive(Clone, Debug)]
@@ -66,6 +78,8 @@ pub(crate) struct Tiling {
     high: u32,
     /// Positions of a block.
     positions: u32,
+    /// Whether four planes multiply together.
+    groups: bool,
 }
 
 impl MatrixPlan {
@@ -105,16 +119,19 @@ impl MatrixPlan {
             && values.is_none_or(|v| packed(body, v, &stream.n, dtype));
         let ahead = packs && stream.mask.is_none_or(|mask| limit(body, &stream, mask).is_some());
         let plan = MatrixPlan { stream, values, dtype, scores, sums, depths, columns, shared, ahead };
-        (!plan.heights().is_empty()).then_some(plan)
+        (!plan.heights(false).is_empty()).then_some(plan)
     }
 
-    /// The numbers of 16 rows that a cube can have, of 1, 2, 4 and 8.
-    pub(crate) fn heights(&self) -> Vec<u8> {
-        [1, 2, 4, 8].into_iter().filter(|&tall| self.tiling(tall).is_some()).collect()
+    /// The numbers of 16 rows that a cube can have, of 1, 2, 4 and 8; of which planes multiply in groups, 8 or none.
+    pub(crate) fn heights(&self, groups: bool) -> Vec<u8> {
+        [1, 2, 4, 8].into_iter().filter(|&tall| self.tiling(tall, groups).is_some()).collect()
     }
 
     /// The cube with so many times 16 rows, if it has room for all columns.
-    pub(crate) fn tiling(&self, tall: u8) -> Option<Tiling> {
+    pub(crate) fn tiling(&self, tall: u8, groups: bool) -> Option<Tiling> {
+        if groups {
+            return if tall == 8 { self.grouped() } else { None };
+        }
         let narrow = self.columns <= 128;
         let (planes, across, high, positions) = match tall {
             1 => (4, 4, 1, [64, 32]),
@@ -130,12 +147,48 @@ impl MatrixPlan {
         if columns > 512 {
             return None;
         }
-        let tiling = |positions| Tiling { rows, columns, planes, across, high, positions };
+        let tiling = |positions| Tiling { rows, columns, planes, across, high, positions, groups };
         let fits = |most: usize| {
             let mut sizes = positions.into_iter().map(tiling);
             sizes.find(|t| self.shared_bytes(*t) <= most)
         };
         fits(HALF).or_else(|| fits(SHARED))
+    }
+
+    /// The cube whose planes multiply in groups: two of these, each with 64 rows and all columns. What they weigh is brought ahead, and
+    /// their scores have some depth.
+    fn grouped(&self) -> Option<Tiling> {
+        let weighs = matches!(self.stream.by, Monoid::Softmax | Monoid::Sum) && self.values.is_some();
+        let columns = self.columns.next_multiple_of(SPAN);
+        let deep = self.depths.iter().all(|d| (1..=512).contains(d));
+        if !self.ahead || !weighs || !deep || ![64, 128, 192, 256].contains(&columns) {
+            return None;
+        }
+        let tiling = |positions| Tiling {
+            rows: 2 * warpgroup::ROWS,
+            columns,
+            planes: 8,
+            across: 1,
+            high: 1,
+            positions,
+            groups: true,
+        };
+        let registers = |t: &Tiling| {
+            let scores = self.sums.len() as u32 * t.positions / 2;
+            scores + t.positions / 4 + columns / 2
+        };
+        let mut all = [128, 64].into_iter().map(tiling);
+        all.find(|t| registers(t) <= REGISTERS && self.shared_bytes(*t) <= SHARED)
+    }
+
+    /// How a block of positions, or the rows, lie in shared memory for groups of planes: what is multiplied by a product.
+    fn deep_layout(&self, lines: u32, product: usize) -> Layout {
+        Layout { lines, depth: self.depths[product].next_multiple_of(SPAN), along: true, cut: true }
+    }
+
+    /// The same of values that are not keys.
+    fn values_layout(t: Tiling) -> Layout {
+        Layout { lines: t.columns, depth: t.positions, along: false, cut: true }
     }
 
     /// Numbers that a line of the keys' tile has for a product.
@@ -163,11 +216,24 @@ impl MatrixPlan {
         self.row_first(self.scores.len()) + PACK
     }
 
+    /// Stages of keys for groups of planes: those that weigh, as values, are still read while the ones behind the next are brought.
+    fn key_stages(&self) -> u32 {
+        if self.shared.is_some() { 3 } else { 2 }
+    }
+
+    /// Numbers of the rows' operands, the keys, the values, and the scores, of all stages.
     fn elements(&self, t: Tiling) -> [u32; 4] {
         let weighed = self.values.is_some() && self.shared.is_none();
+        let stages = if t.groups { self.key_stages() } else { 1 + u32::from(self.ahead) };
+        if t.groups {
+            let all = |lines: u32| {
+                (0..self.scores.len()).map(|p| self.deep_layout(lines, p).elements()).sum::<u32>()
+            };
+            let values = if weighed { MatrixPlan::values_layout(t).elements() } else { 0 };
+            return [all(t.rows), stages * all(t.positions), 2 * values, 0];
+        }
         let values = if weighed { t.positions * (t.columns + PACK) } else { 0 };
         let scores = if t.across > 1 { t.rows * t.score_pitch() } else { 0 };
-        let stages = if self.ahead { 2 } else { 1 };
         [t.rows * self.row_pitch(), stages * t.positions * self.key_pitch(t), stages * values, scores]
     }
 
@@ -228,9 +294,11 @@ fn sums_of(body: &Function, plan: &StreamPlan, scores: &[Scores]) -> Vec<(ValueI
     found
 }
 
-/// A number for each row, up to which positions are seen; `all` says that the mask asks for nothing else.
+/// A number for each row, up to which positions are seen, or from which on; `all` says that the mask asks for nothing else.
 struct Limit {
     value: ValueId,
+    /// Positions from it on are seen, not up to it.
+    lower: bool,
     /// That position is seen too.
     inclusive: bool,
     all: bool,
@@ -240,11 +308,12 @@ struct Limit {
 fn limit(body: &Function, plan: &StreamPlan, mask: ValueId) -> Option<Limit> {
     let inst = defined(body, mask)?;
     let position = |v: ValueId| defined(body, v).is_some_and(|i| i.op == Op::Position { axis: plan.along });
+    let of_row = |v: ValueId| body.ty(v).dtype == DType::I32 && !body.ty(v).has(plan.along);
     match (&inst.op, &inst.args[..]) {
-        (Op::Binary(op @ (Binary::Le | Binary::Lt)), &[at, value])
-            if position(at) && body.ty(value).dtype == DType::I32 && !body.ty(value).has(plan.along) =>
-        {
-            Some(Limit { value, inclusive: *op == Binary::Le, all: true })
+        (Op::Binary(op @ (Binary::Le | Binary::Lt)), &[one, other]) => {
+            let (at, value, lower) = if position(one) { (one, other, false) } else { (other, one, true) };
+            let inclusive = *op == Binary::Le;
+            (position(at) && of_row(value)).then_some(Limit { value, lower, inclusive, all: true })
         }
         (Op::Binary(Binary::And), args) => {
             let mut found = args.iter().filter_map(|&a| limit(body, plan, a));
@@ -258,29 +327,32 @@ fn limit(body: &Function, plan: &StreamPlan, mask: ValueId) -> Option<Limit> {
 pub(crate) fn emit(
     e: &mut Emit,
     mut x: Exprs<'_>,
-    (plan, tall): (&MatrixPlan, u8),
+    (plan, t): (&MatrixPlan, Tiling),
     chunk: Option<Val>,
     (inputs, elem): (&dyn Fn(ValueId) -> Option<Buf>, Elem),
     output: Buf,
 ) {
-    let t = plan.tiling(tall).expect("checked");
     let stream = &plan.stream;
     let [repeats, rows, columns] = [&stream.batch, &stream.m, &stream.n].map(|axes| x.total(e, axes));
+    let positions = x.extent(stream.along);
     // Cubes are numbered along the columns, then the rows, the batch, the parts.
     let cube = e.cube();
     let [row_tiles, column_tiles] =
         [(rows, t.rows), (columns, t.wide())].map(|(size, tile)| e.tiles(size, tile));
     let row_of_tiles = e.div(cube, column_tiles);
-    let repeat = e.div(row_of_tiles, row_tiles);
+    let (repeat, tile) = if t.groups && chunk.is_none() {
+        in_sections(e, (row_of_tiles, row_tiles), (repeats, positions), plan)
+    } else {
+        (e.div(row_of_tiles, row_tiles), e.rem(row_of_tiles, row_tiles))
+    };
     // The last rows see most: they come first.
-    let (one, tile) = (e.u32(1), e.rem(row_of_tiles, row_tiles));
+    let one = e.u32(1);
     let last = e.sub(row_tiles, one);
     let (tile, column_tile) = (e.sub(last, tile), e.rem(cube, column_tiles));
     let [row0, column0] = [(tile, t.rows), (column_tile, t.wide())].map(|(number, size)| {
         let size = e.u32(size);
         e.mul(number, size)
     });
-    let positions = x.extent(stream.along);
     let walk = Walk::of(e, (repeat, repeats), positions, chunk);
     let (from, to) = (walk.from, walk.to);
     // All units of a cube agree.
@@ -290,9 +362,7 @@ pub(crate) fn emit(
         let plane = Plane::new(e);
         let across = e.u32(t.across);
         let (down, right) = (e.div(plane.number, across), e.rem(plane.number, across));
-        let [left, keys, values, scores] = plan.elements(t);
-        let keys = e.shared(elem, keys as usize);
-        let mut cube = Cube {
+        let cube = Cube {
             plan,
             t,
             elem,
@@ -301,756 +371,52 @@ pub(crate) fn emit(
             rows: Span { axes: &stream.m, from: row0, count: t.rows, total: rows, pitch: 0 },
             columns: Span { axes: &stream.n, from: column0, count: t.columns, total: columns, pitch: 0 },
             positions: Span { axes: &along, from, count: t.positions, total: to, pitch: 0 },
-            left: e.shared(elem, left as usize),
-            keys,
-            values: if values > 0 { e.shared(elem, values as usize) } else { keys },
-            scores: (scores > 0).then(|| e.shared(Elem::F32, scores as usize)),
             plane,
             down,
             right,
             mine: Vec::new(),
-            stage: e.u32(0),
+            bringing: (e.unit(), t.units()),
+            whole: false,
         };
-        cube.walk(e, &mut x, (from, to), |cube, e, x, [max, sum], sums| match chunk {
-            None => cube.store(e, x, [&max, &sum], sums, output),
+        let by = if t.groups { groups::walk } else { planes::walk };
+        by(e, &mut x, cube, (from, to), &mut |cube, e, x, of_rows, sums| match chunk {
+            None => cube.store(e, x, of_rows, sums, output),
             Some(_) => {
                 let first = walk.first_line(e, repeats, rows);
-                cube.keep(e, first, [&max, &sum], sums, output);
+                cube.keep(e, first, of_rows, sums, output);
             }
         });
     });
 }
 
-/// A row of a unit: its number in the cube, its index, and whether there is such a row.
-struct Row {
-    number: Val,
-    index: Vec<Val>,
-    exists: Val,
-}
+/// What is made of the sums in the end.
+type End<'e> = &'e mut dyn FnMut(&Cube<'_>, &mut Emit, &mut Exprs<'_>, [&OfRows; 2], &Sums);
 
-/// A cube at work.
-struct Cube<'a> {
-    plan: &'a MatrixPlan,
-    t: Tiling,
-    elem: Elem,
-    inputs: &'a dyn Fn(ValueId) -> Option<Buf>,
-    batch: Vec<Val>,
-    rows: Span<'a>,
-    columns: Span<'a>,
-    /// The block's; there are those only that some row sees.
-    positions: Span<'a>,
-    /// The rows' operands: rows by depth.
-    left: Shared,
-    /// Positions by depth.
-    keys: Shared,
-    /// Positions by columns, if they are not the keys.
-    values: Shared,
-    /// Rows by positions, if planes share them.
-    scores: Option<Shared>,
-    plane: Plane,
-    /// The plane's rows, and its columns and positions, among those of the cube.
-    down: Val,
-    right: Val,
-    /// The rows of the unit, two of each tile.
-    mine: Vec<Row>,
-    /// Which stage the block at hand lies in, of as many as there are.
-    stage: Val,
-}
-
-/// What a unit keeps of its rows.
-type OfRows = Vec<Var>;
-/// Tiles of sums, for each 16 rows of a plane.
-type Sums = Vec<Vec<Array>>;
-
-impl<'a> Cube<'a> {
-    fn stream(&self) -> &'a StreamPlan {
-        &self.plan.stream
-    }
-
-    /// Walks the positions, and ends with what is made of the sums.
-    fn walk<'x>(
-        &mut self,
-        e: &mut Emit,
-        x: &mut Exprs<'x>,
-        (from, to): (Val, Val),
-        end: impl FnOnce(&Self, &mut Emit, &mut Exprs<'x>, [OfRows; 2], &Sums),
-    ) {
-        let (plan, t, body) = (self.plan, self.t, x.body());
-        let of_plane = e.u32(16 * t.high);
-        let first = e.mul(self.down, of_plane);
-        let first = e.add(first, self.plane.row);
-        self.mine = (0..2 * t.high)
-            .map(|n| {
-                let below = e.u32(8 * n);
-                let number = e.add(first, below);
-                let (index, exists) = self.rows.at(e, x, number);
-                Row { number, index, exists }
-            })
-            .collect();
-        self.once_for_rows(e, x);
-        for (n, p) in plan.scores.iter().enumerate() {
-            let width = plan.depths[n].next_multiple_of(16);
-            let to = (self.left, plan.row_first(n), plan.row_pitch(), e.u32(0));
-            let width = (e.u32(0), width, ROWS_AT_ONCE);
-            self.stage(e, x, (p.rows, &p.depth, plan.depths[n]), self.rows, width, to);
-        }
-        let mask = self.stream().mask.map(|mask| (mask, limit(body, self.stream(), mask)));
-        let flag = mask.as_ref().map(|_| e.shared(Elem::I32, t.units() as usize));
-        // The first position that no row sees, and the first that not all of them do: for those no mask is asked.
-        let (until, free) = match (&mask, flag) {
-            (Some((_, Some(limit))), Some(scratch)) => {
-                let (until, free) = self.limits(e, x, limit, scratch, to);
-                (until, limit.all.then_some(free))
-            }
-            (Some(_), _) => (to, None),
-            (None, _) => (to, Some(to)),
-        };
-        self.positions.total = until;
-        let (nothing, least) = (e.f32(0.0), e.f32(least(self.stream().by)));
-        let max: OfRows = self.mine.iter().map(|_| e.var(least)).collect();
-        let sum: OfRows = self.mine.iter().map(|_| e.var(nothing)).collect();
-        let sums = tiles(e, t.high, t.tiles());
-        let (step, zero, one) = (e.u32(t.positions), e.u32(0), e.u32(1));
-        let stage = e.var(zero);
-        self.positions.from = from;
-        if plan.ahead {
-            let some = e.lt(from, until);
-            e.if_(some, |e| x.scope(|x| self.bring(e, x)));
-        }
-        let marked = mask.as_ref().map(|m| m.0);
-        e.for_step(from, until, step, |e, first| {
-            x.scope(|x| {
-                if plan.ahead {
-                    // What was begun in the round before is there, and what that round read is free.
-                    e.await_copies();
-                    e.sync();
-                    let here = e.get(stage);
-                    let next = e.add(first, step);
-                    let some = e.lt(next, until);
-                    (self.stage, self.positions.from) = (e.sub(one, here), next);
-                    e.if_(some, |e| x.scope(|x| self.bring(e, x)));
-                    e.set(stage, self.stage);
-                    (self.stage, self.positions.from) = (here, first);
-                    self.add_block(e, x, (marked, free), [&max, &sum], &sums);
-                    return;
-                }
-                self.positions.from = first;
-                let asked = match (&mask, flag) {
-                    (Some((mask, None)), Some(flag)) => Some(seen(
-                        e,
-                        x,
-                        (self.stream(), *mask, &self.batch),
-                        [self.rows, self.positions],
-                        (flag, t.units()),
-                    )),
-                    _ => None,
-                };
-                where_seen(e, asked, |e| {
-                    // The block before has been used.
-                    e.sync();
-                    self.bring(e, x);
-                    e.sync();
-                    self.add_block(e, x, (marked, free), [&max, &sum], &sums);
-                });
-            });
-        });
-        // What four units have of a row.
-        for (all, op) in [(&sum, Bin::Add), (&max, Bin::Max)] {
-            for &one in all {
-                for bits in [1, 2] {
-                    let mine = e.get(one);
-                    let other = e.shuffle_xor(mine, bits);
-                    let both = e.binary(op, mine, other);
-                    e.set(one, both);
-                }
-            }
-        }
-        end(self, e, x, [max, sum], &sums);
-    }
-
-    /// Adds a block that lies in shared memory.
-    fn add_block(
-        &self,
-        e: &mut Emit,
-        x: &mut Exprs<'_>,
-        (mask, free): (Option<ValueId>, Option<Val>),
-        [max, sum]: [&OfRows; 2],
-        sums: &Sums,
-    ) {
-        let mut scores = self.score(e, x, mask, free);
-        if let Some(shared) = self.scores {
-            scores = self.exchange(e, shared, &scores);
-        }
-        match (self.stream().by, self.plan.values) {
-            (Monoid::Softmax, _) => {
-                self.weigh(e, &scores, [max, sum], sums);
-                self.add_values(e, &scores, sums);
-            }
-            (Monoid::Sum, Some(_)) => self.add_values(e, &scores, sums),
-            (Monoid::Sum, None) => self.fold(e, &scores, Bin::Add, sum),
-            (Monoid::Max, _) => self.fold(e, &scores, Bin::Max, max),
-        }
-    }
-
-    /// Adds the block's scores up, or takes the largest, for each row.
-    fn fold(&self, e: &mut Emit, scores: &Sums, op: Bin, to: &OfRows) {
-        for (row, &to) in to.iter().enumerate() {
-            let mut all = e.get(to);
-            for &tile in &scores[row / 2] {
-                for right in 0..2 {
-                    let at = e.u32(2 * (row as u32 % 2) + right);
-                    let score = e.load(tile, at);
-                    all = e.binary(op, all, score);
-                }
-            }
-            e.set(to, all);
-        }
-    }
-
-    /// Computes what the scores have of the rows alone once.
-    fn once_for_rows(&self, e: &mut Emit, x: &mut Exprs<'_>) {
-        let body = x.body();
-        let above = |v: ValueId| {
-            cone(body, v, |_| true).iter().any(|v| defined(body, *v).is_some_and(|i| i.op == Op::Contract))
-        };
-        for value in cone(body, self.stream().scores, is_elementwise) {
-            if body.ty(value).has(self.stream().along) || above(value) {
-                continue;
-            }
-            for row in &self.mine {
-                let known = [(&self.stream().batch[..], &self.batch[..]), (self.rows.axes, &row.index[..])];
-                x.element(e, value, &index(&body.ty(value).axes, &known));
-            }
-        }
-    }
-
-    /// The first position that none of the cube's rows sees, and the first that not all of them see; not beyond `to`.
-    fn limits(&self, e: &mut Emit, x: &mut Exprs<'_>, limit: &Limit, scratch: Shared, to: Val) -> (Val, Val) {
-        let (unit, count) = (e.unit(), e.u32(self.t.rows));
-        let number = e.rem(unit, count);
-        // Beyond the last row, it is that once more.
-        let (at_row, _) = self.rows.at(e, x, number);
-        let known = [(&self.stream().batch[..], &self.batch[..]), (self.rows.axes, &at_row[..])];
-        let axes = &x.body().ty(limit.value).axes;
-        let last = x.scope(|x| x.element(e, limit.value, &index(axes, &known)));
-        let (zero, one) = (e.u32(0), e.u32(1));
-        let of = |e: &mut Emit, op: Bin| {
-            let last = e.fold_cube(op, last, scratch, (self.t.units(), Target::Cuda));
-            let none = e.i32(0);
-            let some = e.cmp(if limit.inclusive { Cmp::Le } else { Cmp::Lt }, none, last);
-            let last = e.cast(last, Elem::U32);
-            let end = if limit.inclusive { e.add(last, one) } else { last };
-            let end = e.select(some, end, zero);
-            e.binary(Bin::Min, end, to)
-        };
-        (of(e, Bin::Max), of(e, Bin::Min))
-    }
-
-    /// Brings the block's keys and values into shared memory.
-    fn bring(&self, e: &mut Emit, x: &mut Exprs<'_>) {
-        let (plan, t) = (self.plan, self.t);
-        let none = e.u32(0);
-        for (n, p) in plan.scores.iter().enumerate() {
-            let to = (self.keys, plan.first(t, n), plan.key_pitch(t), self.stage);
-            let width = (none, plan.width(t, n), 1);
-            self.stage(e, x, (p.keys, &p.depth, plan.depths[n]), self.positions, width, to);
-        }
-        if let (None, Some(values)) = (plan.shared, plan.values) {
-            let of = (values, &self.stream().n[..], plan.columns);
-            let to = (self.values, 0, t.columns + PACK, self.stage);
-            self.stage(e, x, of, self.positions, (self.columns.from, t.columns, 1), to);
-        }
-    }
-
-    /// Brings `width` numbers of each line of a leaf into shared memory, from the first on. What does not exist is 0. Of an expression a
-    /// unit makes up to so many packs at once.
-    fn stage(
-        &self,
-        e: &mut Emit,
-        x: &mut Exprs<'_>,
-        (leaf, axes, total): (ValueId, &[AxisId], u32),
-        lines: Span<'_>,
-        (first, width, at_once): (Val, u32, u32),
-        (to, place, pitch, staged): (Shared, u32, u32, Val),
-    ) {
-        let memory = &x.body().ty(leaf).axes;
-        let buf = (self.inputs)(leaf).filter(|_| packed(x.body(), leaf, axes, self.plan.dtype));
-        let batch: At<'_> = (&self.stream().batch, &self.batch);
-        let packs = width / PACK;
-        let (units, ahead) = (self.t.units(), buf.is_some() && self.plan.ahead);
-        if packs == 0 {
-            return;
-        }
-        let place_of = |e: &mut Emit, (line, across): (Val, Val)| {
-            let pitch = e.u32(pitch / PACK);
-            let line = e.mul(line, pitch);
-            let place = e.u32(place / PACK);
-            let at = e.add(line, place);
-            let at = e.add(at, across);
-            let size = e.u32(lines.count);
-            let before = e.mul(size, pitch);
-            let before = e.mul(before, staged);
-            e.add(at, before)
-        };
-        // A pack, unless it is on its way to its place already.
-        let read = |e: &mut Emit, x: &mut Exprs<'_>, (line, across): (Val, Val)| {
-            let (pack, end) = (e.u32(PACK), e.u32(total));
-            let before = e.mul(across, pack);
-            let column = e.add(first, before);
-            let (at_line, exists) = lines.at(e, x, line);
-            let wanted = |e: &mut Emit, x: &mut Exprs<'_>, column: Val| {
-                let at = x.split(e, column, axes);
-                index(memory, &[batch, (lines.axes, &at_line[..]), (axes, &at[..])])
-            };
-            if let Some(buf) = buf.filter(|_| ahead) {
-                let inside = e.lt(column, end);
-                let exists = e.and(exists, inside);
-                let at = wanted(e, x, column);
-                let (at, to_pack) = (x.join(e, &at, memory), place_of(e, (line, across)));
-                let to_place = e.mul(to_pack, pack);
-                e.copy_ahead(exists, buf, at, to, to_place);
-                return None;
-            }
-            Some(match buf {
-                Some(buf) => {
-                    let inside = e.lt(column, end);
-                    let exists = e.and(exists, inside);
-                    let nothing = e.zero_pack(self.elem, PACK);
-                    let vars = e.pack_var(&nothing);
-                    e.if_(exists, |e| {
-                        let at = wanted(e, x, column);
-                        let at = x.join(e, &at, memory);
-                        let at = e.div(at, pack);
-                        let loaded = e.load_pack(buf, at, PACK, true);
-                        e.set_pack(&vars, &loaded);
-                    });
-                    e.get_pack(&vars, &nothing)
-                }
-                None => {
-                    let zero = e.f32(0.0);
-                    let numbers: Vec<_> = (0..PACK)
-                        .map(|n| {
-                            let n = e.u32(n);
-                            let column = e.add(column, n);
-                            let inside = e.lt(column, end);
-                            let exists = e.and(exists, inside);
-                            let number = e.var(zero);
-                            e.if_(exists, |e| {
-                                let at = wanted(e, x, column);
-                                let element = x.scope(|x| x.element(e, leaf, &at));
-                                e.set(number, element);
-                            });
-                            e.get(number)
-                        })
-                        .collect();
-                    e.pack(self.elem, &numbers)
-                }
-            })
-        };
-        let keep = |e: &mut Emit, at: (Val, Val), pack: &Pack| {
-            let at = place_of(e, at);
-            e.store_pack(to, at, pack);
-        };
-        let one = |e: &mut Emit, x: &mut Exprs<'_>, at: (Val, Val)| {
-            if let Some(pack) = read(e, x, at) {
-                keep(e, at, &pack);
-            }
-        };
-        let unit = e.unit();
-        if buf.is_some() {
-            // A unit has the same packs of each of its lines, so that one place follows from another by a sum.
-            let side = gcd(packs.into(), units.into()) as u32;
-            let (wide, down, count) = (e.u32(side), units / side, e.u32(lines.count));
-            let (line, pack) = (e.div(unit, wide), e.rem(unit, wide));
-            for n in 0..lines.count.div_ceil(down) {
-                for across in (0..packs).step_by(side as usize) {
-                    let (below, right) = (e.u32(n * down), e.u32(across));
-                    let at = (e.add(line, below), e.add(pack, right));
-                    if (n + 1) * down <= lines.count {
-                        x.scope(|x| one(e, x, at));
-                    } else {
-                        let inside = e.lt(at.0, count);
-                        e.if_(inside, |e| x.scope(|x| one(e, x, at)));
-                    }
-                }
-            }
-        } else {
-            // As many packs are read before one is kept as all units have.
-            let all = lines.count * packs;
-            let fits = |n: &u32| all.is_multiple_of(units * n);
-            let at_once = (1..=at_once).rev().find(fits).unwrap_or(1);
-            let (end, step, of_line) = (e.u32(all), e.u32(units * at_once), e.u32(packs));
-            e.for_step(unit, end, step, |e, number| {
-                x.scope(|x| {
-                    let found: Vec<_> = (0..at_once)
-                        .filter_map(|n| {
-                            let behind = e.u32(n * units);
-                            let number = e.add(number, behind);
-                            let at = (e.div(number, of_line), e.rem(number, of_line));
-                            Some((at, read(e, x, at)?))
-                        })
-                        .collect();
-                    found.iter().for_each(|(at, pack)| keep(e, *at, pack));
-                });
-            });
-        }
-    }
-
-    /// The scores of the plane's positions: by tile, as sums of tensor cores lie.
-    fn score(&self, e: &mut Emit, x: &mut Exprs<'_>, mask: Option<ValueId>, free: Option<Val>) -> Sums {
-        let (plan, t) = (self.plan, self.t);
-        let (of_plane, part) = (e.u32(16 * t.high), e.u32(t.positions / t.across));
-        let of_rows = e.u32(plan.row_pitch());
-        let row = e.mul(self.down, of_plane);
-        let start = e.mul(row, of_rows);
-        let rows = self.plane.rows(e, Lines { start, pitch: plan.row_pitch() });
-        let before = e.mul(self.right, part);
-        let start = self.staged(e, before, plan.key_pitch(t));
-        let keys = self.plane.columns_along(e, Lines { start, pitch: plan.key_pitch(t) });
-        let mut found: Vec<Sums> = Vec::new();
-        for (_, of) in &plan.sums {
-            let sums = tiles(e, t.high, t.scored());
-            for &p in of {
-                let deep = plan.depths[p].div_ceil(16);
-                // As many at once as are worth their text.
-                let at_once = (1..=deep.clamp(1, 12)).rev().find(|n| deep.is_multiple_of(*n)).unwrap_or(1);
-                let (none, all, step) = (e.u32(0), e.u32(16 * deep), e.u32(16 * at_once));
-                let body = |e: &mut Emit, k: Val| {
-                    let (rows, keys) = (e.add(rows, k), e.add(keys, k));
-                    for k in 0..at_once {
-                        let a: Vec<_> = (0..t.high)
-                            .map(|h| {
-                                let a = left(e, self.elem);
-                                let more = plan.row_first(p) + 16 * k + h * 16 * plan.row_pitch();
-                                load_rows(e, a, self.left, rows, more);
-                                a
-                            })
-                            .collect();
-                        for n in (0..t.scored()).step_by(2) {
-                            let more = plan.first(t, p) + 16 * k + n * 8 * plan.key_pitch(t);
-                            let b = if n + 1 == t.scored() {
-                                vec![load_eight(e, self.elem, self.keys, keys, more, false)]
-                            } else {
-                                load_columns(e, self.elem, self.keys, keys, more, false).into()
-                            };
-                            for (a, sums) in a.iter().zip(&sums) {
-                                for (&sum, &b) in sums[n as usize..].iter().zip(&b) {
-                                    e.multiply_matrices(*a, b, sum, self.elem);
-                                }
-                            }
-                        }
-                    }
-                };
-                if deep == at_once { body(e, none) } else { e.for_step(none, all, step, body) }
-            }
-            found.push(sums);
-        }
-        let first = e.add(self.positions.from, before);
-        let first = e.add(first, self.plane.column);
-        let made = |e: &mut Emit, x: &mut Exprs<'_>, asked: bool| {
-            for tile in 0..t.scored() {
-                for right in 0..2 {
-                    let more = e.u32(8 * tile + right);
-                    let position = e.add(first, more);
-                    self.expression(e, x, (position, asked), mask, &found, (tile, right));
-                }
-            }
-        };
-        match free {
-            None => made(e, x, true),
-            Some(free) => {
-                let count = e.u32(t.positions);
-                let end = e.add(self.positions.from, count);
-                let plain = e.cmp(Cmp::Le, end, free);
-                e.if_(plain, |e| made(e, x, false));
-                let masked = e.not(plain);
-                e.if_(masked, |e| made(e, x, true));
-            }
-        }
-        found.swap_remove(0)
-    }
-
-    /// Where a line of the block begins in its tile.
-    fn staged(&self, e: &mut Emit, line: Val, pitch: u32) -> Val {
-        let (size, pitch) = (e.u32(self.t.positions), e.u32(pitch));
-        let before = e.mul(self.stage, size);
-        let line = e.add(before, line);
-        e.mul(line, pitch)
-    }
-
-    /// Makes the scores of a position and the unit's rows, in the place of the first sum.
-    fn expression(
-        &self,
-        e: &mut Emit,
-        x: &mut Exprs<'_>,
-        (position, asked): (Val, bool),
-        mask: Option<ValueId>,
-        found: &[Sums],
-        (tile, right): (u32, u32),
-    ) {
-        let (at_position, exists) =
-            if asked { self.positions.clamped(e, position) } else { (position, e.bool(true)) };
-        let nothing = e.f32(if self.stream().by == Monoid::Sum { 0.0 } else { f32::NEG_INFINITY });
-        for (n, row) in self.mine.iter().enumerate() {
-            let (high, at) = (n / 2, e.u32(2 * (n as u32 % 2) + right));
-            let known = [
-                (&self.stream().batch[..], &self.batch[..]),
-                (self.rows.axes, &row.index[..]),
-                (self.positions.axes, &[at_position][..]),
-            ];
-            let score = x.scope(|x| {
-                let body = x.body();
-                for ((value, _), tiles) in self.plan.sums.iter().zip(found) {
-                    let sum = e.load(tiles[high][tile as usize], at);
-                    x.define(*value, index(&body.ty(*value).axes, &known), sum);
-                }
-                if let (Some(mask), false) = (mask, asked) {
-                    let seen = e.bool(true);
-                    x.define(mask, index(&body.ty(mask).axes, &known), seen);
-                }
-                x.element(e, self.stream().scores, &index(&body.ty(self.stream().scores).axes, &known))
-            });
-            let score = if asked { e.select(exists, score, nothing) } else { score };
-            e.store(found[0][high][tile as usize], at, score);
-        }
-    }
-
-    /// Scores of all positions of the block for those of the plane's own part.
-    fn exchange(&self, e: &mut Emit, shared: Shared, own: &Sums) -> Sums {
-        let t = self.t;
-        let (of_plane, pitch, part, two) =
-            (e.u32(16 * t.high), e.u32(t.score_pitch()), e.u32(t.positions / t.across), e.u32(2));
-        let row = e.mul(self.down, of_plane);
-        let row = e.add(row, self.plane.row);
-        let row = e.mul(row, pitch);
-        let row = e.add(row, self.plane.column);
-        let before = e.mul(self.right, part);
-        let start = e.add(row, before);
-        // In pairs.
-        let place = |e: &mut Emit, start: Val, high: usize, tile: usize, half: u32| {
-            let more = e.u32(8 * tile as u32 + (16 * high as u32 + 8 * half) * t.score_pitch());
-            let at = e.add(start, more);
-            e.div(at, two)
-        };
-        for (high, own) in own.iter().enumerate() {
-            for (n, &tile) in own.iter().enumerate() {
-                for half in 0..2 {
-                    let pair = [0, 1].map(|i| {
-                        let i = e.u32(2 * half + i);
-                        e.load(tile, i)
-                    });
-                    let pair = e.pack(Elem::F32, &pair);
-                    let at = place(e, start, high, n, half);
-                    e.store_pack(shared, at, &pair);
-                }
-            }
-        }
-        e.sync();
-        let mut tile = |high: usize, n: usize| {
-            let tile = sums(e);
-            for half in 0..2 {
-                let at = place(e, row, high, n, half);
-                let pair = e.load_pack(shared, at, 2, true);
-                for i in 0..2 {
-                    let (to, number) = (e.u32(2 * half + i), e.element_of(&pair, i));
-                    e.store(tile, to, number);
-                }
-            }
-            tile
-        };
-        (0..own.len()).map(|high| (0..t.positions as usize / 8).map(|n| tile(high, n)).collect()).collect()
-    }
-
-    /// Turns the block's scores into weights. What was summed of earlier blocks counts less by a factor of the row.
-    fn weigh(&self, e: &mut Emit, scores: &Sums, [max, sum]: [&OfRows; 2], sums: &Sums) {
-        for row in 0..self.mine.len() {
-            let (high, half) = (row / 2, row % 2);
-            let places = [2 * half as u32, 2 * half as u32 + 1];
-            let old = e.get(max[row]);
-            let mut new = old;
-            for &tile in &scores[high] {
-                for at in places {
-                    let at = e.u32(at);
-                    let score = e.load(tile, at);
-                    new = e.binary(Bin::Max, new, score);
-                }
-            }
-            for bits in [1, 2] {
-                let other = e.shuffle_xor(new, bits);
-                new = e.binary(Bin::Max, new, other);
-            }
-            e.set(max[row], new);
-            let less = e.sub(old, new);
-            let factor = e.quick_exp(less);
-            let known = e.get(sum[row]);
-            let mut total = e.mul(known, factor);
-            for &tile in &scores[high] {
-                for at in places {
-                    let at = e.u32(at);
-                    let score = e.load(tile, at);
-                    let less = e.sub(score, new);
-                    let weight = e.quick_exp(less);
-                    e.store(tile, at, weight);
-                    total = e.add(total, weight);
-                }
-            }
-            e.set(sum[row], total);
-            for &tile in &sums[high] {
-                for at in places {
-                    let at = e.u32(at);
-                    let known = e.load(tile, at);
-                    let known = e.mul(known, factor);
-                    e.store(tile, at, known);
-                }
-            }
-        }
-    }
-
-    /// Adds the block's values times their weights.
-    fn add_values(&self, e: &mut Emit, weights: &Sums, sums: &Sums) {
-        let (plan, t) = (self.plan, self.t);
-        let (first, pitch) = match plan.shared {
-            Some(product) => (plan.first(t, product), plan.key_pitch(t)),
-            None => (0, t.columns + PACK),
-        };
-        let (own, none) = (e.u32(t.columns / t.across), e.u32(0));
-        let columns = e.mul(self.right, own);
-        let start = self.staged(e, none, pitch);
-        let start = e.add(start, columns);
-        let named = self.plane.columns_across(e, Lines { start, pitch });
-        for k in 0..t.positions as usize / 16 {
-            let a: Vec<_> = weights.iter().map(|w| as_left(e, self.elem, [w[2 * k], w[2 * k + 1]])).collect();
-            for n in (0..t.tiles() as usize).step_by(2) {
-                let more = first + 16 * k as u32 * pitch + 8 * n as u32;
-                let b = load_columns(e, self.elem, self.values, named, more, true);
-                for (a, sums) in a.iter().zip(sums) {
-                    for (&sum, b) in sums[n..].iter().zip(b) {
-                        e.multiply_matrices(*a, b, sum, self.elem);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Does something with each of the unit's sums: which of its rows it is of, the column's number in the cube, the sum.
-    fn each(&self, e: &mut Emit, sums: &Sums, mut body: impl FnMut(&mut Emit, usize, Val, Val)) {
-        let own = e.u32(self.t.columns / self.t.across);
-        let first = e.mul(self.right, own);
-        let first = e.add(first, self.plane.column);
-        for (high, sums) in sums.iter().enumerate() {
-            for (n, &tile) in sums.iter().enumerate() {
-                for i in 0..4 {
-                    let (more, at) = (e.u32(8 * n as u32 + i % 2), e.u32(i));
-                    let (column, sum) = (e.add(first, more), e.load(tile, at));
-                    body(e, 2 * high + i as usize / 2, column, sum);
-                }
-            }
-        }
-    }
-
-    /// Leaves what is known of a part, as [`split`](super::split) wants it. `first` is the number of the first row there.
-    fn keep(&self, e: &mut Emit, first: Val, [max, sum]: [&OfRows; 2], sums: &Sums, kept: Buf) {
-        let columns = self.columns.total;
-        let (more, one) = (e.u32(KEPT), e.u32(1));
-        let pitch = e.add(columns, more);
-        let lines: Vec<_> = self
-            .mine
-            .iter()
-            .map(|row| {
-                let number = e.add(self.rows.from, row.number);
-                let line = e.add(first, number);
-                e.mul(line, pitch)
-            })
-            .collect();
-        let writes = self.one_of_a_row(e);
-        for (half, row) in self.mine.iter().enumerate() {
-            let writes = e.and(writes, row.exists);
-            e.if_(writes, |e| {
-                let at = e.add(lines[half], columns);
-                let max = e.get(max[half]);
-                e.store(kept, at, max);
-                let at = e.add(at, one);
-                let sum = e.get(sum[half]);
-                e.store(kept, at, sum);
-                if self.plan.values.is_none() {
-                    e.store(kept, lines[half], sum);
-                }
-            });
-        }
-        self.each(e, sums, |e, half, column, sum| {
-            let number = e.add(self.columns.from, column);
-            let column_exists = e.lt(number, columns);
-            let exists = e.and(self.mine[half].exists, column_exists);
-            e.if_(exists, |e| {
-                let at = e.add(lines[half], number);
-                e.store(kept, at, sum);
-            });
-        });
-    }
-
-    /// Whether the unit is the first of the four of a row, in the first of the planes that have it.
-    fn one_of_a_row(&self, e: &mut Emit) -> Val {
-        let zero = e.u32(0);
-        let (no_column, no_plane) =
-            (e.cmp(Cmp::Eq, self.plane.column, zero), e.cmp(Cmp::Eq, self.right, zero));
-        e.and(no_column, no_plane)
-    }
-
-    /// Computes the epilogue of what was folded for each row and stores it.
-    fn store_rows(&self, e: &mut Emit, x: &mut Exprs<'_>, of: &OfRows, output: Buf) {
-        let writes = self.one_of_a_row(e);
-        for (row, &of) in self.mine.iter().zip(of) {
-            let writes = e.and(writes, row.exists);
-            let known = [(&self.stream().batch[..], &self.batch[..]), (self.rows.axes, &row.index[..])];
-            e.if_(writes, |e| {
-                let y = e.get(of);
-                finish(e, x, self.stream(), &known, y, output);
-            });
-        }
-    }
-
-    /// Divides by the sums of the weights if these are a softmax, computes the epilogue, stores.
-    fn store(&self, e: &mut Emit, x: &mut Exprs<'_>, [max, sum]: [&OfRows; 2], sums: &Sums, output: Buf) {
-        match (self.stream().by, self.plan.values) {
-            (Monoid::Max, _) => return self.store_rows(e, x, max, output),
-            (Monoid::Sum, None) => return self.store_rows(e, x, sum, output),
-            (Monoid::Softmax, _) | (Monoid::Sum, Some(_)) => {}
-        }
-        let softmax = self.stream().by == Monoid::Softmax;
-        let one = e.f32(1.0);
-        let parts: Vec<_> = sum
-            .iter()
-            .map(|&sum| {
-                let sum = e.get(sum);
-                let divisor = divisor(e, sum);
-                e.div(one, divisor)
-            })
-            .collect();
-        self.each(e, sums, |e, half, column, sum| {
-            let row = &self.mine[half];
-            let (at_column, column_exists) = self.columns.at(e, x, column);
-            let exists = e.and(row.exists, column_exists);
-            let known = [
-                (&self.stream().batch[..], &self.batch[..]),
-                (self.rows.axes, &row.index[..]),
-                (self.columns.axes, &at_column[..]),
-            ];
-            e.if_(exists, |e| {
-                let y = if softmax { e.mul(sum, parts[half]) } else { sum };
-                finish(e, x, self.stream(), &known, y, output);
-            });
-        });
-    }
-}
-
-/// So many times 16 rows of so many tiles of sums, all zero.
-fn tiles(e: &mut Emit, high: u32, count: u32) -> Sums {
-    let mut tile = || {
-        let tile = sums(e);
-        clear(e, tile);
-        tile
-    };
-    (0..high).map(|_| (0..count).map(|_| tile()).collect()).collect()
+/// Numbers cubes along the batch before they number them along the rows: those that last longest come first. As many indices of the batch are
+/// numbered together as leave what they read in the cache. Gives the index and the number of the tile.
+fn in_sections(
+    e: &mut Emit,
+    (number, row_tiles): (Val, Val),
+    (repeats, positions): (Val, Val),
+    plan: &MatrixPlan,
+) -> (Val, Val) {
+    let (one, cached) = (e.u32(1), e.u32(CACHED));
+    let bytes = e.u32(2 * (plan.depths.iter().sum::<u32>() + plan.columns));
+    let most = |e: &mut Emit, x: Val| e.binary(Bin::Max, x, one);
+    let of_index = e.mul(positions, bytes);
+    let of_index = most(e, of_index);
+    let section = e.div(cached, of_index);
+    let section = e.binary(Bin::Min, section, repeats);
+    let section = most(e, section);
+    let cubes = e.mul(section, row_tiles);
+    let (before, number) = (e.div(number, cubes), e.rem(number, cubes));
+    let first = e.mul(before, section);
+    // The last section may have less. Beyond it there is none: what becomes of the number is no matter, but that it is beyond.
+    let left = e.sub(repeats, first);
+    let count = e.binary(Bin::Min, section, left);
+    let count = most(e, count);
+    let (tile, index) = (e.div(number, count), e.rem(number, count));
+    (e.add(first, index), tile)
 }
 
 /// Whether numbers of these axes that lie in one pack of 8 lie in one of a parameter.

@@ -13,6 +13,8 @@
 //! A cube has several stages. While its groups multiply one, the copies of a later one are begun, in the place of the one before: all
 //! groups are done with that when they meet.
 //!
+//! A left operand may be in registers instead, as that of `mma` is. Nor may these be written before what multiplies them was waited for.
+//!
 //! CubeCL 0.10 has no name for any of this: see [`expand`].
 
 use std::fmt::Write;
@@ -68,16 +70,16 @@ impl<'p> Groups<'p> {
         e.for_step(zero, depth, step, |e, k0| {
             let (stage, next) = (e.get(here), e.get(free));
             e.await_groups_but(ahead - 1);
-            e.of_groups("proxy", &[], &[]);
+            show_written(e);
             // This stage is there, and all groups are done with the one before the last.
             e.sync();
             let k = e.add(k0, ahead_by);
             let read = feed.read(e, bases, k);
-            e.of_groups("fence", &[], &[]);
+            fence(e);
             self.add(e, stage);
-            e.of_groups("commit", &[], &[]);
+            commit(e);
             feed.copy(e, bases, k, next);
-            e.of_groups("wait 1", &[], &[]);
+            await_but(e, 1, &[], &[]);
             feed.keep(e, next, &read);
             for (var, now) in [(here, stage), (free, next)] {
                 let behind = e.add(now, one);
@@ -87,7 +89,7 @@ impl<'p> Groups<'p> {
             }
         });
         let sums: Vec<_> = self.sums.all.iter().flatten().flatten().copied().collect();
-        e.of_groups("wait 0", &sums, &[]);
+        await_but(e, 0, &sums, &[]);
     }
 
     /// Begins to add the products of a stage.
@@ -98,38 +100,98 @@ impl<'p> Groups<'p> {
         let right_first = self.right[0].first(e, stage);
         for step in steps(self.left.layout.depth, pieces) {
             for (sums, right) in self.sums.all.iter().zip(self.right) {
-                let to = place(e, right, step.pieces[1], (right_first, 0, step.k));
+                let right = Operand::of(e, right, step.pieces[1], (right_first, 0, step.k));
                 for (m, sums) in sums.iter().enumerate() {
-                    let from = place(e, self.left, step.pieces[0], (left_first, ROWS * m as u32, step.k));
-                    self.product(e, sums, from, to);
+                    let line = ROWS * m as u32;
+                    let left = Operand::of(e, self.left, step.pieces[0], (left_first, line, step.k));
+                    add(e, self.elem, sums, Left::Shared(left), right, true);
                 }
             }
         }
     }
+}
 
-    /// Begins to add one product.
-    fn product(&self, e: &mut Emit, sums: &[Array], left: (Shared, Val), right: (Shared, Val)) {
-        let elem = if self.elem == Elem::F16 { "f16" } else { "bf16" };
-        let [of_left, of_right] = [self.left, &self.right[0]].map(|staged| {
-            let layout = staged.layout;
-            // From 64 numbers that lie behind one another to the next: of those along the depth, there are no more.
-            let lead = if layout.along { 16 } else { 2 * SPAN * layout.runs() };
-            format!("{} {lead}", u32::from(!layout.along))
-        });
-        e.of_groups(&format!("mma {elem} {of_left} {of_right}"), sums, &[left, right]);
+/// A matrix in shared memory: where it begins, and how it lies.
+#[derive(Clone, Copy)]
+pub(super) struct Operand {
+    memory: Shared,
+    at: Val,
+    /// Whether numbers of one depth lie behind one another, not those of one line.
+    across: bool,
+    /// Bytes from 64 numbers that lie behind one another to the next, where an operand has several of them.
+    lead: u32,
+}
+
+impl Operand {
+    /// A piece of what is staged, from a line and a depth on, which are numbers of times 64 and 16 if the lines lie along the depth and
+    /// the other way round if not; it begins somewhere.
+    pub(super) fn of(e: &mut Emit, of: &Staged, piece: usize, (first, line, k): (Val, u32, u32)) -> Operand {
+        let layout = of.layout;
+        let (run, number) = if layout.along { (line, k) } else { (k, line) };
+        let behind = number / SPAN * layout.runs() * SPAN + run * SPAN + number % SPAN;
+        let behind = e.u32(behind);
+        // Of those along the depth, there are no more than 64.
+        let lead = if layout.along { 16 } else { 2 * SPAN * layout.runs() };
+        Operand { memory: of.pieces[piece], at: e.add(first, behind), across: !layout.along, lead }
+    }
+
+    /// What lies along a depth, from one of its lines on, as an operand of which the lines are the depth.
+    pub(super) fn turned(e: &mut Emit, of: &Staged, (first, k): (Val, u32)) -> Operand {
+        debug_assert!(of.layout.along, "its lines are runs");
+        let turned = Operand::of(e, of, 0, (first, k, 0));
+        Operand { across: true, lead: 2 * SPAN * of.layout.runs(), ..turned }
     }
 }
 
-/// A piece of an operand, from a line and a depth on, where a stage begins somewhere.
-fn place(e: &mut Emit, of: &Staged, piece: usize, (first, line, k): (Val, u32, u32)) -> (Shared, Val) {
-    let layout = of.layout;
-    let behind = if layout.along { line * SPAN + k } else { line * layout.depth + k * SPAN };
-    let behind = e.u32(behind);
-    (of.pieces[piece], e.add(first, behind))
+/// Where the left operand of a product is.
+#[derive(Clone, Copy)]
+pub(super) enum Left {
+    Shared(Operand),
+    /// A unit has of it what it has of that of `mma`.
+    Registers(Array),
+}
+
+/// Begins to add a product of 16 numbers of depth to sums, or to put it in their place.
+pub(super) fn add(e: &mut Emit, elem: Elem, sums: &[Array], left: Left, right: Operand, adds: bool) {
+    let (elem, adds) = (if elem == Elem::F16 { "f16" } else { "bf16" }, u32::from(adds));
+    let of_right = format!("{} {}", u32::from(right.across), right.lead);
+    let right = (right.memory, right.at);
+    match left {
+        Left::Shared(left) => {
+            let of_left = format!("{} {}", u32::from(left.across), left.lead);
+            let word = format!("mma {elem} {adds} {of_left} {of_right}");
+            e.of_groups(&word, sums, &[(left.memory, left.at), right]);
+        }
+        Left::Registers(left) => {
+            let registers: Vec<_> = sums.iter().copied().chain([left]).collect();
+            e.of_groups(&format!("mma-left {elem} {adds} {of_right}"), &registers, &[right]);
+        }
+    }
+}
+
+/// From here on, products see what has been written to registers.
+pub(super) fn fence(e: &mut Emit) {
+    e.of_groups("fence", &[], &[]);
+}
+
+/// From here on, products see what this unit has written to shared memory.
+pub(super) fn show_written(e: &mut Emit) {
+    e.of_groups("proxy", &[], &[]);
+}
+
+/// Makes a group of the products that were begun since the last one.
+pub(super) fn commit(e: &mut Emit) {
+    e.of_groups("commit", &[], &[]);
+}
+
+/// Waits for all groups of products but so many, the last ones: with these sums, and left operands in registers.
+pub(super) fn await_but(e: &mut Emit, last: u32, sums: &[Array], left: &[Array]) {
+    let registers: Vec<_> = sums.iter().chain(left).copied().collect();
+    e.of_groups(&format!("wait {last} {}", sums.len()), &registers, &[]);
 }
 
 /// Instructions in place of what [`Emit::of_groups`] left in a text, one in a line: a word and numbers, then registers of four
-/// sums each, then two places in shared memory.
+/// numbers each, then places in shared memory.
 pub(super) fn expand(text: &str) -> String {
     let mark = format!("printf(\"{GROUPS}");
     let mut parts = text.split(&mark);
@@ -139,54 +201,104 @@ pub(super) fn expand(text: &str) -> String {
         let (words, arguments) = call.split_once('"').unwrap_or((call, ""));
         let words: Vec<_> = words.split(' ').collect();
         let arguments: Vec<_> = arguments.split(',').map(str::trim).filter(|a| !a.is_empty()).collect();
-        let (places, registers): (Vec<_>, Vec<_>) =
-            if words[0] == "mma" { split_places(&arguments) } else { (Vec::new(), arguments) };
-        instruction(&mut text, &words, &registers, &places);
+        instruction(&mut text, &words, &arguments);
         text.push('\n');
         text += rest;
     }
     text
 }
 
-/// The two places that stand last, and what stands before them.
-fn split_places<'a>(arguments: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
-    let (registers, places) = arguments.split_at(arguments.len().saturating_sub(4));
-    (places.to_vec(), registers.to_vec())
+/// The operands that registers of four numbers are: sums, and those of a left operand.
+fn registers(names: &[&str], left: bool) -> Vec<String> {
+    let one = |name: &str, n: usize| match left {
+        false => format!("\"+f\"({name}[{n}])"),
+        true => format!("\"+r\"(reinterpret_cast<uint32&>({name}[{n}]))"),
+    };
+    names.iter().flat_map(|name| (0..4).map(move |n| one(name, n))).collect()
 }
 
-fn instruction(text: &mut String, words: &[&str], registers: &[&str], places: &[&str]) {
-    let sums: Vec<_> =
-        registers.iter().flat_map(|r| (0..4).map(move |n| format!("\"+f\"({r}[{n}])"))).collect();
-    let (count, sums) = (sums.len(), sums.join(", "));
-    let done = match (words, places) {
+fn instruction(text: &mut String, words: &[&str], arguments: &[&str]) {
+    let done = match (words, arguments) {
         (["fence"], _) => write!(text, "asm volatile(\"wgmma.fence.sync.aligned;\" ::: \"memory\");"),
         (["commit"], _) => write!(text, "asm volatile(\"wgmma.commit_group.sync.aligned;\" ::: \"memory\");"),
         (["proxy"], _) => write!(text, "asm volatile(\"fence.proxy.async.shared::cta;\" ::: \"memory\");"),
-        (["wait", left], _) => write!(
+        (["meet", units], [barrier]) => write!(
             text,
-            "asm volatile(\"wgmma.wait_group.sync.aligned %{count};\" : {sums} : \"n\"({left}) : \"memory\");"
+            "asm volatile(\"bar.sync %0, %1;\" :: \"r\"({barrier}), \"n\"({units}) : \"memory\");"
         ),
-        (
-            ["mma", elem, across_left, lead_left, across_right, lead_right],
-            [left, at_left, right, at_right],
-        ) => {
-            let list: Vec<_> = (0..count).map(|n| format!("%{n}")).collect();
-            let [a, b, add, ta, tb] = [0, 1, 2, 3, 4].map(|n| format!("%{}", count + n));
+        (["come-by", units], [barrier]) => write!(
+            text,
+            "asm volatile(\"bar.arrive %0, %1;\" :: \"r\"({barrier}), \"n\"({units}) : \"memory\");"
+        ),
+        (["ex2"], [x]) => write!(text, "asm(\"ex2.approx.ftz.f32 %0, %0;\" : \"+f\"({x}));"),
+        (["wait", last, sums], _) => {
+            let (sums, left) = arguments.split_at(sums.parse().unwrap_or(0).min(arguments.len()));
+            let all = [registers(sums, false), registers(left, true)].concat();
             write!(
                 text,
-                "asm volatile(\"{{.reg .pred p; setp.ne.b32 p, {add}, 0; \
-                 wgmma.mma_async.sync.aligned.m64n{}k16.f32.{elem}.{elem} {{{}}}, {a}, {b}, p, 1, 1, {ta}, {tb};}}\" \
-                 : {sums} : {}, {}, \"n\"(1), \"n\"({across_left}), \"n\"({across_right}));",
-                2 * count,
-                list.join(", "),
+                "asm volatile(\"wgmma.wait_group.sync.aligned %{};\" : {} : \"n\"({last}) : \"memory\");",
+                all.len(),
+                all.join(", ")
+            )
+        }
+        (
+            ["mma", elem, adds, across_left, lead_left, across_right, lead_right],
+            [sums @ .., left, at_left, right, at_right],
+        ) => {
+            let operands = [
                 descriptor(left, at_left, lead_left),
                 descriptor(right, at_right, lead_right),
-            )
+                format!("\"n\"({adds})"),
+                format!("\"n\"({across_left})"),
+                format!("\"n\"({across_right})"),
+            ];
+            let of = |[a, b, adds, ta, tb]: [String; 5]| (format!("{a}, {b}"), adds, format!("{ta}, {tb}"));
+            product(text, elem, sums, &operands, of)
+        }
+        (["mma-left", elem, adds, across_right, lead_right], [sums @ .., left, right, at_right]) => {
+            let register = |n: usize| format!("\"r\"(reinterpret_cast<uint32&>({left}[{n}]))");
+            let operands = [
+                register(0),
+                register(1),
+                register(2),
+                register(3),
+                descriptor(right, at_right, lead_right),
+                format!("\"n\"({adds})"),
+                format!("\"n\"({across_right})"),
+            ];
+            let of = |[a, b, c, d, right, adds, across]: [String; 7]| {
+                (format!("{{{a}, {b}, {c}, {d}}}, {right}"), adds, across)
+            };
+            product(text, elem, sums, &operands, of)
         }
         // Nothing else is left there; the compiler says so if it is.
         _ => write!(text, "#error \"{}\"", words.join(" ")),
     };
     debug_assert!(done.is_ok(), "a text can be written");
+}
+
+/// A product that is added to sums. `of` says how its other operands are named in the instruction, by their numbers: the factors, whether
+/// it adds, and which of the factors lie across.
+fn product<const N: usize>(
+    text: &mut String,
+    elem: &str,
+    sums: &[&str],
+    operands: &[String; N],
+    of: impl FnOnce([String; N]) -> (String, String, String),
+) -> std::fmt::Result {
+    let sums = registers(sums, false);
+    let list: Vec<_> = (0..sums.len()).map(|n| format!("%{n}")).collect();
+    let (factors, adds, across) = of(std::array::from_fn(|n| format!("%{}", sums.len() + n)));
+    write!(
+        text,
+        "asm volatile(\"{{.reg .pred p; setp.ne.b32 p, {adds}, 0; \
+         wgmma.mma_async.sync.aligned.m64n{}k16.f32.{elem}.{elem} {{{}}}, {factors}, p, 1, 1, {across};}}\" \
+         : {} : {});",
+        2 * sums.len(),
+        list.join(", "),
+        sums.join(", "),
+        operands.join(", "),
+    )
 }
 
 /// The operand that describes a matrix in shared memory: its address, the distances in units of 16 bytes, and how packs are turned.

@@ -11,6 +11,7 @@ use super::split::MULTIPROCESSORS;
 use super::stages::{Stage, Stages, deep, divides};
 use super::stream_matrix::MatrixPlan;
 use super::target::Target;
+use super::warpgroup;
 use crate::few::FewPlan;
 use crate::program::{Kernel, KernelKind};
 
@@ -40,11 +41,42 @@ pub(crate) struct Ways {
     stream: Option<Tall>,
 }
 
-/// Times 16 rows that a cube can have, in order, each with its bytes of shared memory; and the axes of the rows.
+/// Times 16 rows that a cube can have, in order, each with its bytes of shared memory, and the same of cubes whose planes multiply in groups;
+/// and the axes of the rows.
 #[derive(Clone, Debug)]
 struct Tall {
     heights: Vec<(u8, usize)>,
+    grouped: Vec<(u8, usize)>,
     rows: Vec<AxisId>,
+}
+
+impl Tall {
+    fn of(plan: &MatrixPlan) -> Tall {
+        let sizes = |groups: bool| {
+            let of = |tall| Some((tall, plan.shared_bytes(plan.tiling(tall, groups)?)));
+            plan.heights(groups).into_iter().filter_map(of).collect()
+        };
+        Tall { heights: sizes(false), grouped: sizes(true), rows: plan.stream.m.clone() }
+    }
+
+    /// All of them.
+    fn ways(&self) -> impl Iterator<Item = KernelKind> + '_ {
+        let of = |sizes: &'_ [(u8, usize)], groups: bool| {
+            sizes.iter().map(|&(tall, _)| KernelKind::StreamMatrix { tall, groups }).collect::<Vec<_>>()
+        };
+        of(&self.heights, false).into_iter().chain(of(&self.grouped, true))
+    }
+
+    /// The one for so many rows: as tall as these, or as it can be. Groups want more than the rows of one of them.
+    fn choose(&self, rows: usize) -> Option<KernelKind> {
+        let grouped = self.grouped.first().filter(|_| rows > warpgroup::ROWS as usize);
+        if let Some(&(tall, _)) = grouped {
+            return Some(KernelKind::StreamMatrix { tall, groups: true });
+        }
+        let fits = |(tall, _): &&(u8, usize)| 16 * usize::from(*tall) >= rows;
+        let tall = self.heights.iter().find(fits).or(self.heights.last());
+        tall.map(|&(tall, _)| KernelKind::StreamMatrix { tall, groups: false })
+    }
 }
 
 /// A side of a product, with the axes of the rows and of the columns if its operands are the wide ones.
@@ -166,10 +198,7 @@ impl Ways {
         };
         let streams = kernel.kind == KernelKind::Stream && target == Target::Cuda;
         let stream = if streams { MatrixPlan::of(&kernel.body) } else { None };
-        let stream = stream.map(|plan| {
-            let of = |tall| Some((tall, plan.shared_bytes(plan.tiling(tall)?)));
-            Tall { heights: plan.heights().into_iter().filter_map(of).collect(), rows: plan.stream.m }
-        });
+        let stream = stream.as_ref().map(Tall::of);
         let outer = (kernel.kind == KernelKind::Scatter && target == Target::Cuda)
             .then(|| OuterPlan::of(&kernel.body))
             .flatten();
@@ -178,8 +207,10 @@ impl Ways {
 
     /// Those that need no more shared memory than this.
     pub(crate) fn within(mut self, shared_bytes: usize) -> Ways {
-        if let Some(Tall { heights, .. }) = &mut self.stream {
-            heights.retain(|(_, bytes)| *bytes <= shared_bytes);
+        if let Some(Tall { heights, grouped, .. }) = &mut self.stream {
+            for sizes in [heights, grouped] {
+                sizes.retain(|(_, bytes)| *bytes <= shared_bytes);
+            }
         }
         for side in &mut self.matrix {
             side.tiles.retain(|(_, bytes)| *bytes <= shared_bytes);
@@ -193,17 +224,17 @@ impl Ways {
         for side in &mut self.matrix {
             side.tiles.retain(|(tile, _)| !tile.groups);
         }
+        if let Some(tall) = &mut self.stream {
+            tall.grouped.clear();
+        }
         self
     }
 
     /// The way for these extents: what has more columns is wide.
     pub(crate) fn choose(&self, extents: &[usize]) -> KernelKind {
         let total = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
-        if let Some(Tall { heights, rows }) = &self.stream {
-            // As tall as its rows, or as it can be.
-            let wanted = total(rows).div_ceil(16);
-            let tall = heights.iter().find(|(tall, _)| usize::from(*tall) >= wanted).or(heights.last());
-            return tall.map_or(self.plain, |&(tall, _)| KernelKind::StreamMatrix { tall });
+        if let Some(tall) = &self.stream {
+            return tall.choose(total(&tall.rows)).unwrap_or(self.plain);
         }
         if let Some(OuterPlan { scatter, sides, .. }) = &self.outer {
             let tiles = |side: &scatter_matrix::Side| total(&side.columns).div_ceil(128);
@@ -249,8 +280,7 @@ impl Ways {
             let cut = s.deep.filter(|&n| divides(n, 2)).map(|_| Tile::ALL[0].way(s.wide, 2));
             whole.chain(cut).collect::<Vec<_>>()
         };
-        let heights = self.stream.iter().flat_map(|tall| &tall.heights);
-        let stream = heights.map(|&(tall, _)| KernelKind::StreamMatrix { tall });
+        let stream = self.stream.iter().flat_map(Tall::ways);
         let outer = self.outer.iter().flat_map(|_| scatter_matrix::SIDES);
         let outer = outer.map(|side| KernelKind::ScatterMatrix { side });
         let products = self.few.iter().flat_map(few).chain(self.matrix.iter().flat_map(matrix));
@@ -284,7 +314,10 @@ pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
             format!("{}_{by}{wide}{rows}x{columns}_{parts}", kernel.name)
         }
         KernelKind::ScatterMatrix { side } if kernel.kind != kind => format!("{}_matrix{side}", kernel.name),
-        KernelKind::StreamMatrix { tall } if kernel.kind != kind => format!("{}_matrix{tall}", kernel.name),
+        KernelKind::StreamMatrix { tall, groups } if kernel.kind != kind => {
+            let by = if groups { "groups" } else { "matrix" };
+            format!("{}_{by}{tall}", kernel.name)
+        }
         _ => kernel.name.clone(),
     };
     Kernel { name, kind, body: kernel.body.clone() }

@@ -22,6 +22,7 @@ mod rows;
 mod scatter;
 mod scatter_matrix;
 mod stream;
+mod stream_groups;
 mod stream_matrix;
 #[path = "../common/streams.rs"]
 mod streams;

@@ -179,4 +179,40 @@ LATENTC_MMA(bf16, 8)
 LATENTC_MMA(f16, 5)
 #undef LATENTC_MMA
 
+namespace emulate {
+
+/// A barrier with a number: how many threads have come since all of them last met, and how often they have.
+struct Barrier {
+    uint3 block;
+    unsigned come, met;
+};
+
+inline Barrier& come_to(unsigned number, unsigned threads) {
+    static Barrier all[16];
+    if (number == 0 || number >= 16 || threads == 0 || threads % WARP) fail("barrier %u of %u threads", number, threads);
+    Barrier& barrier = all[number];
+    // Nothing is kept of another block.
+    if (barrier.block.x != blockIdx.x || barrier.block.y != blockIdx.y || barrier.block.z != blockIdx.z) barrier = Barrier{blockIdx, 0, 0};
+    if (++barrier.come == threads) barrier.come = 0, ++barrier.met;
+    return barrier;
+}
+
+}  // namespace emulate
+
+/// Waits for so many threads, of which some may have gone on.
+inline void ptx_bar_sync(unsigned number, int threads, int line = __builtin_LINE()) {
+    struct Mine {
+        emulate::Barrier* barrier;
+        unsigned met;
+    };
+    emulate::Barrier& barrier = emulate::come_to(number, unsigned(threads));
+    Mine mine{&barrier, barrier.met - (barrier.come == 0)};
+    emulate::wait_until(
+        "bar.sync", line, [](void* mine) { return static_cast<Mine*>(mine)->barrier->met != static_cast<Mine*>(mine)->met; }, &mine);
+}
+inline void ptx_bar_arrive(unsigned number, int threads) { emulate::come_to(number, unsigned(threads)); }
+
+/// A power of two; as exact as other functions are here.
+inline void ptx_ex2_approx_ftz_f32(float& x) { x = std::exp2(x); }
+
 #include "latentc_wgmma.h"

@@ -5,6 +5,7 @@
 // sums hold NaN till then.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -38,9 +39,11 @@ struct Described {
     }
 };
 
-/// What a lane brings to a product.
+/// What a lane brings to a product: sums, and descriptors of its operands. The left one may be in registers, each of which holds two numbers.
 struct GroupOperands {
     std::vector<float*> d;
+    const unsigned* registers[4];
+    bool in_registers;
     unsigned long long a, b;
     int add, across_a, across_b;
 };
@@ -51,10 +54,18 @@ struct Products {
     struct Product {
         int columns, add;
         bool read;
+        bool in_registers;
         Described a, b;
         float (*number)(uint16_t);
         std::vector<float> left, right;
         std::vector<std::vector<float*>> sums;
+        std::vector<std::array<const unsigned*, 4>> registers;
+
+        /// Of the left operand, the number of a row of this warp and a depth. In registers it lies as that of `mma.m16n8k16` does.
+        uint16_t left_at(unsigned warp, unsigned m, unsigned k) const {
+            if (!in_registers) return a.at(warp % 4 * 16 + m, k);
+            return uint16_t(*registers[m % 8 * 4 + k % 8 / 2][k / 8 * 2 + m / 8] >> 16 * (k % 2));
+        }
     };
     /// What a register will hold, and how many products have yet to be added.
     struct Pending {
@@ -70,7 +81,7 @@ struct Products {
     static void read(Product& p, unsigned warp) {
         p.read = true;
         for (unsigned m = 0; m < 16; ++m)
-            for (unsigned k = 0; k < 16; ++k) p.left.push_back(p.number(p.a.at(warp % 4 * 16 + m, k)));
+            for (unsigned k = 0; k < 16; ++k) p.left.push_back(p.number(p.left_at(warp, m, k)));
         for (int n = 0; n < p.columns; ++n)
             for (unsigned k = 0; k < 16; ++k) p.right.push_back(p.number(p.b.at(n, k)));
     }
@@ -124,7 +135,9 @@ void multiply_group(int line, GroupOperands mine) {
         if (unsigned writer = unseen(); writer != ~0u) fail("wgmma may read what thread %u has copied without a fence of proxies", writer);
         Products& products = emulate::products();
         if (!products.fenced) fail("wgmma in a group without wgmma.fence");
-        Products::Product p{columns, of(0).add, false, Described::of(of(0).a, of(0).across_a), Described::of(of(0).b, of(0).across_b)};
+        bool in_registers = of(0).in_registers;
+        Described left = in_registers ? Described{} : Described::of(of(0).a, of(0).across_a);
+        Products::Product p{columns, of(0).add, false, in_registers, left, Described::of(of(0).b, of(0).across_b)};
         p.number = [](uint16_t bits) {
             T x;
             x.bits = bits;
@@ -136,6 +149,7 @@ void multiply_group(int line, GroupOperands mine) {
                 *d = std::numeric_limits<float>::quiet_NaN();
             }
             p.sums.push_back(of(n).d);
+            p.registers.push_back(std::to_array(of(n).registers));
         }
         if (choose(2)) Products::read(p, warp());
         products.groups.back().push_back(std::move(p));
@@ -148,25 +162,37 @@ void of_products(const char* what, int line, F) {
     meet_warp(what, line, &line, [](void* const*) { F()(products()); });
 }
 
-/// The sums of the last operands, in order, and those that are none.
+/// The sums, then the descriptors of both operands, or four registers and the descriptor of the right one; whether it adds; and which of
+/// the described operands lie across.
 template <class T, int columns, class... O>
 void product(int line, O&&... operands) {
-    static_assert(sizeof...(O) == columns / 2 + 5, "a unit has half as many sums as there are columns");
+    constexpr size_t sums = columns / 2;
+    constexpr bool in_registers = sizeof...(O) == sums + 7;
+    static_assert(in_registers || sizeof...(O) == sums + 5, "a unit has half as many sums as there are columns");
     auto all = std::forward_as_tuple(operands...);
-    GroupOperands mine;
+    GroupOperands mine{};
     [&]<size_t... n>(std::index_sequence<n...>) {
         (mine.d.push_back(&std::get<n>(all)), ...);
-    }(std::make_index_sequence<columns / 2>());
-    std::tie(mine.a, mine.b, mine.add, mine.across_a, mine.across_b) =
-        std::make_tuple(std::get<columns / 2>(all), std::get<columns / 2 + 1>(all), std::get<columns / 2 + 2>(all),
-                        std::get<columns / 2 + 3>(all), std::get<columns / 2 + 4>(all));
+    }(std::make_index_sequence<sums>());
+    mine.in_registers = in_registers;
+    if constexpr (in_registers) {
+        [&]<size_t... n>(std::index_sequence<n...>) {
+            ((mine.registers[n] = &std::get<sums + n>(all)), ...);
+        }(std::make_index_sequence<4>());
+        std::tie(mine.b, mine.add, mine.across_b) =
+            std::make_tuple(std::get<sums + 4>(all), std::get<sums + 5>(all), std::get<sums + 6>(all));
+    } else {
+        std::tie(mine.a, mine.b, mine.add, mine.across_a, mine.across_b) =
+            std::make_tuple(std::get<sums>(all), std::get<sums + 1>(all), std::get<sums + 2>(all),
+                            std::get<sums + 3>(all), std::get<sums + 4>(all));
+    }
     multiply_group<T, columns>(line, std::move(mine));
 }
 
 /// Waits for all groups but so many. The registers are named so that compilers know that they change.
 template <class... O>
 void wait_products(int line, O&&... operands) {
-    int left = (operands, ...);
+    int left = int((operands, ...));
     struct Mine {
         int left;
     } mine{left};

@@ -1,0 +1,147 @@
+//! Streams whose products groups of planes multiply (`wgmma`): what they mean, what the emulator finds in texts that lack something, and
+//! who gets them.
+
+use latentc_codegen::check::check;
+use latentc_codegen::cube::{Target, cuda_source, cuda_sources, taken, typical, ways};
+use latentc_codegen::emulate::Emulator;
+use latentc_codegen::machine_code::ARCHS;
+use latentc_codegen::program::{Kernel, KernelKind};
+
+use crate::bench::{cuda_text, emulated, kernel};
+use crate::stream_matrix::right;
+use crate::streams::{backward, causal, latent, stream};
+
+/// The way by groups of planes, if there is one.
+fn grouped(kernel: &Kernel) -> Option<Kernel> {
+    let mut all = ways(kernel, Target::Cuda).into_iter();
+    all.find(|w| matches!(w.kind, KernelKind::StreamMatrix { groups: true, .. }))
+}
+
+/// The way by groups of planes means what the kernel means, in one piece, and where a launch shares positions out. It spills nothing.
+fn agree(kernel: &Kernel, sizes: &[&[usize]], shared_out: &[&[usize]]) {
+    let way = grouped(kernel).unwrap_or_else(|| panic!("groups do not multiply\n{}", kernel.body));
+    for sizes in sizes {
+        let said = whole(&way, &cuda_source(&way).unwrap(), 1, sizes);
+        assert_eq!(said, None, "{sizes:?}\n{}", way.body);
+    }
+    shared_out.iter().for_each(|sizes| right(&way, sizes));
+    without_spills(&way);
+}
+
+fn without_spills(way: &Kernel) {
+    // The whole, and the part of the positions.
+    for resources in cuda_sources(way).unwrap()[..2].iter().filter_map(|s| cuda_text(&s.name, &s.text)) {
+        assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{}: {resources:?}", way.name);
+    }
+}
+
+/// What is wrong with a text that stands for a whole kernel, in one order of threads.
+fn whole(way: &Kernel, text: &str, seed: u64, sizes: &[usize]) -> Option<String> {
+    let mut said = None;
+    emulated(|_| {
+        let mut emulator = Emulator::open(seed).unwrap();
+        emulator.replace(way, text.to_owned()).unwrap();
+        said = match check(&mut emulator, way, sizes, 5) {
+            Ok(outcome) if outcome.passes() => None,
+            Ok(outcome) => Some(format!("{outcome:?}")),
+            Err(e) => Some(e.to_string()),
+        };
+    });
+    said
+}
+
+#[test]
+fn heads_of_a_prompt() {
+    // Depth and columns fill neither packs of 64 nor each other; three blocks, the last of which has few positions and rows. No row, no
+    // position.
+    let k = causal("causal", "bf16", [1, 72, 24]);
+    agree(&k, &[&[1, 300, 300], &[2, 70, 40], &[1, 0, 9], &[1, 65, 0]], &[&[1, 150, 200]]);
+}
+
+#[test]
+fn keys_of_two_products() {
+    // One of them for each head, one for all heads, as with rotated keys; values that are not as many as either. In f16.
+    let k = stream(
+        "two",
+        "axes t=n0, i=2, k=64, r=24, v=40, s=n1\nparam q: f16[t, i, k]\nparam qr: f16[t, i, r]\nparam key: f16[s, i, k]\n\
+         param kr: f16[s, r]\nparam value: f16[s, i, v]\nparam pos: i32[t]\nat: i32[s] = position of s\n\
+         seen: bool[t, s] = le at, pos\nz: f32[t, i, s] = contract q, key over k\nzr: f32[t, i, s] = contract qr, kr over r\n\
+         a: f32[t, i, s] = add z, zr\nscale: f32 = const 0.1\nx: f32[t, i, s] = mul a, scale\nleast: f32 = const -inf\n\
+         m: f32[t, i, s] = select seen, x, least\np: f32[t, i, s] = softmax m over s\ny: f32[t, i, v] = contract p, value over s\n\
+         o: f16[t, i, v] = cast y\nreturn o",
+    );
+    agree(&k, &[&[140, 180]], &[]);
+}
+
+#[test]
+fn sums_of_a_gradient() {
+    // Positions are seen from one on. What is weighed is what scores are made of.
+    agree(&backward("backward", "bf16", [1, 72, 24]), &[&[1, 150, 300]], &[]);
+}
+
+#[test]
+fn what_a_text_lacks_shows() {
+    // No mask, so that there is less of it.
+    let way = grouped(&stream(
+        "plain",
+        "axes t=n0, k=16, v=16, s=n1\nparam q: bf16[t, k]\nparam key: bf16[s, k]\nparam value: bf16[s, v]\n\
+         z: f32[t, s] = contract q, key over k\np: f32[t, s] = softmax z over s\ny: f32[t, v] = contract p, value over s\nreturn y",
+    ));
+    let way = way.unwrap();
+    let text = cuda_source(&way).unwrap();
+    let mut compiler = false;
+    emulated(|_| compiler = true);
+    let shows = |what: &str, from: &str, to: &str| {
+        assert!(text.contains(from), "{what}: no `{from}` in\n{text}");
+        let mut seeds = (3..9).take_while(|_| compiler);
+        let found = seeds.any(|seed| whole(&way, &text.replace(from, to), seed, &[20, 300]).is_some());
+        assert!(found || !compiler, "{what}: nothing is found");
+    };
+    shows(
+        "copies that products may not see",
+        "asm volatile(\"fence.proxy.async.shared::cta;\" ::: \"memory\");\n",
+        "",
+    );
+    shows("copies that are not there", "asm volatile(\"cp.async.wait_all;\" ::: \"memory\");\n", "");
+    shows(
+        "registers that products may not see",
+        "asm volatile(\"wgmma.fence.sync.aligned;\" ::: \"memory\");\n",
+        "",
+    );
+    shows("scores that are not there", "[3]) : \"n\"(1)", "[3]) : \"n\"(2)");
+    shows("sums and weights that are in use", "[3])) : \"n\"(0)", "[3])) : \"n\"(1)");
+}
+
+#[test]
+fn shapes_of_the_published_models() {
+    for (name, sizes) in [("prefill", [128, 192, 128]), ("narrow", [16, 128, 64])] {
+        without_spills(&grouped(&causal(name, "bf16", sizes)).unwrap());
+    }
+    // Sums of so many columns have no room in a unit.
+    assert!(grouped(&latent("decode", "bf16", [128, 512, 64])).is_none());
+    // What is no pack in memory is no copy.
+    assert!(grouped(&causal("odd", "bf16", [3, 7, 5])).is_none());
+}
+
+#[test]
+fn devices_without_groups_get_none() {
+    let body = "axes a0=n0, a1=4096, a2=512\nparam p0: bf16[a1, a2]\nparam p1: bf16[a0, a2]\n\
+                y: bf16[a0, a1] = contract p0, p1 over a2\nreturn y";
+    let kernels = [causal("causal", "bf16", [2, 64, 64]), kernel(KernelKind::Contract, "product", body)];
+    let sizes = [vec![1, 4096, 4096], vec![4096]];
+    for (k, sizes) in kernels.iter().zip(sizes) {
+        let in_groups = |kernels: &[Kernel]| kernels.iter().any(|k| k.kind.in_groups());
+        for arch in ARCHS {
+            assert_eq!(
+                in_groups(&typical(k, arch.groups)),
+                arch.name == "sm_90a",
+                "{} for {}",
+                k.name,
+                arch.name
+            );
+        }
+        assert!(in_groups(&taken(k, Target::Cuda, std::slice::from_ref(&sizes))), "{}", k.name);
+        assert!(!in_groups(&taken(k, Target::Wgsl, std::slice::from_ref(&sizes))), "{}", k.name);
+        assert!(!in_groups(&ways(k, Target::Wgsl)), "{}", k.name);
+    }
+}
