@@ -588,7 +588,8 @@ fn shifts(f: &Function) -> Vec<ValueId> {
         let sum = f.body.iter().find(|i| i.results.contains(&log.args[0]))?;
         let Op::Reduce { by: latentc_ir::Reduce::Sum, axis } = sum.op else { return None };
         let exp = f.body.iter().find(|i| i.results.contains(&sum.args[0]))?;
-        let sub = f.body.iter().find(|i| i.results.contains(&exp.args[0]))?;
+        let difference = exp.args.first()?;
+        let sub = f.body.iter().find(|i| i.results.contains(difference))?;
         let &[_, m] = &sub.args[..] else { return None };
         let add = user(log.result())?;
         let shifted = exp.op == Op::Unary(Unary::Exp)

@@ -251,6 +251,9 @@ fn a_shift_that_is_put_back_has_no_gradient() {
     op("", "[b, t]", "[b]", "[b]", &format!("{lines}y: f64[b] = mul x, m"));
     op("", "[b, t]", "[b]", "[b]", &format!("{lines}n: f64[b] = mul v, s\n  y: f64[b] = mul x, n"));
     op("", "[b, t]", "[b]", "[b]", &lines.replace("add g, m", "add g, v").replace("x: f64[b]", "y: f64[b]"));
+    // A sum of what is made of nothing.
+    let lines = "c: f64[d] = const [1.0, 2.0]\n  s: f64 = reduce_sum c over d\n  g: f64 = log s\n  x: f64[b] = mul v, g\n  ";
+    op(", d=2", "[b, t]", "[b]", "[b, t]", &format!("{lines}y: f64[b, t] = mul u, x"));
 }
 
 #[test]
