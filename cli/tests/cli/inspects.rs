@@ -84,13 +84,13 @@ fn opt_validates_what_it_is_given() {
     let file = folder.path().join("x.ir");
     fs::write(&file, ok("dump {} --graph decode --after derive", &[&case("tiny")])).expect("a file of ours");
     let path = file.to_string_lossy();
-    let words = ["opt", &path, "--graph", "decode", "--passes", "simplify,route", "--validate"];
+    let words = ["opt", &path, "--graph", "decode", "--passes", "simplify,expand", "--validate"];
     let run = crate::latentc(words);
     assert!(run.status.success());
     says(&String::from_utf8_lossy(&run.stderr), &["2 passes validated on 2 small instances each"]);
     assert_eq!(
         String::from_utf8_lossy(&run.stdout),
-        ok("dump {} --graph decode --after route", &[&case("tiny")])
+        ok("dump {} --graph decode --after expand", &[&case("tiny")])
     );
 
     // An index that is out of range: there is nothing to compare, and that is said.
