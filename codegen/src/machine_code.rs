@@ -139,14 +139,21 @@ pub fn machine_code(
     let ptx = nvrtc.compile(source, arch.name)?;
     let cubin = toolkit.assemble(&ptx, arch.name, dir.path())?;
     let text = toolkit.disassemble(&cubin, dir.path())?;
-    let shared_bytes = shared_bytes + cubin.resources.shared_bytes;
-    Ok(MachineCode {
-        arch: arch.name,
-        resources: cubin.resources,
-        shared_bytes,
-        occupancy: arch.occupancy(units, cubin.resources.registers, shared_bytes),
-        instructions: Instructions::read(&text),
-    })
+    Ok(MachineCode::of(arch, cubin.resources, &text, units, shared_bytes))
+}
+
+impl MachineCode {
+    /// What came of a source: what the assembler says of it, and the disassembly. `units` and `shared_bytes` are those of its launch.
+    pub fn of(arch: &Arch, resources: Resources, text: &str, units: u32, shared_bytes: u32) -> MachineCode {
+        let shared_bytes = shared_bytes + resources.shared_bytes;
+        MachineCode {
+            arch: arch.name,
+            resources,
+            shared_bytes,
+            occupancy: arch.occupancy(units, resources.registers, shared_bytes),
+            instructions: Instructions::read(text),
+        }
+    }
 }
 
 #[cfg(test)]
