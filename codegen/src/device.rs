@@ -1,5 +1,6 @@
 //! What a program runs on.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -124,6 +125,37 @@ pub struct Launch<'a, B> {
 pub fn keys(count: usize) -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(count as u64, Ordering::Relaxed)
+}
+
+/// Sizes of one kernel that are remembered: layers of a run have the same ones.
+const SIZES: usize = 4;
+
+/// What was found out about kernels at some run-time sizes, by the [`key`](Launch::key) of their launches.
+#[derive(Debug)]
+pub(crate) struct Remembered<T>(HashMap<u64, AtSizes<T>>);
+
+/// What was found out about one kernel, the latest first.
+type AtSizes<T> = Vec<(Vec<usize>, Arc<T>)>;
+
+impl<T> Default for Remembered<T> {
+    fn default() -> Remembered<T> {
+        Remembered(HashMap::new())
+    }
+}
+
+impl<T> Remembered<T> {
+    /// That of the kernel of that key at these sizes.
+    pub(crate) fn find(&self, key: u64, sizes: &[usize]) -> Option<Arc<T>> {
+        let (_, found) = self.0.get(&key)?.iter().find(|(known, _)| known == sizes)?;
+        Some(Arc::clone(found))
+    }
+
+    /// Remembers it, and forgets what was found out long before.
+    pub(crate) fn keep(&mut self, key: u64, sizes: &[usize], found: &Arc<T>) {
+        let known = self.0.entry(key).or_default();
+        known.truncate(SIZES - 1);
+        known.insert(0, (sizes.to_vec(), Arc::clone(found)));
+    }
 }
 
 /// A machine that holds buffers and runs kernels.

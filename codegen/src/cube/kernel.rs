@@ -352,48 +352,27 @@ pub(crate) enum Form {
 
 impl Form {
     pub(crate) fn of(kernel: &Kernel, target: Target) -> Form {
+        // Also what the check refuses, which is never emitted.
+        let map = || Form::Map(Map::of(&kernel.body, target));
         match kernel.kind {
             // Each unit finds its own matrix: right, and for a few rows not slow.
-            KernelKind::Map | KernelKind::Grouped => Form::Map(Map::of(&kernel.body, target)),
-            KernelKind::Stream => match StreamPlan::of(&kernel.body) {
-                Ok(plan) => Form::Stream(plan),
-                // What the check refuses is never emitted.
-                Err(_) => Form::Map(Map::of(&kernel.body, target)),
-            },
-            KernelKind::StreamMatrix { tall, groups } => match tiled(&kernel.body, tall, groups) {
-                Some((plan, tiling)) => Form::StreamMatrix(plan, tiling),
-                // What the check refuses is never emitted.
-                _ => Form::Map(Map::of(&kernel.body, target)),
-            },
-            KernelKind::Scatter => match ScatterPlan::of(&kernel.body) {
-                Some(plan) => Form::Scatter(plan),
-                // What the check refuses is never emitted.
-                None => Form::Map(Map::of(&kernel.body, target)),
-            },
-            KernelKind::ScatterMatrix { side } => match OuterPlan::of(&kernel.body) {
-                Some(plan) => Form::ScatterMatrix(plan, side.into()),
-                // What the check refuses is never emitted.
-                None => Form::Map(Map::of(&kernel.body, target)),
-            },
-            KernelKind::Few { wide, rows } => match FewPlan::of(&kernel.body, wide.into()) {
-                Some(plan) => Form::Few(plan, rows.into()),
-                // What the check refuses is never emitted.
-                None => Form::Map(Map::of(&kernel.body, target)),
-            },
-            KernelKind::Matrix { wide, .. } => {
-                match (matrix::plan(&kernel.body, wide.into()), Tile::of(kernel.kind)) {
-                    (Some(plan), Some(tile)) => Form::Matrix(plan, tile),
-                    // What the check refuses is never emitted.
-                    _ => Form::Map(Map::of(&kernel.body, target)),
-                }
+            KernelKind::Map | KernelKind::Grouped => map(),
+            KernelKind::Stream => StreamPlan::of(&kernel.body).map_or_else(|_| map(), Form::Stream),
+            KernelKind::StreamMatrix { tall, groups } => tiled(&kernel.body, tall, groups)
+                .map_or_else(map, |(plan, tiling)| Form::StreamMatrix(plan, tiling)),
+            KernelKind::Scatter => ScatterPlan::of(&kernel.body).map_or_else(map, Form::Scatter),
+            KernelKind::ScatterMatrix { side } => {
+                OuterPlan::of(&kernel.body).map_or_else(map, |plan| Form::ScatterMatrix(plan, side.into()))
             }
+            KernelKind::Few { wide, rows } => {
+                FewPlan::of(&kernel.body, wide.into()).map_or_else(map, |plan| Form::Few(plan, rows.into()))
+            }
+            KernelKind::Matrix { wide, .. } => matrix::plan(&kernel.body, wide.into())
+                .zip(Tile::of(kernel.kind))
+                .map_or_else(map, |(plan, tile)| Form::Matrix(plan, tile)),
             KernelKind::Contract | KernelKind::Tiles => {
                 let plan = ContractPlan::of(&kernel.body);
-                if plan.m.is_empty() && plan.n.is_empty() {
-                    Form::Map(Map::of(&kernel.body, target))
-                } else {
-                    Form::Tiles(plan)
-                }
+                if plan.m.is_empty() && plan.n.is_empty() { map() } else { Form::Tiles(plan) }
             }
         }
     }

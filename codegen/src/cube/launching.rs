@@ -53,7 +53,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         launch: Launch<'a, CubeBuffer>,
     ) -> Result<Option<(Ready<'a>, Arc<Prepared>)>, DeviceError> {
         let Launch { kernel, inputs, output, sizes, key, still } = launch;
-        let known = key.and_then(|key| self.memory.find(key, sizes));
+        let known = key.and_then(|key| self.memory.kernels.find(key, sizes));
         let symbols = known.as_ref().map_or_else(|| kernel.size_symbols().len(), |known| known.sizes.len());
         let params = kernel.body.params.len();
         if inputs.len() != params || sizes.len() != symbols {
@@ -66,7 +66,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
                 let (prepared, first) = self.prepare(kernel, sizes)?;
                 let prepared = Arc::new(prepared);
                 if let Some(key) = key {
-                    self.memory.keep(key, &prepared);
+                    self.memory.kernels.keep(key, sizes, &prepared);
                 }
                 (prepared, first)
             }

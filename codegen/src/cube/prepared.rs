@@ -14,10 +14,9 @@ use super::device::{Launches, launch_info};
 use super::kernel::CubeIr;
 use super::queue::{Function, Queue, When};
 use super::shape::Grid;
+use crate::device::Remembered;
 use crate::program::KernelKind;
 
-/// Sizes of one kernel that are remembered: layers of a run have the same ones.
-const SIZES: usize = 4;
 /// Grids that are remembered. With a past that grows, there are new ones for each token.
 const GRIDS: usize = 1024;
 
@@ -134,23 +133,11 @@ impl Arranged {
 /// What is remembered.
 #[derive(Default)]
 pub(super) struct Memory {
-    kernels: HashMap<u64, Vec<Arc<Prepared>>>,
+    pub(super) kernels: Remembered<Prepared>,
     grids: HashMap<Vec<usize>, Arc<Arranged>>,
 }
 
 impl Memory {
-    /// The kernel of that key at these sizes.
-    pub(super) fn find(&self, key: u64, sizes: &[usize]) -> Option<Arc<Prepared>> {
-        self.kernels.get(&key)?.iter().find(|p| p.sizes == sizes).cloned()
-    }
-
-    /// Remembers it, and forgets what was found out long before.
-    pub(super) fn keep(&mut self, key: u64, prepared: &Arc<Prepared>) {
-        let known = self.kernels.entry(key).or_default();
-        known.truncate(SIZES - 1);
-        known.insert(0, Arc::clone(prepared));
-    }
-
     /// What these come to.
     pub(super) fn arranged(&self, of: &[Arc<Prepared>]) -> Option<Arc<Arranged>> {
         self.grids.get(&places(of)).cloned()

@@ -179,10 +179,7 @@ pub(super) struct Text {
 #[cfg(feature = "cuda")]
 pub(super) fn cuda_launched(ir: &CubeIr) -> Result<Text, String> {
     let _alone = PRINTER.lock().unwrap_or_else(|e| e.into_inner());
-    let task = Task::<CudaCompiler>::new(ir.clone());
-    let (mut compiler, options) = (CudaCompiler::default(), cuda_options());
-    let compiled = task.compile(&mut compiler, &options, ExecutionMode::Unchecked, ir.address_type());
-    let compiled = compiled.map_err(|e| e.to_string())?;
+    let compiled = compiled::<CudaCompiler>(ir, &cuda_options())?;
     let shared_bytes = compiled.repr.map_or(0, |repr| repr.shared_memory_size()) as u32;
     let (source, entry, units) = (compiled.source, compiled.entrypoint_name, compiled.cube_dim.num_elems());
     Ok(Text { source, entry, units, shared_bytes })
@@ -192,12 +189,17 @@ fn text<C>(ir: &CubeIr, options: &C::CompilationOptions) -> Result<String, Devic
 where
     C: Compiler + Default,
 {
-    let address = ir.address_type();
+    compiled(ir, options).map(|c: CompiledKernel<C>| c.source).map_err(|why| refuse(ir.kernels()[0].0, why))
+}
+
+fn compiled<C>(ir: &CubeIr, options: &C::CompilationOptions) -> Result<CompiledKernel<C>, String>
+where
+    C: Compiler + Default,
+{
     let task = Task::<C>::new(ir.clone());
     // Accesses are in bounds by construction, so none is guarded.
-    let compiled: Result<CompiledKernel<C>, _> =
-        task.compile(&mut C::default(), options, ExecutionMode::Unchecked, address);
-    compiled.map(|c| c.source).map_err(|e| refuse(ir.kernels()[0].0, e.to_string()))
+    task.compile(&mut C::default(), options, ExecutionMode::Unchecked, ir.address_type())
+        .map_err(|e| e.to_string())
 }
 
 /// A kernel on its way to a compiler, with the instructions that CubeCL has no name for.

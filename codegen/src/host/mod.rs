@@ -17,14 +17,13 @@ mod stream;
 mod vector;
 mod walk;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 use latentc_ir::{DType, Op, ValueId};
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::device::{Data, Device, DeviceError, Floats, Launch, SharedFloats};
+use crate::device::{Data, Device, DeviceError, Floats, Launch, Remembered, SharedFloats};
 use crate::memory::Layout;
 use crate::pieces::pieces;
 use crate::program::{Kernel, KernelKind};
@@ -33,7 +32,7 @@ use crate::program::{Kernel, KernelKind};
 #[derive(Default)]
 pub struct Host {
     /// What launches come to, by their [`key`](Launch::key): to find it out takes longer than some kernels run on one row.
-    prepared: HashMap<u64, Vec<Arc<Prepared>>>,
+    prepared: Remembered<Prepared>,
     spare: Spare,
 }
 
@@ -83,15 +82,12 @@ impl Host {
         sizes: &[usize],
         key: Option<u64>,
     ) -> Result<Arc<Prepared>, DeviceError> {
-        let known = key.and_then(|key| self.prepared.get(&key));
-        if let Some(found) = known.and_then(|all| all.iter().find(|p| p.sizes == sizes)) {
-            return Ok(Arc::clone(found));
+        if let Some(found) = key.and_then(|key| self.prepared.find(key, sizes)) {
+            return Ok(found);
         }
         let made = Arc::new(Prepared::new(kernel, sizes)?);
         if let Some(key) = key {
-            let known = self.prepared.entry(key).or_default();
-            known.truncate(SIZES - 1);
-            known.insert(0, Arc::clone(&made));
+            self.prepared.keep(key, sizes, &made);
         }
         Ok(made)
     }
@@ -132,12 +128,8 @@ impl Host {
     }
 }
 
-/// Sizes of one kernel that are remembered: layers of a run have the same ones.
-const SIZES: usize = 4;
-
 /// A kernel at some sizes.
 struct Prepared {
-    sizes: Vec<usize>,
     /// Of the body's axes.
     extents: Vec<usize>,
     /// What the kernel falls into, each after those that it reads.
@@ -173,7 +165,7 @@ impl Prepared {
             Ok(Plan { kernel, machine })
         };
         let plans = parts.into_iter().map(plan).collect::<Result<_, DeviceError>>()?;
-        Ok(Prepared { sizes: sizes.to_vec(), extents, plans })
+        Ok(Prepared { extents, plans })
     }
 }
 
@@ -449,10 +441,7 @@ fn plain(
     let views: Vec<_> =
         inputs.iter().zip(&wide).map(|(&view, wide)| wide.as_deref().map(View::F).or(view)).collect();
     match kernel.kind {
-        KernelKind::Map => match machine {
-            Some(machine) => machine.run(kernel, &views, output),
-            None => map::run(kernel, &views, output, extents),
-        },
+        KernelKind::Map => machine.as_ref().expect("a map has its instructions").run(kernel, &views, output),
         KernelKind::Contract => contract::run(kernel, &views, output, extents),
         KernelKind::Grouped => grouped::run(kernel, &views, output, extents, spare),
         KernelKind::Scatter | KernelKind::ScatterMatrix { .. } => {

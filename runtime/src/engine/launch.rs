@@ -129,8 +129,8 @@ impl<D: Device> Engine<D> {
             bound.iter_mut().zip(&from).map(|((number, inputs, output, in_place, sizes), from)| {
                 let (kernel, number, in_place) = (&program.kernels[*number], *number, *in_place);
                 let key = keys + number as u64;
-                let weight = |n: usize| from.get(n) == Some(&Source::Weight);
-                let still = (0..64).filter(|&n| weight(n)).fold(0, |bits, n| bits | 1 << n);
+                let weights = from.iter().take(64).enumerate().filter(|(_, of)| **of == Source::Weight);
+                let still = weights.fold(0, |bits, (n, _)| bits | 1 << n);
                 let still = (!begins).then_some(still);
                 Launch { kernel, number, inputs, sources: from, output, in_place, sizes, key, still }
             });
