@@ -179,6 +179,8 @@ pub enum KernelKind {
         columns: u16,
         /// Whether groups of planes multiply together, which devices of compute capability 9.0 can.
         groups: bool,
+        /// Whether the device itself brings boxes of the operands, which these can too, where their driver is called directly.
+        bulk: bool,
         /// Parts that a summed axis is cut into, each added up by other cubes.
         parts: u8,
     },
@@ -217,6 +219,21 @@ impl KernelKind {
             self,
             KernelKind::Matrix { groups: true, .. } | KernelKind::StreamMatrix { groups: true, .. }
         )
+    }
+
+    /// The side that is the wide one, of a product in a way that has one.
+    pub(crate) fn wide(self) -> Option<u8> {
+        match self {
+            KernelKind::Few { wide, .. } | KernelKind::Matrix { wide, .. } => Some(wide),
+            KernelKind::Map
+            | KernelKind::Contract
+            | KernelKind::Grouped
+            | KernelKind::Scatter
+            | KernelKind::Stream
+            | KernelKind::Tiles
+            | KernelKind::ScatterMatrix { .. }
+            | KernelKind::StreamMatrix { .. } => None,
+        }
     }
 }
 

@@ -335,7 +335,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
     ) -> Result<(KernelKind, Arc<Launches>, bool), DeviceError> {
         let known = self.kernels.entry(kernel.name.clone()).or_default();
         let place = known.iter().position(|c| c.kernel == *kernel).unwrap_or_else(|| {
-            let ways = ways(&self.client, kernel);
+            let ways = ways(&self.client, kernel, self.own.is_some());
             known.push(Compiled { kernel: kernel.clone(), ways, taken: Vec::new() });
             known.len() - 1
         });
@@ -359,14 +359,16 @@ fn room(bytes: usize) -> usize {
     bytes.next_multiple_of(4).max(4)
 }
 
-/// The ways that a device has for a kernel.
-fn ways<R: CubeRuntime>(client: &ComputeClient<R>, kernel: &Kernel) -> Ways {
+/// The ways that a device has for a kernel; `own` says whether it has a queue of our own.
+fn ways<R: CubeRuntime>(client: &ComputeClient<R>, kernel: &Kernel, own: bool) -> Ways {
     let properties = client.properties();
     let ways = Ways::of(kernel, R::TARGET).within(properties.hardware.max_shared_memory_size);
     // CubeCL does not say which architecture a device is of: tensor maps came with 9.0, these modes of theirs with 10.0.
     let tma = &properties.features.tma;
     let hopper = tma.contains(Tma::Base) && !tma.contains(Tma::Im2colWide);
-    if hopper { ways } else { ways.by_planes() }
+    let ways = if hopper { ways } else { ways.by_planes() };
+    // Maps of operands are made for a driver that is called directly.
+    if own { ways } else { ways.by_units() }
 }
 
 /// A kernel that the device can run.
@@ -472,7 +474,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
     }
 
     fn way(&self, kernel: &Kernel, sizes: &[usize]) -> KernelKind {
-        ways(&self.client, kernel).choose(&kernel.extents(sizes))
+        ways(&self.client, kernel, self.own.is_some()).choose(&kernel.extents(sizes))
     }
 
     fn layout(&self) -> Layout {

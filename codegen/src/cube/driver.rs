@@ -8,7 +8,9 @@ use cubecl_core::prelude::{KernelId, KernelMetadata};
 use cubecl_cuda::install;
 use cudarc::driver::{result, sys};
 use cudarc::nvrtc;
+use latentc_ir::DType;
 
+use super::bulk;
 use super::kernel::CubeIr;
 use super::overlap::WAIT;
 use super::queue::{Function, Queue};
@@ -98,6 +100,42 @@ impl Driver {
     }
 }
 
+/// What the device is told of memory that lies there, to copy boxes of it.
+fn map(address: u64, seen: &bulk::Seen) -> Result<sys::CUtensorMap, String> {
+    use sys::{CUtensorMapDataType as Elem, CUtensorMapFloatOOBfill as Beyond};
+    use sys::{CUtensorMapInterleave as Interleave, CUtensorMapL2promotion as Promotion};
+    let elem = match seen.dtype {
+        DType::F16 => Elem::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        DType::Bf16 => Elem::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        other => return Err(format!("boxes of {other} are not copied")),
+    };
+    let numbers: Vec<_> = seen.dims.iter().map(|dim| dim.0).collect();
+    // Those of the innermost lie behind one another.
+    let strides: Vec<_> = seen.dims[1..].iter().map(|dim| dim.1).collect();
+    let boxes: Vec<_> = seen.dims.iter().map(|dim| dim.2).collect();
+    let steps = vec![1; boxes.len()];
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    // SAFETY: as many numbers as dimensions, and a stride less.
+    let made = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map,
+            elem,
+            boxes.len() as u32,
+            std::ptr::with_exposed_provenance_mut(address as usize),
+            numbers.as_ptr(),
+            strides.as_ptr(),
+            boxes.as_ptr(),
+            steps.as_ptr(),
+            Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            Beyond::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    made.result().map_err(|error| format!("a map of {seen:?} at {address:#x}: {error}"))?;
+    Ok(map)
+}
+
 impl Queue for Driver {
     fn function(&mut self, ir: &CubeIr) -> Result<Function, String> {
         let id = ir.id();
@@ -115,12 +153,16 @@ impl Queue for Driver {
         function: &Function,
         (x, y, z): Grid,
         buffers: &[u64],
+        maps: &[bulk::Seen],
         info: &[u64],
         early: bool,
     ) -> Result<(), String> {
         self.enter()?;
+        let maps = maps.iter().map(|seen| map(buffers[seen.buffer], seen)).collect::<Result<Vec<_>, _>>()?;
         let mut parameters: Vec<*mut c_void> =
-            buffers.iter().map(|address| std::ptr::from_ref(address).cast_mut().cast()).collect();
+            maps.iter().map(|map| std::ptr::from_ref(map).cast_mut().cast()).collect();
+        parameters
+            .extend(buffers.iter().map(|address| std::ptr::from_ref(address).cast_mut().cast::<c_void>()));
         // Sizes are passed by value, as one struct.
         parameters.push(info.as_ptr().cast_mut().cast());
         let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };

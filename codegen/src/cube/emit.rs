@@ -273,6 +273,11 @@ impl Emit {
         }
     }
 
+    /// How many cubes the grid has.
+    pub(crate) fn cubes_in_grid(&mut self) -> Val {
+        self.flat(Builtin::CubeCount)
+    }
+
     /// The unit's number among the kernel's, row after row.
     pub(crate) fn unit_in_grid(&mut self) -> Val {
         match self.behind {
@@ -765,6 +770,24 @@ impl Emit {
         let registers = registers.iter().map(|r| r.0);
         let places = places.iter().flat_map(|(memory, at)| [memory.0, at.0]);
         self.unnamed(word, registers.chain(places).collect());
+    }
+
+    /// Waits until a barrier in shared memory has been passed as often as the parity says: see [`bulk`](super::bulk).
+    pub(super) fn await_barrier(&mut self, (memory, at): (Shared, Val), parity: Val) {
+        self.unnamed("await", vec![memory.0, at.0, parity.0]);
+    }
+
+    /// Asks for a box of an operand, by the number of its map, from an index on (its innermost part first). It goes to a place in shared
+    /// memory, and its bytes count at a barrier.
+    pub(super) fn bring_box(
+        &mut self,
+        map: usize,
+        (memory, place): (Shared, Val),
+        (barriers, barrier): (Shared, Val),
+        at: &[Val],
+    ) {
+        let places = [memory.0, place.0, barriers.0, barrier.0];
+        self.unnamed(&format!("bring {map}"), places.into_iter().chain(at.iter().map(|v| v.0)).collect());
     }
 
     /// An instruction that CubeCL has no name for. It is printed, so that CubeCL itself says what its operands are called in the text.

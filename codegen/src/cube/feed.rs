@@ -161,12 +161,14 @@ pub(super) struct Feed<'s> {
     /// All depth, and whether it fills stages.
     depth: Val,
     whole: bool,
+    /// The number of this unit among those that bring.
+    unit: Val,
 }
 
 impl<'s> Feed<'s> {
-    /// Of operands with this depth.
-    pub(super) fn new(elem: Elem, depth: Val) -> Feed<'s> {
-        Feed { elem, operands: Vec::new(), steps: Vec::new(), loads: Vec::new(), depth, whole: true }
+    /// Of operands with this depth, brought by units with numbers from 0 on, of which this is one.
+    pub(super) fn new(elem: Elem, depth: Val, unit: Val) -> Feed<'s> {
+        Feed { elem, operands: Vec::new(), steps: Vec::new(), loads: Vec::new(), depth, whole: true, unit }
     }
 
     /// Adds an operand. `line` says where a row or column of the tile begins in its memory, and whether it exists; packs across lie in
@@ -179,10 +181,9 @@ impl<'s> Feed<'s> {
         (staged, steps): (&'s Staged, Offsets),
         mut line: impl FnMut(&mut Emit, Val) -> (Val, Val),
     ) {
-        let unit = e.unit();
         for n in 0..staged.layout.packs(units) {
             let first = e.u32(n * units);
-            let number = e.add(unit, first);
+            let number = e.add(self.unit, first);
             let (row, depth, place) = staged.layout.pack(e, number);
             let (start, exists) = line(e, row);
             let operand = self.operands.len();

@@ -20,7 +20,7 @@ use super::shape::LaunchShape;
 use super::split::Role;
 use super::stream_matrix::{self, MatrixPlan, Tiling};
 use super::target::Target;
-use super::{contract, few, matrix, overlap, refuse, scatter, sort, split, stream};
+use super::{bulk, contract, few, matrix, overlap, refuse, scatter, sort, split, stream};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::digest::digest;
@@ -162,6 +162,14 @@ impl CubeIr {
             format!("{target:?} {:?} {:?}\n{nameless}", kernel.kind, part.role)
         };
         digest(self.parts.iter().flat_map(|p| part(p).into_bytes()))
+    }
+
+    /// The maps of a launch with these run-time sizes, which come before its buffers.
+    pub(crate) fn maps(&self, sizes: &[usize]) -> Vec<bulk::Seen> {
+        match &self.parts[..] {
+            [Part { spec, role: Role::Whole }] => bulk::of_launch(&spec.kernel, sizes),
+            _ => Vec::new(),
+        }
     }
 
     /// The plan of a streamed softmax.

@@ -38,6 +38,8 @@ impl<R: CubeRuntime> CubeDevice<R> {
         number: impl Fn(&str) -> usize,
     ) -> Result<Grid, DeviceError> {
         let grid = shape.grid(number).map_err(|why| refuse(kernel, why))?;
+        let hardware = &self.client.properties().hardware;
+        let grid = shape.on_device(grid, hardware.num_streaming_multiprocessors);
         let most = self.client.properties().hardware.max_cube_count;
         if grid.0 > most.0 || grid.1 > most.1 {
             let (x, y, _) = grid;

@@ -13,6 +13,7 @@
 
 use latentc_ir::{AxisId, DType, Function, Op, ValueId};
 
+use super::bulk::{self, Brought, Which};
 use super::contract::Offsets;
 use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val};
 use super::epilogue::Epilogue;
@@ -51,6 +52,8 @@ pub(crate) struct Tile {
     pub(super) across: u32,
     /// Whether four planes multiply together, which not all devices with tensor cores have: each group of them has all columns.
     pub(crate) groups: bool,
+    /// Whether the device itself brings boxes of both operands ([`bulk`]), and so whether cubes have units that only ask for that.
+    pub(crate) bulk: bool,
     /// Columns that are finished at a time, of all products together; all where it is 0.
     slab: u32,
     /// Cubes that a multiprocessor is to have at the same time.
@@ -62,12 +65,13 @@ pub(crate) struct Tile {
 impl Tile {
     /// All of them, by size. The lowest is for few rows: there are more of them, and each has more on its way. Large ones multiply more with
     /// what they read.
-    pub(crate) const ALL: [Tile; 5] = [
+    pub(crate) const ALL: [Tile; 6] = [
         Tile { rows: 32, columns: 64, stages: 4, down: 2, across: 4, cubes: 2, rate: 180, ..Tile::PLANES },
         Tile { rows: 64, columns: 128, stages: 3, down: 2, across: 2, cubes: 2, rate: 300, ..Tile::PLANES },
         Tile { rows: 128, columns: 128, depth: 32, stages: 4, down: 2, across: 4, rate: 315, ..Tile::PLANES },
         Tile { rows: 128, columns: 256, stages: 3, down: 2, across: 4, rate: 400, ..Tile::PLANES },
         Tile { rows: 128, columns: 256, stages: 4, rate: 560, ..Tile::GROUPS },
+        Tile { rows: 128, columns: 256, stages: 4, rate: 700, bulk: true, ..Tile::GROUPS },
     ];
 
     /// What most have whose planes multiply alone.
@@ -79,6 +83,7 @@ impl Tile {
         down: 0,
         across: 0,
         groups: false,
+        bulk: false,
         slab: 0,
         cubes: 1,
         rate: 0,
@@ -98,12 +103,37 @@ impl Tile {
     /// The way that has it.
     pub(crate) fn way(self, wide: u8, parts: u8) -> KernelKind {
         let (rows, columns) = (self.rows as u16, self.columns as u16);
-        KernelKind::Matrix { wide, rows, columns, groups: self.groups, parts }
+        KernelKind::Matrix { wide, rows, columns, groups: self.groups, bulk: self.bulk, parts }
     }
 
     /// Units of a cube.
     pub(crate) fn units(self) -> u32 {
+        self.multipliers() + if self.bulk { bulk::COPIERS } else { 0 }
+    }
+
+    /// Those of them that multiply, which come first.
+    pub(crate) fn multipliers(self) -> u32 {
         32 * self.down * self.across
+    }
+
+    /// Whether the device brings all operands in boxes.
+    pub(crate) fn in_boxes(self, body: &Function, plan: &FewPlan) -> bool {
+        self.brought(body, plan).is_some_and(|brought| brought.in_boxes())
+    }
+
+    /// Whether a cube takes one tile after another. Where rows have groups, all units of a cube find out which its tile has.
+    pub(super) fn stays(self, plan: &FewPlan) -> bool {
+        self.bulk && index(plan).is_none()
+    }
+
+    /// The most stages.
+    pub(super) fn most_stages(self) -> u32 {
+        self.stages
+    }
+
+    /// How the operands come, if it is the device that brings them and it can.
+    pub(super) fn brought(self, body: &Function, plan: &FewPlan) -> Option<Brought> {
+        Brought::of(body, plan, self.layouts(body, plan)).filter(|_| self.bulk)
     }
 
     /// Tiles of 16 rows that a plane has.
@@ -145,7 +175,7 @@ impl Tile {
     }
 
     /// How the narrow and the wide operands lie in a stage.
-    fn layouts(self, body: &Function, plan: &FewPlan) -> [Layout; 2] {
+    pub(super) fn layouts(self, body: &Function, plan: &FewPlan) -> [Layout; 2] {
         let (depth, cut) = (self.depth, self.groups);
         let narrow = Layout { lines: self.rows, depth, along: along(body, plan), cut };
         [narrow, Layout { lines: self.columns(plan), along: plan.along, ..narrow }]
@@ -158,7 +188,8 @@ impl Tile {
         let [left, right] = pieces(body, plan);
         let slab = 4 * products * self.slab() * self.slab_pitch(plan);
         let lines = if index(plan).is_some() { 4 * self.rows + Group::SHARED_BYTES } else { 0 };
-        [2 * (left * narrow + products * right * wide), slab + lines].map(|bytes| bytes as usize)
+        let barriers = if self.bulk { 4 * bulk::BARRIER_WORDS * self.stages } else { 0 };
+        [2 * (left * narrow + products * right * wide), slab + lines + barriers].map(|bytes| bytes as usize)
     }
 
     /// How many stages there are.
@@ -174,9 +205,11 @@ impl Tile {
         let both = pieces.iter().all(|n| *n > 1);
         let (room, multiplied) = if self.groups {
             // Between what is laid out where it must be, something may be left empty.
-            let whole = |l: &Layout| l.shared_out(self.units()) && (l.along || l.lines.is_multiple_of(SPAN));
+            let whole =
+                |l: &Layout| l.shared_out(self.multipliers()) && (l.along || l.lines.is_multiple_of(SPAN));
             let whole = self.layouts(body, plan).iter().all(whole);
-            (2 * TURNED_BYTES, whole && self.stages(body, plan) > 2)
+            let brought = !self.bulk || self.brought(body, plan).is_some();
+            (2 * TURNED_BYTES, whole && brought && self.stages(body, plan) > 2)
         } else {
             (0, self.columns <= 128 || !both)
         };
@@ -309,13 +342,16 @@ pub(crate) fn emit(
     output: Buf,
 ) {
     let x = &mut x;
+    let narrow = buffer(plan.products[0].narrow);
+    if tile.stays(plan) {
+        return bulk::emit(e, x, (plan, tile), Which::Several, (narrow, output));
+    }
     if tile.groups && tile.cubes > 1 {
         e.two_cubes();
     }
     let [rows, columns, repeats] = [&plan.rows, &plan.columns, &plan.batch].map(|axes| x.total(e, axes));
     let width = tile.columns(plan);
     let (of_rows, of_columns) = (e.u32(tile.rows), e.u32(width));
-    // Cubes are numbered along the rows of a band, then the columns, then the bands, then the batch.
     let cube = e.cube();
     let groups = index(plan).map(|(along, _)| x.extent(along));
     let row_tiles = match groups {
@@ -323,16 +359,7 @@ pub(crate) fn emit(
         Some(groups) => Group::tiles(e, rows, groups, tile.rows),
     };
     let column_tiles = e.tiles(columns, width);
-    let tiles = e.mul(row_tiles, column_tiles);
-    let (at, batch) = (e.rem(cube, tiles), e.div(cube, tiles));
-    let band = e.u32(BAND);
-    let of_band = e.mul(band, column_tiles);
-    let (before, at) = (e.div(at, of_band), e.rem(at, of_band));
-    let before = e.mul(before, band);
-    let high = e.sub(row_tiles, before);
-    let high = e.binary(Bin::Min, high, band);
-    let (number, block) = (e.rem(at, high), e.div(at, high));
-    let number = e.add(before, number);
+    let (batch, number, block) = find(e, cube, [row_tiles, column_tiles]);
     let column0 = e.mul(block, of_columns);
     // All units of a cube agree.
     let inside = e.lt(batch, repeats);
@@ -343,6 +370,10 @@ pub(crate) fn emit(
             e.if_(some, |e| {
                 let lines = group.lines(e, order, groups, tile.rows);
                 let rows = Rows::Group { group, lines };
+                if tile.bulk {
+                    let one = Which::One { rows: &rows, column: column0 };
+                    return bulk::emit(e, x, (plan, tile), one, (narrow, output));
+                }
                 multiply(e, x, (plan, tile), &buffer, (batch, column0, columns, &rows), output);
             });
         }
@@ -352,6 +383,36 @@ pub(crate) fn emit(
             multiply(e, x, (plan, tile), &buffer, (batch, column0, columns, &rows), output);
         }
     });
+}
+
+/// Which tile has a number, of so many down and across: its repeat, and how many are above it and to its left. They are numbered along the
+/// rows of a band, then the columns, then the bands, then the batch.
+pub(super) fn find(e: &mut Emit, number: Val, [down, across]: [Val; 2]) -> (Val, Val, Val) {
+    let tiles = e.mul(down, across);
+    let (at, batch) = (e.rem(number, tiles), e.div(number, tiles));
+    let band = e.u32(BAND);
+    let of_band = e.mul(band, across);
+    let (before, at) = (e.div(at, of_band), e.rem(at, of_band));
+    let before = e.mul(before, band);
+    let high = e.sub(down, before);
+    let high = e.binary(Bin::Min, high, band);
+    let (above, left) = (e.rem(at, high), e.div(at, high));
+    (batch, e.add(before, above), left)
+}
+
+/// Where a row of a tile begins in the memory of the narrow operand, and whether it exists.
+pub(super) fn line(
+    e: &mut Emit,
+    x: &Exprs<'_>,
+    plan: &FewPlan,
+    memory: &[AxisId],
+    (rows, row): (&Rows, Val),
+) -> (Val, Val) {
+    let exists = rows.exists(e, row);
+    // An operand may lack axes of the index.
+    let at = rows.number(e, row);
+    let at = x.split(e, at, &plan.rows);
+    (place(e, x, memory, &[(&plan.rows[..], &at[..])]), exists)
 }
 
 /// Multiplies a tile.
@@ -379,15 +440,12 @@ fn multiply(
     let slab = e.shared(Elem::F32, slab as usize);
     let depth = x.total(e, &plan.inner);
     let epilogue = Epilogue::of(body);
-    let mut feed = Feed::new(elem, depth);
+    let unit = e.unit();
+    let mut feed = Feed::new(elem, depth, unit);
     let memory = &body.ty(operands[0]).axes;
     let steps = Offsets::of(e, x, &plan.inner, memory);
     feed.add(e, tile.units(), buffer(operands[0]), (&left, steps), |e, row| {
-        let exists = rows.exists(e, row);
-        // An operand may lack axes of the index.
-        let at = rows.number(e, row);
-        let at = x.split(e, at, &plan.rows);
-        (place(e, x, memory, &[(&plan.rows[..], &at[..])]), exists)
+        line(e, x, plan, memory, (rows, row))
     });
     // No matrix is read for an index that is none: it counts as 0.
     let (chosen, known) = match (rows, index(plan)) {

@@ -7,6 +7,7 @@
 //! What a kernel cannot see for itself is left to the host: an index of a `gather` outside of its axis reads 0 here, and one of a
 //! `scatter_add` or a position of an `append` that lies outside writes nothing. The runtime checks token ids before it uploads them.
 
+mod bulk;
 mod contract;
 mod device;
 #[cfg(feature = "cuda")]
@@ -42,6 +43,7 @@ mod tiles;
 mod warpgroup;
 mod ways;
 
+pub(crate) use bulk::{Seen, of_launch as maps_of};
 #[cfg(feature = "cuda")]
 pub use device::CudaDevice;
 #[cfg(feature = "wgpu")]

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use cubecl_core::server::MetadataBindingInfo;
 use latentc_ir::DType;
 
+use super::bulk;
 use super::device::{Launches, launch_info};
 use super::kernel::CubeIr;
 use super::queue::{Function, Queue, When};
@@ -26,6 +27,8 @@ pub(super) struct OneGrid {
     pub(super) grid: Grid,
     /// As of [`launch_info`].
     info: (Vec<u64>, usize),
+    /// How the device sees the buffers that it copies by itself.
+    pub(super) maps: Vec<bulk::Seen>,
     /// What a driver compiled it to.
     function: OnceLock<Function>,
 }
@@ -34,7 +37,8 @@ impl OneGrid {
     /// Of a kernel with these run-time sizes, on buffers of so many elements.
     pub(super) fn new(ir: CubeIr, grid: Grid, sizes: &[usize], lens: &[usize]) -> OneGrid {
         let MetadataBindingInfo { data, dynamic_metadata_offset } = launch_info(sizes, lens);
-        OneGrid { ir, grid, info: (data, dynamic_metadata_offset), function: OnceLock::new() }
+        let maps = ir.maps(sizes);
+        OneGrid { ir, grid, maps, info: (data, dynamic_metadata_offset), function: OnceLock::new() }
     }
 
     /// What a launch hands over besides its buffers, as words.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use cubecl_core::server::Handle;
 
+use super::bulk;
 use super::kernel::CubeIr;
 use super::prepared::OneGrid;
 use super::shape::Grid;
@@ -39,7 +40,7 @@ pub(super) trait Queue: Send {
     /// A kernel, compiled if it was not before.
     fn function(&mut self, ir: &CubeIr) -> Result<Function, String>;
 
-    /// Launches a kernel on buffers that lie there. Unless it is `early`, it begins when all before it is done.
+    /// Launches a kernel on buffers that lie there, and with maps of some of them. Unless it is `early`, it begins when all before it is done.
     ///
     /// # Safety
     /// The buffers must be as long as the kernel's types say, and stay until the queue is empty; `early` grids must read nothing that
@@ -49,6 +50,7 @@ pub(super) trait Queue: Send {
         function: &Function,
         grid: Grid,
         buffers: &[u64],
+        maps: &[bulk::Seen],
         info: &[u64],
         early: bool,
     ) -> Result<(), String>;
@@ -171,7 +173,7 @@ impl Own {
         // SAFETY: a checked kernel stays inside of buffers that are as long as its types say, and they are; what is dropped before the
         // queue is empty is kept as a piece. What is read before the wait is written by no launch of the run, and what was launched
         // before the run is done: its first launches begin when all before them are.
-        unsafe { self.queue.launch(&function, one.grid, &buffers, one.words(), early) }
+        unsafe { self.queue.launch(&function, one.grid, &buffers, &one.maps, one.words(), early) }
     }
 }
 

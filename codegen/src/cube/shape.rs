@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::contract::{self, TILE};
 use super::kernel::Form;
 use super::map::Walk;
-use super::split::Role;
+use super::split::{MULTIPROCESSORS, Role};
 use super::target::Target;
 use super::{few, matrix, scatter, scatter_matrix, sort, stream};
 use crate::few::FewPlan;
@@ -26,6 +26,9 @@ pub struct LaunchShape {
     pub cubes: Cubes,
     /// Bytes of shared memory that a cube has.
     pub shared_bytes: usize,
+    /// Whether a cube takes one tile after another, so that a device has no more of them than run at once.
+    #[serde(default)]
+    pub stays: bool,
 }
 
 /// What the cubes of a launch are for. The sizes are those of the kernel's axes.
@@ -66,55 +69,66 @@ impl LaunchShape {
                     Walk::Elements | Walk::Units(..) => Cubes::Elements(grid),
                     Walk::Cubes(..) | Walk::Columns(_) => Cubes::Rows(grid),
                 };
-                LaunchShape { units: map.units(), cubes, shared_bytes: map.shared_bytes() }
+                LaunchShape { units: map.units(), cubes, shared_bytes: map.shared_bytes(), stays: false }
             }
             Form::Scatter(plan) => {
                 let (batch, m, n) = (plan.kept(body), [plan.along], &plan.columns);
                 let tile = (scatter::BLOCK, scatter::COLUMNS);
                 let cubes = Cubes::Tiles { batch: sizes(&batch), m: sizes(&m), n: sizes(n), tile };
-                LaunchShape { units: scatter::UNITS, cubes, shared_bytes: scatter::SHARED_BYTES }
+                LaunchShape {
+                    units: scatter::UNITS,
+                    cubes,
+                    shared_bytes: scatter::SHARED_BYTES,
+                    stays: false,
+                }
             }
             Form::ScatterMatrix(plan, side) => {
                 let [m, n] = [0, 1].map(|n| sizes(&plan.sides[n].columns));
                 let batch = sizes(&[plan.scatter.along]);
                 let cubes = Cubes::Tiles { batch, m, n, tile: (side, side) };
-                LaunchShape { units: scatter_matrix::UNITS, cubes, shared_bytes: plan.shared_bytes(side) }
+                LaunchShape {
+                    units: scatter_matrix::UNITS,
+                    cubes,
+                    shared_bytes: plan.shared_bytes(side),
+                    stays: false,
+                }
             }
             Form::Tiles(plan) => {
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.m), sizes(&plan.n));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (TILE, TILE) };
                 let shared_bytes = contract::shared_bytes(body, &plan);
-                LaunchShape { units: contract::UNITS, cubes, shared_bytes }
+                LaunchShape { units: contract::UNITS, cubes, shared_bytes, stays: false }
             }
             Form::Few(plan, rows) => {
                 let tiling = few::Tiling::of(body, &plan, rows, target);
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (tiling.rows, tiling.columns) };
                 let shared_bytes = tiling.shared_bytes(body, &plan, target);
-                LaunchShape { units: few::UNITS, cubes, shared_bytes }
+                LaunchShape { units: few::UNITS, cubes, shared_bytes, stays: false }
             }
             Form::Matrix(plan, tile) => {
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
                 let (units, shared_bytes) = (tile.units(), tile.shared_bytes(body, &plan));
+                let stays = tile.stays(&plan);
                 let tile = (tile.rows, tile.columns(&plan));
                 let cubes = match groups(body, &plan) {
                     None => Cubes::Tiles { batch, m, n, tile },
                     Some(groups) => Cubes::Groups { m, groups, n, tile },
                 };
-                LaunchShape { units, cubes, shared_bytes }
+                LaunchShape { units, cubes, shared_bytes, stays }
             }
             Form::StreamMatrix(plan, t) => {
                 let stream = &plan.stream;
                 let (batch, m, n) = (sizes(&stream.batch), sizes(&stream.m), sizes(&stream.n));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (t.rows, t.wide()) };
                 let shared_bytes = plan.shared_bytes(t);
-                LaunchShape { units: t.units(), cubes, shared_bytes }
+                LaunchShape { units: t.units(), cubes, shared_bytes, stays: false }
             }
             Form::Stream(plan) => {
                 let tiles = stream::Tiles::of(body, &plan);
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.m), sizes(&plan.n));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (tiles.rows, tiles.columns) };
-                LaunchShape { units: stream::UNITS, cubes, shared_bytes: tiles.shared_bytes() }
+                LaunchShape { units: stream::UNITS, cubes, shared_bytes: tiles.shared_bytes(), stays: false }
             }
         }
     }
@@ -136,7 +150,7 @@ impl LaunchShape {
             Some(groups) => {
                 // A cube for each group, and one for indices that are none.
                 let cubes = Cubes::Rows(vec![Size::Fixed(groups + 1)]);
-                LaunchShape { units: matrix::UNITS, cubes, shared_bytes: sort::SHARED_BYTES }
+                LaunchShape { units: matrix::UNITS, cubes, shared_bytes: sort::SHARED_BYTES, stays: false }
             }
         }
     }
@@ -166,6 +180,14 @@ impl LaunchShape {
             },
         };
         self.arranged(cubes)
+    }
+
+    /// The grid of a launch on a device that runs so many cubes at once, if that is known, or as many as most do.
+    pub(crate) fn on_device(&self, grid: Grid, at_once: Option<u32>) -> Grid {
+        match at_once.unwrap_or(MULTIPROCESSORS as u32) {
+            n if self.stays && n > 0 && grid.1 * grid.0 > n => (n, 1, 1),
+            _ => grid,
+        }
     }
 
     /// So many cubes as a grid.
@@ -230,7 +252,8 @@ impl fmt::Display for LaunchShape {
                 write!(f, "tile of {rows} x {columns} in [{m}] x [{n}] by {groups} groups")?;
             }
         }
-        write!(f, ", {} B shared", self.shared_bytes)
+        let stays = if self.stays { "; as many cubes as run at once take one after another" } else { "" };
+        write!(f, ", {} B shared{stays}", self.shared_bytes)
     }
 }
 

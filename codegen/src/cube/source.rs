@@ -11,6 +11,7 @@ use cubecl_cpp::cuda::mma::CudaWmmaCompiler;
 use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
 use cubecl_runtime::compiler::{CompilationError, CubeTask};
 
+use super::bulk;
 use super::edits::Edit;
 use super::emit::{COPIES, GRIDS, GROUPS, TWO_CUBES};
 use super::feed::TURNED_BYTES;
@@ -240,6 +241,9 @@ impl<C: Compiler> CubeTask<C> for Task<C> {
         if compiled.source.contains(GROUPS) {
             compiled.source = warpgroup::expand(&compiled.source);
         }
+        if compiled.source.contains(bulk::MAP) {
+            compiled.source = bulk::with_maps(&compiled.source);
+        }
         if compiled.source.contains(GRIDS) {
             compiled.source = overlap::expand(&compiled.source);
         }
@@ -320,6 +324,10 @@ fn header(kernel: &Kernel, target: Target) -> String {
             text,
             "// buffer_{n}: in, where each group of rows begins, and the rows by groups, 4 B an element"
         );
+    }
+    for (n, (v, map)) in bulk::told(kernel).iter().enumerate() {
+        let name = &body.value(*v).name;
+        let _ = writeln!(text, "// map_{n}: {name} as the device copies it, {map}, swizzled by 128 bytes");
     }
     let places = (0..).zip(inputs.iter().map(|&p| (p, "in"))).chain([(output, (body.results[0], "out"))]);
     for (n, (v, role)) in places {

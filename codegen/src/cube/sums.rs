@@ -46,6 +46,21 @@ impl<'p> Sums<'p> {
         Sums { plan, tile, all, plane, down, row, column }
     }
 
+    /// Makes all of them zero again.
+    pub(super) fn clear(&self, e: &mut Emit) {
+        self.all.iter().flatten().flatten().for_each(|&tile| clear(e, tile));
+    }
+
+    /// Waits for all units that have sums.
+    pub(super) fn meet(&self, e: &mut Emit) {
+        if self.tile.bulk {
+            let barrier = e.u32(1);
+            e.meet(barrier, self.tile.multipliers());
+        } else {
+            e.sync();
+        }
+    }
+
     /// Makes the elements of the result. They go through shared memory, so that a unit has neighbours of a row.
     pub(super) fn finish(
         &self,
@@ -95,8 +110,8 @@ impl<'p> Sums<'p> {
                     }
                 }
             }
-            e.sync();
-            let (unit, units, all) = (e.unit(), e.u32(tile.units()), e.u32(height * width / TOGETHER));
+            self.meet(e);
+            let (unit, units, all) = (e.unit(), e.u32(tile.multipliers()), e.u32(height * width / TOGETHER));
             e.for_step(unit, all, units, |e, number| {
                 let packs = e.u32(width / TOGETHER);
                 let (r, c) = (e.div(number, packs), e.rem(number, packs));
@@ -175,7 +190,7 @@ impl<'p> Sums<'p> {
                 });
             });
             if (m + 1, slab_number + 1) != (tile.high(), slabs) {
-                e.sync();
+                self.meet(e);
             }
         }
     }

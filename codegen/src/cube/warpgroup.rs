@@ -19,6 +19,7 @@
 
 use std::fmt::Write;
 
+use super::bulk;
 use super::emit::{Array, Cmp, Elem, Emit, GROUPS, Shared, Val};
 use super::feed::{Feed, SPAN, Staged, TURNED_BYTES};
 use super::sums::Sums;
@@ -93,7 +94,7 @@ impl<'p> Groups<'p> {
     }
 
     /// Begins to add the products of a stage.
-    fn add(&self, e: &mut Emit, stage: Val) {
+    pub(super) fn add(&self, e: &mut Emit, stage: Val) {
         let pieces = [self.left.pieces.len(), self.right[0].pieces.len()];
         let left_first = self.left.first(e, stage);
         let left_first = e.add(left_first, self.rows);
@@ -218,6 +219,10 @@ fn registers(names: &[&str], left: bool) -> Vec<String> {
 }
 
 fn instruction(text: &mut String, words: &[&str], arguments: &[&str]) {
+    if let Some(instruction) = bulk::instruction(words, arguments) {
+        *text += &instruction;
+        return;
+    }
     let done = match (words, arguments) {
         (["fence"], _) => write!(text, "asm volatile(\"wgmma.fence.sync.aligned;\" ::: \"memory\");"),
         (["commit"], _) => write!(text, "asm volatile(\"wgmma.commit_group.sync.aligned;\" ::: \"memory\");"),

@@ -98,6 +98,8 @@ struct Side {
     least: usize,
     /// The tiles of tensor cores that there are, in order, each with its bytes of shared memory.
     tiles: Vec<(Tile, usize)>,
+    /// Whether the device can bring all operands in boxes.
+    boxes: bool,
 }
 
 impl Side {
@@ -113,8 +115,21 @@ impl Side {
         let lines = products[0].index.and_then(|(along, index)| {
             Some((body.ty(index).axes.clone(), body.axis(along).size.fixed()? as usize))
         });
-        let (products, tiles) = (products.len(), Vec::new());
-        Some(Side { wide, rows, columns, batch, products, deep, lines, lines_up, summed, least, tiles })
+        let (products, tiles, boxes) = (products.len(), Vec::new(), false);
+        Some(Side {
+            wide,
+            rows,
+            columns,
+            batch,
+            products,
+            deep,
+            lines,
+            lines_up,
+            summed,
+            least,
+            tiles,
+            boxes,
+        })
     }
 
     /// The same with the tiles of tensor cores for a kernel, and the number of launches that it comes to, if there are any.
@@ -127,15 +142,24 @@ impl Side {
                 matrix::plan(body, self.wide.into()).is_none_or(|plan| tile.fits(body, &plan))
             };
             let bytes = stages.iter().map(|stage| stage.shape(Target::Cuda).shared_bytes).max();
+            let in_boxes = |stage: &Stage| {
+                let body = &stage.kernel.body;
+                matrix::plan(body, self.wide.into()).is_none_or(|plan| tile.in_boxes(body, &plan))
+            };
+            self.boxes |= tile.bulk && stages.iter().all(in_boxes);
             self.tiles.extend(bytes.filter(|_| stages.iter().all(fits)).map(|bytes| (tile, bytes)));
         }
         (!self.tiles.is_empty()).then_some((launches, self))
     }
 
+    /// Those that may be taken. Where units bring an operand themselves, it has not been measured what it is worth that others multiply.
+    fn choice(&self) -> impl DoubleEndedIterator<Item = Tile> + '_ {
+        self.tiles.iter().map(|(tile, _)| *tile).filter(|tile| self.boxes || !tile.bulk)
+    }
+
     /// The tile with so many rows, or the next one below where a device has none so large.
     fn tile(&self, rows: u32) -> Tile {
-        let fits = self.tiles.iter().rev().find(|(tile, _)| tile.rows <= rows);
-        fits.unwrap_or(&self.tiles[0]).0
+        self.choice().rev().find(|tile| tile.rows <= rows).unwrap_or(self.tiles[0].0)
     }
 
     /// The tile that takes least time.
@@ -155,7 +179,7 @@ impl Side {
             let work = cubes(tile).div_ceil(at_once) * at_once * (tile.rows * tile.columns) as usize;
             work / tile.rate as usize
         };
-        let high = self.tiles.iter().map(|(tile, _)| *tile).filter(|tile| *tile != low);
+        let high = self.choice().filter(|tile| *tile != low);
         high.min_by_key(|tile| time(*tile)).unwrap_or(low)
     }
 
@@ -226,6 +250,14 @@ impl Ways {
         }
         if let Some(tall) = &mut self.stream {
             tall.grouped.clear();
+        }
+        self
+    }
+
+    /// Those whose operands no device brings by itself.
+    pub(crate) fn by_units(mut self) -> Ways {
+        for side in &mut self.matrix {
+            side.tiles.retain(|(tile, _)| !tile.bulk);
         }
         self
     }
@@ -309,8 +341,12 @@ pub(crate) fn joins(kind: KernelKind) -> bool {
 pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
         KernelKind::Few { wide, rows } if kernel.kind != kind => format!("{}_few{wide}{rows}", kernel.name),
-        KernelKind::Matrix { wide, rows, columns, groups, parts } if kernel.kind != kind => {
-            let by = if groups { "groups" } else { "matrix" };
+        KernelKind::Matrix { wide, rows, columns, groups, bulk, parts } if kernel.kind != kind => {
+            let by = match (bulk, groups) {
+                (true, _) => "bulk",
+                (false, true) => "groups",
+                (false, false) => "matrix",
+            };
             format!("{}_{by}{wide}{rows}x{columns}_{parts}", kernel.name)
         }
         KernelKind::ScatterMatrix { side } if kernel.kind != kind => format!("{}_matrix{side}", kernel.name),

@@ -5,7 +5,8 @@
 //
 // LAUNCH holds, in words of 8 bytes: the kernel's number, the seed, the grid's three extents, the threads of a block, the bytes of
 // `info`, the number of buffers; then `info`; then for each buffer its bytes, the bytes of an element, whether it is written (1) and
-// whether it may be read before the grids ahead are done (2), and what it holds. RESULT is made: the contents of the buffers that are written, in order. COUNTS is made too, by programs that count: for
+// whether it may be read before the grids ahead are done (2), and what it holds; then the number of maps, and for each its buffer, its
+// dimensions, and of each of these the numbers, the bytes from one to the next and the numbers of a box. RESULT is made: the contents of the buffers that are written, in order. COUNTS is made too, by programs that count: for
 // each buffer in order what was read and then what was written of it, by all threads, in each block once, and once; then the operations of
 // matrix units; all as words.
 
@@ -376,8 +377,14 @@ void launch(const char* path, const char* result) {
         in.bytes(b.data, b.bytes);
         pointers.push_back(b.data);
     }
+    std::vector<Map> maps(in.word());
+    for (Map& map : maps) {
+        map.data = static_cast<unsigned char*>(pointers.at(in.word()));
+        map.rank = in.word();
+        for (unsigned n = 0; n < map.rank && n < 5; ++n) map.numbers[n] = in.word(), map.strides[n] = in.word(), map.width[n] = in.word();
+    }
     fclose(in.file);
-    args = {pointers.data(), info.data()};
+    args = {pointers.data(), info.data(), maps.data()};
 
     fibers.resize(blockDim.x);
     auto* stacks = static_cast<char*>(mmap(nullptr, STACK * fibers.size(), PROT_READ | PROT_WRITE,

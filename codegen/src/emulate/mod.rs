@@ -42,6 +42,9 @@ const TOGETHER: usize = 8;
 /// The most threads that a block of any GPU has.
 const THREADS: u32 = 1024;
 
+/// Blocks that run at once, as those see it of which each does the work of several: few, so that they do.
+const AT_ONCE: u32 = 2;
+
 /// An NVIDIA GPU, emulated. Launches of a kernel are in random order of threads and blocks, by the seed.
 #[derive(Clone, Debug)]
 pub struct Emulator {
@@ -161,6 +164,26 @@ impl Emulator {
         Ok(())
     }
 
+    /// For each of these texts, an emulator that runs it wherever the kernel is launched, instead of its own. They are compiled together,
+    /// which takes less time than one by one.
+    ///
+    /// # Errors
+    /// If one of them does not compile.
+    pub fn with_each(&self, kernel: &Kernel, sources: Vec<String>) -> Result<Vec<Emulator>, DeviceError> {
+        let text = |source| Text {
+            kernels: vec![kernel.clone()],
+            role: Role::Whole,
+            entry: kernel.name.clone(),
+            source,
+        };
+        let built = self.build(&sources.into_iter().map(text).collect::<Vec<_>>())?;
+        let alone = |program: Program| {
+            let programs = vec![Program { replaced: true, ..program }];
+            Emulator { programs, ..self.clone() }
+        };
+        Ok(built.into_iter().map(alone).collect())
+    }
+
     fn program(&self, kernels: &[Kernel], role: Role) -> Option<&Program> {
         self.programs.iter().find(|p| p.role == role && p.kernels == kernels)
     }
@@ -228,6 +251,16 @@ impl Emulator {
             file.extend(words.iter().flat_map(|&w| (w as u64).to_le_bytes()));
             file.extend(bytes);
         }
+        let maps = match (kernels, role) {
+            ([kernel], Role::Whole) => cube::maps_of(kernel, sizes),
+            _ => Vec::new(),
+        };
+        let map = |seen: &cube::Seen| {
+            let dims = seen.dims.iter().flat_map(|&(numbers, bytes, width)| [numbers, bytes, width.into()]);
+            [seen.buffer as u64, seen.dims.len() as u64].into_iter().chain(dims).collect::<Vec<_>>()
+        };
+        let words = [maps.len() as u64].into_iter().chain(maps.iter().flat_map(map));
+        file.extend(words.flat_map(u64::to_le_bytes));
         let number = fresh();
         let mut names = vec!["launch", "result"];
         names.extend(self.counts.as_ref().map(|_| "counts"));
@@ -416,6 +449,7 @@ impl Emulator {
         }
         let shape = LaunchShape::of(&kernel);
         let grid = shape.grid(kernel.number(sizes)).map_err(refuse)?;
+        let grid = shape.on_device(grid, Some(AT_ONCE));
         if grid.0 == 0 {
             return Ok(None);
         }
@@ -460,7 +494,9 @@ impl Emulator {
         let last = params.len() - 1;
         for stage in &stages.all {
             let kernels = std::slice::from_ref(&stage.kernel);
-            let grid = stage.shape(Target::Cuda).grid(&number).map_err(|why| cube::refuse(kernel, why))?;
+            let shape = stage.shape(Target::Cuda);
+            let grid = shape.grid(&number).map_err(|why| cube::refuse(kernel, why))?;
+            let grid = shape.on_device(grid, Some(AT_ONCE));
             if grid.0 == 0 {
                 continue;
             }

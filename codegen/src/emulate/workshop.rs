@@ -10,12 +10,13 @@ use super::translate::{self, Part};
 use crate::device::DeviceError;
 
 /// The headers that stand in for CUDA's, by the names under which kernels include them.
-const HEADERS: [(&str, &str); 9] = [
+const HEADERS: [(&str, &str); 10] = [
     ("emulator.h", include_str!("include/emulator.h")),
     ("cuda_runtime.h", include_str!("include/cuda_runtime.h")),
     ("latentc_count.h", include_str!("include/latentc_count.h")),
     ("latentc_narrow.h", include_str!("include/latentc_narrow.h")),
     ("latentc_ptx.h", include_str!("include/latentc_ptx.h")),
+    ("latentc_bulk.h", include_str!("include/latentc_bulk.h")),
     ("latentc_wgmma.h", include_str!("include/latentc_wgmma.h")),
     ("cuda_bf16.h", include_str!("include/cuda_bf16.h")),
     ("cuda_fp16.h", include_str!("include/cuda_fp16.h")),

@@ -124,7 +124,7 @@ fn tensor_cores_rotate_and_append() {
             ),
         );
         let wanted = |w: &Kernel| match w.kind {
-            KernelKind::Matrix { wide: 0, rows, columns, groups: false, parts: of } => {
+            KernelKind::Matrix { wide: 0, rows, columns, groups: false, bulk: false, parts: of } => {
                 (rows, of) == (high, parts) && columns <= 128
             }
             _ => false,

@@ -6,6 +6,7 @@
 #![cfg(all(feature = "wgpu", feature = "cuda"))]
 
 mod bench;
+mod bulk;
 mod contract;
 mod count;
 mod emulate;

@@ -17,7 +17,19 @@ constexpr size_t BEYOND = 4096;
 struct Args {
     void* const* buffers;
     const void* info;
+    const struct Map* maps;
 };
+
+/// What a copy of a box is told of a buffer: for each dimension, the innermost first, how many numbers of 16 bits there are, how many
+/// bytes it is from one to the next, and how many of them a box has. It stands where CUDA has `CUtensorMap`.
+struct alignas(64) Map {
+    const unsigned char* data;
+    uint32_t rank;
+    uint32_t numbers[5];
+    uint64_t strides[5];
+    uint16_t width[5];
+};
+static_assert(sizeof(Map) == 128);
 
 /// A kernel of this program.
 struct Entry {
@@ -71,10 +83,16 @@ struct Call;
 
 template <class... P, void (*kernel)(P...)>
 struct Call<kernel> {
+    /// Whether it is a map. Maps come before buffers.
+    template <class T>
+    static constexpr bool is_map = alignof(T) == alignof(Map) && sizeof(T) == sizeof(Map);
+    static constexpr size_t maps = (size_t(is_map<P>) + ... + 0);
     template <class T>
     static T argument(const Args& args, size_t n) {
         if constexpr (requires(T x) { *x; })
-            return static_cast<T>(args.buffers[n]);
+            return static_cast<T>(args.buffers[n - maps]);
+        else if constexpr (is_map<T>)
+            return __builtin_bit_cast(T, args.maps[n]);
         else
             return *static_cast<const T*>(args.info);
     }

@@ -215,4 +215,5 @@ inline void ptx_bar_arrive(unsigned number, int threads) { emulate::come_to(numb
 /// A power of two; as exact as other functions are here.
 inline void ptx_ex2_approx_ftz_f32(float& x) { x = std::exp2(x); }
 
+#include "latentc_bulk.h"
 #include "latentc_wgmma.h"

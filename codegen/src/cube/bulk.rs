@@ -1,0 +1,615 @@
+//! Products of groups of planes whose operands the device itself brings: `cp.async.bulk.tensor` (PTX ISA, "Tensor copy"; "tensor memory
+//! access" in the CUDA Programming Guide), which devices of compute capability 9.0 and later have.
+//!
+//! A copy is asked for by one unit. It brings a box of an operand, turned round as [`feed`](super::feed) lays it out and with zeros for what
+//! lies beyond an edge, and counts its bytes off at a barrier in shared memory (`mbarrier`). What the operand looks like, a *map*, is an
+//! argument of the kernel that the driver makes for each launch: see [`Map`].
+//!
+//! So a cube has a group of planes more, of which one unit does nothing but ask for copies, as far ahead as there are stages, and the groups
+//! that multiply do nothing else. Each stage has two barriers: one for what has come, and one at which planes say that they are done with it.
+//! Registers go from the planes that copy to those that multiply (`setmaxnreg`). There are as many cubes as run at once, and each takes one
+//! tile after another: while it finishes one, the operands of the next are on their way.
+//!
+//! CubeCL 0.10 has names for parts of this only, and includes headers for them that NVRTC takes seconds for: see [`instruction`].
+
+use std::fmt::Write;
+
+use latentc_ir::{AxisId, DType, Function, Pairs, Size, ValueId};
+
+use super::contract::Offsets;
+use super::emit::{Buf, Cmp, Elem, Emit, Shared, Val, Var};
+use super::epilogue::Epilogue;
+use super::expr::Exprs;
+use super::feed::{Feed, Layout, SPAN, Staged};
+use super::few::place;
+use super::matrix::{self, Rows, Tile};
+use super::sums::Sums;
+use super::warpgroup::{self, Groups};
+use crate::few::FewPlan;
+use crate::program::Kernel;
+
+/// Units that copy: a group of planes, so that registers can be taken from it.
+pub(super) const COPIERS: u32 = 128;
+/// Registers of a unit that asks for boxes or copies by itself, and of one that multiplies, where two groups do: all that a processor has.
+const ASKS: [u32; 2] = [24, 240];
+const COPIES: [u32; 2] = [56, 224];
+/// Stages that a unit's own copies are on their way to while it begins those of another.
+const LAG: usize = 2;
+/// Words that the two barriers of a stage take.
+pub(super) const BARRIER_WORDS: u32 = 4;
+/// The most dimensions of a map.
+const RANK: usize = 5;
+/// What stands before the number of a map in a text.
+pub(super) const MAP: &str = "&map_";
+
+/// What a dimension of an operand is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    /// Rows or columns of the tile.
+    Lines,
+    Depth,
+    /// An index that all of a tile has.
+    Chosen,
+}
+
+/// An operand as copies see it: dimensions, the innermost first. Of each, a box has some numbers that lie behind one another.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Map {
+    value: ValueId,
+    dims: Vec<(Of, Vec<AxisId>, u32)>,
+    layout: Layout,
+}
+
+/// A map at a launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// The number of its buffer.
+    pub(crate) buffer: usize,
+    pub(crate) dtype: DType,
+    /// Numbers of each dimension, bytes from one of them to the next (for the innermost, those of a number), and numbers that a box has.
+    pub(crate) dims: Vec<(u64, u64, u32)>,
+}
+
+impl Map {
+    /// Of an operand whose lines and depth have these axes, if its boxes are boxes in memory.
+    fn of(
+        body: &Function,
+        value: ValueId,
+        (lines, depth): (&[AxisId], &[AxisId]),
+        layout: Layout,
+    ) -> Option<Map> {
+        let wide = |a: &AxisId| body.axis(*a).size != Size::Fixed(1);
+        let memory: Vec<_> = body.ty(value).axes.iter().copied().filter(wide).collect();
+        let of = |a: &AxisId| match (lines.contains(a), depth.contains(a)) {
+            (true, _) => Of::Lines,
+            (_, true) => Of::Depth,
+            (false, false) => Of::Chosen,
+        };
+        let mut dims: Vec<(Of, Vec<AxisId>, u32)> = Vec::new();
+        for axis in memory.iter().rev() {
+            match dims.last_mut() {
+                Some((last, axes, _)) if *last == of(axis) && *last != Of::Chosen => axes.insert(0, *axis),
+                _ => dims.push((of(axis), vec![*axis], 1)),
+            }
+        }
+        // All of them behind one another, in the order in which they are numbered.
+        let whole = |which: Of, axes: &[AxisId]| {
+            let wanted: Vec<_> = axes.iter().copied().filter(wide).collect();
+            let found: Vec<_> =
+                dims.iter().filter(|(of, ..)| *of == which).map(|(_, axes, _)| axes).collect();
+            if wanted.is_empty() { found.is_empty() } else { found == [&wanted] }
+        };
+        let inner = if layout.along { Of::Depth } else { Of::Lines };
+        let (innermost, ..) = dims.first()?;
+        if *innermost != inner || dims.len() > RANK || !whole(Of::Lines, lines) || !whole(Of::Depth, depth) {
+            return None;
+        }
+        for (n, (of, _, width)) in dims.iter_mut().enumerate() {
+            *width = match of {
+                _ if n == 0 => SPAN,
+                Of::Lines => layout.lines,
+                Of::Depth => layout.depth,
+                Of::Chosen => 1,
+            };
+        }
+        Some(Map { value, dims, layout })
+    }
+
+    /// What it is where axes have these extents.
+    fn seen(&self, body: &Function, extents: &[usize]) -> Option<Seen> {
+        let total = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize] as u64).product::<u64>();
+        let mut read = body.params.iter().filter(|p| super::CubeIr::reads(body, **p));
+        let buffer = read.position(|p| *p == self.value)?;
+        let mut stride = 2;
+        let dims = self.dims.iter().map(|(_, axes, width)| {
+            let (numbers, bytes) = (total(axes), stride);
+            stride *= numbers;
+            // Nothing is asked for where there is none, but maps have some.
+            (numbers.max(1), bytes.max(2), *width)
+        });
+        Some(Seen { buffer, dtype: body.ty(self.value).dtype, dims: dims.collect() })
+    }
+
+    /// How many boxes a stage has.
+    fn boxes(&self) -> u32 {
+        if self.layout.along { 1 } else { self.layout.lines / SPAN }
+    }
+}
+
+/// How the operands of a product come.
+#[derive(Clone, Debug)]
+pub(super) struct Brought {
+    /// The narrow one in boxes, or else pack by pack by all units that copy, as where an index says which rows a tile has.
+    left: Option<Map>,
+    /// The wide ones in boxes.
+    right: Vec<Map>,
+}
+
+impl Brought {
+    /// `None` if the device cannot bring the wide operands.
+    pub(super) fn of(body: &Function, plan: &FewPlan, layouts: [Layout; 2]) -> Option<Brought> {
+        let in_order =
+            Epilogue::of(body).along(body, &plan.columns).is_none_or(|r| r.pairs == Pairs::Interleaved);
+        let ([narrow, wide], operand) = (layouts, plan.products[0].narrow);
+        let dtype = body.ty(operand).dtype;
+        let stored = dtype != DType::F32 && plan.products.iter().all(|p| body.ty(p.table).dtype == dtype);
+        if !in_order || !stored || !narrow.shared_out(COPIERS) {
+            return None;
+        }
+        let left = match matrix::index(plan) {
+            None => Map::of(body, operand, (&plan.rows, &plan.inner), narrow),
+            Some(_) => None,
+        };
+        let right = plan.products.iter().map(|p| Map::of(body, p.table, (&plan.columns, &plan.inner), wide));
+        Some(Brought { left, right: right.collect::<Option<_>>()? })
+    }
+
+    /// Whether all operands come in boxes.
+    pub(super) fn in_boxes(&self) -> bool {
+        self.left.is_some()
+    }
+
+    /// All maps, in the order of a kernel's arguments.
+    fn maps(&self) -> impl Iterator<Item = &Map> {
+        self.left.iter().chain(&self.right)
+    }
+}
+
+/// The maps of a launch of a kernel with these run-time sizes, in the order of its arguments; most kernels have none.
+pub(crate) fn of_launch(kernel: &Kernel, sizes: &[usize]) -> Vec<Seen> {
+    let extents = kernel.extents(sizes);
+    let all = of_kernel(kernel);
+    all.iter().flat_map(Brought::maps).filter_map(|map| map.seen(&kernel.body, &extents)).collect()
+}
+
+/// How the operands of a kernel come, if the device brings some.
+fn of_kernel(kernel: &Kernel) -> Option<Brought> {
+    let plan = |wide: u8| matrix::plan(&kernel.body, wide.into());
+    let tile = Tile::of(kernel.kind).filter(|tile| tile.bulk);
+    let all = tile.zip(kernel.kind.wide().and_then(plan));
+    all.and_then(|(tile, plan)| tile.brought(&kernel.body, &plan))
+}
+
+/// What a reader of a kernel's text is told of its maps: for each, the parameter, its axes by dimension and the boxes.
+pub(super) fn told(kernel: &Kernel) -> Vec<(ValueId, String)> {
+    let body = &kernel.body;
+    let told = |map: &Map| {
+        let sizes = map.dims.iter().map(|(_, axes, _)| {
+            let sizes: Vec<_> = axes.iter().map(|a| body.axis(*a).size.to_string()).collect();
+            sizes.join(" * ")
+        });
+        let boxes: Vec<_> = map.dims.iter().map(|(.., width)| width.to_string()).collect();
+        (map.value, format!("[{}] by boxes of {}", sizes.collect::<Vec<_>>().join(", "), boxes.join(" x ")))
+    };
+    of_kernel(kernel).iter().flat_map(Brought::maps).map(told).collect()
+}
+
+/// The barriers of all stages.
+#[derive(Clone, Copy)]
+struct Barriers {
+    memory: Shared,
+    stages: u32,
+}
+
+/// Where in the round of stages a unit is: the next stage, and whether it goes round for an odd time.
+struct Turn {
+    stage: Var,
+    odd: Var,
+}
+
+impl Barriers {
+    /// That for what has come to a stage.
+    fn full(self, e: &mut Emit, stage: Val) -> (Shared, Val) {
+        let two = e.u32(2);
+        (self.memory, e.mul(stage, two))
+    }
+
+    /// That for planes that are done with a stage.
+    fn empty(self, e: &mut Emit, stage: Val) -> (Shared, Val) {
+        let (two, behind) = (e.u32(2), e.u32(2 * self.stages));
+        let at = e.mul(stage, two);
+        (self.memory, e.add(at, behind))
+    }
+
+    /// Makes them, by one unit: so many units tell of what has come, and so many planes are done with a stage.
+    fn make(self, e: &mut Emit, (units, planes): (u32, u32)) {
+        for stage in 0..self.stages {
+            let stage = e.u32(stage);
+            let (full, empty) = (self.full(e, stage), self.empty(e, stage));
+            e.of_groups(&format!("barrier {units}"), &[], &[full]);
+            e.of_groups(&format!("barrier {planes}"), &[], &[empty]);
+        }
+        e.of_groups("barriers-made", &[], &[]);
+    }
+}
+
+impl Turn {
+    fn new(e: &mut Emit) -> Turn {
+        let zero = e.u32(0);
+        Turn { stage: e.var(zero), odd: e.var(zero) }
+    }
+
+    /// Goes on to the next stage, from this one.
+    fn go_on(&self, e: &mut Emit, (stage, odd): (Val, Val), stages: u32) {
+        let [zero, one, all] = [0, 1, stages].map(|n| e.u32(n));
+        let next = e.add(stage, one);
+        let over = e.cmp(Cmp::Eq, next, all);
+        let other = e.sub(one, odd);
+        let (next, odd) = (e.select(over, zero, next), e.select(over, other, odd));
+        e.set(self.stage, next);
+        e.set(self.odd, odd);
+    }
+}
+
+/// Which tiles a cube has.
+#[derive(Clone, Copy)]
+pub(super) enum Which<'r> {
+    /// One after another.
+    Several,
+    /// One, of these rows and from a column on.
+    One { rows: &'r Rows, column: Val },
+}
+
+/// A tile: its repeat, its rows, and the numbers of its first row and column.
+struct At<'r> {
+    batch: Val,
+    rows: &'r Rows,
+    row: Val,
+    column: Val,
+}
+
+/// A kernel whose operands the device brings.
+struct Bulk<'p> {
+    plan: &'p FewPlan,
+    tile: Tile,
+    elem: Elem,
+    brought: Brought,
+    left: Staged,
+    right: Vec<Staged>,
+    barriers: Barriers,
+    which: Which<'p>,
+    /// The number of the group that all rows of a tile have, where there are groups.
+    group: Option<(AxisId, Val)>,
+    /// All rows, columns and repeats.
+    totals: [Val; 3],
+    /// The buffer of the narrow operand.
+    narrow: (Buf, Elem),
+}
+
+/// The kernel's instructions, over the buffers of the narrow operand and of the output.
+pub(super) fn emit(
+    e: &mut Emit,
+    x: &mut Exprs<'_>,
+    (plan, tile): (&FewPlan, Tile),
+    which: Which<'_>,
+    (narrow, output): ((Buf, Elem), Buf),
+) {
+    let (body, elem) = (x.body(), narrow.1);
+    let Some(brought) = tile.brought(body, plan) else { return };
+    let stages = tile.stages(body, plan);
+    let [of_left, of_right] = tile.layouts(body, plan);
+    let left = Staged::new(e, elem, of_left, 1, stages);
+    let right = plan.products.iter().map(|_| Staged::new(e, elem, of_right, 1, stages)).collect();
+    let slab = plan.products.len() as u32 * tile.slab() * tile.slab_pitch(plan);
+    let slab = e.shared(Elem::F32, slab as usize);
+    let memory = e.shared(Elem::U32, (BARRIER_WORDS * tile.most_stages()) as usize);
+    let barriers = Barriers { memory, stages };
+    let totals = [&plan.rows, &plan.columns, &plan.batch].map(|axes| x.total(e, axes));
+    let group = match (which, matrix::index(plan)) {
+        (Which::One { rows: Rows::Group { group, .. }, .. }, Some((along, _))) => Some((along, group.number)),
+        _ => None,
+    };
+    let (tell, registers) = if brought.left.is_some() { (1, ASKS) } else { (1 + COPIERS, COPIES) };
+    let bulk = Bulk { plan, tile, elem, brought, left, right, barriers, which, group, totals, narrow };
+    let (unit, zero, multipliers) = (e.unit(), e.u32(0), e.u32(tile.multipliers()));
+    let first = e.cmp(Cmp::Eq, unit, zero);
+    e.if_(first, |e| barriers.make(e, (tell, tile.multipliers() / 32)));
+    e.sync();
+    // From here on, those that copy and those that multiply meet at the barriers of stages only.
+    let multiplies = e.lt(unit, multipliers);
+    let copies = e.not(multiplies);
+    e.if_(copies, |e| {
+        e.of_groups(&format!("registers dec {}", registers[0]), &[], &[]);
+        let unit = e.sub(unit, multipliers);
+        let one = e.cmp(Cmp::Eq, unit, zero);
+        x.scope(|x| match bulk.brought.left {
+            Some(_) => e.if_(one, |e| bulk.ask(e, x)),
+            None => bulk.copy(e, x, unit, one),
+        });
+    });
+    e.if_(multiplies, |e| {
+        e.of_groups(&format!("registers inc {}", registers[1]), &[], &[]);
+        x.scope(|x| bulk.multiply(e, x, slab, output));
+    });
+}
+
+impl Bulk<'_> {
+    /// Does something for each tile of this cube.
+    fn each<'x>(
+        &self,
+        e: &mut Emit,
+        x: &mut Exprs<'x>,
+        body: impl FnOnce(&mut Emit, &mut Exprs<'x>, &At<'_>),
+    ) {
+        let [total, columns, repeats] = self.totals;
+        match self.which {
+            Which::One { rows, column } => {
+                let zero = e.u32(0);
+                x.scope(|x| body(e, x, &At { batch: zero, rows, row: zero, column }));
+            }
+            Which::Several => {
+                let [high, wide] = [self.tile.rows, self.tile.columns(self.plan)];
+                let tiles = [e.tiles(total, high), e.tiles(columns, wide)];
+                let all = e.mul(tiles[0], tiles[1]);
+                let all = e.mul(all, repeats);
+                let (cube, cubes) = (e.cube(), e.cubes_in_grid());
+                e.for_step(cube, all, cubes, |e, number| {
+                    x.scope(|x| {
+                        let (batch, row, column) = matrix::find(e, number, tiles);
+                        let [high, wide] = [high, wide].map(|n| e.u32(n));
+                        let (row, column) = (e.mul(row, high), e.mul(column, wide));
+                        let rows = Rows::Run { first: row, total };
+                        body(e, x, &At { batch, rows: &rows, row, column });
+                    });
+                });
+            }
+        }
+    }
+
+    /// Does something for each stage of a tile, given the index of the batch and the outer axes, and the depth there.
+    fn each_stage<'x>(
+        &self,
+        e: &mut Emit,
+        x: &mut Exprs<'x>,
+        batch: Val,
+        body: impl FnOnce(&mut Emit, &mut Exprs<'x>, &[(&[AxisId], &[Val])], Val),
+    ) {
+        let (plan, step) = (self.plan, e.u32(self.tile.depth));
+        let (zero, one) = (e.u32(0), e.u32(1));
+        let (outer, depth) = (x.total(e, &plan.outer), x.total(e, &plan.inner));
+        let batch = x.split(e, batch, &plan.batch);
+        e.for_step(zero, outer, one, |e, o| {
+            x.scope(|x| {
+                let index = x.split(e, o, &plan.outer);
+                let group = self.group.map(|(axis, number)| ([axis], [number]));
+                let mut known = vec![(&plan.batch[..], &batch[..]), (&plan.outer[..], &index[..])];
+                known.extend(group.as_ref().map(|(axis, number)| (&axis[..], &number[..])));
+                e.for_step(zero, depth, step, |e, k0| x.scope(|x| body(e, x, &known, k0)));
+            });
+        });
+    }
+
+    /// Waits until all are done with what a stage held before.
+    fn await_empty(&self, e: &mut Emit, (stage, odd): (Val, Val)) {
+        // In the first round, nobody has anything in the stages.
+        let one = e.u32(1);
+        let before = e.sub(one, odd);
+        let empty = self.barriers.empty(e, stage);
+        e.await_barrier(empty, before);
+    }
+
+    /// Asks for the boxes of a stage, by one unit, which tells how many bytes they have.
+    fn ask_for(&self, e: &mut Emit, (stage, at, k0): (Val, &At<'_>, Val), known: &[(&[AxisId], &[Val])]) {
+        let left = self.brought.left.iter().map(|map| (map, &self.left, at.row));
+        let right = self.brought.right.iter().zip(&self.right).map(|(map, staged)| (map, staged, at.column));
+        let all: Vec<_> = left.chain(right).collect();
+        let full = self.barriers.full(e, stage);
+        let bytes: u32 = all.iter().map(|(_, staged, _)| 2 * staged.layout.elements()).sum();
+        e.of_groups(&format!("expect {bytes}"), &[], &[full]);
+        for (n, (map, staged, line)) in all.into_iter().enumerate() {
+            let first = staged.first(e, stage);
+            for piece in 0..map.boxes() {
+                let [lines, place] = [SPAN, SPAN * map.layout.depth].map(|n| e.u32(n * piece));
+                let (line, to) = (e.add(line, lines), e.add(first, place));
+                let at = |(of, axes, _): &(Of, Vec<AxisId>, u32)| match of {
+                    Of::Lines => line,
+                    Of::Depth => k0,
+                    Of::Chosen => chosen(e, known, axes[0]),
+                };
+                let at: Vec<_> = map.dims.iter().map(at).collect();
+                e.bring_box(n, (staged.pieces[0], to), full, &at);
+            }
+        }
+    }
+
+    /// Asks for what all tiles of this cube read, by one unit.
+    fn ask(&self, e: &mut Emit, x: &mut Exprs<'_>) {
+        let turn = Turn::new(e);
+        self.each(e, x, |e, x, at| {
+            self.each_stage(e, x, at.batch, |e, _, known, k0| {
+                let (stage, odd) = (e.get(turn.stage), e.get(turn.odd));
+                self.await_empty(e, (stage, odd));
+                self.ask_for(e, (stage, at, k0), known);
+                turn.go_on(e, (stage, odd), self.barriers.stages);
+            });
+        });
+    }
+
+    /// The same by all units that copy, which bring the narrow operand pack by pack; one of them asks for the others.
+    fn copy(&self, e: &mut Emit, x: &mut Exprs<'_>, unit: Val, one: Val) {
+        let (plan, body, none) = (self.plan, x.body(), e.u32(self.barriers.stages));
+        let memory = &body.ty(plan.products[0].narrow).axes;
+        let turn = Turn::new(e);
+        // The stages that copies are on their way to, the first one first.
+        let behind: Vec<_> = (0..LAG).map(|_| e.var(none)).collect();
+        let arrived = |e: &mut Emit, left: usize, next: Val| {
+            e.await_groups_but(left as u32);
+            warpgroup::show_written(e);
+            let stage = e.get(behind[0]);
+            let some = e.lt(stage, none);
+            e.if_(some, |e| {
+                let full = self.barriers.full(e, stage);
+                e.of_groups("leave", &[], &[full]);
+            });
+            for n in 1..LAG {
+                let later = e.get(behind[n]);
+                e.set(behind[n - 1], later);
+            }
+            e.set(behind[LAG - 1], next);
+        };
+        self.each(e, x, |e, x, tile| {
+            let depth = x.total(e, &plan.inner);
+            let mut feed = Feed::new(self.elem, depth, unit);
+            let steps = Offsets::of(e, x, &plan.inner, memory);
+            feed.add(e, COPIERS, self.narrow, (&self.left, steps), |e, row| {
+                matrix::line(e, x, plan, memory, (tile.rows, row))
+            });
+            self.each_stage(e, x, tile.batch, |e, x, known, k0| {
+                let (stage, odd) = (e.get(turn.stage), e.get(turn.odd));
+                self.await_empty(e, (stage, odd));
+                e.if_(one, |e| self.ask_for(e, (stage, tile, k0), known));
+                let base = place(e, x, memory, known);
+                feed.copy(e, &[base], k0, stage);
+                arrived(e, LAG, stage);
+                turn.go_on(e, (stage, odd), self.barriers.stages);
+            });
+            for left in (0..LAG).rev() {
+                arrived(e, left, none);
+            }
+        });
+    }
+
+    /// Multiplies all tiles of this cube, by the units that do.
+    fn multiply(&self, e: &mut Emit, x: &mut Exprs<'_>, slab: Shared, output: Buf) {
+        let (plan, tile, stages) = (self.plan, self.tile, self.barriers.stages);
+        let sums = Sums::new(e, (plan, tile));
+        let groups = Groups::new(e, self.elem, &sums, (&self.left, &self.right), stages);
+        let (turn, none) = (Turn::new(e), e.u32(stages));
+        // The stage that was multiplied before, if there is one.
+        let before = e.var(none);
+        let leave = |e: &mut Emit, next: Val| {
+            let (zero, stage) = (e.u32(0), e.get(before));
+            let (first, some) = (e.cmp(Cmp::Eq, sums.plane.lane, zero), e.lt(stage, none));
+            let tells = e.and(first, some);
+            e.if_(tells, |e| {
+                let empty = self.barriers.empty(e, stage);
+                e.of_groups("leave", &[], &[empty]);
+            });
+            e.set(before, next);
+        };
+        self.each(e, x, |e, x, at| {
+            sums.clear(e);
+            self.each_stage(e, x, at.batch, |e, _, _, _| {
+                let (stage, odd) = (e.get(turn.stage), e.get(turn.odd));
+                let full = self.barriers.full(e, stage);
+                e.await_barrier(full, odd);
+                warpgroup::fence(e);
+                groups.add(e, stage);
+                warpgroup::commit(e);
+                warpgroup::await_but(e, 1, &[], &[]);
+                leave(e, stage);
+                turn.go_on(e, (stage, odd), stages);
+            });
+            let all: Vec<_> = sums.all.iter().flatten().flatten().copied().collect();
+            warpgroup::await_but(e, 0, &all, &[]);
+            leave(e, none);
+            let batch_index = x.split(e, at.batch, &plan.batch);
+            // What is left of the tile before has been read.
+            sums.meet(e);
+            let repeat = (&plan.batch[..], &batch_index[..]);
+            sums.finish(e, x, repeat, (at.rows, at.column, self.totals[1]), (slab, output));
+        });
+    }
+}
+
+/// The index of an axis that all of a tile has.
+fn chosen(e: &mut Emit, known: &[(&[AxisId], &[Val])], axis: AxisId) -> Val {
+    let found = known.iter().find_map(|(axes, index)| Some(index[axes.iter().position(|a| *a == axis)?]));
+    found.unwrap_or_else(|| e.u32(0))
+}
+
+/// The instruction in place of a word of ours with numbers, and the arguments that it came with; `None` if the word is none of these.
+pub(super) fn instruction(words: &[&str], arguments: &[&str]) -> Option<String> {
+    let place = |n: usize| {
+        let (memory, at) = (arguments.get(n)?, arguments.get(n + 1)?);
+        Some(format!("\"r\"((uint32)__cvta_generic_to_shared({memory} + {at}))"))
+    };
+    let volatile =
+        |code: &str, operands: &str| format!("asm volatile(\"{code}\" :: {operands} : \"memory\");");
+    Some(match words {
+        ["barrier", count] => {
+            volatile("mbarrier.init.shared::cta.b64 [%0], %1;", &format!("{}, \"n\"({count})", place(0)?))
+        }
+        // Copies see what was made through another proxy.
+        ["barriers-made"] => "asm volatile(\"fence.mbarrier_init.release.cluster;\" ::: \"memory\");\n\
+             asm volatile(\"fence.proxy.async.shared::cta;\" ::: \"memory\");"
+            .to_owned(),
+        ["expect", bytes] => volatile(
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;",
+            &format!("{}, \"n\"({bytes})", place(0)?),
+        ),
+        ["leave"] => volatile("mbarrier.arrive.shared::cta.b64 _, [%0];", &place(0)?),
+        ["await"] => volatile(
+            "{.reg .pred P;\\nAGAIN:\\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\\n\
+             @P bra DONE;\\nbra AGAIN;\\nDONE:\\n}",
+            &format!("{}, \"r\"({})", place(0)?, arguments.get(2)?),
+        ),
+        ["bring", map] => {
+            let at = arguments.get(4..)?;
+            let numbers: Vec<_> = (0..at.len()).map(|n| format!("%{}", n + 3)).collect();
+            let mut operands = format!("{}, \"l\"({MAP}{map}), {}", place(0)?, place(2)?);
+            at.iter().for_each(|at| operands += &format!(", \"r\"({at})"));
+            let code = format!(
+                "cp.async.bulk.tensor.{}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {{{}}}], [%2];",
+                at.len(),
+                numbers.join(", "),
+            );
+            volatile(&code, &operands)
+        }
+        ["registers", way, count] => {
+            format!("asm volatile(\"setmaxnreg.{way}.sync.aligned.u32 %0;\" :: \"n\"({count}));")
+        }
+        _ => return None,
+    })
+}
+
+/// Declares the maps that a text names, as the first arguments of its kernel.
+pub(super) fn with_maps(text: &str) -> String {
+    let number = |rest: &str| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<usize>().ok();
+    let Some(last) = text.split(MAP).skip(1).filter_map(number).max() else { return text.to_owned() };
+    const HEAD: &str = "extern \"C\" __global__";
+    let Some((before, kernel)) = text.split_once(HEAD) else { return text.to_owned() };
+    let Some((name, arguments)) = kernel.split_once(" (\n") else { return text.to_owned() };
+    let mut maps = String::new();
+    for n in 0..=last {
+        let _ = write!(maps, "const __grid_constant__ tensor_map map_{n}, ");
+    }
+    // CUDA's `CUtensorMap`, whose header NVRTC has no need of.
+    let ty = "struct alignas(64) tensor_map {\n  unsigned long long words[16];\n};\n";
+    format!("{before}{ty}{HEAD}{name} (\n    {maps}{}", arguments.trim_start())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_are_the_first_arguments() {
+        let text = "struct a {};\nextern \"C\" __global__ void __launch_bounds__(384)f (\n    const float* buffer_0\n) {\n \
+                    bring(&map_1); bring(&map_0);\n}";
+        let got = with_maps(text);
+        let wanted = "f (\n    const __grid_constant__ tensor_map map_0, const __grid_constant__ tensor_map map_1, const float* buffer_0\n)";
+        assert!(got.contains(wanted), "{got}");
+        assert!(got.starts_with("struct a {};\nstruct alignas(64) tensor_map {"), "{got}");
+    }
+}
