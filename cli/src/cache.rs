@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use latentc_passes::quantise::GROUP;
-use latentc_passes::{CacheForm, Codes, Graph, Wanted};
+use latentc_passes::{CacheForm, Codes, Graph, Wanted, page};
 
 /// The form of what is kept of each token.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -17,6 +17,14 @@ pub(crate) struct CacheArgs {
     /// Leave what is rotated by its position as it is computed.
     #[arg(long, requires = "cache")]
     cache_rotated_wide: bool,
+    /// Keep caches in pages of so many positions, a power of two such as 64, that sequences take from a pool as they grow.
+    #[arg(long, value_name = "POSITIONS", value_parser = page)]
+    cache_page: Option<u64>,
+}
+
+fn page(text: &str) -> Result<u64, String> {
+    let page = text.parse().map_err(|_| format!("`{text}` is no number of positions, such as 64"))?;
+    page::fits(page).map(|()| page)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,6 +53,6 @@ impl CacheArgs {
 
     /// A graph with caches in that form.
     pub(crate) fn of(self, graph: impl Into<Graph>) -> Wanted {
-        Wanted { graph: graph.into(), cache: self.form() }
+        Wanted { graph: graph.into(), cache: self.form(), page: self.cache_page }
     }
 }

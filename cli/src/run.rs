@@ -42,6 +42,9 @@ pub(crate) struct Args {
     dtype: Option<DTypeArg>,
     #[command(flatten)]
     cache: CacheArgs,
+    /// Pages of the pool, if it is not to have as many as the prompt and all steps fill.
+    #[arg(long, value_name = "PAGES", requires = "cache_page", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    cache_pool: Option<u64>,
     #[command(flatten)]
     from: edits::From,
     /// Draw tokens, from a flatter distribution the higher it is; 0 takes the likeliest.
@@ -158,6 +161,7 @@ impl Job for Run<'_> {
             dtype,
             &[Graph::Prefill, Graph::Decode].map(|g| args.cache.of(g)),
         )?;
+        engine.set_pool_pages(args.cache_pool.map(|pages| pages as usize));
         let ends: &[u32] = if args.ignore_eos { &[] } else { &model.config.common().eos_token_ids };
         let mut sampler = Sampler::new(args.temperature, args.top_p, args.seed);
         let mut writer = Writer::new(tokenizer.as_ref(), args.json);

@@ -54,7 +54,7 @@ mod tests {
             Kernel { name: name.to_owned(), kind: KernelKind::Map, body }
         };
         let kernels = kernels.iter().map(kernel).collect();
-        Program { name: String::new(), kernels, routines: Vec::new(), entry: String::new() }
+        Program { name: String::new(), kernels, routines: Vec::new(), entry: String::new(), pool: None }
     }
 
     #[test]

@@ -363,18 +363,22 @@ impl<'a> Storage<'a> {
                 let rows: BTreeSet<_> = result.intersection(&own).copied().collect();
                 let alone = rows.iter().filter(|x| inst.args.iter().any(|&v| !f.ty(v).has(**x)));
                 let many = !streams && self.elements(alone.copied()).min(columns) > MANY;
-                let first = Wanted { uses: 0.0, stores: 0.0, tiles: 0.0, rows: own, folds: true };
+                let first =
+                    Wanted { uses: 0.0, stores: 0.0, tiles: 0.0, rows: own, folds: true, gathers: true };
                 let w = wanted.entry(a).or_insert(first);
                 w.uses += again.max(1) as f64;
                 w.stores += f64::from(u8::from(many));
                 w.tiles += if many { 0.0 } else { again.max(1) as f64 * (columns / tile).ceil() };
                 w.rows.retain(|x| rows.contains(x));
                 w.folds &= !streams;
+                w.gathers &= streams;
             }
         }
         for (a, w) in wanted {
             let shared = self.inst(a).is_some_and(|i| is_view(f, i) && self.is_stored(i.args[0]));
-            let expression = self.expression(a, Some(&w.rows)).filter(|e| w.folds || !e.folds);
+            let expression = self
+                .expression(a, Some(&w.rows))
+                .filter(|e| (w.folds || !e.folds) && (w.gathers || !e.gathers));
             let times = expression.map(|e| {
                 let each = self.machine.launch + self.seconds(e.flops, e.bytes + 2.0 * self.bytes(a));
                 let inline = self.seconds(w.tiles * e.flops, (w.uses - w.stores) * e.bytes) + w.stores * each;
@@ -419,6 +423,13 @@ impl<'a> Storage<'a> {
                 continue;
             }
             let inst = self.inst(v)?;
+            // Of what rows are gathered from, those are read and no others.
+            if let Op::Gather { .. } = inst.op {
+                e.bytes += self.bytes(v);
+                e.gathers = true;
+                work.extend(inst.args[1..].iter().copied().filter(|a| seen.insert(*a)));
+                continue;
+            }
             let elements = |v: ValueId| self.elements(f.ty(v).axes.iter().copied());
             match &inst.op {
                 Op::Reduce { .. } => {
@@ -540,6 +551,8 @@ struct Wanted {
     rows: BTreeSet<AxisId>,
     /// Whether all of them can fold rows of it.
     folds: bool,
+    /// Whether all of them can read rows of it where an index says.
+    gathers: bool,
 }
 
 /// What computing a value from what is stored takes.
@@ -548,6 +561,7 @@ struct Expression {
     flops: f64,
     bytes: f64,
     folds: bool,
+    gathers: bool,
 }
 
 /// Whether both operands have every summed axis and there is one.

@@ -611,7 +611,7 @@ mod tests {
             ],
         };
         let kernels = vec![kernel(KernelKind::Contract, product), kernel(KernelKind::Map, sum)];
-        Program { name: "m".to_owned(), kernels, routines: vec![routine], entry: "f".to_owned() }
+        Program { name: "m".to_owned(), kernels, routines: vec![routine], entry: "f".to_owned(), pool: None }
     }
 
     fn plan(program: &Program, layout: &Layout) -> Plan {

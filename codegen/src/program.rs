@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use latentc_ir::{DType, Function, Module, Op, Origin, Real, Size, Type, ValueId};
+use latentc_passes::Pool;
 use serde::{Deserialize, Serialize};
 
 use crate::map::append;
@@ -23,6 +24,9 @@ pub struct Program {
     pub routines: Vec<Routine>,
     /// The routine to run.
     pub entry: String,
+    /// What caches lie in, if it is pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
 }
 
 impl Program {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use latentc_ir::{AxisId, Def, Function, Inst, Module, Op, Origin, Size, Type, ValueId};
 
 use latentc_passes::stream_softmax::weighed;
-use latentc_passes::{Context, Machine, Remark, Sizes};
+use latentc_passes::{Context, Machine, Pool, Remark, Sizes};
 
 use crate::fuse::{self, is_matrix_product, is_view, storage};
 use crate::program::{Buffer, BufferId, Kernel, KernelKind, Program, Role, Routine, Step};
@@ -44,7 +44,8 @@ pub fn schedule_explained(module: &Module, cx: &Context) -> Result<(Program, Vec
         remarks.extend(together(&mut routine, &kernels, &sizes, &cx.machine));
         routines.push(routine);
     }
-    let program = Program { name: module.name.clone(), kernels, routines, entry: module.entry.clone() };
+    let (name, entry) = (module.name.clone(), module.entry.clone());
+    let program = Program { name, kernels, routines, entry, pool: Pool::of(module) };
     Ok((program, remarks))
 }
 

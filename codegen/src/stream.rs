@@ -19,6 +19,7 @@
 
 use latentc_ir::{AxisId, Binary, DType, Function, Inst, Op, Reduce, Unary, ValueId};
 
+use latentc_passes::page::Slots;
 use latentc_passes::stream_softmax::weighed;
 
 /// How pieces come together.
@@ -290,6 +291,29 @@ fn check_leaf(body: &Function, leaf: ValueId) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Rows of a pool that lie where a table of pages says for each position of an axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// What is read.
+    pub pool: ValueId,
+    /// Its axis that counts slots.
+    pub slot: AxisId,
+    /// The slots of positions.
+    pub slots: Slots,
+    /// The axis whose positions these are: all of them, in order.
+    pub along: AxisId,
+}
+
+impl Read {
+    /// What an instruction reads, if it is that.
+    pub fn of(body: &Function, inst: &Inst) -> Option<Read> {
+        let Op::Gather { axis: slot } = inst.op else { return None };
+        let slots = Slots::of(body, &body.defs(), inst.args[1])?;
+        let Op::Position { axis: along } = defined(body, slots.positions)?.op else { return None };
+        Some(Read { pool: inst.args[0], slot, slots, along })
+    }
 }
 
 /// For each value, whether a contraction is at it or below.

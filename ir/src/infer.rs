@@ -434,11 +434,25 @@ fn rule(cx: &Cx<'_>, op: &Op, args: &[&Type], want: Want<'_>) -> Result<(Elem, A
         }
         Op::Append { from, to } => {
             let (cache, x, pos) = (args[0], args[1], args[2]);
-            cx.like(*to, *from)?;
             cx.has(cache, *to)?;
             cx.dtype(pos, DType::I32)?;
             cx.has(pos, *from)?;
-            let rows = Type::new(x.dtype, cx.replaced(x, &[*from], &[*to])?);
+            // A pool is of all sequences, so its axis is like that of none.
+            let spent = |a: &AxisId| a != from && pos.has(*a) && !cache.has(*a);
+            if cx.0[to.0 as usize].like.is_some() {
+                cx.like(*to, *from)?;
+                if let Some(a) = x.axes.iter().find(|a| spent(a)) {
+                    return Err(format!(
+                        "the cache {} lacks the axis `{}`, but its axis `{}` counts the positions of one sequence",
+                        cx.ty(cache),
+                        cx.name(*a),
+                        cx.name(*to)
+                    ));
+                }
+            }
+            let mut rows = cx.replaced(x, &[*from], &[*to])?;
+            rows.retain(|a| !spent(a));
+            let rows = Type::new(x.dtype, rows);
             if !rows.same_elements(cache) {
                 return Err(format!("rows of {} do not fit the cache {}", cx.ty(x), cx.ty(cache)));
             }

@@ -77,7 +77,8 @@ pub enum Op {
     /// What lies ahead may be in it and must be masked. Exists before `derive` only.
     Past { from: AxisId, to: AxisId },
     /// Writes rows of `from` into a cache's axis `to` at given positions; the result is the whole cache after
-    /// the write. It is the only op with an effect: the cache keeps the result for the next run.
+    /// the write. It is the only op with an effect: the cache keeps the result for the next run. What else the positions have and the
+    /// cache lacks is written where they say, too: rows of all sequences go into a pool that they share, whose axis is like none.
     Append { from: AxisId, to: AxisId },
     /// Rotates pairs along an axis by position times frequency (RoPE, arXiv 2104.09864, equation 34).
     Rope { axis: AxisId, pairs: Pairs },
@@ -532,7 +533,7 @@ pub static OPS: &[OpRow] = &[
     row("scatter_add",&["x", "index"],       &[("along", Axis)],                                 "y[e] = sum of x[i] over all i with index[i] = e"),
     // 6. sequences
     row("past",      &["x"],                 &[("from", Axis), ("to", Axis)],                    "y[s] = x[t=s], for s up to the position of t"),
-    row("append",    &["cache", "x", "pos"], &[("from", Axis), ("to", Axis)],                    "y = cache, with y[s=pos[t]] = x[t]"),
+    row("append",    &["cache", "x", "pos"], &[("from", Axis), ("to", Axis)],                    "y = cache, with y[s=pos[t]] = x[t]; axes of pos that cache lacks run with t"),
     row("rope",      &["x", "pos", "freq"],  &[("over", Axis), ("pairs", Word)],                 "(y[p], y[q]) = (x[p] cos a - x[q] sin a, x[q] cos a + x[p] sin a), a = pos * freq[j], for pair j = (p, q)"),
     // 7. composites
     row("softmax",   &["x"],                 &[("over", Axis)],                                  "y[s] = e^x[s] / sum over s of e^x[s]"),

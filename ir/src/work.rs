@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cost::{elements, extent, inst_cost};
-use crate::graph::{Def, Function, Module, ValueId};
+use crate::graph::{Def, Function, Inst, Module, ValueId};
 use crate::ops::Op;
 use crate::poly::Poly;
 
@@ -134,7 +134,7 @@ fn own(f: &Function) -> Work {
                 let cache = Cached {
                     row,
                     bytes: row * f.ty(inst.args[0]).dtype.bytes(),
-                    read: run_time(f, inst.args[0]),
+                    read: read_of(f, inst),
                     written: run_time(f, inst.args[1]),
                 };
                 *work.caches.entry(cache).or_default() += 1;
@@ -171,6 +171,15 @@ fn own(f: &Function) -> Work {
         *work.tables.entry(table).or_default() += 1;
     }
     work
+}
+
+/// How many rows of a cache are read: all of it, but of a pool those that are gathered.
+fn read_of(f: &Function, append: &Inst) -> Poly {
+    let gathered = |i: &&Inst| matches!(i.op, Op::Gather { .. }) && i.args[0] == append.result();
+    match f.body.iter().find(gathered) {
+        Some(gather) => run_time(f, gather.result()),
+        None => run_time(f, append.args[0]),
+    }
 }
 
 /// The product of a value's fixed extents.

@@ -22,13 +22,19 @@ fn ty(text: &str) -> Type {
     Type::new(dtype, words.map(a).collect::<Vec<_>>())
 }
 
+/// All of them, some like others.
+fn table() -> Vec<Axis> {
+    let axis =
+        |(name, size): &(&str, u64)| Axis { name: (*name).to_owned(), size: Size::Fixed(*size), like: None };
+    let mut axes: Vec<Axis> = AXES.iter().map(axis).collect();
+    axes[a("s").0 as usize].like = Some(a("t"));
+    axes[a("k").0 as usize].like = Some(a("j"));
+    axes
+}
+
 fn module(args: &[(&str, &[f64])], op: Op, out: &str) -> (Module, Vec<Tensor>) {
     let mut f = Function::new("main");
-    for (name, size) in AXES {
-        f.axes.push(Axis { name: (*name).to_owned(), size: Size::Fixed(*size), like: None });
-    }
-    f.axes[a("s").0 as usize].like = Some(a("t"));
-    f.axes[a("k").0 as usize].like = Some(a("j"));
+    f.axes = table();
     let mut ids = Vec::new();
     let mut tensors = Vec::new();
     for (n, (text, data)) in args.iter().enumerate() {
@@ -274,6 +280,20 @@ fn sequences() {
     case(&[cache, x, ("i32 t i", &[0.0, 3.0, 1.0, 2.0])], append.clone(), "f32 s i", y);
     let message = "@main: y: the position 4 along `t` is outside the cache's capacity 4 along `s`";
     refused(&[cache, x, ("i32 t", &[3.0, 4.0])], append, "f32 s i", message);
+
+    // A pool is of all rows of a batch.
+    let pool = Op::Append { from: a("t"), to: a("l") };
+    let cache: (&str, &[f64]) = ("f32 l", &[0.0; 6]);
+    case(&[cache, x, ("i32 t i", &[5.0, 0.0, 2.0, 3.0])], pool, "f32 l", &[2.0, 0.0, 3.0, 4.0, 0.0, 1.0]);
+    let told = infer(
+        &Op::Append { from: a("t"), to: a("s") },
+        &[&ty("f32 s"), &ty("f32 t i"), &ty("i32 t i")],
+        Want::exactly(&ty("f32 s")),
+        &table(),
+    );
+    let message =
+        "the cache f32[s=4] lacks the axis `i`, but its axis `s` counts the positions of one sequence";
+    assert_eq!(told, Err(message.to_owned()));
 
     // A quarter turn takes (x, y) to (-y, x); pair 0 turns once at position 1, pair 1 not at all.
     let freq: (&str, &[f64]) = ("f32 p", &[std::f64::consts::FRAC_PI_2, 0.0]);

@@ -132,7 +132,7 @@ fn pos_type(f: &Function, done: &Module) -> Result<Option<Type>, PassError> {
 }
 
 /// The caller's axis that an operand of a call puts in the place of the callee's.
-fn caller_axis(f: &Function, g: &Function, args: &[ValueId], axis: AxisId) -> Option<AxisId> {
+pub(crate) fn caller_axis(f: &Function, g: &Function, args: &[ValueId], axis: AxisId) -> Option<AxisId> {
     args.iter().zip(&g.params).find_map(|(&a, &p)| {
         let at = g.ty(p).position(axis)?;
         f.ty(a).axes.get(at).copied()

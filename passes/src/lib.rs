@@ -7,6 +7,7 @@ pub mod derive;
 pub mod differentiate;
 pub mod inline;
 pub mod machine;
+pub mod page;
 pub mod place_cache;
 pub mod quantise;
 pub mod reassociate;
@@ -24,6 +25,7 @@ use latentc_ir::expand::expand_in;
 use latentc_ir::{Function, Module, Op};
 
 pub use machine::Machine;
+pub use page::Pool;
 pub use quantise::{CacheForm, Codes};
 pub use remark::{Candidate, Crossing, Kind, Remark, Unit};
 pub use sizes::Sizes;
@@ -74,6 +76,8 @@ pub struct Context {
     pub machine: Machine,
     /// What caches are held in, if not in the dtype of what they keep.
     pub cache: Option<CacheForm>,
+    /// Positions of a page, if caches lie in pages.
+    pub page: Option<u64>,
     /// New tokens of a sequence that costs are weighed for, if not as many as is usual for the graph.
     pub tokens: Option<u64>,
     /// What the passes did so far, and why.
@@ -83,8 +87,8 @@ pub struct Context {
 impl Context {
     /// For what is wanted, on the default machine.
     pub fn new(wanted: impl Into<Wanted>) -> Context {
-        let Wanted { graph, cache } = wanted.into();
-        Context { graph, cache, machine: Machine::default(), tokens: None, remarks: Vec::new() }
+        let Wanted { graph, cache, page } = wanted.into();
+        Context { graph, cache, page, machine: Machine::default(), tokens: None, remarks: Vec::new() }
     }
 }
 
@@ -95,11 +99,13 @@ pub struct Wanted {
     pub graph: Graph,
     /// What its caches are held in, if not in the dtype of what they keep. Graphs that share caches want the same.
     pub cache: Option<CacheForm>,
+    /// Positions of a page, if its caches lie in pages: a power of two. The same goes for graphs that share them.
+    pub page: Option<u64>,
 }
 
 impl From<Graph> for Wanted {
     fn from(graph: Graph) -> Wanted {
-        Wanted { graph, cache: None }
+        Wanted { graph, cache: None, page: None }
     }
 }
 
@@ -168,6 +174,13 @@ pub fn pipeline() -> Vec<Pass> {
             law: "past x = rename x (train), append cache, x (prefill, decode)",
             without: Without::Impossible,
             run: |m, cx| derive::derive(m, cx.graph),
+            rounds: None,
+        },
+        Pass {
+            name: "page",
+            law: "append cache, x, pos = gather (append pool, x, slot pos), slot s: a table says where pages of positions lie",
+            without: Without::Nothing,
+            run: page::page,
             rounds: None,
         },
         Pass {

@@ -115,6 +115,8 @@ pub struct Failure {
     pub graph: Graph,
     /// For how many new tokens, if it was told.
     pub tokens: Option<u64>,
+    /// In pages of how many positions, if it was told.
+    pub page: Option<u64>,
     /// What is different in the smallest program.
     pub difference: Difference,
     /// The smallest program, before the pass.
@@ -127,7 +129,8 @@ impl fmt::Display for Failure {
         writeln!(f, "the pass `{pass}` changes what a {graph} graph computes: {}", self.difference.what)?;
         writeln!(f, "The smallest program found that shows it; to see it again:")?;
         let tokens = self.tokens.map_or_else(String::new, |n| format!(" --tokens {n}"));
-        writeln!(f, "// latentc opt FILE --graph {graph}{tokens} --passes {pass} --validate")?;
+        let page = self.page.map_or_else(String::new, |n| format!(" --cache-page {n}"));
+        writeln!(f, "// latentc opt FILE --graph {graph}{tokens}{page} --passes {pass} --validate")?;
         write!(f, "{}", self.module)
     }
 }
@@ -157,6 +160,7 @@ pub fn validate(
                     pass: pass.name,
                     graph: cx.graph,
                     tokens: cx.tokens,
+                    page: cx.page,
                     difference,
                     module,
                 }));

@@ -1,7 +1,7 @@
 //! Every case beside a pass: IR before, IR after, as whole texts; and both compute the same.
 //!
-//! A file `src/PASS.ir` holds cases. Each begins with `---- NAME (GRAPH)`, or `---- NAME (GRAPH, CODES by GROUP)`, goes on with a module, and ends with `---- after` and the
-//! module that the pass makes of it, or with `---- error: MESSAGE`. `LATENTC_BLESS=1 cargo test -p latentc-passes` writes what
+//! A file `src/PASS.ir` holds cases. Each begins with `---- NAME (GRAPH)`, `---- NAME (GRAPH, CODES by GROUP)` or `---- NAME (GRAPH, pages of N)`,
+//! goes on with a module, and ends with `---- after` and the module that the pass makes of it, or with `---- error: MESSAGE`. `LATENTC_BLESS=1 cargo test -p latentc-passes` writes what
 //! follows from what stands before; read the difference before you commit it.
 
 use std::fmt::Write as _;
@@ -27,14 +27,14 @@ fn cases(file: &Path) -> Vec<Case> {
     let mut in_after = false;
     for line in text.lines() {
         if let Some(title) = line.strip_prefix("---- ") {
-            if title == "after" || title.starts_with("error: ") {
+            if title == "after" || title.starts_with("error:") {
                 in_after = true;
             } else {
                 let (name, told) =
                     title.strip_suffix(')').and_then(|t| t.rsplit_once(" (")).expect("---- NAME (GRAPH)");
                 cases.push(Case {
                     name: name.to_owned(),
-                    wanted: wanted(told).expect("GRAPH, or GRAPH, CODES by GROUP"),
+                    wanted: wanted(told).expect("GRAPH, or GRAPH, CODES by GROUP, or GRAPH, pages of N"),
                     told: told.to_owned(),
                     before: String::new(),
                     after: String::new(),
@@ -56,9 +56,13 @@ fn wanted(told: &str) -> Option<Wanted> {
     let (graph, cache) = told.split_once(", ").map_or((told, None), |(graph, cache)| (graph, Some(cache)));
     let graph = Graph::ALL.into_iter().find(|g| g.name() == graph)?;
     let Some(cache) = cache else { return Some(graph.into()) };
+    if let Some(page) = cache.strip_prefix("pages of ") {
+        return Some(Wanted { page: Some(page.parse().ok()?), ..graph.into() });
+    }
     let (codes, group) = cache.split_once(" by ")?;
     let codes = Codes::ALL.into_iter().find(|c| c.name() == codes)?;
-    Some(Wanted { graph, cache: Some(CacheForm { group: group.parse().ok()?, ..CacheForm::new(codes) }) })
+    let cache = CacheForm { group: group.parse().ok()?, ..CacheForm::new(codes) };
+    Some(Wanted { cache: Some(cache), ..graph.into() })
 }
 
 #[test]
@@ -137,10 +141,11 @@ proptest! {
         graph in prop::sample::select(Graph::ALL.to_vec()),
         codes in prop::option::of(prop::sample::select(Codes::ALL.to_vec())),
         group in 1..40_u64,
+        page in prop::option::of(1..4_u32),
         seed: u64,
     ) {
         let cache = codes.map(|codes| CacheForm { group, ..CacheForm::new(codes) });
-        let wanted = Wanted { graph, cache };
+        let wanted = Wanted { graph, cache, page: page.map(|n| 1 << n) };
         // What is differentiated has one result.
         let mut m = if graph == Graph::Gradient { latentc_ir::testing::objective(&module) } else { module };
         for pass in pipeline() {

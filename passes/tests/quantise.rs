@@ -10,7 +10,7 @@ use proptest::prelude::*;
 const CODED: [Codes; 3] = [Codes::Fp8, Codes::Int8, Codes::Int6];
 
 fn decode(codes: Codes, group: u64) -> Wanted {
-    Wanted { graph: Graph::Decode, cache: Some(CacheForm { group, ..CacheForm::new(codes) }) }
+    Wanted { cache: Some(CacheForm { group, ..CacheForm::new(codes) }), ..Graph::Decode.into() }
 }
 
 /// What a row of f32 is when it has been kept.

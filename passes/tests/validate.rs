@@ -5,7 +5,7 @@ use latentc_ir::{Binary, DType, Module, Op, Unary, check};
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
 use latentc_passes::validate::{DifferenceKind, Failure, Numbers, Verdict, compare, validate};
-use latentc_passes::{Context, Graph, Pass, Without, pipeline, run};
+use latentc_passes::{Context, Graph, Pass, Pool, Wanted, Without, pipeline, run};
 
 /// The module after each pass.
 fn stages(name: &str, graph: Graph) -> Vec<(&'static str, Module)> {
@@ -25,6 +25,32 @@ fn every_pass_is_right_on_the_bundled_models() {
                     .unwrap_or_else(|e| panic!("{name}: {e}"));
                 assert_eq!(unknown, None, "{name}, {}: {}", graph.name(), pass.name);
             }
+        }
+    }
+}
+
+#[test]
+fn caches_in_pages_hold_what_they_held() {
+    for name in ModelConfig::bundled_names() {
+        for graph in [Graph::Prefill, Graph::Decode] {
+            let wanted = Wanted { page: Some(2), ..graph.into() };
+            let config = ModelConfig::bundled(name).expect("a bundled model");
+            let traced =
+                trace(&config, Goal::Logits, DType::Bf16).unwrap_or_else(|e| panic!("{}", e.render()));
+            let mut cx = Context::new(wanted);
+            let stages = run(&traced.module, &mut cx, &pipeline()).expect("every model compiles");
+            for (pass, two) in pipeline().iter().zip(stages.windows(2)) {
+                if !["page", "simplify", "inline"].contains(&pass.name) {
+                    continue;
+                }
+                let unknown =
+                    validate(pass, &cx, &two[0].1, &two[1].1).unwrap_or_else(|e| panic!("{name}: {e}"));
+                assert_eq!(unknown, None, "{name}, {}: {}", graph.name(), pass.name);
+            }
+            // Those behind it leave it as it can be known again.
+            let pool = Pool::of(&stages[stages.len() - 1].1).expect("there are pools");
+            let (slots, pages) = ("slots".to_owned(), "pages".to_owned());
+            assert_eq!(pool, Pool { page: 2, slots, pages, past: Some("s".to_owned()) }, "{name}");
         }
     }
 }

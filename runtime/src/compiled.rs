@@ -14,6 +14,8 @@ pub struct Compiled {
     pub graph: Graph,
     /// What its caches are held in, if not in the dtype of what they keep.
     pub cache: Option<CacheForm>,
+    /// Positions of a page, if its caches lie in pages.
+    pub page: Option<u64>,
     /// For which sizes it is, unless for all.
     pub guard: Option<Guard>,
     /// The module after each pass, by the pass's name; the definition is the first.
@@ -70,7 +72,15 @@ fn scheduled(wanted: Wanted, variant: Variant) -> Result<Compiled, CompileError>
     let cx = Guard::context(guard.as_ref(), wanted);
     let (program, scheduled) = schedule_explained(&stages[stages.len() - 1].1, &cx)?;
     remarks.extend(scheduled);
-    Ok(Compiled { graph: wanted.graph, cache: wanted.cache, guard, stages, program, remarks })
+    Ok(Compiled {
+        graph: wanted.graph,
+        cache: wanted.cache,
+        page: wanted.page,
+        guard,
+        stages,
+        program,
+        remarks,
+    })
 }
 
 impl Compiled {

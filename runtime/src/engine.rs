@@ -16,7 +16,7 @@ use latentc_codegen::memory::{Place, Plan, PlanError};
 use latentc_codegen::program::{Buffer, BufferId, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
 use latentc_ir::{AxisId, DType, Factor, Function, Layout, Size, Weight};
-use latentc_passes::{Graph, Guard};
+use latentc_passes::{Graph, Guard, Pool};
 
 use crate::checkpoint::Checkpoint;
 use crate::compiled::Compiled;
@@ -53,6 +53,10 @@ pub struct Engine<D: Device> {
     weights: BTreeMap<String, Held>,
     /// Caches by their names below their scopes.
     caches: BTreeMap<String, Cache>,
+    /// Pages of the pools, if they are to be another number than what all sequences may fill.
+    pool_pages: Option<usize>,
+    /// Slots of the pools that are there.
+    slots: usize,
     /// Whether the next launch is the first of a run.
     begins: bool,
 }
@@ -169,6 +173,8 @@ impl<D: Device> Engine<D> {
             pages: Vec::new(),
             weights: BTreeMap::new(),
             caches: BTreeMap::new(),
+            pool_pages: None,
+            slots: 0,
             begins: true,
         }
     }
@@ -212,6 +218,21 @@ impl<D: Device> Engine<D> {
             elsewhere: false,
         });
         Ok(self.graphs.len() - 1)
+    }
+
+    /// What caches lie in, if it is pages of a pool.
+    pub fn pool(&self) -> Option<&Pool> {
+        self.graphs.iter().find_map(|g| g.program.pool.as_ref())
+    }
+
+    /// Has pools hold so many pages from the next [`reset`](Engine::reset) on; if none are given, as many as all sequences may fill.
+    pub fn set_pool_pages(&mut self, pages: Option<usize>) {
+        self.pool_pages = pages;
+    }
+
+    /// Pages that pools have room for.
+    pub fn pool_pages(&self) -> usize {
+        self.pool().map_or(0, |pool| self.slots / pool.page as usize)
     }
 
     /// What the programs run on.
@@ -270,6 +291,9 @@ impl<D: Device> Engine<D> {
                 Role::Cache => {
                     let key = scoped(scope, &buffer.name);
                     match self.caches.get(&key) {
+                        Some(cache) if cache.dims != buffer.dims || cache.dtype != buffer.dtype => {
+                            return Err(LoadError::Cache(key));
+                        }
                         Some(cache) => cache.slot,
                         None => {
                             let empty = self.device.alloc(buffer.dtype, 0)?;
@@ -316,7 +340,8 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Makes room in every cache for a batch of sequences of up to `capacity` positions, and forgets what was there. Gives
+    /// Makes room in every cache for a batch of sequences of up to `capacity` positions, and forgets what was there: in pools for as many
+    /// pages as these fill, unless [`set_pool_pages`](Engine::set_pool_pages) said otherwise. Gives
     /// the memory of temporaries back, since the next runs may have other sizes.
     ///
     /// # Errors
@@ -336,8 +361,16 @@ impl<D: Device> Engine<D> {
         mut make: impl FnMut(&mut D, DType, usize) -> Result<D::Buffer, DeviceError>,
     ) -> Result<(), DeviceError> {
         self.pages.clear();
+        let rows = match self.pool() {
+            Some(pool) => {
+                let all = || batch * pool.pages_for(capacity as u64) as usize;
+                self.pool_pages.unwrap_or_else(all) * pool.page as usize
+            }
+            None => capacity,
+        };
+        self.slots = if self.pool().is_some() { rows } else { 0 };
         for cache in self.caches.values() {
-            let mut len = capacity;
+            let mut len = rows;
             for size in &cache.dims[1..] {
                 len *= size.fixed().map_or(batch, |n| n as usize);
             }
@@ -449,6 +482,10 @@ impl<D: Device> Engine<D> {
         let mut sizes = Sizes::of(&loaded.params(), args)?;
         let mut planned: BTreeMap<String, u64> =
             sizes.bound.iter().map(|(s, &n)| (s.clone(), n as u64)).collect();
+        if let Some(pool) = &program.pool {
+            planned.entry(pool.slots.clone()).or_insert(self.slots as u64);
+            sizes.bound.entry(pool.slots.clone()).or_insert(self.slots);
+        }
         for symbol in past_symbols(&program) {
             planned.entry(symbol.clone()).or_insert((past as u64).next_multiple_of(PAST));
             sizes.bound.entry(symbol).or_insert(past);

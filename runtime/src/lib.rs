@@ -10,6 +10,7 @@ pub mod gradient;
 pub mod init;
 pub mod load;
 pub mod optimizer;
+mod pages;
 pub mod places;
 pub mod session;
 pub mod train;

@@ -40,6 +40,11 @@ pub enum LoadError {
     /// The program asks for something impossible of a checkpoint: a fault of the model's definition.
     #[error("the definition's weights make no sense: {0}")]
     Layout(String),
+    /// Graphs that share a cache hold it in two ways.
+    #[error(
+        "the cache `{0}` has another form in a graph that was loaded before; compile both with the same --cache and --cache-page"
+    )]
+    Cache(String),
 }
 
 /// Compares a checkpoint with what a program reads of it.

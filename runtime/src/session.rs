@@ -2,11 +2,13 @@
 
 use latentc_codegen::device::{Data, Device};
 use latentc_passes::Graph;
+use latentc_passes::page::TABLE;
 
 use crate::engine::{Engine, RunError, Value};
+use crate::pages::Pages;
 
 /// Sequences in the caches of an engine. Row `r` of the batch is one sequence; a token's position says where in its sequence it
-/// stands, so rows may be of different lengths.
+/// stands, so rows may be of different lengths. Where caches lie in pages, a row takes pages of the pool as it grows.
 pub struct Session<'e, D: Device> {
     engine: &'e mut Engine<D>,
     batch: usize,
@@ -14,6 +16,7 @@ pub struct Session<'e, D: Device> {
     /// Positions in the caches, of the longest row.
     past: usize,
     vocab: usize,
+    pages: Option<Pages>,
 }
 
 /// Tokens to read: one row per sequence, all rows equally long.
@@ -61,7 +64,39 @@ impl<'e, D: Device> Session<'e, D> {
         });
         let vocab =
             vocab.ok_or_else(|| RunError::Argument("no graph that makes logits was loaded".to_owned()))?;
-        Ok(Session { engine, batch, capacity, past: 0, vocab: vocab as usize })
+        let pool = engine.pool().map(|pool| pool.page as usize);
+        let pages = pool.map(|page| Pages::new(page, engine.pool_pages(), batch));
+        Ok(Session { engine, batch, capacity, past: 0, vocab: vocab as usize, pages })
+    }
+
+    /// Pages that are taken, and all there are; `None` if caches do not lie in pages.
+    pub fn pages(&self) -> Option<(usize, usize)> {
+        self.pages.as_ref().map(|pages| (pages.taken(), pages.all()))
+    }
+
+    /// Ends a row: its pages are free for others, and it begins anew.
+    pub fn end(&mut self, row: usize) {
+        if let Some(pages) = &mut self.pages {
+            pages.end(row);
+        }
+    }
+
+    /// Has one row begin as another does, as far as that has filled whole pages, which both then have and neither may write to. Gives the
+    /// number of positions that are shared; what is behind them the row has to read for itself.
+    ///
+    /// # Errors
+    /// If caches do not lie in pages, or there are no such rows.
+    pub fn fork(&mut self, from: usize, to: usize) -> Result<usize, RunError> {
+        let fail = |why: &str| Err(RunError::Argument(why.to_owned()));
+        if from >= self.batch || to >= self.batch || from == to {
+            return fail(&format!("row {from} cannot be forked to row {to}: there are {} rows", self.batch));
+        }
+        match &mut self.pages {
+            Some(pages) => Ok(pages.fork(from, to)),
+            None => {
+                fail("rows share what they begin with where caches lie in pages: compile with --cache-page")
+            }
+        }
     }
 
     /// Reads tokens and gives the logits after those at the indices `at` of each row (`[batch, rows]`).
@@ -91,6 +126,11 @@ impl<'e, D: Device> Session<'e, D> {
                 self.capacity
             ));
         }
+        if let Some(pages) = &mut self.pages {
+            for (row, positions) in tokens.positions.chunks(tokens.len.max(1)).enumerate() {
+                pages.write(row, positions).map_err(RunError::Argument)?;
+            }
+        }
         let longest = tokens.positions.iter().map(|&p| p as usize + 1).max().unwrap_or(0);
         self.past = self.past.max(longest);
         let program = self.engine.program(graph);
@@ -104,6 +144,10 @@ impl<'e, D: Device> Session<'e, D> {
                 "tok" => Value::i32(tokens.ids.clone(), &[self.batch, tokens.len]),
                 "pos" => Value::i32(tokens.positions.clone(), &[self.batch, tokens.len]),
                 "at" => Value::i32(at.to_vec(), &[self.batch, rows]),
+                TABLE if self.pages.is_some() => {
+                    let (table, width) = self.pages.as_ref().map(|p| p.table(self.past)).unwrap_or_default();
+                    Value::i32(table, &[self.batch, width])
+                }
                 other => return fail(format!("the program wants `{other}`, which a session does not have")),
             });
         }

@@ -13,6 +13,7 @@ use latentc_ir::DType;
 use latentc_passes::{CacheForm, Codes, Graph, Wanted, pipeline};
 use latentc_runtime::engine::Engine;
 use latentc_runtime::eval::{Batch, Reading};
+use latentc_runtime::session::{Session, Tokens};
 use latentc_tests::{Case, cases, max_diff, workspace};
 
 /// How many times its figure in the table the error of all cases may be.
@@ -34,17 +35,23 @@ const FORMS: [(&str, Option<Codes>, bool); 5] = [
 ];
 
 /// The logits of a case read token by token, so that all but those of the first position hang on what is kept.
-fn logits<D: Device>(case: &Case, device: D, cache: Option<CacheForm>) -> Vec<f32> {
-    let mut engine = Engine::new(device);
-    for graph in [Graph::Prefill, Graph::Decode] {
-        let compiled = case.compile(Wanted { graph, cache }, DType::F32, &pipeline());
-        engine.add(&compiled, &case.checkpoint).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    }
+fn logits<D: Device>(case: &Case, device: D, cache: Option<CacheForm>, page: Option<u64>) -> Vec<f32> {
+    let mut engine = loaded(case, device, cache, page);
     let (ids, shape) = case.integers("input_ids").expect("every case has input_ids");
     let mask = case.integers("attention_mask").map(|m| m.0);
     let batch = Batch::new(&ids, mask.as_deref(), shape[0], shape[1]).expect("the case's batch is right");
     let reading = Reading::TokenByToken { prefill: 1 };
     batch.logits(&mut engine, reading).unwrap_or_else(|e| panic!("{}: {e}", case.name)).data
+}
+
+/// Both graphs of a case that serve.
+fn loaded<D: Device>(case: &Case, device: D, cache: Option<CacheForm>, page: Option<u64>) -> Engine<D> {
+    let mut engine = Engine::new(device);
+    for graph in [Graph::Prefill, Graph::Decode] {
+        let compiled = case.compile(Wanted { graph, cache, page }, DType::F32, &pipeline());
+        engine.add(&compiled, &case.checkpoint).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    }
+    engine
 }
 
 fn form(codes: Option<Codes>, rotated_wide: bool) -> Option<CacheForm> {
@@ -81,7 +88,7 @@ fn logits_are_off_by_what_the_table_says() {
     for case in cases() {
         let (want, shape) = case.floats("prefill_logits");
         for ((name, codes, wide), (all_got, all_want)) in FORMS.into_iter().zip(&mut pooled) {
-            let got = logits(&case, Host::new(), form(codes, wide));
+            let got = logits(&case, Host::new(), form(codes, wide), None);
             let (relative, largest) = (relative(&got, &want), max_diff(&got, &want));
             let (other, of) = others(&got, &want, shape[2]);
             let _ = writeln!(
@@ -121,9 +128,93 @@ fn devices_agree_on_what_is_kept() {
                 Err(e) => return eprintln!("SKIPPED: devices_agree_on_what_is_kept: {e}"),
             };
             let form = form(Some(codes), false);
-            let off = max_diff(&logits(case, device, form), &logits(case, Host::new(), form));
+            let off = max_diff(&logits(case, device, form, None), &logits(case, Host::new(), form, None));
             println!("{} {codes}: {off:.1e}", case.name);
             assert!(off <= DEVICES, "{} {codes}: the devices differ by {off:e}", case.name);
         }
+    }
+}
+
+/// The largest difference of logits that are summed in another order.
+const ORDER: f32 = 2e-4;
+
+#[test]
+fn pages_hold_what_one_piece_holds() {
+    for case in cases() {
+        let want = logits(&case, Host::new(), None, None);
+        // Pages that the host reads in tiles, and smaller ones.
+        for page in [4, 16] {
+            let off = max_diff(&logits(&case, Host::new(), None, Some(page)), &want);
+            assert!(off <= ORDER, "{} in pages of {page}: {off:e}", case.name);
+        }
+        let form = form(Some(Codes::Int8), false);
+        let off =
+            max_diff(&logits(&case, Host::new(), form, Some(16)), &logits(&case, Host::new(), form, None));
+        assert!(off <= DEVICES, "{} in pages, in int8: {off:e}", case.name);
+    }
+}
+
+#[test]
+fn pages_on_a_device() {
+    let case = &cases()[0];
+    let device = match WgpuDevice::open() {
+        Ok(device) => device,
+        Err(e) => return eprintln!("SKIPPED: pages_on_a_device: {e}"),
+    };
+    let off = max_diff(&logits(case, device, None, Some(8)), &logits(case, Host::new(), None, None));
+    assert!(off <= DEVICES, "{off:e}");
+}
+
+#[test]
+fn sequences_take_pages_as_they_grow_and_share_what_they_begin_with() {
+    let case = &cases()[0];
+    let text: Vec<i32> = (0..12).map(|p| p * 37 % 101).collect();
+    let one = |ids: &[i32], at: usize| Tokens { ids: ids.to_vec(), positions: vec![at as i32], len: 1 };
+    // What each token is followed by, in a cache of one piece.
+    let mut engine = loaded(case, Host::new(), None, None);
+    let mut alone = Session::new(&mut engine, 1, 12).expect("room");
+    let want: Vec<Vec<f32>> = (0..12)
+        .map(|at| alone.read(Graph::Decode, &one(&text[at..][..1], at), &[0], 1).expect("it runs").data)
+        .collect();
+
+    let mut engine = loaded(case, Host::new(), None, Some(2));
+    engine.set_pool_pages(Some(8));
+    let mut session =
+        Session::new(&mut engine, 2, 100).expect("room for what is filled, not for what may be");
+    assert_eq!(session.pages(), Some((0, 8)));
+    // The second row begins with something else, of which nothing is left.
+    let ids: Vec<i32> = text[..6].iter().copied().chain([5, 4, 3, 2, 1, 0]).collect();
+    let positions = (0..6).chain(0..6).collect();
+    session.read(Graph::Prefill, &Tokens { ids, positions, len: 6 }, &[5, 5], 1).expect("it runs");
+    assert_eq!(session.pages(), Some((6, 8)));
+    assert_eq!(session.fork(0, 1).expect("there are pages"), 4);
+    assert_eq!(session.pages(), Some((3, 8)));
+    // The rows stand at different places: the second has yet to read what it does not share.
+    for at in 4..8 {
+        let ids = vec![text[at + 2], text[at]];
+        let tokens = Tokens { ids, positions: vec![at as i32 + 2, at as i32], len: 1 };
+        let got = session.read(Graph::Decode, &tokens, &[0, 0], 1).expect("it runs");
+        for (row, at) in [(0, at + 2), (1, at)] {
+            let off = max_diff(got.row(row, 0), &want[at]);
+            assert!(off <= ORDER, "row {row} at {at}: {off:e}");
+        }
+    }
+    // Two pages of both, three of the first, two of the second.
+    assert_eq!(session.pages(), Some((7, 8)));
+    let tokens = |at| Tokens { ids: vec![1, 1], positions: vec![at, at], len: 1 };
+    let shared = session.read(Graph::Decode, &tokens(1), &[0, 0], 1).expect_err("both rows have that page");
+    assert!(shared.to_string().contains("another sequence has"), "{shared}");
+    let full = session.read(Graph::Decode, &tokens(11), &[0, 0], 1).expect_err("there are not so many pages");
+    assert!(
+        full.to_string().contains("the pool has 8 pages of 2 positions")
+            && full.to_string().contains("--cache-pool")
+    );
+    // What was given back is used again: a row that ended begins anew beside one that goes on.
+    session.end(0);
+    let tokens = Tokens { ids: vec![text[0], text[8]], positions: vec![0, 8], len: 1 };
+    let got = session.read(Graph::Decode, &tokens, &[0, 0], 1).expect("there are pages again");
+    for (row, at) in [(0, 0), (1, 8)] {
+        let off = max_diff(got.row(row, 0), &want[at]);
+        assert!(off <= ORDER, "row {row} at {at}: {off:e}");
     }
 }

@@ -67,7 +67,7 @@ fn passes_can_be_left_out() {
     let refused = crate::latentc(["dump", "deepseek-v2", "--skip", "derive"]);
     says(
         &String::from_utf8_lossy(&refused.stderr),
-        &["invalid value 'derive'", "place_cache, quantise, simplify"],
+        &["invalid value 'derive'", "place_cache, quantise, page, simplify"],
     );
 
     let folder = scratch();

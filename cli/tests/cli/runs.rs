@@ -35,6 +35,8 @@ fn greedy_tokens_are_the_references() {
             assert!(report["prefill_s"].as_f64().is_some_and(|s| s > 0.0));
             assert!(report["decode_tokens_per_s"].as_f64().is_some_and(|s| s > 0.0));
             assert_eq!(ok(&line, &[&case]), joined(want, " ") + "\n", "{name}, row {r}");
+            let paged = format!("{line} --cache-page 8");
+            assert_eq!(ok(&paged, &[&case]), joined(want, " ") + "\n", "{name}, row {r}, in pages");
         }
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use latentc_ir::{AxisId, Binary, DType, Function, Inst, Op, SplitMix, Tensor, ValueId};
 
+use latentc_passes::page::Slots;
+
 use super::{given, interpreter, no_weights};
 use crate::program::Kernel;
 
@@ -18,6 +20,10 @@ enum Use {
     Index(AxisId),
     /// They say where rows along the first axis go along the second.
     Place(AxisId, AxisId),
+    /// The same, where a table of pages, so long along the second axis, says where these lie.
+    Paged(AxisId, AxisId, usize),
+    /// They are pages of so many places along an axis, each another one.
+    Table(AxisId, usize),
 }
 
 /// One random argument per parameter, for these run-time sizes.
@@ -44,13 +50,21 @@ pub fn random_inputs(kernel: &Kernel, sizes: &[usize], seed: u64) -> Vec<Tensor>
             Use::Index(axis) => {
                 t.data.iter_mut().for_each(|x| *x = rng.below(extent(axis) as u64) as f64);
             }
-            Use::Place(from, to) => {
+            Use::Table(axis, page) => {
+                let mut pages: Vec<usize> = (0..extent(axis) / page).collect();
+                for n in (1..pages.len()).rev() {
+                    pages.swap(n, rng.below(n as u64 + 1) as usize);
+                }
+                t.data.iter_mut().zip(pages).for_each(|(x, page)| *x = page as f64);
+            }
+            Use::Place(from, to) | Use::Paged(from, to, _) => {
                 let step: usize = match ty.position(from) {
                     Some(n) => t.shape[n + 1..].iter().product(),
                     None => 1,
                 };
                 let rows = if ty.has(from) { extent(from) } else { 1 };
-                let room = (extent(to) + 1).saturating_sub(rows) as u64;
+                let each = if let Use::Paged(.., page) = uses[param.0 as usize] { page } else { 1 };
+                let room = (extent(to) * each + 1).saturating_sub(rows) as u64;
                 let first = rng.below(room) as usize;
                 for (n, x) in t.data.iter_mut().enumerate() {
                     *x = (first + n / step.max(1) % rows.max(1)) as f64;
@@ -129,7 +143,12 @@ fn uses(body: &Function) -> Vec<Use> {
             Op::Rename { from, to } => {
                 let before = match here {
                     Use::Place(rows, along) if rows == *to => Use::Place(*from, along),
-                    Use::Number | Use::Word | Use::Index(_) | Use::Place(..) => here,
+                    Use::Number
+                    | Use::Word
+                    | Use::Index(_)
+                    | Use::Place(..)
+                    | Use::Paged(..)
+                    | Use::Table(..) => here,
                 };
                 pass_on(inst, before, &mut uses);
             }
@@ -154,6 +173,13 @@ fn uses(body: &Function) -> Vec<Use> {
             | Op::Softmax { .. }
             | Op::RmsNorm { .. }
             | Op::Call { .. } => {}
+        }
+    }
+    for (inst, axis, slots) in Slots::all(body) {
+        let page = slots.page as usize;
+        uses[slots.table.0 as usize] = Use::Table(axis, page);
+        if let Op::Append { from, .. } = inst.op {
+            uses[slots.positions.0 as usize] = Use::Paged(from, slots.pages, page);
         }
     }
     uses

@@ -10,6 +10,7 @@ mod shrink;
 
 use latentc_ir::interp::Caches;
 use latentc_ir::{AxisId, Function, Interpreter, Module, Op, Precision, Size, Tensor, Weight};
+use latentc_passes::page::Slots;
 use serde::Serialize;
 
 use crate::cube::LaunchShape;
@@ -215,8 +216,28 @@ fn work(kernel: &Kernel, sizes: &[usize]) -> u64 {
     most.max(units.saturating_mul(8.max(2 * depth)))
 }
 
-/// Makes each cache longer than what is appended to it.
+/// Makes each cache longer than what is appended to it, and each pool as long as the pages in its table.
 fn make_room(kernel: &Kernel, symbols: &[&str], sizes: &mut [usize]) {
+    let number = |axis: AxisId| match &kernel.body.axis(axis).size {
+        Size::Sym(s) => symbols.iter().position(|x| x == s),
+        Size::Fixed(_) => None,
+    };
+    let body = &kernel.body;
+    for (inst, pool, slots) in Slots::all(body) {
+        let page = slots.page as usize;
+        let rows = match (&inst.op, &body.ty(slots.positions).axes[..]) {
+            (Op::Append { from, .. }, _) => kernel.extents(sizes)[from.0 as usize] + 1,
+            (_, axes) => axes.iter().map(|a| kernel.extents(sizes)[a.0 as usize]).max().unwrap_or(1),
+        };
+        if let Some(n) = number(slots.pages) {
+            sizes[n] = sizes[n].max(rows.div_ceil(page));
+        }
+        let extents = kernel.extents(sizes);
+        let pages: usize = body.ty(slots.table).axes.iter().map(|a| extents[a.0 as usize]).product();
+        if let Some(n) = number(pool) {
+            sizes[n] = sizes[n].max((pages + 1) * page);
+        }
+    }
     for inst in &kernel.body.body {
         let Op::Append { from, to } = inst.op else { continue };
         let rows = kernel.extents(sizes)[from.0 as usize];

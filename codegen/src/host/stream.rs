@@ -1,5 +1,7 @@
 //! Streamed folds on the CPU: tiles of rows by streamed positions, all products of a tile as [`multiply`] does them.
 //!
+//! What lies in pages of a pool is read there, page by page: a tile has positions of one page.
+//!
 //! Leaves that are no views of a parameter are computed whole, once a launch. What lies above them, up to the scores, is computed
 //! tile by tile and gone with it. Threads share out batch and rows; if there are fewer of these than threads, also the
 //! streamed axis, whose parts are merged in order.
@@ -21,7 +23,7 @@ use super::{Buffer, Shared, View, ViewMut};
 use crate::device::DeviceError;
 use crate::map::strides;
 use crate::program::{Kernel, KernelKind};
-use crate::stream::{Monoid, StreamPlan, cone, defined, is_elementwise};
+use crate::stream::{Monoid, Read, StreamPlan, cone, defined, is_elementwise};
 
 /// Rows of a tile, at most.
 const ROWS: usize = 128;
@@ -55,7 +57,7 @@ pub(super) fn run(
     if units < threads {
         // Each thread has a tile at least, as in decode, where few rows would fill one with all positions.
         let most = positions.div_ceil(threads.div_ceil(units));
-        s.positions = s.positions.min(most.max(POSITIONS));
+        s.positions = s.fit(most.max(POSITIONS));
     }
     let tiles = positions.div_ceil(s.positions);
     if batch * rows * positions * columns < SMALL {
@@ -137,6 +139,32 @@ struct Leaf<'a> {
     offset: usize,
     axes: Vec<AxisId>,
     steps: Vec<usize>,
+    /// Where positions of the streamed axis lie, if it is not one behind the other.
+    pages: Option<Pages<'a>>,
+}
+
+/// The table of pages that a leaf lies in.
+#[derive(Clone)]
+struct Pages<'a> {
+    table: &'a [i32],
+    axes: Vec<AxisId>,
+    steps: Vec<usize>,
+    /// The step from one page to the next.
+    next: usize,
+    /// The streamed axis.
+    along: AxisId,
+    /// Positions of a page.
+    page: usize,
+}
+
+impl Pages<'_> {
+    /// The slot of the first position of a tile.
+    fn slot(&self, from: &[usize]) -> usize {
+        let position = from[self.along.0 as usize];
+        let of_sequence = self.axes.iter().zip(&self.steps).map(|(a, step)| from[a.0 as usize] * step);
+        let place = self.table[of_sequence.sum::<usize>() + position / self.page * self.next];
+        place as usize * self.page + position % self.page
+    }
 }
 
 enum Held<'a> {
@@ -160,6 +188,8 @@ struct Stream<'a> {
     rows: Vec<(usize, usize)>,
     /// Positions of a tile.
     positions: usize,
+    /// Positions of a page, if leaves lie in pages: each tile is in one.
+    page: Option<usize>,
     out: Out,
 }
 
@@ -201,7 +231,8 @@ impl<'a> Stream<'a> {
             scores,
             epilogue,
             rows: Vec::new(),
-            positions: 0,
+            positions: usize::MAX,
+            page: None,
             out,
         };
         let used = [&s.mask, &s.scores, &s.epilogue].into_iter().flatten().flat_map(|i| &i.args);
@@ -213,7 +244,9 @@ impl<'a> Stream<'a> {
         let leaves: Vec<_> = used.copied().chain(roots.into_iter().flatten()).filter(|&v| !made(v)).collect();
         for v in leaves {
             if s.leaves[v.0 as usize].is_none() {
-                s.leaves[v.0 as usize] = Some(leaf(kernel, inputs, extents, v)?);
+                let leaf = leaf((kernel, &s.plan), inputs, extents, v)?;
+                s.page = leaf.pages.as_ref().map(|p| p.page).or(s.page);
+                s.leaves[v.0 as usize] = Some(leaf);
             }
         }
         let mut left = ROWS;
@@ -225,8 +258,17 @@ impl<'a> Stream<'a> {
             left = if tiles > 1 { 1 } else { left / each };
         }
         let rows: usize = s.rows.iter().map(|r| r.0).product();
-        s.positions = (SCORES / rows).max(POSITIONS);
+        s.positions = s.fit((SCORES / rows).max(POSITIONS));
         Ok(s)
+    }
+
+    /// Positions of a tile, no more than before: as many as wanted, or as pages have some of each.
+    fn fit(&self, wanted: usize) -> usize {
+        let wanted = wanted.min(self.positions);
+        match self.page {
+            Some(page) => page.min(1 << wanted.max(1).ilog2()),
+            None => wanted,
+        }
     }
 
     /// The tile of a unit, with all of the streamed axis.
@@ -318,7 +360,12 @@ impl<'a> Stream<'a> {
                 Held::View(view) => *view,
                 Held::Own(buffer) => buffer.view(),
             };
-            let at = leaf.axes.iter().zip(&leaf.steps).map(|(a, s)| t.from[a.0 as usize] * s).sum::<usize>();
+            let along = leaf.pages.as_ref().map(|pages| (pages.along, pages.slot(&t.from)));
+            let first = |a: &AxisId| match along {
+                Some((along, slot)) if along == *a => slot,
+                Some(_) | None => t.from[a.0 as usize],
+            };
+            let at = leaf.axes.iter().zip(&leaf.steps).map(|(a, s)| first(a) * s).sum::<usize>();
             return (tail(Some(view), leaf.offset + at), &leaf.axes, Cow::Borrowed(&leaf.steps));
         }
         let axes = &self.body.ty(v).axes;
@@ -440,7 +487,7 @@ impl<'a> Stream<'a> {
 
 /// A leaf: a parameter, a view of a leaf, or computed as a map kernel would.
 fn leaf<'a>(
-    kernel: &Kernel,
+    (kernel, plan): (&Kernel, &StreamPlan),
     inputs: &[Option<View<'a>>],
     extents: &[usize],
     v: ValueId,
@@ -451,9 +498,12 @@ fn leaf<'a>(
     let Some(inst) = defined(body, v) else {
         let input = body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
         let view = input.ok_or_else(|| fail(kernel, "an input is missing"))?;
-        return Ok(Leaf { data: Held::View(view), offset: 0, axes, steps });
+        return Ok(Leaf { data: Held::View(view), offset: 0, axes, steps, pages: None });
     };
-    let below = || leaf(kernel, inputs, extents, inst.args[0]);
+    let below = || leaf((kernel, plan), inputs, extents, inst.args[0]);
+    if let Some(leaf) = paged((kernel, plan), inputs, extents, inst)? {
+        return Ok(leaf);
+    }
     let renamed = |mut leaf: Leaf<'a>, from: AxisId, to: AxisId| {
         leaf.axes.iter_mut().filter(|a| **a == from).for_each(|a| *a = to);
         leaf
@@ -482,5 +532,49 @@ fn leaf<'a>(
     let part = Kernel { name: kernel.name.clone(), kind: KernelKind::Map, body: part };
     let output = data.view_mut().ok_or_else(|| fail(kernel, "memory of its own is not its own"))?;
     map::run(&part, inputs, output, extents)?;
-    Ok(Leaf { data: Held::Own(data), offset: 0, axes, steps })
+    Ok(Leaf { data: Held::Own(data), offset: 0, axes, steps, pages: None })
+}
+
+/// Pages of fewer positions are not worth a tile each.
+const PAGE: usize = 16;
+
+/// A leaf that lies in pages of a pool that is a parameter: each tile of it is in one.
+fn paged<'a>(
+    (kernel, plan): (&Kernel, &StreamPlan),
+    inputs: &[Option<View<'a>>],
+    extents: &[usize],
+    inst: &Inst,
+) -> Result<Option<Leaf<'a>>, DeviceError> {
+    let body = &kernel.body;
+    let Some(Read { pool, slot, slots, along }) = Read::of(body, inst) else { return Ok(None) };
+    let of_table = &body.ty(slots.table).axes;
+    let sequences: Vec<_> = of_table.iter().copied().filter(|a| *a != slots.pages).collect();
+    let page = slots.page as usize;
+    if along != plan.along || page < PAGE || !sequences.iter().all(|a| plan.batch.contains(a)) {
+        return Ok(None);
+    }
+    let input = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
+    let (Some(view), Some(View::I(table))) = (input(pool), input(slots.table)) else { return Ok(None) };
+    let extent = |a: AxisId| extents[a.0 as usize];
+    let (positions, there) = (extent(along), extent(slots.pages) * page);
+    if positions > there {
+        return Err(fail(
+            kernel,
+            &format!("{positions} positions are read, the table has pages for {there}"),
+        ));
+    }
+    let count: usize = of_table.iter().map(|&a| extent(a)).product();
+    let places = extent(slot) / page;
+    if let Some(&place) =
+        table[..count].iter().find(|&&place| usize::try_from(place).is_ok_and(|n| n >= places) || place < 0)
+    {
+        return Err(DeviceError::Index { kernel: kernel.name.clone(), index: place.into(), size: places });
+    }
+    let axes = body.ty(pool).axes.clone();
+    let steps = strides(&axes, extents);
+    let axes = axes.into_iter().map(|a| if a == slot { along } else { a }).collect();
+    let next = step(slots.pages, of_table, &strides(of_table, extents));
+    let of_sequence = sequences.iter().map(|&a| step(a, of_table, &strides(of_table, extents))).collect();
+    let pages = Pages { table, axes: sequences, steps: of_sequence, next, along, page };
+    Ok(Some(Leaf { data: Held::View(view), offset: 0, axes, steps, pages: Some(pages) }))
 }

@@ -29,6 +29,81 @@ pub(crate) fn latent(name: &str, dtype: &str, [i, c, r]: [u64; 3]) -> Kernel {
     )
 }
 
+/// Where positions lie in a pool of pages, by the table `table: i32[b, w]`.
+fn slots(positions: &str, axes: &str, page: u64) -> String {
+    format!(
+        "size: i32 = const {page}\nnumber: i32[{axes}] = div {positions}, size\n\
+         place: i32[b, {axes}] = gather table, number along w\nfirst: i32[b, {axes}] = mul place, size\n\
+         before: i32[{axes}] = mul number, size\nwithin: i32[{axes}] = sub {positions}, before\n\
+         slot: i32[b, {axes}] = add first, within\n"
+    )
+    .replace("i32[b, b, t]", "i32[b, t]")
+}
+
+/// The same over a cache in pages. Run-time sizes: those that [`pages`] gives.
+pub(crate) fn paged(name: &str, dtype: &str, [i, c, r]: [u64; 3], page: u64) -> Kernel {
+    let slots = slots("at", "s", page);
+    stream(
+        name,
+        &format!(
+            "axes b=n0, t=n1, i={i}, c={c}, r={r}, s=n2, u=n3, w=n4\n\
+             param q: {dtype}[b, t, i, c]\nparam qr: {dtype}[b, t, i, r]\nparam kvs: {dtype}[u, c]\n\
+             param krs: {dtype}[u, r]\nparam pos: i32[b, t]\nparam table: i32[b, w]\n\
+             at: i32[s] = position of s\n{slots}\
+             kv: {dtype}[s, b, c] = gather kvs, slot along u\nkr: {dtype}[s, b, r] = gather krs, slot along u\n\
+             seen: bool[s, b, t] = le at, pos\n\
+             zc: f32[b, t, i, s] = contract q, kv over c\nzr: f32[b, t, i, s] = contract qr, kr over r\n\
+             z: f32[b, t, i, s] = add zc, zr\nscale: f32 = const 0.125\nx: f32[b, t, i, s] = mul z, scale\n\
+             least: f32 = const -inf\nm: f32[b, t, i, s] = select seen, x, least\n\
+             p: {dtype}[b, t, i, s] = softmax m over s\ny: {dtype}[b, t, i, c] = contract p, kv over s\nreturn y"
+        ),
+    )
+}
+
+/// Attention of heads over keys and values in pages, whose tokens count from 0. Run-time sizes: those that [`pages`] gives.
+pub(crate) fn paged_heads(name: &str, dtype: &str, [i, k, v]: [u64; 3], page: u64) -> Kernel {
+    let slots = slots("at", "s", page);
+    stream(
+        name,
+        &format!(
+            "axes b=n0, t=n1, i={i}, v={v}, s=n2, k={k}, u=n3, w=n4\n\
+             param q: {dtype}[b, t, i, k]\nparam keys: {dtype}[u, i, k]\nparam values: {dtype}[u, i, v]\n\
+             param table: i32[b, w]\nto: i32[t] = position of t\nat: i32[s] = position of s\n{slots}\
+             key: {dtype}[s, b, i, k] = gather keys, slot along u\nvalue: {dtype}[s, b, i, v] = gather values, slot along u\n\
+             seen: bool[t, s] = le at, to\n\
+             z: f32[b, t, i, s] = contract q, key over k\nscale: f32 = const 0.125\nx: f32[b, t, i, s] = mul z, scale\n\
+             least: f32 = const -inf\nm: f32[b, t, i, s] = select seen, x, least\n\
+             w1: f32[b, t, i, s] = softmax m over s\np: {dtype}[b, t, i, s] = cast w1\n\
+             y: {dtype}[b, t, i, v] = contract p, value over s\nreturn y"
+        ),
+    )
+}
+
+/// What a product makes of tokens, put where a table of pages says. Run-time sizes: batch, tokens, slots, pages.
+pub(crate) fn put(name: &str, dtype: &str, [c, d]: [u64; 2], page: u64) -> Kernel {
+    let mut kernel = stream(
+        name,
+        &format!(
+            "axes b=n0, t=n1, c={c}, d={d}, u=n2, w=n3\nparam x: {dtype}[b, t, d]\nparam m: {dtype}[c, d]\n\
+             param pos: i32[b, t]\nparam table: i32[b, w]\ncache pool: {dtype}[u, c]\n{}\
+             y: {dtype}[b, t, c] = contract m, x over d\nz: {dtype}[u, c] = append pool, y, slot from t to u\nreturn z",
+            slots("pos", "b, t", page)
+        ),
+    );
+    // Of a kernel, what is appended to is the first parameter.
+    let cache = kernel.body.caches.remove(0);
+    kernel.body.params.insert(0, cache);
+    kernel.kind = KernelKind::of(&kernel.body);
+    kernel
+}
+
+/// Sizes of kernels over so many sequences, tokens and positions in pages: those, slots of the pool and pages of the table. More than
+/// are needed.
+pub(crate) fn pages([b, t, s]: [usize; 3], page: u64) -> Vec<usize> {
+    let pages = s.div_ceil(page as usize) + 1;
+    vec![b, t, s, (b * pages + 1) * page as usize, pages]
+}
+
 /// Attention of as many heads of queries as of keys, causal by the positions in the sequence. Run-time sizes: batch, tokens, positions.
 pub(crate) fn causal(name: &str, dtype: &str, [i, k, v]: [u64; 3]) -> Kernel {
     stream(

@@ -9,7 +9,7 @@ use crate::bench::{
     agree, cuda, cuda_text, device, inputs, means_the_same, means_the_same_on_wgpu, tolerance,
 };
 use crate::stream_matrix::right;
-use crate::streams::{arb_case, arb_fold, backward, causal, latent, stream};
+use crate::streams::{arb_case, arb_fold, backward, causal, latent, paged, pages, put, stream};
 
 #[test]
 fn latents_that_are_keys_and_values() {
@@ -20,6 +20,20 @@ fn latents_that_are_keys_and_values() {
     // Columns beyond one cube.
     agree(&latent("wide", "f32", [3, 530, 16]), &[&[1, 2, 40], &[1, 1, 290]]);
     agree(&latent("narrow", "bf16", [3, 40, 8]), &[&[1, 2, 40]]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3, ..ProptestConfig::default() })]
+    #[test]
+    fn pages_in_any_order(
+        [b, t, s] in [1usize..4, 1usize..6, 1usize..150],
+        page in prop::sample::select(vec![2u64, 16, 64]),
+        width in 1u64..20,
+    ) {
+        within_bounds(&paged("paged", "f32", [3, width, 5], page), &pages([b, t, s], page));
+        let sizes = pages([b, t, t], page);
+        within_bounds(&put("put", "f32", [width, 7], page), &[b, t, sizes[3], sizes[4]]);
+    }
 }
 
 #[test]

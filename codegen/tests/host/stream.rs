@@ -1,5 +1,6 @@
 //! Streams against the interpreter.
 
+use latentc_codegen::host::Host;
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_codegen::schedule::schedule;
 use latentc_codegen::stream::StreamPlan;
@@ -7,7 +8,7 @@ use latentc_ir::Module;
 use latentc_passes::{Context, Graph};
 use proptest::prelude::*;
 
-use crate::streams::{arb_case, arb_fold, backward, causal, latent, stream};
+use crate::streams::{arb_case, arb_fold, backward, causal, latent, paged, paged_heads, pages, put, stream};
 use crate::{check, check_at, prepare};
 
 proptest! {
@@ -29,6 +30,37 @@ proptest! {
     ) {
         check_at(&case.kernel(), &[sizes.0, sizes.1, sizes.2], seed)?;
     }
+
+    /// Of sizes that tiles are cut from, and of smaller ones.
+    #[test]
+    fn pages_in_any_order(
+        [b, t, s] in [1usize..4, 1usize..9, 1usize..300],
+        page in prop::sample::select(vec![2u64, 16, 64, 256]),
+        seed: u64,
+    ) {
+        let mut host = Host::new();
+        let mut right = |kernel: &Kernel, sizes: &[usize]| {
+            let outcome = latentc_codegen::check::check(&mut host, kernel, sizes, seed).expect("it runs");
+            prop_assert!(outcome.passes(), "{outcome:?}");
+            Ok(())
+        };
+        right(&paged("paged", "f32", [4, 8, 4], page), &pages([b, t, s], page))?;
+        right(&paged_heads("heads", "f32", [3, 6, 5], page), &pages([b, s, s], page))?;
+        let sizes = pages([b, t, t], page);
+        right(&put("put", "f32", [7, 5], page), &[b, t, sizes[3], sizes[4]])?;
+    }
+}
+
+#[test]
+fn a_table_that_names_no_page_of_the_pool_is_an_error() {
+    let kernel = paged("paged", "f32", [4, 8, 4], 16);
+    let sizes = pages([2, 1, 40], 16);
+    let mut args = latentc_codegen::check::random_inputs(&kernel, &sizes, 1);
+    let table = args.last_mut().expect("it has a table");
+    table.data[1] = (sizes[3] / 16) as f64;
+    let said = latentc_codegen::check::launch(&mut Host::new(), &kernel, &args, &sizes)
+        .expect_err("there is no such page");
+    assert!(said.to_string().contains("index 9 is outside of an axis of size 9"), "{said}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use latentc_ir::{
 };
 
 use super::{Numbers, close};
+use crate::Pool;
 
 /// Tokens of the steps of a program with caches: a prompt, and what is said to it.
 const STEPS: [usize; 3] = [3, 1, 1];
@@ -23,6 +24,8 @@ pub(super) struct Instance {
     given: usize,
     /// What each parameter is, if it is an integer.
     roles: Vec<Role>,
+    /// The pools of the later stage: their table is a parameter, too.
+    pool: Option<Pool>,
 }
 
 /// Tokens that are read at once.
@@ -134,7 +137,7 @@ fn defines(module: &Module) -> bool {
 impl Instance {
     /// For two stages of one program, the earlier one first.
     pub(super) fn new(before: &Module, after: &Module, seed: u64, numbers: Numbers) -> Instance {
-        let sizes = Sizes::of([before, after], seed);
+        let mut sizes = Sizes::of([before, after], seed);
         let entry = |m: &Module| roles(m, &sizes.tokens).remove(&m.entry).unwrap_or_default();
         let roles: Vec<_> = entry(before);
         let given = roles.len();
@@ -147,7 +150,22 @@ impl Instance {
         });
         let whole = vec![Step { start: 0, new: total }];
         let steps = if sizes.past.is_empty() || defines(after) { whole.clone() } else { steps.to_vec() };
-        let mut instance = Instance { seed, numbers, sizes, steps, given, roles };
+        let pool = Pool::of(after);
+        if let Some(pool) = &pool {
+            // Pages for all that is read, one more of each sequence, and as many that nobody has.
+            let pages = pool.pages_for(total as u64) as usize + 1;
+            let entry = after.entry();
+            let beside =
+                entry.iter().flat_map(|f| f.params.iter().filter_map(|&p| pool.sequences(f, f.ty(p))));
+            let of_table = beside.flatten().map(|size| match size {
+                Size::Fixed(n) => n as usize,
+                Size::Sym(s) => sizes.others.get(&s).copied().unwrap_or(1),
+            });
+            let sequences = of_table.product::<usize>();
+            sizes.others.insert(pool.pages.clone(), pages);
+            sizes.others.insert(pool.slots.clone(), 2 * sequences * pages * pool.page as usize);
+        }
+        let mut instance = Instance { seed, numbers, sizes, steps, given, roles, pool };
         // What a token's results are must not depend on later ones. If it does, the steps mean something else, and only a
         // whole sequence means the same. The first token of a sequence is that of its first step only.
         let first = instance.roles.contains(&Role::First);
@@ -258,9 +276,27 @@ impl Instance {
         bound.run(&args, &mut Stored { seed: self.seed, numbers: self.numbers }, caches)
     }
 
+    /// The table of pages, if a parameter of this type is it: pages of all sequences in any order, each of one of them.
+    fn table(&self, f: &Function, ty: &Type) -> Option<Tensor> {
+        let pool = self.pool.as_ref()?;
+        pool.sequences(f, ty)?;
+        let extent = |a: &AxisId| match &f.axis(*a).size {
+            Size::Fixed(n) => *n as usize,
+            Size::Sym(s) => self.sizes.others.get(s).copied().unwrap_or(1),
+        };
+        let shape: Vec<_> = ty.axes.iter().map(extent).collect();
+        let pages = self.sizes.others.get(&pool.slots).map_or(1, |slots| slots / pool.page as usize);
+        let places = shuffled(pages, self.seed);
+        let data = places.into_iter().cycle().take(shape.iter().product()).map(|n| n as f64).collect();
+        Some(Tensor { dtype: ty.dtype, shape, data })
+    }
+
     /// The parameter with that number, at the tokens of `shown`; indices of tokens point at those of `step`.
     fn argument(&self, f: &Function, n: usize, param: ValueId, shown: Step, step: Step) -> Tensor {
         let ty = f.ty(param);
+        if let Some(table) = self.table(f, ty) {
+            return table;
+        }
         let role =
             if n >= self.given { Role::Position } else { self.roles.get(n).copied().unwrap_or(Role::Any) };
         // Of each axis: where in the whole sequence it begins, how much of it is here, and how much there is.
@@ -314,6 +350,13 @@ fn number(ty: &Type, chance: u64, numbers: Numbers) -> f64 {
             Numbers::Reals => (chance >> 11) as f64 / (1u64 << 52) as f64 - 1.0,
         },
     }
+}
+
+/// So many numbers from 0 on, in an order that the seed chooses.
+fn shuffled(n: usize, seed: u64) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..n).collect();
+    all.sort_by_key(|&i| SplitMix::mix(seed ^ (i as u64 + 1)));
+    all
 }
 
 /// A part of a tensor along one axis.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use latentc_codegen::program::Program;
 use latentc_ir::{DType, Function, Module, Op, Size, SplitMix, ValueId};
+use latentc_passes::page::TABLE;
 
 use super::{BenchError, Shape};
 use crate::engine::Value;
@@ -43,6 +44,11 @@ impl Arguments {
         let count = shape.batch * shape.tokens;
         let mut tokens = || (0..count).map(|_| rng.below(vocab as u64) as i32).collect::<Vec<_>>();
         let first = shape.context - shape.tokens;
+        // Pages of all sequences, in any order.
+        let pages = program.pool.as_ref().map_or(0, |pool| pool.pages_for(shape.context as u64) as usize);
+        let mut table: Vec<i32> = (0..(shape.batch * pages) as i32).collect();
+        let mut order = SplitMix(seed ^ 1);
+        table.sort_by_cached_key(|_| order.next_u64());
         let entry = program.routine(&program.entry);
         let names = entry.iter().flat_map(|e| e.params.iter().map(|&p| e.buffer(p).name.clone()));
         let value = |name: String| {
@@ -54,6 +60,7 @@ impl Arguments {
                 }
                 // The logits of the last one are wanted.
                 "at" => Value::i32(vec![shape.tokens as i32 - 1; shape.batch], &[shape.batch, 1]),
+                TABLE => Value::i32(table.clone(), &[shape.batch, pages]),
                 "weight" => Value::f32(vec![1.0; count], &all),
                 _ => return Err(BenchError::Argument(name)),
             })

@@ -196,7 +196,7 @@ pub enum BenchError {
     Run(#[from] RunError),
     /// It wants arguments that no model has.
     #[error(
-        "the program takes `{0}`, which bench has no values for; it knows tok, pos, at, target and weight"
+        "the program takes `{0}`, which bench has no values for; it knows tok, pos, at, table, target and weight"
     )]
     Argument(String),
     /// A module that remembers.

@@ -13,8 +13,11 @@ pub(super) struct Extent<'v> {
     pub(super) len: usize,
 }
 
-/// The sizes of the past: those that caches grow by.
+/// The sizes of the past: those that caches grow by, or that are read of pools.
 pub(super) fn past_symbols(program: &Program) -> Vec<String> {
+    if let Some(pool) = &program.pool {
+        return pool.past.iter().cloned().collect();
+    }
     let caches = program.routines.iter().flat_map(|r| &r.buffers).filter(|b| b.role == Role::Cache);
     caches.filter_map(|b| b.dims.first()).filter(|d| d.fixed().is_none()).map(Size::to_string).collect()
 }
