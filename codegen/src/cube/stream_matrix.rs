@@ -4,7 +4,7 @@
 //! what the plan calls *m*: tokens of a head, or tokens and heads, where these share keys. The operands of the rows lie in shared memory
 //! from the start; of each block of positions, keys and values are brought there. Where they lie in memory in packs of 16 bytes, they are
 //! copied past the registers, into one of two stages, while the block before is worked on; where they are expressions, they are decoded
-//! on the way. Values that are the keys of a product lie there once.
+//! on the way. Values that are the keys of a product lie there once. Of a line that lies in a page of a pool, a table is asked where that is.
 //!
 //! Planes that have the same rows share out the block's positions for the scores and the columns for the sums: scores then pass
 //! through shared memory, as f32. Each plane turns those of its rows into weights (a unit has two rows, four units a row), rounds them to
@@ -33,7 +33,7 @@ use super::fragment::{PACK, Plane, in_packs};
 use super::split::{HALF, SHARED};
 use super::stream::{Scores, Span, Walk, products};
 use super::warpgroup;
-use crate::stream::{Monoid, StreamPlan, cone, defined, is_elementwise};
+use crate::stream::{Monoid, Read, StreamPlan, cone, defined, is_elementwise};
 
 /// Sums and weights that a unit has in registers, at most, where planes multiply in groups.
 const REGISTERS: u32 = 160;
@@ -419,7 +419,13 @@ fn in_sections(
     (e.add(first, index), tile)
 }
 
-/// Whether numbers of these axes that lie in one pack of 8 lie in one of a parameter.
+/// Whether numbers of these axes that lie in one pack of 8 lie in one of a parameter, or of a pool that is one.
 fn packed(body: &Function, leaf: ValueId, axes: &[AxisId], dtype: DType) -> bool {
-    body.params.contains(&leaf) && body.ty(leaf).dtype == dtype && in_packs(body, leaf, axes)
+    let memory = in_pages(body, leaf).map_or(leaf, |read| read.pool);
+    body.params.contains(&memory) && body.ty(leaf).dtype == dtype && in_packs(body, memory, axes)
+}
+
+/// What a leaf reads, if that lies in pages of a pool.
+fn in_pages(body: &Function, leaf: ValueId) -> Option<Read> {
+    defined(body, leaf).and_then(|inst| Read::of(body, inst)).filter(|read| body.params.contains(&read.pool))
 }

@@ -23,10 +23,10 @@ fn latents_that_are_keys_and_values() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2, ..ProptestConfig::default() })]
     #[test]
     fn pages_in_any_order(
-        [b, t, s] in [1usize..4, 1usize..6, 1usize..150],
+        [b, t, s] in [1usize..4, 1usize..6, 1usize..100],
         page in prop::sample::select(vec![2u64, 16, 64]),
         width in 1u64..20,
     ) {

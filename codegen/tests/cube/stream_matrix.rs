@@ -1,12 +1,13 @@
 //! Streamed softmaxes on tensor cores: the text for CUDA, emulated and through NVIDIA's compilers.
 
 use latentc_codegen::check::check;
-use latentc_codegen::cube::{Target, cuda_sources, ways};
+use latentc_codegen::cube::{Target, cuda_source, cuda_sources, ways};
+use latentc_codegen::emulate::Emulator;
 use latentc_codegen::program::{Kernel, KernelKind};
 use proptest::prelude::*;
 
 use crate::bench::{cuda, cuda_text, emulated, gpu, shows_unawaited};
-use crate::streams::{arb_case, arb_fold, backward, causal, latent, stream};
+use crate::streams::{arb_case, arb_fold, backward, causal, latent, paged, paged_heads, pages, stream};
 
 /// The ways of a kernel on tensor cores whose planes multiply by themselves. There are so many.
 fn on_tensor_cores(kernel: &Kernel, count: usize) -> Vec<Kernel> {
@@ -60,6 +61,39 @@ fn latents_that_are_keys_and_values() {
     let text = latent("wide", "bf16", [3, 200, 16]).body.to_string().replacen("q: bf16", "q: f32", 1);
     let lines: Vec<_> = text.lines().collect();
     agree(&stream("wide", &lines[1..lines.len() - 1].join("\n")), 3, &[2], &[&[1, 9, 75]]);
+}
+
+#[test]
+fn pages_are_read_where_they_lie() {
+    // Smaller than blocks; positions are shared out as well, and the table names pages in any order.
+    let latents = &on_tensor_cores(&paged("paged", "bf16", [5, 24, 8], 16), 4)[0];
+    let heads = &on_tensor_cores(&paged_heads("heads", "bf16", [2, 40, 24], 32), 4)[3];
+    // Both at once, since what takes time is to compile.
+    emulated(|emulator| emulator.prepare(&[latents.clone(), heads.clone()]).unwrap());
+    [[2, 3, 70], [1, 2, 1], [3, 1, 300]].iter().for_each(|sizes| right(latents, &pages(*sizes, 16)));
+    right(heads, &pages([2, 70, 70], 32));
+    for k in [latents, heads] {
+        let text = &cuda_sources(k).unwrap()[0].text;
+        assert!(text.contains("cp.async"), "what lies in packs is copied ahead\n{text}");
+    }
+}
+
+#[test]
+fn a_page_that_is_not_the_one_shows() {
+    // Lines of one operand lie in no packs.
+    let way = &on_tensor_cores(&paged("paged", "bf16", [5, 24, 7], 64), 4)[0];
+    let sizes = pages([2, 3, 100], 64);
+    right(way, &sizes);
+    let text = cuda_source(way).unwrap();
+    // The last positions of a page are looked for in the next.
+    let edited = text.replace("/ uint32(64)", "/ uint32(40)");
+    assert_ne!(edited, text, "nothing to break");
+    emulated(|_| {
+        let mut emulator = Emulator::open(3).unwrap();
+        emulator.replace(way, edited.clone()).unwrap();
+        let outcome = check(&mut emulator, way, &sizes, 5);
+        assert!(outcome.as_ref().is_ok_and(|outcome| !outcome.passes()), "{outcome:?}");
+    });
 }
 
 #[test]
@@ -122,7 +156,8 @@ proptest! {
 fn shapes_of_the_published_models() {
     let latents = on_tensor_cores(&latent("decode", "bf16", [128, 512, 64]), 3);
     let prompts = on_tensor_cores(&causal("prefill", "bf16", [128, 192, 128]), 4);
-    for k in [&latents[2], &prompts[3]] {
+    let pages = on_tensor_cores(&paged("pages", "bf16", [128, 512, 64], 64), 3);
+    for k in [&latents[2], &prompts[3], &pages[2]] {
         // The whole, and the part of the positions.
         let sources = cuda_sources(k).unwrap();
         for resources in sources[..2].iter().filter_map(|s| cuda_text(&s.name, &s.text)) {

@@ -3,13 +3,14 @@
 use latentc_ir::{AxisId, ValueId};
 
 use super::cube::Cube;
-use super::packed;
-use crate::cube::emit::{Emit, Pack, Shared, Val};
+use super::{in_pages, packed};
+use crate::cube::emit::{Bin, Elem, Emit, Pack, Shared, Val};
 use crate::cube::expr::Exprs;
 use crate::cube::feed::Staged;
 use crate::cube::fragment::PACK;
 use crate::cube::stream::{At, Span, index};
 use crate::few::gcd;
+use crate::stream::Read;
 
 /// Where lines are brought.
 #[derive(Clone, Copy)]
@@ -46,6 +47,30 @@ impl Place<'_> {
     }
 }
 
+/// A line of an operand: its place along axes of the memory, and whether there is such a line.
+struct Line {
+    axes: Vec<AxisId>,
+    at: Vec<Val>,
+    exists: Val,
+}
+
+/// Where a position lies in a pool. The last slot stands for what the table says that is beyond.
+fn slot(e: &mut Emit, x: &mut Exprs<'_>, read: &Read, known: &[At<'_>]) -> Val {
+    let page = e.u32(read.slots.page as u32);
+    let position = index(&[read.along], known)[0];
+    let (number, within) = (e.div(position, page), e.rem(position, page));
+    let (pages, number) = ([read.slots.pages], [number]);
+    let known: Vec<At<'_>> = known.iter().copied().chain([(&pages[..], &number[..])]).collect();
+    let table = read.slots.table;
+    let place = x.element(e, table, &index(&x.body().ty(table).axes, &known));
+    let place = e.cast(place, Elem::U32);
+    let first = e.mul(place, page);
+    let slot = e.add(first, within);
+    let one = e.u32(1);
+    let last = e.sub(x.extent(read.slot), one);
+    e.binary(Bin::Min, slot, last)
+}
+
 impl Cube<'_> {
     /// Brings `width` numbers of each line of a leaf into shared memory, from the first on. What does not exist is 0. Of an expression a
     /// unit makes up to so many packs at once.
@@ -58,32 +83,56 @@ impl Cube<'_> {
         (first, width, at_once): (Val, u32, u32),
         to: Place<'_>,
     ) {
-        let memory = &x.body().ty(leaf).axes;
-        let buf = (self.inputs)(leaf).filter(|_| packed(x.body(), leaf, axes, self.plan.dtype));
+        let packed = packed(x.body(), leaf, axes, self.plan.dtype);
+        // What lies in no packs is read one by one, as any expression.
+        let paged = in_pages(x.body(), leaf).filter(|_| packed);
+        let source = paged.map_or(leaf, |read| read.pool);
+        let memory = &x.body().ty(source).axes;
+        let buf = (self.inputs)(source).filter(|_| packed);
         let batch: At<'_> = (&self.stream().batch, &self.batch);
         let packs = width / PACK;
         let ((unit, units), ahead) = (self.bringing, buf.is_some() && self.plan.ahead);
         if packs == 0 {
             return;
         }
-        // A pack, unless it is on its way to its place already.
-        let read = |e: &mut Emit, x: &mut Exprs<'_>, (line, across): (Val, Val)| {
+        let whole = ahead && self.whole && width == total;
+        // Where a line is in memory, and whether there is such a line.
+        let find = |e: &mut Emit, x: &mut Exprs<'_>, line: Val| {
+            let (at, exists) = if whole {
+                let number = e.add(lines.from, line);
+                (x.split(e, number, lines.axes), e.bool(true))
+            } else {
+                lines.at(e, x, line)
+            };
+            match paged {
+                Some(read) => {
+                    let slot = slot(e, x, &read, &[batch, (lines.axes, &at[..])]);
+                    Line { axes: vec![read.slot], at: vec![slot], exists }
+                }
+                None => Line { axes: lines.axes.to_vec(), at, exists },
+            }
+        };
+        // A pack, unless it is on its way to its place already. Where its line is may be known.
+        let read = |e: &mut Emit, x: &mut Exprs<'_>, (line, across): (Val, Val), known: Option<&Line>| {
             let (pack, end) = (e.u32(PACK), e.u32(total));
             let across = e.mul(across, pack);
             let column = e.add(first, across);
-            if let Some(buf) = buf.filter(|_| ahead && self.whole && width == total) {
-                let number = e.add(lines.from, line);
-                let (at_line, at) = (x.split(e, number, lines.axes), x.split(e, column, axes));
-                let at = index(memory, &[batch, (lines.axes, &at_line[..]), (axes, &at[..])]);
+            let found = match known {
+                Some(found) => found,
+                None => &find(e, x, line),
+            };
+            let (of_line, exists) = ((&found.axes[..], &found.at[..]), found.exists);
+            if let Some(buf) = buf.filter(|_| whole) {
+                let at = x.split(e, column, axes);
+                let at = index(memory, &[batch, of_line, (axes, &at[..])]);
                 let at = x.join(e, &at, memory);
                 let (to, place) = to.of(e, lines.count, (line, across));
                 e.copy_whole_ahead(buf, at, to, place);
                 return None;
             }
-            let (at_line, exists) = lines.at(e, x, line);
             let wanted = |e: &mut Emit, x: &mut Exprs<'_>, column: Val| {
                 let at = x.split(e, column, axes);
-                index(memory, &[batch, (lines.axes, &at_line[..]), (axes, &at[..])])
+                index(memory, &[batch, of_line, (axes, &at[..])])
             };
             if let Some(buf) = buf.filter(|_| ahead) {
                 let inside = e.lt(column, end);
@@ -137,8 +186,8 @@ impl Cube<'_> {
             let at = e.div(place, pack);
             e.store_pack(to, at, found);
         };
-        let one = |e: &mut Emit, x: &mut Exprs<'_>, at: (Val, Val)| {
-            if let Some(pack) = read(e, x, at) {
+        let one = |e: &mut Emit, x: &mut Exprs<'_>, at: (Val, Val), known: Option<&Line>| {
+            if let Some(pack) = read(e, x, at, known) {
                 keep(e, at, &pack);
             }
         };
@@ -148,14 +197,35 @@ impl Cube<'_> {
             let (wide, down, count) = (e.u32(side), units / side, e.u32(lines.count));
             let (line, pack) = (e.div(unit, wide), e.rem(unit, wide));
             for n in 0..lines.count.div_ceil(down) {
+                let all = (n + 1) * down <= lines.count;
+                if paged.is_some() {
+                    // The table is asked once for all packs of a line.
+                    let below = e.u32(n * down);
+                    let number = e.add(line, below);
+                    let packs = |e: &mut Emit, x: &mut Exprs<'_>| {
+                        let known = find(e, x, number);
+                        for across in (0..packs).step_by(side as usize) {
+                            let right = e.u32(across);
+                            let at = (number, e.add(pack, right));
+                            x.scope(|x| one(e, x, at, Some(&known)));
+                        }
+                    };
+                    if all {
+                        x.scope(|x| packs(e, x));
+                    } else {
+                        let inside = e.lt(number, count);
+                        e.if_(inside, |e| x.scope(|x| packs(e, x)));
+                    }
+                    continue;
+                }
                 for across in (0..packs).step_by(side as usize) {
                     let (below, right) = (e.u32(n * down), e.u32(across));
                     let at = (e.add(line, below), e.add(pack, right));
-                    if (n + 1) * down <= lines.count {
-                        x.scope(|x| one(e, x, at));
+                    if all {
+                        x.scope(|x| one(e, x, at, None));
                     } else {
                         let inside = e.lt(at.0, count);
-                        e.if_(inside, |e| x.scope(|x| one(e, x, at)));
+                        e.if_(inside, |e| x.scope(|x| one(e, x, at, None)));
                     }
                 }
             }
@@ -172,7 +242,7 @@ impl Cube<'_> {
                             let behind = e.u32(n * units);
                             let number = e.add(number, behind);
                             let at = (e.div(number, of_line), e.rem(number, of_line));
-                            Some((at, read(e, x, at)?))
+                            Some((at, read(e, x, at, None)?))
                         })
                         .collect();
                     found.iter().for_each(|(at, pack)| keep(e, *at, pack));
