@@ -3,7 +3,7 @@
 //!
 //! A copy is asked for by one unit. It brings a box of an operand, turned round as [`feed`](super::feed) lays it out and with zeros for what
 //! lies beyond an edge, and counts its bytes off at a barrier in shared memory (`mbarrier`). What the operand looks like, a *map*, is an
-//! argument of the kernel that the driver makes for each launch: see [`Map`].
+//! argument of the kernel that the driver makes for each launch: see [`map`].
 //!
 //! So a cube has a group of planes more, of which one unit does nothing but ask for copies, as far ahead as there are stages, and the groups
 //! that multiply do nothing else. Each stage has two barriers: one for what has come, and one at which planes say that they are done with it.
@@ -12,21 +12,24 @@
 //!
 //! CubeCL 0.10 has names for parts of this only, and includes headers for them that NVRTC takes seconds for: see [`instruction`].
 
+mod map;
+
 use std::fmt::Write;
 
-use latentc_ir::{AxisId, DType, Function, Pairs, Size, ValueId};
+use latentc_ir::AxisId;
 
 use super::contract::Offsets;
 use super::emit::{Buf, Cmp, Elem, Emit, Shared, Val, Var};
-use super::epilogue::Epilogue;
 use super::expr::Exprs;
-use super::feed::{Feed, Layout, SPAN, Staged};
+use super::feed::{Feed, SPAN, Staged};
 use super::few::place;
 use super::matrix::{self, Rows, Tile};
 use super::sums::Sums;
 use super::warpgroup::{self, Groups};
 use crate::few::FewPlan;
-use crate::program::Kernel;
+use map::Of;
+pub(super) use map::{Brought, told};
+pub(crate) use map::{Seen, of_launch};
 
 /// Units that copy: a group of planes, so that registers can be taken from it.
 pub(super) const COPIERS: u32 = 128;
@@ -37,172 +40,8 @@ const COPIES: [u32; 2] = [56, 224];
 const LAG: usize = 2;
 /// Words that the two barriers of a stage take.
 pub(super) const BARRIER_WORDS: u32 = 4;
-/// The most dimensions of a map.
-const RANK: usize = 5;
 /// What stands before the number of a map in a text.
 pub(super) const MAP: &str = "&map_";
-
-/// What a dimension of an operand is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Of {
-    /// Rows or columns of the tile.
-    Lines,
-    Depth,
-    /// An index that all of a tile has.
-    Chosen,
-}
-
-/// An operand as copies see it: dimensions, the innermost first. Of each, a box has some numbers that lie behind one another.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Map {
-    value: ValueId,
-    dims: Vec<(Of, Vec<AxisId>, u32)>,
-    layout: Layout,
-}
-
-/// A map at a launch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
-    /// The number of its buffer.
-    pub(crate) buffer: usize,
-    pub(crate) dtype: DType,
-    /// Numbers of each dimension, bytes from one of them to the next (for the innermost, those of a number), and numbers that a box has.
-    pub(crate) dims: Vec<(u64, u64, u32)>,
-}
-
-impl Map {
-    /// Of an operand whose lines and depth have these axes, if its boxes are boxes in memory.
-    fn of(
-        body: &Function,
-        value: ValueId,
-        (lines, depth): (&[AxisId], &[AxisId]),
-        layout: Layout,
-    ) -> Option<Map> {
-        let wide = |a: &AxisId| body.axis(*a).size != Size::Fixed(1);
-        let memory: Vec<_> = body.ty(value).axes.iter().copied().filter(wide).collect();
-        let of = |a: &AxisId| match (lines.contains(a), depth.contains(a)) {
-            (true, _) => Of::Lines,
-            (_, true) => Of::Depth,
-            (false, false) => Of::Chosen,
-        };
-        let mut dims: Vec<(Of, Vec<AxisId>, u32)> = Vec::new();
-        for axis in memory.iter().rev() {
-            match dims.last_mut() {
-                Some((last, axes, _)) if *last == of(axis) && *last != Of::Chosen => axes.insert(0, *axis),
-                _ => dims.push((of(axis), vec![*axis], 1)),
-            }
-        }
-        // All of them behind one another, in the order in which they are numbered.
-        let whole = |which: Of, axes: &[AxisId]| {
-            let wanted: Vec<_> = axes.iter().copied().filter(wide).collect();
-            let found: Vec<_> =
-                dims.iter().filter(|(of, ..)| *of == which).map(|(_, axes, _)| axes).collect();
-            if wanted.is_empty() { found.is_empty() } else { found == [&wanted] }
-        };
-        let inner = if layout.along { Of::Depth } else { Of::Lines };
-        let (innermost, ..) = dims.first()?;
-        if *innermost != inner || dims.len() > RANK || !whole(Of::Lines, lines) || !whole(Of::Depth, depth) {
-            return None;
-        }
-        for (n, (of, _, width)) in dims.iter_mut().enumerate() {
-            *width = match of {
-                _ if n == 0 => SPAN,
-                Of::Lines => layout.lines,
-                Of::Depth => layout.depth,
-                Of::Chosen => 1,
-            };
-        }
-        Some(Map { value, dims, layout })
-    }
-
-    /// What it is where axes have these extents.
-    fn seen(&self, body: &Function, extents: &[usize]) -> Option<Seen> {
-        let total = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize] as u64).product::<u64>();
-        let mut read = body.params.iter().filter(|p| super::CubeIr::reads(body, **p));
-        let buffer = read.position(|p| *p == self.value)?;
-        let mut stride = 2;
-        let dims = self.dims.iter().map(|(_, axes, width)| {
-            let (numbers, bytes) = (total(axes), stride);
-            stride *= numbers;
-            // Nothing is asked for where there is none, but maps have some.
-            (numbers.max(1), bytes.max(2), *width)
-        });
-        Some(Seen { buffer, dtype: body.ty(self.value).dtype, dims: dims.collect() })
-    }
-
-    /// How many boxes a stage has.
-    fn boxes(&self) -> u32 {
-        if self.layout.along { 1 } else { self.layout.lines / SPAN }
-    }
-}
-
-/// How the operands of a product come.
-#[derive(Clone, Debug)]
-pub(super) struct Brought {
-    /// The narrow one in boxes, or else pack by pack by all units that copy, as where an index says which rows a tile has.
-    left: Option<Map>,
-    /// The wide ones in boxes.
-    right: Vec<Map>,
-}
-
-impl Brought {
-    /// `None` if the device cannot bring the wide operands.
-    pub(super) fn of(body: &Function, plan: &FewPlan, layouts: [Layout; 2]) -> Option<Brought> {
-        let in_order =
-            Epilogue::of(body).along(body, &plan.columns).is_none_or(|r| r.pairs == Pairs::Interleaved);
-        let ([narrow, wide], operand) = (layouts, plan.products[0].narrow);
-        let dtype = body.ty(operand).dtype;
-        let stored = dtype != DType::F32 && plan.products.iter().all(|p| body.ty(p.table).dtype == dtype);
-        if !in_order || !stored || !narrow.shared_out(COPIERS) {
-            return None;
-        }
-        let left = match matrix::index(plan) {
-            None => Map::of(body, operand, (&plan.rows, &plan.inner), narrow),
-            Some(_) => None,
-        };
-        let right = plan.products.iter().map(|p| Map::of(body, p.table, (&plan.columns, &plan.inner), wide));
-        Some(Brought { left, right: right.collect::<Option<_>>()? })
-    }
-
-    /// Whether all operands come in boxes.
-    pub(super) fn in_boxes(&self) -> bool {
-        self.left.is_some()
-    }
-
-    /// All maps, in the order of a kernel's arguments.
-    fn maps(&self) -> impl Iterator<Item = &Map> {
-        self.left.iter().chain(&self.right)
-    }
-}
-
-/// The maps of a launch of a kernel with these run-time sizes, in the order of its arguments; most kernels have none.
-pub(crate) fn of_launch(kernel: &Kernel, sizes: &[usize]) -> Vec<Seen> {
-    let extents = kernel.extents(sizes);
-    let all = of_kernel(kernel);
-    all.iter().flat_map(Brought::maps).filter_map(|map| map.seen(&kernel.body, &extents)).collect()
-}
-
-/// How the operands of a kernel come, if the device brings some.
-fn of_kernel(kernel: &Kernel) -> Option<Brought> {
-    let plan = |wide: u8| matrix::plan(&kernel.body, wide.into());
-    let tile = Tile::of(kernel.kind).filter(|tile| tile.bulk);
-    let all = tile.zip(kernel.kind.wide().and_then(plan));
-    all.and_then(|(tile, plan)| tile.brought(&kernel.body, &plan))
-}
-
-/// What a reader of a kernel's text is told of its maps: for each, the parameter, its axes by dimension and the boxes.
-pub(super) fn told(kernel: &Kernel) -> Vec<(ValueId, String)> {
-    let body = &kernel.body;
-    let told = |map: &Map| {
-        let sizes = map.dims.iter().map(|(_, axes, _)| {
-            let sizes: Vec<_> = axes.iter().map(|a| body.axis(*a).size.to_string()).collect();
-            sizes.join(" * ")
-        });
-        let boxes: Vec<_> = map.dims.iter().map(|(.., width)| width.to_string()).collect();
-        (map.value, format!("[{}] by boxes of {}", sizes.collect::<Vec<_>>().join(", "), boxes.join(" x ")))
-    };
-    of_kernel(kernel).iter().flat_map(Brought::maps).map(told).collect()
-}
 
 /// The barriers of all stages.
 #[derive(Clone, Copy)]

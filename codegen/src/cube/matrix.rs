@@ -65,13 +65,16 @@ pub(crate) struct Tile {
 impl Tile {
     /// All of them, by size. The lowest is for few rows: there are more of them, and each has more on its way. Large ones multiply more with
     /// what they read.
-    pub(crate) const ALL: [Tile; 6] = [
+    pub(crate) const ALL: [Tile; 9] = [
         Tile { rows: 32, columns: 64, stages: 4, down: 2, across: 4, cubes: 2, rate: 180, ..Tile::PLANES },
         Tile { rows: 64, columns: 128, stages: 3, down: 2, across: 2, cubes: 2, rate: 300, ..Tile::PLANES },
         Tile { rows: 128, columns: 128, depth: 32, stages: 4, down: 2, across: 4, rate: 315, ..Tile::PLANES },
         Tile { rows: 128, columns: 256, stages: 3, down: 2, across: 4, rate: 400, ..Tile::PLANES },
         Tile { rows: 128, columns: 256, stages: 4, rate: 560, ..Tile::GROUPS },
-        Tile { rows: 128, columns: 256, stages: 4, rate: 700, bulk: true, ..Tile::GROUPS },
+        Tile { rows: 128, columns: 128, stages: 6, rate: 560, ..Tile::BULK },
+        Tile { rows: 128, columns: 160, stages: 5, rate: 620, ..Tile::BULK },
+        Tile { rows: 128, columns: 192, stages: 5, rate: 650, ..Tile::BULK },
+        Tile { rows: 128, columns: 256, stages: 4, rate: 700, ..Tile::BULK },
     ];
 
     /// What most have whose planes multiply alone.
@@ -91,6 +94,9 @@ impl Tile {
 
     /// What those have of which groups of planes multiply together.
     const GROUPS: Tile = Tile { down: 8, across: 1, groups: true, slab: 32, ..Tile::PLANES };
+
+    /// What those have of which the device brings the operands. Widths between share out few rows better.
+    const BULK: Tile = Tile { bulk: true, ..Tile::GROUPS };
 
     /// The tile of a way.
     pub(crate) fn of(kind: KernelKind) -> Option<Tile> {
@@ -114,11 +120,6 @@ impl Tile {
     /// Those of them that multiply, which come first.
     pub(crate) fn multipliers(self) -> u32 {
         32 * self.down * self.across
-    }
-
-    /// Whether the device brings all operands in boxes.
-    pub(crate) fn in_boxes(self, body: &Function, plan: &FewPlan) -> bool {
-        self.brought(body, plan).is_some_and(|brought| brought.in_boxes())
     }
 
     /// Whether a cube takes one tile after another. Where rows have groups, all units of a cube find out which its tile has.

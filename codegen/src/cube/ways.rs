@@ -98,8 +98,6 @@ struct Side {
     least: usize,
     /// The tiles of tensor cores that there are, in order, each with its bytes of shared memory.
     tiles: Vec<(Tile, usize)>,
-    /// Whether the device can bring all operands in boxes.
-    boxes: bool,
 }
 
 impl Side {
@@ -115,21 +113,8 @@ impl Side {
         let lines = products[0].index.and_then(|(along, index)| {
             Some((body.ty(index).axes.clone(), body.axis(along).size.fixed()? as usize))
         });
-        let (products, tiles, boxes) = (products.len(), Vec::new(), false);
-        Some(Side {
-            wide,
-            rows,
-            columns,
-            batch,
-            products,
-            deep,
-            lines,
-            lines_up,
-            summed,
-            least,
-            tiles,
-            boxes,
-        })
+        let (products, tiles) = (products.len(), Vec::new());
+        Some(Side { wide, rows, columns, batch, products, deep, lines, lines_up, summed, least, tiles })
     }
 
     /// The same with the tiles of tensor cores for a kernel, and the number of launches that it comes to, if there are any.
@@ -142,24 +127,15 @@ impl Side {
                 matrix::plan(body, self.wide.into()).is_none_or(|plan| tile.fits(body, &plan))
             };
             let bytes = stages.iter().map(|stage| stage.shape(Target::Cuda).shared_bytes).max();
-            let in_boxes = |stage: &Stage| {
-                let body = &stage.kernel.body;
-                matrix::plan(body, self.wide.into()).is_none_or(|plan| tile.in_boxes(body, &plan))
-            };
-            self.boxes |= tile.bulk && stages.iter().all(in_boxes);
             self.tiles.extend(bytes.filter(|_| stages.iter().all(fits)).map(|bytes| (tile, bytes)));
         }
         (!self.tiles.is_empty()).then_some((launches, self))
     }
 
-    /// Those that may be taken. Where units bring an operand themselves, it has not been measured what it is worth that others multiply.
-    fn choice(&self) -> impl DoubleEndedIterator<Item = Tile> + '_ {
-        self.tiles.iter().map(|(tile, _)| *tile).filter(|tile| self.boxes || !tile.bulk)
-    }
-
     /// The tile with so many rows, or the next one below where a device has none so large.
     fn tile(&self, rows: u32) -> Tile {
-        self.choice().rev().find(|tile| tile.rows <= rows).unwrap_or(self.tiles[0].0)
+        let fits = self.tiles.iter().rev().find(|(tile, _)| tile.rows <= rows);
+        fits.unwrap_or(&self.tiles[0]).0
     }
 
     /// The tile that takes least time.
@@ -179,7 +155,7 @@ impl Side {
             let work = cubes(tile).div_ceil(at_once) * at_once * (tile.rows * tile.columns) as usize;
             work / tile.rate as usize
         };
-        let high = self.choice().filter(|tile| *tile != low);
+        let high = self.tiles.iter().map(|(tile, _)| *tile).filter(|tile| *tile != low);
         high.min_by_key(|tile| time(*tile)).unwrap_or(low)
     }
 

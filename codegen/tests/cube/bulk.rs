@@ -3,7 +3,7 @@
 use latentc_codegen::cube::{Target, cuda_source, ways};
 use latentc_codegen::program::{Kernel, KernelKind};
 
-use crate::bench::{inputs, kernel, on_cuda};
+use crate::bench::{emulated, inputs, kernel, on_cuda};
 use crate::groups::all_show;
 use crate::matrix::{gradient, two_products, wider};
 
@@ -13,11 +13,19 @@ fn brought(kernel: &Kernel) -> Vec<Kernel> {
     all.filter(|w| matches!(w.kind, KernelKind::Matrix { bulk: true, .. })).collect()
 }
 
-/// For one side, it means what the kernel means, on the emulator at least, spilling nothing.
-fn agree(kernel: &Kernel, side: u8, sizes: &[usize], given: &[(usize, &[f64])]) {
-    let of_side = |w: &Kernel| matches!(w.kind, KernelKind::Matrix { wide, .. } if wide == side);
-    let way = brought(kernel).into_iter().find(of_side).expect("such a way");
-    on_cuda(&way, &inputs(&way, sizes, given), sizes, 3e-5);
+/// For one side, those with tiles of these columns mean what the kernel means, on the emulator at least, spilling nothing.
+fn agree(kernel: &Kernel, (side, widths): (u8, &[u16]), sizes: &[usize], given: &[(usize, &[f64])]) {
+    let mut ways = brought(kernel);
+    ways.retain(|w| match w.kind {
+        KernelKind::Matrix { wide, columns, .. } => wide == side && widths.contains(&columns),
+        _ => false,
+    });
+    assert_eq!(ways.len(), widths.len(), "such ways");
+    // Compiled together, they take as long as two.
+    emulated(|emulator| emulator.prepare(&ways).unwrap());
+    for way in ways {
+        on_cuda(&way, &inputs(&way, sizes, given), sizes, 3e-5);
+    }
 }
 
 /// Both operands along what is summed, of which there is more than all stages hold and no whole number of them.
@@ -34,8 +42,8 @@ fn along(columns: usize, depth: usize) -> Kernel {
 
 #[test]
 fn a_cube_multiplies_one_tile_after_another() {
-    // Five tiles by two cubes.
-    agree(&along(270, 344), 0, &[300], &[]);
+    // Six to nine tiles by two cubes.
+    agree(&along(270, 344), (0, &[128, 160, 192, 256]), &[300], &[]);
 }
 
 #[test]
@@ -47,14 +55,14 @@ fn operands_along_and_across() {
         "axes a0=n0, a1=2, a2=136, a3=8, a4=3\nparam p0: f16[a0, a1, a4, a3]\nparam p1: f16[a1, a4, a3, a2]\n\
          x: f16[a1, a0, a2] = contract p0, p1 over a4, a3\ny: f16[a1, a0, a2] = silu x\nreturn y",
     );
-    agree(&k, 1, &[33], &[]);
+    agree(&k, (1, &[256]), &[33], &[]);
     // Both across.
-    agree(&gradient(["bf16", "bf16"]), 0, &[35, 2], &[]);
+    agree(&gradient(["bf16", "bf16"]), (0, &[192]), &[35, 2], &[]);
 }
 
 #[test]
 fn two_products_meet() {
-    agree(&two_products(), 0, &[131], &[]);
+    agree(&two_products(), (0, &[160, 256]), &[131], &[]);
 }
 
 /// Rows that an index shares out to groups, of which there are more than fill a tile in one.
@@ -72,7 +80,7 @@ fn up() -> (Kernel, Vec<f64>) {
 #[test]
 fn an_operand_that_is_no_box_is_brought_by_units() {
     let (k, index) = up();
-    agree(&k, 0, &[47], &[(1, &index)]);
+    agree(&k, (0, &[256]), &[47], &[(1, &index)]);
     // Rows with something summed between them.
     let k = kernel(
         KernelKind::Contract,
@@ -80,14 +88,14 @@ fn an_operand_that_is_no_box_is_brought_by_units() {
         "axes a0=n0, a1=3, a2=40, a3=41, a4=8\nparam p0: bf16[a0, a3, a1, a4]\nparam p1: bf16[a2, a3, a4]\n\
          y: f32[a0, a1, a2] = contract p0, p1 over a3, a4\nreturn y",
     );
-    agree(&k, 1, &[50], &[]);
+    agree(&k, (1, &[256]), &[50], &[]);
     // Numbers that are split are brought by nobody else than those who multiply.
     assert!(brought(&wider(264)).is_empty());
 }
 
 #[test]
 fn what_a_text_lacks_shows() {
-    let way = brought(&along(70, 400)).swap_remove(0);
+    let way = brought(&along(70, 400)).pop().expect("such a way");
     let text = cuda_source(&way).unwrap();
     let line = |word: &str, n: usize| {
         let found = text.match_indices(word).nth(n).unwrap_or_else(|| panic!("no `{word}` in\n{text}"));
@@ -119,7 +127,7 @@ fn what_a_text_lacks_shows() {
     ];
     all_show(&way, &[20], broken.map(|(what, text)| (what.to_owned(), text)).to_vec());
     // What units bring themselves has to be there, and to be shown to products, before they say so.
-    let way = brought(&up().0).swap_remove(0);
+    let way = brought(&up().0).pop().expect("such a way");
     let text = cuda_source(&way).unwrap();
     let last = |from: &str, to: &str| {
         let (before, behind) = text.rsplit_once(from).unwrap_or_else(|| panic!("no `{from}` in\n{text}"));

@@ -216,12 +216,16 @@ inline void ptx_wgmma_commit_group_sync_aligned(int line = __builtin_LINE()) {
 inline void ptx_fence_proxy_async_shared_cta() { emulate::copies().seen = true; }
 
 #define ptx_wgmma_mma_async_sync_aligned_m64n64k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 64>(__LINE__, __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n80k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 80>(__LINE__, __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n96k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 96>(__LINE__, __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 128>(__LINE__, __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n160k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 160>(__LINE__, __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n192k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 192>(__LINE__, __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n256k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 256>(__LINE__, __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n64k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 64>(__LINE__, __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n80k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 80>(__LINE__, __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n96k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 96>(__LINE__, __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n128k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 128>(__LINE__, __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n160k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 160>(__LINE__, __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n192k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 192>(__LINE__, __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n256k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 256>(__LINE__, __VA_ARGS__)

@@ -1,0 +1,170 @@
+//! Operands as copies by the device see them: dimensions, and a box of which a stage has one or some.
+
+use latentc_ir::{AxisId, DType, Function, Pairs, Size, ValueId};
+
+use super::COPIERS;
+use crate::cube::CubeIr;
+use crate::cube::epilogue::Epilogue;
+use crate::cube::feed::{Layout, SPAN};
+use crate::cube::matrix::{self, Tile};
+use crate::few::FewPlan;
+use crate::program::Kernel;
+
+/// The most dimensions of a map.
+const RANK: usize = 5;
+/// What a dimension of an operand is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// Rows or columns of the tile.
+    Lines,
+    Depth,
+    /// An index that all of a tile has.
+    Chosen,
+}
+
+/// An operand as copies see it: dimensions, the innermost first. Of each, a box has some numbers that lie behind one another.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Map {
+    value: ValueId,
+    pub(super) dims: Vec<(Of, Vec<AxisId>, u32)>,
+    pub(super) layout: Layout,
+}
+
+/// A map at a launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// The number of its buffer.
+    pub(crate) buffer: usize,
+    pub(crate) dtype: DType,
+    /// Numbers of each dimension, bytes from one of them to the next (for the innermost, those of a number), and numbers that a box has.
+    pub(crate) dims: Vec<(u64, u64, u32)>,
+}
+
+impl Map {
+    /// Of an operand whose lines and depth have these axes, if its boxes are boxes in memory.
+    fn of(
+        body: &Function,
+        value: ValueId,
+        (lines, depth): (&[AxisId], &[AxisId]),
+        layout: Layout,
+    ) -> Option<Map> {
+        let wide = |a: &AxisId| body.axis(*a).size != Size::Fixed(1);
+        let memory: Vec<_> = body.ty(value).axes.iter().copied().filter(wide).collect();
+        let of = |a: &AxisId| match (lines.contains(a), depth.contains(a)) {
+            (true, _) => Of::Lines,
+            (_, true) => Of::Depth,
+            (false, false) => Of::Chosen,
+        };
+        let mut dims: Vec<(Of, Vec<AxisId>, u32)> = Vec::new();
+        for axis in memory.iter().rev() {
+            match dims.last_mut() {
+                Some((last, axes, _)) if *last == of(axis) && *last != Of::Chosen => axes.insert(0, *axis),
+                _ => dims.push((of(axis), vec![*axis], 1)),
+            }
+        }
+        // All of them behind one another, in the order in which they are numbered.
+        let whole = |which: Of, axes: &[AxisId]| {
+            let wanted: Vec<_> = axes.iter().copied().filter(wide).collect();
+            let found: Vec<_> =
+                dims.iter().filter(|(of, ..)| *of == which).map(|(_, axes, _)| axes).collect();
+            if wanted.is_empty() { found.is_empty() } else { found == [&wanted] }
+        };
+        let inner = if layout.along { Of::Depth } else { Of::Lines };
+        let (innermost, ..) = dims.first()?;
+        if *innermost != inner || dims.len() > RANK || !whole(Of::Lines, lines) || !whole(Of::Depth, depth) {
+            return None;
+        }
+        for (n, (of, _, width)) in dims.iter_mut().enumerate() {
+            *width = match of {
+                _ if n == 0 => SPAN,
+                Of::Lines => layout.lines,
+                Of::Depth => layout.depth,
+                Of::Chosen => 1,
+            };
+        }
+        Some(Map { value, dims, layout })
+    }
+
+    /// What it is where axes have these extents.
+    fn seen(&self, body: &Function, extents: &[usize]) -> Option<Seen> {
+        let total = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize] as u64).product::<u64>();
+        let mut read = body.params.iter().filter(|p| CubeIr::reads(body, **p));
+        let buffer = read.position(|p| *p == self.value)?;
+        let mut stride = 2;
+        let dims = self.dims.iter().map(|(_, axes, width)| {
+            let (numbers, bytes) = (total(axes), stride);
+            stride *= numbers;
+            // Nothing is asked for where there is none, but maps have some.
+            (numbers.max(1), bytes.max(2), *width)
+        });
+        Some(Seen { buffer, dtype: body.ty(self.value).dtype, dims: dims.collect() })
+    }
+
+    /// How many boxes a stage has.
+    pub(super) fn boxes(&self) -> u32 {
+        if self.layout.along { 1 } else { self.layout.lines / SPAN }
+    }
+}
+
+/// How the operands of a product come.
+#[derive(Clone, Debug)]
+pub(in crate::cube) struct Brought {
+    /// The narrow one in boxes, or else pack by pack by all units that copy, as where an index says which rows a tile has.
+    pub(super) left: Option<Map>,
+    /// The wide ones in boxes.
+    pub(super) right: Vec<Map>,
+}
+
+impl Brought {
+    /// `None` if the device cannot bring the wide operands.
+    pub(in crate::cube) fn of(body: &Function, plan: &FewPlan, layouts: [Layout; 2]) -> Option<Brought> {
+        let in_order =
+            Epilogue::of(body).along(body, &plan.columns).is_none_or(|r| r.pairs == Pairs::Interleaved);
+        let ([narrow, wide], operand) = (layouts, plan.products[0].narrow);
+        let dtype = body.ty(operand).dtype;
+        let stored = dtype != DType::F32 && plan.products.iter().all(|p| body.ty(p.table).dtype == dtype);
+        if !in_order || !stored || !narrow.shared_out(COPIERS) {
+            return None;
+        }
+        let left = match matrix::index(plan) {
+            None => Map::of(body, operand, (&plan.rows, &plan.inner), narrow),
+            Some(_) => None,
+        };
+        let right = plan.products.iter().map(|p| Map::of(body, p.table, (&plan.columns, &plan.inner), wide));
+        Some(Brought { left, right: right.collect::<Option<_>>()? })
+    }
+
+    /// All maps, in the order of a kernel's arguments.
+    fn maps(&self) -> impl Iterator<Item = &Map> {
+        self.left.iter().chain(&self.right)
+    }
+}
+
+/// The maps of a launch of a kernel with these run-time sizes, in the order of its arguments; most kernels have none.
+pub(crate) fn of_launch(kernel: &Kernel, sizes: &[usize]) -> Vec<Seen> {
+    let extents = kernel.extents(sizes);
+    let all = of_kernel(kernel);
+    all.iter().flat_map(Brought::maps).filter_map(|map| map.seen(&kernel.body, &extents)).collect()
+}
+
+/// How the operands of a kernel come, if the device brings some.
+fn of_kernel(kernel: &Kernel) -> Option<Brought> {
+    let plan = |wide: u8| matrix::plan(&kernel.body, wide.into());
+    let tile = Tile::of(kernel.kind).filter(|tile| tile.bulk);
+    let all = tile.zip(kernel.kind.wide().and_then(plan));
+    all.and_then(|(tile, plan)| tile.brought(&kernel.body, &plan))
+}
+
+/// What a reader of a kernel's text is told of its maps: for each, the parameter, its axes by dimension and the boxes.
+pub(in crate::cube) fn told(kernel: &Kernel) -> Vec<(ValueId, String)> {
+    let body = &kernel.body;
+    let told = |map: &Map| {
+        let sizes = map.dims.iter().map(|(_, axes, _)| {
+            let sizes: Vec<_> = axes.iter().map(|a| body.axis(*a).size.to_string()).collect();
+            sizes.join(" * ")
+        });
+        let boxes: Vec<_> = map.dims.iter().map(|(.., width)| width.to_string()).collect();
+        (map.value, format!("[{}] by boxes of {}", sizes.collect::<Vec<_>>().join(", "), boxes.join(" x ")))
+    };
+    of_kernel(kernel).iter().flat_map(Brought::maps).map(told).collect()
+}
