@@ -51,6 +51,20 @@ impl CacheArgs {
         Some(CacheForm { codes, group: self.cache_group, rotated_wide: self.cache_rotated_wide })
     }
 
+    /// As it is asked for on a command line.
+    pub(crate) fn words(self) -> String {
+        let Some(codes) = self.cache.and_then(|codes| codes.to_possible_value()) else {
+            return String::new();
+        };
+        let group = if self.cache_group == GROUP {
+            String::new()
+        } else {
+            format!(" --cache-group {}", self.cache_group)
+        };
+        let wide = if self.cache_rotated_wide { " --cache-rotated-wide" } else { "" };
+        format!(" --cache {}{group}{wide}", codes.get_name())
+    }
+
     /// A graph with caches in that form.
     pub(crate) fn of(self, graph: impl Into<Graph>) -> Wanted {
         Wanted { graph: graph.into(), cache: self.form(), page: self.cache_page }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{anyhow, bail};
-use latentc_codegen::cube::{Source, cuda_together_source, side_by_side, sources, taken};
+use latentc_codegen::cube::{Source, Tuning, choose, cuda_together_source, side_by_side, sources, taken};
 use latentc_codegen::digest::digest;
 use latentc_codegen::memory::{Plan, Summary};
 use latentc_codegen::program::{Kernel, Step};
@@ -21,6 +21,7 @@ use crate::passes::{Choice, Validation};
 use crate::share::share;
 use crate::table::grouped;
 use crate::target::Target;
+use crate::tuning::TuningArgs;
 use crate::{print, progress};
 
 /// Compiles a model to kernels: their sources, a manifest.json for programs that load them, and, for people,
@@ -42,6 +43,8 @@ pub(crate) struct Args {
     passes: Choice,
     #[command(flatten)]
     cache: CacheArgs,
+    #[command(flatten)]
+    tuning: TuningArgs,
     /// Run what each pass was given and what it made on small instances of the model, and fail with the smallest program
     /// that shows it if they differ.
     #[arg(long)]
@@ -67,6 +70,7 @@ fn size() -> clap::builder::RangedU64ValueParser {
 pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let model = Model::find(&args.model)?;
+    let tuned = args.tuning.read(args.target)?;
     let advice = "does not hold a manifest.json of latentc, so it is not replaced";
     let folder = NewFolder::begin(&args.out, manifest::is_ours, advice)?;
     let spinner = progress::spinner("compiling");
@@ -103,7 +107,7 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
         validation,
     };
     let sizes = launched(args, &graphs)?;
-    let mut texts = Texts { folder: &folder, written: BTreeMap::new() };
+    let mut texts = Texts { folder: &folder, tuning: &tuned.tuning, written: BTreeMap::new() };
     for kernel in &kernels {
         let sizes = sizes.get(&kernel.name).map_or(&[][..], Vec::as_slice);
         manifest.kernels.push(texts.kernel(args.target, kernel, sizes)?);
@@ -136,6 +140,9 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     if let Some(validation) = &manifest.validation {
         text += &format!("  {}\n", validation.summary().replace('\n', "\n  "));
     }
+    if let Some(said) = tuned.said() {
+        text += &format!("  {said}\n");
+    }
     text += &format!("  {} distinct kernels, {:.1} s\n", kernels.len(), start.elapsed().as_secs_f64());
     print(&text)
 }
@@ -143,6 +150,7 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
 /// The texts of kernels in a folder.
 struct Texts<'f> {
     folder: &'f NewFolder,
+    tuning: &'f Tuning,
     /// By what they are known by.
     written: BTreeMap<u64, manifest::Source>,
 }
@@ -161,7 +169,7 @@ impl Texts<'_> {
         let mut all = Vec::new();
         match target.language() {
             Some(language) => {
-                for way in taken(kernel, language, sizes) {
+                for way in taken(kernel, language, &self.tuning.machine, sizes, self.tuning)? {
                     for source in sources(&way, language)? {
                         let name = format!("{}.{}", source.name, target.ending());
                         all.push(manifest::Source { way: Some(way.kind), ..self.text(&name, source)? });
@@ -176,7 +184,18 @@ impl Texts<'_> {
                 all.push(own);
             }
         }
-        Ok(KernelEntry::new(kernel, spec, all))
+        let ways = target.language().map_or(Ok(Vec::new()), |language| {
+            let one = |sizes: &Vec<usize>| -> anyhow::Result<manifest::Taken> {
+                let chosen = choose(kernel, language, sizes, self.tuning)?;
+                let (way, tuned) = (chosen.way.to_string(), chosen.tuned);
+                Ok(manifest::Taken { sizes: sizes.clone(), way, tuned })
+            };
+            sizes.iter().map(one).collect()
+        });
+        // What is computed as it came says nothing.
+        let mut ways: Vec<_> = ways?;
+        ways.retain(|w| w.tuned || w.way != kernel.kind.to_string());
+        Ok(KernelEntry::new(kernel, spec, all, ways))
     }
 
     /// The grids of decode that are several kernels, as one new token of one sequence launches them.
@@ -184,7 +203,7 @@ impl Texts<'_> {
         let mut all: Vec<Together> = Vec::new();
         for program in graphs.iter().filter(|c| c.graph == Graph::Decode).map(|c| &c.program) {
             for group in program.together() {
-                let group = side_by_side(group);
+                let group = side_by_side(group, self.tuning)?;
                 let kernels: Vec<_> = group.iter().map(|k| k.name.clone()).collect();
                 if all.iter().any(|t| t.kernels == kernels) {
                     continue;

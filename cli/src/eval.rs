@@ -13,9 +13,11 @@ use latentc_runtime::eval::{Batch, Reading};
 use serde::Serialize;
 
 use crate::cache::CacheArgs;
+use crate::edits::Texts;
 use crate::gradient::Gradients;
 use crate::model::{self, DTypeArg, Model};
-use crate::target::{Job, Target, with_device};
+use crate::target::{Job, Target, with_texts};
+use crate::tuning::TuningArgs;
 use crate::{print, print_json, progress};
 
 /// Computes the logits of given texts, and the mean loss of their next tokens.
@@ -54,6 +56,8 @@ pub(crate) struct Args {
     dtype: Option<DTypeArg>,
     #[command(flatten)]
     cache: CacheArgs,
+    #[command(flatten)]
+    tuning: TuningArgs,
     /// Print the summary as one JSON object.
     #[arg(long)]
     json: bool,
@@ -95,6 +99,7 @@ pub(crate) fn eval(args: &Args) -> anyhow::Result<()> {
         bail!("{}: cannot write here: {} is no folder", args.out.display(), parent.display());
     }
     let (batch, shape) = read_inputs(args, &model)?;
+    let tuned = args.tuning.read(args.target)?;
     if args.grad || args.adamw_step {
         let dtype = model.dtype(args.dtype);
         let job = Gradients {
@@ -107,9 +112,9 @@ pub(crate) fn eval(args: &Args) -> anyhow::Result<()> {
             batch,
             wants: (args.grad, args.adamw_step),
         };
-        return with_device(args.target, job);
+        return with_texts(args.target, &Texts::default(), &tuned, job);
     }
-    with_device(args.target, Eval { args, model, batch, shape })
+    with_texts(args.target, &Texts::default(), &tuned, Eval { args, model, batch, shape })
 }
 
 /// The texts and the shape of their ids.

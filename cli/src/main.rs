@@ -26,6 +26,8 @@ mod share;
 mod table;
 mod target;
 mod train;
+mod tune;
+mod tuning;
 mod verify;
 
 use std::fmt;
@@ -54,6 +56,7 @@ enum Command {
     Compile(compile::Args),
     Check(check::Args),
     Bench(bench::Args),
+    Tune(tune::Args),
     Init(init::Args),
     Run(run::Args),
     Eval(eval::Args),
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Compile(args) => compile::compile(&args),
         Command::Check(args) => check::check(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Tune(args) => tune::tune(&args),
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),
         Command::Eval(args) => eval::eval(&args),

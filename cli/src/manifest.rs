@@ -56,6 +56,17 @@ pub(crate) struct Together {
     pub(crate) source: Source,
 }
 
+/// The way that launches of a kernel take at some run-time sizes, and why: by a tuning, or by the rules for its device.
+#[derive(Serialize)]
+pub(crate) struct Taken {
+    /// In the order of the kernel's sizes.
+    pub(crate) sizes: Vec<usize>,
+    /// With its numbers.
+    pub(crate) way: String,
+    /// Whether a tuning says so.
+    pub(crate) tuned: bool,
+}
+
 /// What the target compiles.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Source {
@@ -111,6 +122,9 @@ pub(crate) struct KernelEntry {
     pub(crate) sources: Vec<Source>,
     /// The run-time sizes that a launch gives, in order.
     sizes: Vec<String>,
+    /// The ways that launches take at the sizes that were given to `compile`, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) taken: Vec<Taken>,
     inputs: Vec<Tensor>,
     output: Tensor,
 }
@@ -202,7 +216,7 @@ pub(crate) fn parameters(module: &Module) -> Result<Vec<Parameter>, String> {
 }
 
 impl KernelEntry {
-    pub(crate) fn new(kernel: &Kernel, spec: String, sources: Vec<Source>) -> KernelEntry {
+    pub(crate) fn new(kernel: &Kernel, spec: String, sources: Vec<Source>, taken: Vec<Taken>) -> KernelEntry {
         let body = &kernel.body;
         let tensor = |v| {
             let ty = body.ty(v);
@@ -214,6 +228,7 @@ impl KernelEntry {
             spec,
             sources,
             sizes: kernel.size_symbols().into_iter().map(str::to_owned).collect(),
+            taken,
             inputs: body.params.iter().map(|&p| tensor(p)).collect(),
             output: tensor(body.results[0]),
         }

@@ -30,6 +30,15 @@ impl Choice {
         })
     }
 
+    /// As it is asked for on a command line.
+    pub(crate) fn words(&self) -> String {
+        let list = |flag: &str, names: &[String]| match names {
+            [] => String::new(),
+            some => format!(" {flag} {}", some.join(",")),
+        };
+        list("--skip", &self.skip) + &list("--passes", &self.passes)
+    }
+
     /// The passes up to the one of that name.
     ///
     /// # Errors

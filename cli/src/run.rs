@@ -16,6 +16,7 @@ use crate::edits;
 use crate::model::{self, DTypeArg, Model};
 use crate::print_json;
 use crate::target::{Job, Target, with_texts};
+use crate::tuning::TuningArgs;
 
 /// Continues a prompt, token by token. The likeliest token is taken unless a temperature is given.
 ///
@@ -47,6 +48,8 @@ pub(crate) struct Args {
     cache_pool: Option<u64>,
     #[command(flatten)]
     from: edits::From,
+    #[command(flatten)]
+    tuning: TuningArgs,
     /// Draw tokens, from a flatter distribution the higher it is; 0 takes the likeliest.
     #[arg(long, value_name = "T", default_value_t = 0.0, allow_hyphen_values = true)]
     temperature: f64,
@@ -125,8 +128,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             args.steps
         );
     }
-    let texts = args.from.read(args.target)?;
-    with_texts(args.target, &texts, Run { args, model, tokenizer, prompt })
+    let (texts, tuned) = (args.from.read(args.target)?, args.tuning.read(args.target)?);
+    with_texts(args.target, &texts, &tuned, Run { args, model, tokenizer, prompt })
 }
 
 /// The tokenizer of a model folder, if it has one.

@@ -10,6 +10,7 @@ use latentc_codegen::memory::Layout;
 use serde::{Deserialize, Serialize};
 
 use crate::edits::Texts;
+use crate::tuning::Tuned;
 
 /// A machine, or the language of its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -69,12 +70,27 @@ pub(crate) trait Job {
 
 /// Opens the target's device and does the work there.
 pub(crate) fn with_device(target: Target, job: impl Job) -> anyhow::Result<()> {
-    with_texts(target, &Texts::default(), job)
+    with_texts(target, &Texts::default(), &Tuned::default(), job)
 }
 
-/// The same, where kernels have the texts that were changed, and says if one of these was not wanted.
-pub(crate) fn with_texts(target: Target, texts: &Texts, job: impl Job) -> anyhow::Result<()> {
+/// A job whose device was looked at first.
+struct Announced<'t, J> {
+    tuned: &'t Tuned,
+    job: J,
+}
+
+impl<J: Job> Job for Announced<'_, J> {
+    fn on<D: Device>(self, mut device: D) -> anyhow::Result<()> {
+        self.tuned.announce(&device);
+        device.take_ways(Arc::clone(&self.tuned.tuning));
+        self.job.on(device)
+    }
+}
+
+/// The same, where kernels have the texts that were changed, and are computed in the ways that were chosen; says what of that was used.
+pub(crate) fn with_texts(target: Target, texts: &Texts, tuned: &Tuned, job: impl Job) -> anyhow::Result<()> {
     texts.announce();
+    let job = Announced { tuned, job };
     let edits = Arc::clone(&texts.edits);
     match target {
         Target::Host => job.on(Host::with_this_thread()),
@@ -82,5 +98,6 @@ pub(crate) fn with_texts(target: Target, texts: &Texts, job: impl Job) -> anyhow
         Target::Cuda => job.on(CudaDevice::open(0)?.with_edits(edits)),
     }?;
     texts.warn_of_unused();
+    tuned.say();
     Ok(())
 }

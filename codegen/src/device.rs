@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use half::{bf16, f16};
 use latentc_ir::DType;
 
+use crate::cube::{Chosen, Machine, Target, Tuning, Way};
 use crate::memory::Layout;
-use crate::program::{Kernel, KernelKind};
+use crate::program::Kernel;
 
 /// Elements on their way to or from a device. Floats of any width travel as f32, truth values as 0 and 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -220,9 +221,25 @@ pub trait Device {
     }
 
     /// How a kernel is computed for these run-time sizes, where the device has several ways.
-    fn way(&self, kernel: &Kernel, sizes: &[usize]) -> KernelKind {
+    fn way(&self, kernel: &Kernel, sizes: &[usize]) -> Chosen {
         let _ = sizes;
-        kernel.kind
+        Chosen::by_rule(kernel.kind)
+    }
+
+    /// The ways that are worth trying for these run-time sizes, that of the device's rules first. None where it has no choice.
+    fn ways(&self, kernel: &Kernel, sizes: &[usize]) -> Vec<Way> {
+        let _ = (kernel, sizes);
+        Vec::new()
+    }
+
+    /// Takes these ways in place of what the device's rules say.
+    fn take_ways(&mut self, tuning: Arc<Tuning>) {
+        drop(tuning);
+    }
+
+    /// The language of its kernels, and what its rules ask of it, if it has ways to choose among.
+    fn machine(&self) -> Option<(Target, Machine)> {
+        None
     }
 
     /// What a plan of its memory must heed.

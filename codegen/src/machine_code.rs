@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use crate::cube::Machine;
 use crate::nvrtc::{Nvrtc, NvrtcError, Resources, Toolkit};
 
 /// What a multiprocessor of an architecture has room for: CUDA C++ Programming Guide, compute capabilities.
@@ -37,6 +38,12 @@ const SHARED_RESERVED: u32 = 1 << 10;
 const SHARED_PIECE: u32 = 128;
 
 impl Arch {
+    /// A device of it, as the choice among ways asks.
+    pub fn machine(&self) -> Machine {
+        let shared_bytes = (self.shared - SHARED_RESERVED) as usize;
+        Machine { shared_bytes, groups: self.groups, ..Machine::HOPPER }
+    }
+
     /// The share of a multiprocessor's warps that can be there at once.
     pub fn occupancy(&self, units: u32, registers: u32, shared_bytes: u32) -> f64 {
         let warps = units.div_ceil(WARP).max(1);

@@ -240,6 +240,11 @@ impl<D: Device> Engine<D> {
         &self.device
     }
 
+    /// The device again, without programs and their memory.
+    pub fn into_device(self) -> D {
+        self.device
+    }
+
     /// The program of a graph, if it has been added.
     pub fn program(&self, graph: Graph) -> Option<&Program> {
         self.graphs.iter().find(|g| g.graph == Some(graph)).map(|g| &*g.program)

@@ -18,6 +18,7 @@ use crate::folder::write_file;
 use crate::model::{DTypeArg, GraphArg, Model};
 use crate::passes::Choice;
 use crate::target::{Job, Target, with_texts};
+use crate::tuning::TuningArgs;
 use crate::{edits, opt, print, print_json, progress};
 
 /// Measures a model on a device: what the device can do, then each kernel and the whole step beside that.
@@ -90,6 +91,8 @@ pub(crate) struct Args {
     cache: CacheArgs,
     #[command(flatten)]
     from: edits::From,
+    #[command(flatten)]
+    tuning: TuningArgs,
 }
 
 fn size() -> clap::builder::RangedU64ValueParser {
@@ -147,8 +150,8 @@ pub(crate) fn bench(args: &Args) -> anyhow::Result<()> {
         }
     }
     drop(spinner);
-    let texts = args.from.read(args.target)?;
-    with_texts(args.target, &texts, Bench { args, subject })
+    let (texts, tuned) = (args.from.read(args.target)?, args.tuning.read(args.target)?);
+    with_texts(args.target, &texts, &tuned, Bench { args, subject })
 }
 
 /// What is measured.
@@ -180,9 +183,7 @@ fn whole_model(args: &Args) -> anyhow::Result<Subject> {
     let graph = graph(args, Graph::Decode);
     let dtype = model.dtype(args.dtype);
     let variants = model.compile(args.cache.of(graph), dtype, &args.passes.pipeline())?;
-    let bind =
-        |symbols: &Symbols| symbols.bind(shape.batch as u64, shape.tokens as u64, shape.context as u64);
-    let compiled = fitting(variants, bind)
+    let compiled = fitting(variants, |symbols| bound(symbols, shape))
         .ok_or_else(|| anyhow!("no program of the {} graph is for {} tokens", graph.name(), shape.tokens))?;
     let common = model.config.common();
     Ok(Subject {
@@ -267,8 +268,16 @@ fn shape(args: &Args, model: &Model) -> anyhow::Result<Shape> {
     Ok(Shape { batch: args.batch.unwrap_or(1) as usize, tokens: tokens as usize, context: context as usize })
 }
 
+/// What the sizes of a model are then.
+pub(crate) fn bound(symbols: &Symbols, shape: Shape) -> BTreeMap<String, u64> {
+    symbols.bind(shape.batch as u64, shape.tokens as u64, shape.context as u64)
+}
+
 /// The program for the sizes that `bind` gives.
-fn fitting(variants: Vec<Compiled>, bind: impl Fn(&Symbols) -> BTreeMap<String, u64>) -> Option<Compiled> {
+pub(crate) fn fitting(
+    variants: Vec<Compiled>,
+    bind: impl Fn(&Symbols) -> BTreeMap<String, u64>,
+) -> Option<Compiled> {
     variants.into_iter().find(|compiled| {
         let Some(guard) = &compiled.guard else { return true };
         bind(&Symbols::of(compiled.module())).get(&guard.size).is_some_and(|&n| guard.admits(n))
@@ -276,7 +285,7 @@ fn fitting(variants: Vec<Compiled>, bind: impl Fn(&Symbols) -> BTreeMap<String, 
 }
 
 /// The sizes of what the device is measured with.
-fn probe(target: Target, quick: bool) -> Probe {
+pub(crate) fn probe(target: Target, quick: bool) -> Probe {
     let (bytes, side) = match (target, quick) {
         (Target::Host | Target::Wgpu, true) => (4 << 20, 128),
         (Target::Cuda, true) => (64 << 20, 1024),

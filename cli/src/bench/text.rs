@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use latentc_codegen::program::KernelKind;
+use latentc_codegen::cube::Way;
 use latentc_runtime::bench::{Ceiling, Row, Seconds, Shape};
 
 use super::Report;
@@ -69,9 +69,10 @@ pub(super) fn text(report: &Report) -> String {
 
 fn cells(row: &Row) -> Vec<String> {
     let time = row.time.expect("rows with a time are shown");
+    let way = Way { kind: row.way, parts: row.parts }.to_string() + if row.tuned { " (tuning)" } else { "" };
     vec![
         row.name.clone(),
-        way(row.way),
+        way,
         row.launches.to_string(),
         seconds(time.seconds.median),
         spread(time.seconds),
@@ -81,26 +82,6 @@ fn cells(row: &Row) -> Vec<String> {
         format!("{:.0}%", 100.0 * time.of_bound),
         format!("{:.1}%", 100.0 * time.of_launches),
     ]
-}
-
-/// A way with its numbers.
-fn way(way: KernelKind) -> String {
-    match way {
-        KernelKind::Few { rows, .. } => format!("{way}, {rows}"),
-        KernelKind::ScatterMatrix { side } => format!("{way}, {side}"),
-        KernelKind::StreamMatrix { tall, groups } => {
-            format!("{way}, {}{}", 16 * u32::from(tall), if groups { ", groups" } else { "" })
-        }
-        KernelKind::Matrix { rows, columns, groups, .. } => {
-            format!("{way}, {rows} x {columns}{}", if groups { ", groups" } else { "" })
-        }
-        KernelKind::Map
-        | KernelKind::Contract
-        | KernelKind::Grouped
-        | KernelKind::Scatter
-        | KernelKind::Stream
-        | KernelKind::Tiles => way.to_string(),
-    }
 }
 
 /// Half of what lies between the quarters, in percent of the median.

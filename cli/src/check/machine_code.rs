@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use anyhow::bail;
 use latentc_codegen::cube::{
-    Edits, Source, cuda_sources, cuda_together_source, side_by_side, together_name, typical,
+    Edits, Source, Target as Language, Tuning, cuda_sources, cuda_together_source, side_by_side, taken,
+    together_name,
 };
 use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode, machine_code};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
@@ -49,7 +50,7 @@ pub(super) fn figures(
     kernels: &[Kernel],
 ) -> anyhow::Result<BTreeMap<String, BTreeMap<String, Value>>> {
     let mut figures: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
-    for row in rows(args, kernels, &[], &Edits::default())? {
+    for row in rows(args, kernels, &[], &Edits::default(), &Tuning::default())? {
         let key =
             if row.part == 0 { row.arch.to_owned() } else { format!("{}, part {}", row.arch, row.part) };
         let code = serde_json::to_value(row.code)?;
@@ -64,10 +65,12 @@ pub(super) fn check(
     kernels: &[Kernel],
     together: &[Vec<Kernel>],
     texts: &Texts,
+    tuning: &Tuning,
 ) -> anyhow::Result<()> {
     let start = Instant::now();
     texts.announce();
-    let report = Report { model: model.to_owned(), kernels: rows(args, kernels, together, &texts.edits)? };
+    let kernels_of = rows(args, kernels, together, &texts.edits, tuning)?;
+    let report = Report { model: model.to_owned(), kernels: kernels_of };
     if args.json {
         print_json(&report)?;
     } else {
@@ -86,6 +89,7 @@ fn rows(
     kernels: &[Kernel],
     together: &[Vec<Kernel>],
     edits: &Edits,
+    tuning: &Tuning,
 ) -> anyhow::Result<Vec<Row>> {
     let archs: Vec<&Arch> = ARCHS.iter().filter(|a| args.arch.iter().any(|name| name == a.name)).collect();
     let toolkit = Toolkit::find()?;
@@ -108,7 +112,11 @@ fn rows(
     for (n, kernel) in kernels.iter().enumerate() {
         spinner.say(format!("{} ({} of {})", kernel.name, n + 1, kernels.len()));
         // A launch takes one of these, by its sizes.
-        let of: Vec<_> = archs.iter().map(|&arch| (arch, typical(kernel, arch.groups))).collect();
+        let of = archs.iter().map(|&arch| {
+            let ways = taken(kernel, Language::Cuda, &arch.machine(), &[], tuning)?;
+            Ok((arch, ways))
+        });
+        let of = of.collect::<anyhow::Result<Vec<_>>>()?;
         let mut ways: Vec<&Kernel> = Vec::new();
         for way in of.iter().flat_map(|(_, ways)| ways) {
             if ways.iter().all(|w| w.kind != way.kind) {
@@ -127,7 +135,7 @@ fn rows(
     for group in together {
         let name = together_name(group);
         spinner.say(name.clone());
-        let group = side_by_side(group);
+        let group = side_by_side(group, tuning)?;
         if let Some(source) = cuda_together_source(&group)? {
             for arch in &archs {
                 let row = row(&name, &name, format!("{} at once", group.len()), 0);

@@ -18,8 +18,8 @@ use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use latentc_codegen::check::{Outcome, Trial, cases, check_together, trials, trials_together};
 use latentc_codegen::cube::{
-    CudaDevice, WgpuDevice, chosen as chosen_way, cuda_together_source, identities, side_by_side,
-    together_name, ways,
+    CudaDevice, Machine, Target as Language, Tuning, Way, WgpuDevice, chosen as chosen_way,
+    cuda_together_source, identities, is_expressible, side_by_side, taken, together_name, ways,
 };
 use latentc_codegen::device::{Device, DeviceError};
 use latentc_codegen::emulate::Emulator;
@@ -36,6 +36,7 @@ use crate::model::{DTypeArg, GraphArg, Model};
 use crate::passes::Choice;
 use crate::share::share;
 use crate::table::table;
+use crate::tuning::TuningArgs;
 use crate::{print, print_json, progress, target};
 
 /// Runs every kernel of a model on small sizes with odd tails, and compares with a float64 interpreter of what it means.
@@ -85,6 +86,8 @@ pub(crate) struct Args {
     cache: CacheArgs,
     #[command(flatten)]
     from: edits::From,
+    #[command(flatten)]
+    tuning: TuningArgs,
 }
 
 /// Where kernels are checked.
@@ -125,6 +128,15 @@ struct Row {
     kind: String,
     /// The cases that ran to the end. The first that fails is the last.
     cases: Vec<Outcome>,
+    /// The ways of the kernel that were run: all that it is computed in at the sizes of the model.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ways: Vec<String>,
+    /// Those of them that axes as small as these have no room for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left_out: Vec<String>,
+    /// Which of the ways failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<String>,
     /// Why a case did not run to the end, and its sizes.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
@@ -142,10 +154,12 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     if args.from.folder().is_some() && (args.bless.is_some() || args.against.is_some()) {
         bail!("--from and a baseline do not go together: a baseline holds what the compiler writes");
     }
-    let texts = args.from.read(written_for)?;
-    let Chosen { kernels, mut together } = chosen(args, &model)?;
+    let (texts, tuned) = (args.from.read(written_for)?, args.tuning.read(written_for)?);
+    let Chosen { kernels, mut together } = chosen(args, &model, &tuned.tuning)?;
     if args.machine_code {
-        return machine_code::check(args, &model.name, &kernels, &together, &texts);
+        machine_code::check(args, &model.name, &kernels, &together, &texts, &tuned.tuning)?;
+        tuned.say();
+        return Ok(());
     }
     if args.traffic {
         return traffic::count(args, &model.name, &kernels);
@@ -154,16 +168,35 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
         // It runs one after the other.
         together.clear();
     }
-    let mut subjects = changed(&texts, written_for, &kernels, &together)?;
-    subjects.extend(kernels.iter().map(Subject::one));
-    subjects.extend(together.iter().map(|group| Subject::group(group)));
+    let changed = changed(&texts, written_for, &kernels, &together, &tuned.tuning)?;
+    let all = |machine: Option<(Language, Machine)>| {
+        let mut subjects = changed;
+        for kernel in &kernels {
+            let ways = match machine {
+                Some((language, machine)) => {
+                    taken(kernel, language, &machine, &real_sizes(kernel), &tuned.tuning)?
+                }
+                None => vec![kernel.clone()],
+            };
+            subjects.push(Subject::one(kernel, &ways, machine.map(|(language, _)| language)));
+        }
+        subjects.extend(together.iter().map(|group| Subject::group(group)));
+        Ok::<_, DeviceError>(subjects)
+    };
     let edits = || Arc::clone(&texts.edits);
     let rows = match args.target {
-        Target::Host => one_by_one(args, &subjects, Host::new()),
-        Target::Wgpu => one_by_one(args, &subjects, WgpuDevice::open()?.with_edits(edits())),
-        Target::Cuda => one_by_one(args, &subjects, CudaDevice::open(0)?.with_edits(edits())),
+        Target::Host => one_by_one(args, &all(None)?, Host::new()),
+        Target::Wgpu => {
+            let device = WgpuDevice::open()?.with_edits(edits());
+            one_by_one(args, &all(device.machine())?, device)
+        }
+        Target::Cuda => {
+            let device = CudaDevice::open(0)?.with_edits(edits());
+            one_by_one(args, &all(device.machine())?, device)
+        }
         Target::Emulate => {
             let mut emulator = Emulator::open(args.seed)?.with_edits(edits());
+            let subjects = all(emulator.machine())?;
             let spinner = progress::spinner("compiling");
             let single = subjects.iter().flat_map(|s| &s.trials).filter_map(|trial| match &trial[..] {
                 [one] => Some(chosen_way(&one.kernel, &one.sizes)),
@@ -186,6 +219,7 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
         let said = texts.said().map_or_else(String::new, |said| said + "\n\n");
         print(&(said + &text(args, &report, start)))?;
     }
+    tuned.say();
     let failed = report.kernels.iter().filter(|k| !k.passes).count();
     if failed > 0 {
         bail!("{failed} of {} kernels of {} fail on {}", report.kernels.len(), report.model, report.device);
@@ -212,7 +246,7 @@ struct Chosen {
     together: Vec<Vec<Kernel>>,
 }
 
-fn chosen(args: &Args, model: &Model) -> anyhow::Result<Chosen> {
+fn chosen(args: &Args, model: &Model, tuning: &Tuning) -> anyhow::Result<Chosen> {
     let _spinner = progress::spinner("scheduling");
     let dtype = model.dtype(args.dtype);
     let mut graphs: Vec<Compiled> = Vec::new();
@@ -226,7 +260,7 @@ fn chosen(args: &Args, model: &Model) -> anyhow::Result<Chosen> {
     for program in graphs.iter().filter(|c| c.graph == Graph::Decode).map(|c| &c.program) {
         for group in program.together() {
             let group: Vec<_> = group.into_iter().cloned().collect();
-            if !side_by_side(&group).is_empty() && !together.contains(&group) {
+            if !side_by_side(&group, tuning)?.is_empty() && !together.contains(&group) {
                 together.push(group);
             }
         }
@@ -255,33 +289,56 @@ struct Subject {
     name: String,
     kind: String,
     trials: Vec<Vec<Trial>>,
+    /// The ways of a kernel that are tried besides those that the sizes of the trials lead to.
+    ways: Vec<String>,
+    /// Those that small axes leave no room for.
+    left_out: Vec<String>,
+}
+
+/// Run-time sizes between one token and many.
+fn real_sizes(kernel: &Kernel) -> Vec<Vec<usize>> {
+    [16, 100].map(|n| vec![n; kernel.size_symbols().len()]).to_vec()
 }
 
 impl Subject {
-    /// A kernel, with small axes.
-    fn one(kernel: &Kernel) -> Subject {
-        let trials = trials(kernel).into_iter().map(|t| vec![t]).collect();
-        Subject { name: kernel.name.clone(), kind: kernel.kind.to_string(), trials }
+    /// A kernel, with small axes: in the ways that a device takes at such sizes, and in those that it takes at real ones.
+    fn one(kernel: &Kernel, ways: &[Kernel], language: Option<Language>) -> Subject {
+        let mut subject = Subject::of(kernel.name.clone(), kernel.kind.to_string(), Vec::new());
+        for way in ways {
+            let text = Way { kind: way.kind, parts: None }.to_string();
+            let trials = trials(way).into_iter().filter(|trial| {
+                way.kind == kernel.kind || language.is_some_and(|l| is_expressible(&trial.kernel, l))
+            });
+            let before = subject.trials.len();
+            subject.trials.extend(trials.map(|t| vec![t]));
+            let found = if subject.trials.len() > before { &mut subject.ways } else { &mut subject.left_out };
+            found.push(text);
+        }
+        subject
+    }
+
+    fn of(name: String, kind: String, trials: Vec<Vec<Trial>>) -> Subject {
+        Subject { name, kind, trials, ways: Vec::new(), left_out: Vec::new() }
     }
 
     /// Kernels at the same time, with small axes.
     fn group(kernels: &[Kernel]) -> Subject {
         let kind = format!("{} at once", kernels.len());
-        Subject { name: together_name(kernels), kind, trials: trials_together(kernels) }
+        Subject::of(together_name(kernels), kind, trials_together(kernels))
     }
 
     /// A kernel as it is, whose text in a file was changed: that is for axes of their own lengths.
     fn changed(file: &str, kernel: &Kernel) -> Subject {
         let trial = |sizes| vec![Trial { kernel: kernel.clone(), sizes }];
         let trials = cases(kernel).into_iter().map(trial).collect();
-        Subject { name: file.to_owned(), kind: kernel.kind.to_string(), trials }
+        Subject::of(file.to_owned(), kernel.kind.to_string(), trials)
     }
 
     /// The same of kernels at the same time, as one new token launches them.
     fn changed_group(file: &str, kernels: &[Kernel]) -> Subject {
         let one = |k: &Kernel| Trial { kernel: k.clone(), sizes: cases(k).swap_remove(0) };
         let trials = vec![kernels.iter().map(one).collect()];
-        Subject { name: file.to_owned(), kind: format!("{} at once", kernels.len()), trials }
+        Subject::of(file.to_owned(), format!("{} at once", kernels.len()), trials)
     }
 }
 
@@ -291,6 +348,7 @@ fn changed(
     target: target::Target,
     kernels: &[Kernel],
     together: &[Vec<Kernel>],
+    tuning: &Tuning,
 ) -> anyhow::Result<Vec<Subject>> {
     let (mut subjects, mut found) = (Vec::new(), Vec::new());
     let file =
@@ -308,7 +366,7 @@ fn changed(
         }
     }
     for group in together {
-        let own = side_by_side(group);
+        let own = side_by_side(group, tuning)?;
         let Some(source) = cuda_together_source(&own)? else { continue };
         if let Some(file) = file(source.identity) {
             found.push(file);
@@ -378,9 +436,17 @@ fn finished(args: &Args, model: &Model, texts: &Texts, (device, kernels): Rows) 
 
 /// All cases of a subject, up to the first that fails.
 fn row<D: Device>(device: &mut D, subject: &Subject, seed: u64) -> Row {
-    let Subject { name, kind, trials } = subject;
-    let mut row =
-        Row { name: name.clone(), kind: kind.clone(), cases: Vec::new(), error: None, passes: true };
+    let Subject { name, kind, trials, ways, left_out } = subject;
+    let mut row = Row {
+        name: name.clone(),
+        kind: kind.clone(),
+        cases: Vec::new(),
+        ways: ways.clone(),
+        left_out: left_out.clone(),
+        failed: None,
+        error: None,
+        passes: true,
+    };
     for together in trials {
         match check_together(device, together, seed) {
             Ok(outcomes) => {
@@ -394,6 +460,9 @@ fn row<D: Device>(device: &mut D, subject: &Subject, seed: u64) -> Row {
             }
         }
         if !row.passes {
+            if let [one] = &together[..] {
+                row.failed = Some(device.way(&one.kernel, &one.sizes).way.to_string());
+            }
             break;
         }
     }
@@ -419,14 +488,18 @@ fn shown(sizes: &[usize]) -> String {
 
 /// The table, and for each kernel that fails why, and how to see it again.
 fn text(args: &Args, report: &Report, start: Instant) -> String {
-    let mut rows =
-        vec![["kernel", "kind", "verdict", "cases", "worst error", "tolerance"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["kernel", "kind", "verdict", "ways", "cases", "worst error", "tolerance"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for k in &report.kernels {
         let worst = k.cases.iter().max_by(|a, b| a.ratio.total_cmp(&b.ratio));
         let number = |of: fn(&Outcome) -> f64| worst.map_or(String::new(), |o| format!("{:.1e}", of(o)));
         let verdict = if k.passes { "ok" } else { "FAILS" };
         let tolerance = number(|o| o.tolerance);
-        let cells = [&k.name, &k.kind, verdict, &k.cases.len().to_string(), &number(|o| o.error), &tolerance];
+        let (ways, cases) = (k.ways.len().max(1).to_string(), k.cases.len().to_string());
+        let cells = [&k.name, &k.kind, verdict, &ways, &cases, &number(|o| o.error), &tolerance];
         rows.push(cells.map(str::to_owned).to_vec());
     }
     let mut text = table(&rows, 3);
@@ -435,14 +508,29 @@ fn text(args: &Args, report: &Report, start: Instant) -> String {
             k.error.clone().or_else(|| k.cases.iter().find(|o| !o.passes()).map(wrong)).unwrap_or_default();
         // A changed text is known by its file, and is run whatever else is.
         let kernel = (!report.changed.contains(&k.name)).then_some(&k.name);
-        let _ = writeln!(text, "\n{}: {why}\n  replay: {}", k.name, replay(args, kernel));
+        let way = k.failed.as_ref().map_or_else(String::new, |way| format!(" (as `{way}`)"));
+        let _ = writeln!(text, "\n{}{way}: {why}\n  replay: {}", k.name, replay(args, kernel));
+    }
+    for k in report.kernels.iter().filter(|k| !k.left_out.is_empty()) {
+        let (name, ways) = (&k.name, k.left_out.join("; "));
+        let _ = writeln!(
+            text,
+            "\n{name}: not run, as axes of the sizes that are tried leave no room for it: {ways}"
+        );
     }
     for line in report.differs.iter().flatten() {
         let _ = writeln!(text, "\n{line}");
     }
     let cases: usize = report.kernels.iter().map(|k| k.cases.len()).sum();
     let (kernels, seconds) = (report.kernels.len(), start.elapsed().as_secs_f64());
+    let ways: usize = report.kernels.iter().map(|k| k.ways.len().max(1)).sum();
     let _ = writeln!(text, "\n{kernels} kernels, {cases} cases, {}, {seconds:.1} s", report.device);
+    if ways > kernels {
+        let _ = writeln!(
+            text,
+            "{ways} ways: each kernel in all that it is computed in at the sizes of the model"
+        );
+    }
     text
 }
 
@@ -472,8 +560,40 @@ fn replay(args: &Args, kernel: Option<&String>) -> String {
     if let Some(dtype) = args.dtype {
         line += &format!(" --dtype {}", named(&|| dtype.to_possible_value()));
     }
+    line += &(args.passes.words() + &args.cache.words());
     if let Some(folder) = args.from.folder() {
         line += &format!(" --from {}", folder.display());
     }
+    if let Some(file) = args.tuning.file() {
+        line += &format!(" --tuning {}", file.display());
+    }
     line + &format!(" --seed {}", args.seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn what_is_to_be_typed_again_is_what_was_asked_for() {
+        let of = |line: &str| Line::parse_from(line.split_whitespace().skip(1)).args;
+        for line in [
+            "latentc check tiny --kernel a_and_2 --target emulate --graph prefill --graph decode --graph train --seed 1",
+            "latentc check tiny --kernel a --target host --graph decode --dtype f16 --skip inline,reassociate --seed 3",
+            "latentc check tiny --kernel a --target wgpu --graph train --passes expand,inline --seed 1",
+            "latentc check tiny --kernel a --target cuda --graph decode --cache int6 --cache-group 32 --cache-rotated-wide --seed 9",
+            "latentc check tiny --kernel a --target cuda --graph decode --cache fp8 --from out --tuning t.json --seed 9",
+        ] {
+            let args = of(line);
+            assert_eq!(replay(&args, args.kernel.first()), line);
+        }
+    }
 }

@@ -30,8 +30,10 @@ use self::balance::Balance;
 use self::metrics::{Metrics, Record};
 use self::saved::{Saved, Saves};
 use self::settings::Settings;
+use crate::edits::Texts;
 use crate::model::{self, Model};
-use crate::target::{Job, with_device};
+use crate::target::{Job, with_texts};
+use crate::tuning::TuningArgs;
 use crate::{print, print_json, progress};
 
 /// Trains a model on texts, from the weights that it has: random ones of `latentc init`, or others that are to be tuned.
@@ -66,6 +68,8 @@ pub(crate) struct Args {
     /// End after this step, with a checkpoint; the schedule remains that of all steps.
     #[arg(long, value_name = "STEP")]
     until: Option<u64>,
+    #[command(flatten)]
+    tuning: TuningArgs,
     /// Print the summary as one JSON object, and nothing on the way.
     #[arg(long)]
     json: bool,
@@ -142,7 +146,7 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<()> {
     }
     let target = settings.target;
     let job = Train { model, from, made, settings, schedule, data, saves, until, json: args.json };
-    with_device(target, job)
+    with_texts(target, &Texts::default(), &args.tuning.read(target)?, job)
 }
 
 fn list(files: &[PathBuf]) -> String {

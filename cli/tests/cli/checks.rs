@@ -9,7 +9,7 @@ fn every_kernel_of_a_model_is_compared_with_what_it_means() {
     let text = ok("check {} --target host", &[&case("tiny")]);
     let head = text.lines().next().unwrap_or_default();
     assert!(
-        head.starts_with("kernel ") && head.ends_with("verdict  cases  worst error  tolerance"),
+        head.starts_with("kernel ") && head.ends_with("verdict  ways  cases  worst error  tolerance"),
         "{text}"
     );
     assert!(text.lines().filter(|l| l.contains("  ok  ")).count() > 40, "{text}");

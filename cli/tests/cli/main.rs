@@ -13,6 +13,7 @@ mod refuses_words;
 mod reports;
 mod runs;
 mod trains;
+mod tunes;
 mod workbench;
 
 use std::collections::BTreeMap;

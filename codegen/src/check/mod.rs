@@ -78,7 +78,7 @@ pub fn check_together<D: Device>(
         trials.iter().zip(&args).map(|(t, args)| (&t.kernel, &args[..], &t.sizes[..])).collect();
     let got = launch_together(device, &work)?;
     let outcome = |((kernel, args, sizes), got): (&(&Kernel, &[Tensor], &[usize]), Tensor)| {
-        let way = Kernel { kind: device.way(kernel, sizes), ..(*kernel).clone() };
+        let way = Kernel { kind: device.way(kernel, sizes).way.kind, ..(*kernel).clone() };
         let expected = Expected::of(&way, args, sizes);
         let expected = expected.map_err(|why| DeviceError::Kernel { kernel: kernel.name.clone(), why })?;
         Ok(expected.compare(&got, sizes, seed))

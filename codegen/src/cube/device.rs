@@ -19,17 +19,21 @@ use latentc_ir::DType;
 use super::edits::Edits;
 use super::emit::Elem;
 use super::kernel::CubeIr;
+use super::machine::Machine;
 use super::prepared::{Does, Memory, OneGrid};
 use super::queue::{Own, Place, When};
 use super::refuse;
 use super::shape::LaunchShape;
 use super::source::Task;
+use super::split::Split;
 use super::stages::{Kept, Stage, Stages};
 use super::target::Target;
-use super::ways::{Ways, way};
+use super::tuning::{Choices, Chosen, Tuning, Way};
+use super::ways::way;
 use crate::device::{Data, Device, DeviceError, Launch};
 use crate::memory::Layout;
 use crate::program::{Kernel, KernelKind};
+use crate::stream::StreamPlan;
 
 /// A CubeCL runtime that kernels can be written for.
 pub trait CubeRuntime: Runtime {
@@ -61,6 +65,10 @@ pub struct CubeDevice<R: CubeRuntime> {
     pending: Vec<Arc<str>>,
     /// Texts that are compiled in place of kernels' own.
     pub(super) edits: Arc<Edits>,
+    /// Ways that are taken in place of those of the rules.
+    pub(super) tuning: Arc<Tuning>,
+    /// What rules ask of the device.
+    pub(super) machine: Machine,
     /// The driver's queue, where it is used in place of CubeCL's.
     own: Option<Own>,
 }
@@ -68,7 +76,7 @@ pub struct CubeDevice<R: CubeRuntime> {
 /// A kernel that was launched before.
 struct Compiled {
     kernel: Kernel,
-    ways: Ways,
+    choices: Choices,
     /// The ways that were taken.
     taken: Vec<(KernelKind, Arc<Launches>)>,
 }
@@ -176,10 +184,11 @@ mod cuda {
     use cubecl_core::prelude::Runtime;
     use cubecl_core::server::Handle;
     use cubecl_cuda::{CudaDevice as Ordinal, CudaRuntime, install};
+    use cudarc::driver::result;
 
     use super::super::driver::Driver;
     use super::super::queue::Own;
-    use super::{CubeDevice, CubeRuntime, DeviceError, Target};
+    use super::{CubeDevice, CubeRuntime, DeviceError, Machine, Target};
 
     /// An NVIDIA GPU. Kernels are compiled by NVRTC, found by its name, with the headers under `CUDA_PATH`.
     pub type CudaDevice = CubeDevice<CudaRuntime>;
@@ -219,7 +228,12 @@ mod cuda {
             let client = CudaRuntime::client(&Ordinal::new(ordinal));
             let driver = Driver::open(ordinal).map_err(|why| DeviceError::Absent("CUDA", why))?;
             let own = driver.map(|driver| Own::new(Box::new(driver)));
-            Ok(CubeDevice { own, ..CubeDevice::new(client, format!("CUDA device {ordinal}")) })
+            let number = result::device::get(ordinal as i32);
+            let name = number.and_then(result::device::get_name).unwrap_or_else(|_| "CUDA".to_owned());
+            let device = CubeDevice::new(client, format!("{name}, device {ordinal}"));
+            // Maps of operands are made for a driver that is called directly.
+            let machine = Machine { boxes: own.is_some(), ..device.machine };
+            Ok(CubeDevice { own, machine, ..device })
         }
     }
 }
@@ -228,6 +242,17 @@ impl<R: CubeRuntime> CubeDevice<R> {
     /// What a client reaches. Others may use it too: what they launch and what is launched here is done in order.
     pub fn new(client: ComputeClient<R>, name: String) -> CubeDevice<R> {
         let (kernels, memory) = (HashMap::new(), Memory::default());
+        let properties = client.properties();
+        // CubeCL does not say which architecture a device is of: tensor maps came with 9.0, these modes of theirs with 10.0.
+        let tma = &properties.features.tma;
+        let machine = Machine {
+            // Drivers of graphics do not say.
+            multiprocessors: (properties.hardware.num_streaming_multiprocessors)
+                .map_or(Machine::HOPPER.multiprocessors, |n| n as usize),
+            shared_bytes: properties.hardware.max_shared_memory_size,
+            groups: tma.contains(Tma::Base) && !tma.contains(Tma::Im2colWide),
+            boxes: false,
+        };
         CubeDevice {
             client,
             name,
@@ -236,6 +261,8 @@ impl<R: CubeRuntime> CubeDevice<R> {
             between: None,
             pending: Vec::new(),
             edits: Arc::default(),
+            tuning: Arc::default(),
+            machine,
             own: None,
         }
     }
@@ -243,6 +270,12 @@ impl<R: CubeRuntime> CubeDevice<R> {
     /// The same, with other texts in place of kernels' own.
     pub fn with_edits(self, edits: Arc<Edits>) -> CubeDevice<R> {
         CubeDevice { edits, ..self }
+    }
+
+    /// The same, with ways in place of those that the rules say.
+    pub fn with_tuning(mut self, tuning: Arc<Tuning>) -> CubeDevice<R> {
+        self.take_ways(tuning);
+        self
     }
 
     /// Memory of the same client as a buffer of so many elements, which lie one after another.
@@ -327,48 +360,58 @@ impl<R: CubeRuntime> CubeDevice<R> {
         Ok(())
     }
 
-    /// The kernel ready to launch for these extents, and whether this is its first launch in that way.
+    /// The kernel ready to launch for these sizes, and whether this is its first launch in that way.
     pub(super) fn compiled(
         &mut self,
         kernel: &Kernel,
-        extents: &[usize],
-    ) -> Result<(KernelKind, Arc<Launches>, bool), DeviceError> {
+        sizes: &[usize],
+    ) -> Result<(Way, Arc<Launches>, bool), DeviceError> {
         let known = self.kernels.entry(kernel.name.clone()).or_default();
-        let place = known.iter().position(|c| c.kernel == *kernel).unwrap_or_else(|| {
-            let ways = ways(&self.client, kernel, self.own.is_some());
-            known.push(Compiled { kernel: kernel.clone(), ways, taken: Vec::new() });
-            known.len() - 1
-        });
-        let kind = known[place].ways.choose(extents);
-        if let Some((_, launches)) = known[place].taken.iter().find(|(taken, ..)| *taken == kind) {
-            return Ok((kind, Arc::clone(launches), false));
+        let place = match known.iter().position(|c| c.kernel == *kernel) {
+            Some(place) => place,
+            None => {
+                let choices = Choices::of(kernel, R::TARGET, &self.machine, &self.tuning)?;
+                known.push(Compiled { kernel: kernel.clone(), choices, taken: Vec::new() });
+                known.len() - 1
+            }
+        };
+        let taken = known[place].choices.at(kernel, sizes, &self.tuning).way;
+        if let Some((_, launches)) = known[place].taken.iter().find(|(kind, ..)| *kind == taken.kind) {
+            return Ok((taken, Arc::clone(launches), false));
         }
-        let Stages { kept, all } = Stages::of(&way(kernel, kind));
+        let Stages { kept, all } = Stages::of(&way(kernel, taken.kind));
         let stages = all.into_iter().map(|stage| {
             let (ir, shape) = compiled(&self.client, &stage)?;
             Ok((stage, self.edits.apply(ir), shape))
         });
         let launches = Arc::new(Launches { kept, stages: stages.collect::<Result<_, DeviceError>>()? });
-        known[place].taken.push((kind, Arc::clone(&launches)));
-        Ok((kind, launches, true))
+        known[place].taken.push((taken.kind, Arc::clone(&launches)));
+        Ok((taken, launches, true))
+    }
+
+    /// The numbers of parts that are worth trying for a stream in one of its ways, that of the rules first; none for what is none.
+    fn parts(&self, kernel: &Kernel, kind: KernelKind, sizes: &[usize]) -> Vec<usize> {
+        let kernel = way(kernel, kind);
+        let plan = if kind.streams() { StreamPlan::of(&kernel.body).ok() } else { None };
+        let shape = LaunchShape::on(&kernel, R::TARGET);
+        let (Some(plan), Ok((x, y, _))) = (plan, shape.grid(kernel.number(sizes))) else { return Vec::new() };
+        let (cubes, extents) = ((x as usize * y as usize, shape.shared_bytes), kernel.extents(sizes));
+        let of = |told| Split::of(&plan, cubes, &extents, &self.machine, told).map_or(1, |split| split.parts);
+        let own = of(None);
+        let mut all = vec![own];
+        for more in [1, own / 2, 2 * own, 4 * own] {
+            let parts = of(Some(more));
+            if more > 0 && !all.contains(&parts) {
+                all.push(parts);
+            }
+        }
+        all
     }
 }
 
 /// The bytes of memory that so many take: a buffer of none cannot be bound, and drivers count in words.
 fn room(bytes: usize) -> usize {
     bytes.next_multiple_of(4).max(4)
-}
-
-/// The ways that a device has for a kernel; `own` says whether it has a queue of our own.
-fn ways<R: CubeRuntime>(client: &ComputeClient<R>, kernel: &Kernel, own: bool) -> Ways {
-    let properties = client.properties();
-    let ways = Ways::of(kernel, R::TARGET).within(properties.hardware.max_shared_memory_size);
-    // CubeCL does not say which architecture a device is of: tensor maps came with 9.0, these modes of theirs with 10.0.
-    let tma = &properties.features.tma;
-    let hopper = tma.contains(Tma::Base) && !tma.contains(Tma::Im2colWide);
-    let ways = if hopper { ways } else { ways.by_planes() };
-    // Maps of operands are made for a driver that is called directly.
-    if own { ways } else { ways.by_units() }
 }
 
 /// A kernel that the device can run.
@@ -473,8 +516,34 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         caught(|| block_on(self.client.sync())).map_err(before)
     }
 
-    fn way(&self, kernel: &Kernel, sizes: &[usize]) -> KernelKind {
-        ways(&self.client, kernel, self.own.is_some()).choose(&kernel.extents(sizes))
+    fn way(&self, kernel: &Kernel, sizes: &[usize]) -> Chosen {
+        match Choices::of(kernel, R::TARGET, &self.machine, &self.tuning) {
+            Ok(choices) => choices.at(kernel, sizes, &self.tuning),
+            // A launch says so.
+            Err(_) => Chosen::by_rule(kernel.kind),
+        }
+    }
+
+    fn ways(&self, kernel: &Kernel, sizes: &[usize]) -> Vec<Way> {
+        let Ok(choices) = Choices::of(kernel, R::TARGET, &self.machine, &Tuning::default()) else {
+            return Vec::new();
+        };
+        let of = |kind: KernelKind| match self.parts(kernel, kind, sizes) {
+            none if none.is_empty() => vec![Way { kind, parts: None }],
+            all => all.into_iter().map(|n| Way { kind, parts: Some(n) }).collect(),
+        };
+        choices.candidates(&kernel.extents(sizes)).into_iter().flat_map(of).collect()
+    }
+
+    fn take_ways(&mut self, tuning: Arc<Tuning>) {
+        self.tuning = tuning;
+        // What was found out before is by other choices.
+        self.kernels.clear();
+        self.memory = Memory::default();
+    }
+
+    fn machine(&self) -> Option<(Target, Machine)> {
+        Some((R::TARGET, self.machine))
     }
 
     fn layout(&self) -> Layout {

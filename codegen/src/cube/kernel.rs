@@ -156,12 +156,8 @@ impl CubeIr {
 
     /// What it is known by in any program, whatever it is called: equal for kernels that compute the same in the same way.
     pub(crate) fn identity(&self) -> u64 {
-        let part = |part: &Part| {
-            let Spec { kernel, target, .. } = &*part.spec;
-            let nameless = Function { name: String::new(), ..kernel.body.clone() };
-            format!("{target:?} {:?} {:?}\n{nameless}", kernel.kind, part.role)
-        };
-        digest(self.parts.iter().flat_map(|p| part(p).into_bytes()))
+        let known = |part: &Part| known_by(&part.spec.kernel, part.spec.target, part.role);
+        digest(self.parts.iter().flat_map(|p| known(p).into_bytes()))
     }
 
     /// The maps of a launch with these run-time sizes, which come before its buffers.
@@ -181,6 +177,17 @@ impl CubeIr {
     pub(crate) fn reads(body: &Function, param: ValueId) -> bool {
         appended(body) != Some(param)
     }
+}
+
+/// What decides what a kernel computes, and how.
+fn known_by(kernel: &Kernel, target: Target, role: Role) -> String {
+    let nameless = Function { name: String::new(), ..kernel.body.clone() };
+    format!("{target:?} {:?} {role:?}\n{nameless}", kernel.kind)
+}
+
+/// The [identity](CubeIr::identity) that a kernel has by itself, of which no device need be able to run it as it is.
+pub(crate) fn identity(kernel: &Kernel, target: Target) -> u64 {
+    digest(known_by(kernel, target, Role::Whole).into_bytes())
 }
 
 /// The name of kernels side by side.

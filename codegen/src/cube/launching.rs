@@ -98,7 +98,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
     /// What a kernel comes to at these sizes, and whether that is its first launch in that way.
     fn prepare(&mut self, kernel: &Kernel, sizes: &[usize]) -> Result<(Prepared, bool), DeviceError> {
         let extents = kernel.extents(sizes);
-        let (kind, launches, first) = self.compiled(kernel, &extents)?;
+        let (taken, launches, first) = self.compiled(kernel, sizes)?;
         let (_, ir, shape) = &launches.stages[0];
         let grid = self.grid(kernel, shape, kernel.number(sizes))?;
         let body = &kernel.body;
@@ -110,7 +110,10 @@ impl<R: CubeRuntime> CubeDevice<R> {
         let output = needs(body.results[0]);
         let cubes = grid.0 as usize * grid.1 as usize;
         let plan = ir.plan().filter(|_| cubes > 0);
-        let split = plan.and_then(|plan| Some((plan, Split::of(plan, cubes, shape.shared_bytes, &extents)?)));
+        let split = plan.and_then(|plan| {
+            let cubes = (cubes, shape.shared_bytes);
+            Some((plan, Split::of(plan, cubes, &extents, &self.machine, taken.parts)?))
+        });
         let halves = split.map(|(plan, split)| {
             let grids = split.grids(shape, grid).map_err(|why| refuse(kernel, why))?;
             let sizes = [sizes, &[split.chunk]].concat();
@@ -135,6 +138,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         let early: Option<Vec<_>> = early;
         let early = early.filter(|early| launches.stages.len() == 1 || early.is_empty());
         let (name, sizes) = (Arc::from(kernel.name.as_str()), sizes.to_vec());
+        let kind = taken.kind;
         Ok((Prepared { name, sizes, kind, launches, grid, inputs, output, halves, early }, first))
     }
 

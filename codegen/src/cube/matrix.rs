@@ -58,7 +58,7 @@ pub(crate) struct Tile {
     slab: u32,
     /// Cubes that a multiprocessor is to have at the same time.
     pub(crate) cubes: u32,
-    /// TFLOP/s that an H200 reaches with as many cubes as it has room for.
+    /// TFLOP/s that an H200 reaches with as many cubes as it has room for. Only what they are beside one another counts.
     pub(crate) rate: u32,
 }
 

@@ -21,6 +21,7 @@ mod few;
 mod fragment;
 mod kernel;
 mod launching;
+mod machine;
 mod map;
 mod matrix;
 mod overlap;
@@ -40,6 +41,7 @@ mod stream_matrix;
 mod sums;
 mod target;
 mod tiles;
+mod tuning;
 mod warpgroup;
 mod ways;
 
@@ -52,6 +54,7 @@ pub(crate) use device::launch_info;
 pub use device::{CubeArena, CubeBuffer, CubeDevice, CubeRuntime};
 pub use edits::Edits;
 pub(crate) use kernel::CubeIr;
+pub use machine::Machine;
 pub(crate) use overlap::{WAIT, early_of};
 pub use shape::{Cubes, LaunchShape};
 pub(crate) use shape::{Grid, in_one_grid};
@@ -59,13 +62,16 @@ pub(crate) use shape::{Grid, in_one_grid};
 pub use source::wgsl_source;
 pub(crate) use source::written;
 pub use source::{
-    Source, cuda_source, cuda_sources, cuda_together_source, identities, sources, together_name,
+    Source, cuda_source, cuda_sources, cuda_together_source, identities, identity, is_expressible, sources,
+    together_name,
 };
 pub(crate) use split::{Role, SHARED, Split};
 pub(crate) use stages::{Kept, Operand, Stages};
 pub use target::Target;
-pub(crate) use ways::joins;
+pub(crate) use tuning::Choices;
+pub use tuning::{Chosen, Tuning, Way, choose, class};
 pub use ways::{chosen, side_by_side, taken, typical, ways};
+pub(crate) use ways::{joins, way};
 
 use crate::device::DeviceError;
 use crate::program::Kernel;

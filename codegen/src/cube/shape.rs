@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::contract::{self, TILE};
 use super::kernel::Form;
+use super::machine::Machine;
 use super::map::Walk;
-use super::split::{MULTIPROCESSORS, Role};
+use super::split::Role;
 use super::target::Target;
 use super::{few, matrix, scatter, scatter_matrix, sort, stream};
 use crate::few::FewPlan;
@@ -184,7 +185,7 @@ impl LaunchShape {
 
     /// The grid of a launch on a device that runs so many cubes at once, if that is known, or as many as most do.
     pub(crate) fn on_device(&self, grid: Grid, at_once: Option<u32>) -> Grid {
-        match at_once.unwrap_or(MULTIPROCESSORS as u32) {
+        match at_once.unwrap_or(Machine::HOPPER.multiprocessors as u32) {
             n if self.stays && n > 0 && grid.1 * grid.0 > n => (n, 1, 1),
             _ => grid,
         }

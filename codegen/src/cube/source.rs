@@ -80,6 +80,16 @@ pub fn identities(kernel: &Kernel, target: Target) -> Result<Vec<u64>, DeviceErr
     all.iter().map(|stage| Ok(stage.ir(target)?.identity())).collect()
 }
 
+/// What a kernel is known by in any program, whatever it is called and in whichever way it is computed.
+pub fn identity(kernel: &Kernel, target: Target) -> u64 {
+    super::kernel::identity(kernel, target)
+}
+
+/// Whether code can be made of a kernel in the way that its kind says.
+pub fn is_expressible(kernel: &Kernel, target: Target) -> bool {
+    launched(kernel).iter().all(|stage| stage.ir(target).is_ok())
+}
+
 /// The kernels that launches of a kernel may come to.
 fn launched(kernel: &Kernel) -> Vec<Stage> {
     let mut all = Vec::new();

@@ -4,17 +4,16 @@ use latentc_ir::{AxisId, Function, Op, ValueId};
 
 use super::emit::{Bin, Buf, Emit, Un, Val};
 use super::expr::Exprs;
+use super::machine::Machine;
 use super::shape::{Grid, LaunchShape};
 use super::stream::{POSITIONS, divisor, finish, least};
 use crate::stream::{Monoid, StreamPlan, cone};
 
-/// Multiprocessors of a large GPU. Two cubes for each keep it busy, or one where no two fit into its shared memory.
-pub(super) const MULTIPROCESSORS: usize = 132;
 /// Shared memory that a cube has at most on GPUs of data centres, from compute capability 9.0 on (CUDA C++ Programming Guide). A device
 /// that has less takes other ways.
 pub(crate) const SHARED: usize = 227 << 10;
-/// Bytes of shared memory that two cubes have each.
-pub(super) const HALF: usize = 113 << 10;
+/// Bytes of shared memory that two cubes have each there.
+pub(super) const HALF: usize = Machine::HOPPER.half();
 /// The fewest positions that are worth a part of their own.
 const PART: usize = 64;
 
@@ -69,18 +68,20 @@ pub(crate) struct Split {
 }
 
 impl Split {
-    /// For a launch that would have so many cubes, each with so many bytes of shared memory; `None` if these are enough, or the
-    /// positions too few.
+    /// Into as many parts as are `told`, or as keep a device busy (two cubes for each multiprocessor, or one where no two fit into its
+    /// shared memory), for a launch that would have so many cubes, each with so many bytes of shared memory. `None` if these are enough, or
+    /// the positions too few.
     pub(crate) fn of(
         plan: &StreamPlan,
-        cubes: usize,
-        shared_bytes: usize,
+        (cubes, shared_bytes): (usize, usize),
         extents: &[usize],
+        machine: &Machine,
+        told: Option<usize>,
     ) -> Option<Split> {
-        let busy = MULTIPROCESSORS * if shared_bytes > HALF { 1 } else { 2 };
+        let busy = machine.multiprocessors * if shared_bytes > machine.half() { 1 } else { 2 };
         let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
         let positions = extents[plan.along.0 as usize];
-        let parts = (busy / cubes.max(1)).min(positions / PART);
+        let parts = told.unwrap_or(busy / cubes.max(1)).min(positions / PART);
         if parts < 2 {
             return None;
         }

@@ -4,14 +4,16 @@
 
 use latentc_ir::{AxisId, Function, Size};
 
+use super::machine::Machine;
 use super::matrix::{self, Tile};
 use super::scatter_matrix::{self, OuterPlan};
 use super::shape::LaunchShape;
-use super::split::MULTIPROCESSORS;
 use super::stages::{Stage, Stages, deep, divides};
 use super::stream_matrix::MatrixPlan;
 use super::target::Target;
+use super::tuning::{Choices, Tuning};
 use super::warpgroup;
+use crate::device::DeviceError;
 use crate::few::FewPlan;
 use crate::program::{Kernel, KernelKind};
 
@@ -22,10 +24,11 @@ const FEW: usize = 32;
 const FEWER: usize = 8;
 /// The most rows that are multiplied with what was read once.
 const ROWS: usize = 8;
-/// Large tiles that keep a large GPU busy.
-const BUSY: usize = MULTIPROCESSORS;
 /// The least depth that is worth cubes of its own.
 const PART: u64 = 256;
+
+/// Parts that a summed axis may be cut into.
+const PARTS: [u8; 3] = [2, 4, 8];
 
 /// The ways to compute one kernel.
 #[derive(Clone, Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct Ways {
     outer: Option<OuterPlan>,
     /// For a stream on tensor cores.
     stream: Option<Tall>,
+    /// Large tiles that keep the device busy.
+    busy: usize,
 }
 
 /// Times 16 rows that a cube can have, in order, each with its bytes of shared memory, and the same of cubes whose planes multiply in groups;
@@ -138,8 +143,8 @@ impl Side {
         fits.unwrap_or(&self.tiles[0]).0
     }
 
-    /// The tile that takes least time.
-    fn quickest(&self, total: impl Fn(&[AxisId]) -> usize) -> Tile {
+    /// The tile that takes least time on a device which so many large ones keep busy.
+    fn quickest(&self, busy: usize, total: impl Fn(&[AxisId]) -> usize) -> Tile {
         let (rows, columns) = (total(&self.rows), self.products * total(&self.columns));
         let low = self.tiles[0].0;
         let cubes = |tile: Tile| {
@@ -147,11 +152,11 @@ impl Side {
         };
         // Few rows are read rather than multiplied.
         let large = rows.div_ceil(128) * columns.div_ceil(128) * total(&self.batch);
-        if rows <= low.rows as usize || large < BUSY / 2 || (large < BUSY && rows <= 64) {
+        if rows <= low.rows as usize || large < busy / 2 || (large < busy && rows <= 64) {
             return low;
         }
         let time = |tile: Tile| {
-            let at_once = BUSY * tile.cubes as usize;
+            let at_once = busy * tile.cubes as usize;
             let work = cubes(tile).div_ceil(at_once) * at_once * (tile.rows * tile.columns) as usize;
             work / tile.rate as usize
         };
@@ -159,8 +164,8 @@ impl Side {
         high.min_by_key(|tile| time(*tile)).unwrap_or(low)
     }
 
-    /// How many parts the summed axis is cut into, so that tiles keep a GPU busy.
-    fn parts(&self, tile: Tile, total: impl Fn(&[AxisId]) -> usize) -> u8 {
+    /// How many parts the summed axis is cut into, so that tiles keep the device busy.
+    fn parts(&self, tile: Tile, busy: usize, total: impl Fn(&[AxisId]) -> usize) -> u8 {
         // Where rows are many, what parts leave behind takes longer than they save.
         let (Some(deep), 32) = (self.deep, tile.rows) else { return 1 };
         let down = total(&self.rows).div_ceil(tile.rows as usize);
@@ -168,15 +173,22 @@ impl Side {
         let cubes = (down * across * total(&self.batch)) as u64;
         let worth = |parts: &u8| {
             let parts = u64::from(*parts);
-            cubes * parts <= 4 * BUSY as u64 && deep / parts >= PART && divides(deep, parts)
+            cubes * parts <= 4 * busy as u64 && deep / parts >= PART && divides(deep, parts)
         };
-        [8, 4, 2].into_iter().find(worth).unwrap_or(1)
+        PARTS.into_iter().rev().find(worth).unwrap_or(1)
     }
 }
 
 impl Ways {
-    /// Those of a kernel on a target. A kernel that is one of the ways has no others.
-    pub(crate) fn of(kernel: &Kernel, target: Target) -> Ways {
+    /// Those of a kernel on a device. A kernel that is one of the ways has no others.
+    pub(crate) fn of(kernel: &Kernel, target: Target, machine: &Machine) -> Ways {
+        let ways = Ways::anywhere(kernel, target, machine.multiprocessors).within(machine.shared_bytes);
+        let ways = if machine.groups { ways } else { ways.by_planes() };
+        if machine.boxes { ways } else { ways.by_units() }
+    }
+
+    /// Those that any device of a target has.
+    pub(crate) fn anywhere(kernel: &Kernel, target: Target, busy: usize) -> Ways {
         let sides = || [0, 1].into_iter().filter_map(|wide| Side::of(&kernel.body, wide));
         let (few, matrix) = match kernel.kind {
             KernelKind::Contract | KernelKind::Grouped => {
@@ -202,11 +214,11 @@ impl Ways {
         let outer = (kernel.kind == KernelKind::Scatter && target == Target::Cuda)
             .then(|| OuterPlan::of(&kernel.body))
             .flatten();
-        Ways { plain: kernel.kind, few, matrix, outer, stream }
+        Ways { plain: kernel.kind, few, matrix, outer, stream, busy }
     }
 
     /// Those that need no more shared memory than this.
-    pub(crate) fn within(mut self, shared_bytes: usize) -> Ways {
+    fn within(mut self, shared_bytes: usize) -> Ways {
         if let Some(Tall { heights, grouped, .. }) = &mut self.stream {
             for sizes in [heights, grouped] {
                 sizes.retain(|(_, bytes)| *bytes <= shared_bytes);
@@ -220,7 +232,7 @@ impl Ways {
     }
 
     /// Those without groups of planes that multiply together.
-    pub(crate) fn by_planes(mut self) -> Ways {
+    fn by_planes(mut self) -> Ways {
         for side in &mut self.matrix {
             side.tiles.retain(|(tile, _)| !tile.groups);
         }
@@ -231,7 +243,7 @@ impl Ways {
     }
 
     /// Those whose operands no device brings by itself.
-    pub(crate) fn by_units(mut self) -> Ways {
+    fn by_units(mut self) -> Ways {
         for side in &mut self.matrix {
             side.tiles.retain(|(tile, _)| !tile.bulk);
         }
@@ -246,7 +258,7 @@ impl Ways {
         }
         if let Some(OuterPlan { scatter, sides, .. }) = &self.outer {
             let tiles = |side: &scatter_matrix::Side| total(&side.columns).div_ceil(128);
-            let large = extents[scatter.along.0 as usize] * tiles(&sides[0]) * tiles(&sides[1]) >= BUSY;
+            let large = extents[scatter.along.0 as usize] * tiles(&sides[0]) * tiles(&sides[1]) >= self.busy;
             return KernelKind::ScatterMatrix { side: if large { 128 } else { 64 } };
         }
         let widest = |sides: &'_ [Side], most: usize| {
@@ -272,9 +284,61 @@ impl Ways {
             Some((lines, groups)) if lines < 24 * groups => side.tile(32),
             Some((lines, groups)) if lines < 96 * groups => side.tile(64),
             Some(_) => side.tile(128),
-            None => side.quickest(total),
+            None => side.quickest(self.busy, total),
         };
-        tile.way(side.wide, side.parts(tile, total))
+        tile.way(side.wide, side.parts(tile, self.busy, total))
+    }
+
+    /// All of them, the plain one first.
+    pub(crate) fn all(&self) -> Vec<KernelKind> {
+        let cut = |s: &Side| {
+            let parts = PARTS.into_iter().filter(|&n| s.deep.is_some_and(|deep| divides(deep, n.into())));
+            let low = s.tiles.first().map(|(tile, _)| *tile).filter(|tile| tile.rows == Tile::ALL[0].rows);
+            let (wide, parts) = (s.wide, parts.collect::<Vec<_>>());
+            low.into_iter().flat_map(move |tile| parts.clone().into_iter().map(move |n| tile.way(wide, n)))
+        };
+        let mut all = vec![self.plain];
+        for kind in self.others().into_iter().chain(self.matrix.iter().flat_map(cut)) {
+            if !all.contains(&kind) {
+                all.push(kind);
+            }
+        }
+        all
+    }
+
+    /// Whether one of them may be taken at these extents: tensor cores err no more than f32 does where sums are long enough.
+    pub(crate) fn admits(&self, kind: KernelKind, extents: &[usize]) -> bool {
+        let KernelKind::Matrix { wide, .. } = kind else { return true };
+        let total = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
+        self.matrix.iter().any(|s| s.wide == wide && total(&s.summed) >= s.least)
+    }
+
+    /// Whether one of them may be the best at these extents: nothing is read again and again by cubes with few rows, tensor cores have a
+    /// quarter of a tile's rows at least, and no cube has more than twice the rows that there are, but for the lowest.
+    pub(crate) fn worth(&self, kind: KernelKind, extents: &[usize]) -> bool {
+        let total = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
+        let rows_of =
+            |sides: &[Side], wide: u8| sides.iter().find(|s| s.wide == wide).map(|s| total(&s.rows));
+        match kind {
+            KernelKind::Few { wide, rows } => rows_of(&self.few, wide)
+                .is_some_and(|n| n <= 2 * FEW && usize::from(rows) <= n.max(1).next_power_of_two()),
+            KernelKind::Matrix { wide, rows, .. } => {
+                let low = usize::from(rows) == Tile::ALL[0].rows as usize;
+                let fills = |n: usize| n >= FEWER / 2 && (low || usize::from(rows) <= 2 * n);
+                self.admits(kind, extents) && rows_of(&self.matrix, wide).is_some_and(fills)
+            }
+            KernelKind::StreamMatrix { tall, .. } => {
+                let rows = self.stream.as_ref().map_or(0, |tall| total(&tall.rows));
+                tall == 1 || 16 * usize::from(tall) <= 2 * rows
+            }
+            KernelKind::Map
+            | KernelKind::Contract
+            | KernelKind::Grouped
+            | KernelKind::Scatter
+            | KernelKind::Stream
+            | KernelKind::Tiles
+            | KernelKind::ScatterMatrix { .. } => true,
+        }
     }
 
     /// All of them but the plain one.
@@ -338,27 +402,44 @@ pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
 /// The kernel in the way that CUDA devices take for these run-time sizes. To have another, launch that one of [`ways`], or the kernel
 /// as one of [`KernelKind::Tiles`].
 pub fn chosen(kernel: &Kernel, sizes: &[usize]) -> Kernel {
-    way(kernel, Ways::of(kernel, Target::Cuda).choose(&kernel.extents(sizes)))
+    way(kernel, Ways::of(kernel, Target::Cuda, &Machine::HOPPER).choose(&kernel.extents(sizes)))
 }
 
-/// The kernel, and the ways that CUDA devices take of it where all run-time sizes are one, and where all are large: what decode and long
-/// prompts launch. None twice. `groups` says whether planes of the device multiply in groups, as those of sm_90a.
-pub fn typical(kernel: &Kernel, groups: bool) -> Vec<Kernel> {
-    let ways = Ways::of(kernel, Target::Cuda);
-    of_sizes(kernel, &if groups { ways } else { ways.by_planes() }, &[])
+/// The kernel, and the ways that a CUDA device takes of it where all run-time sizes are one, and where all are large: what decode and long
+/// prompts launch. None twice.
+pub fn typical(kernel: &Kernel, machine: &Machine) -> Vec<Kernel> {
+    let ways = Ways::of(kernel, Target::Cuda, machine);
+    of_sizes(kernel, &[], |sizes| ways.choose(&kernel.extents(sizes)))
 }
 
-/// As [`typical`] says for CUDA devices, the kernel and its ways on any target, and those that are taken at any of these run-time sizes.
-pub fn taken(kernel: &Kernel, target: Target, sizes: &[Vec<usize>]) -> Vec<Kernel> {
-    of_sizes(kernel, &Ways::of(kernel, target), sizes)
+/// As [`typical`] says for CUDA devices, the kernel and its ways on any device, those that are taken at any of these run-time sizes, and those
+/// that a tuning names.
+///
+/// # Errors
+/// If the tuning names sizes or a way that the kernel does not have.
+pub fn taken(
+    kernel: &Kernel,
+    target: Target,
+    machine: &Machine,
+    sizes: &[Vec<usize>],
+    tuning: &Tuning,
+) -> Result<Vec<Kernel>, DeviceError> {
+    let choices = Choices::of(kernel, target, machine, tuning)?;
+    let mut all = of_sizes(kernel, sizes, |sizes| choices.at(kernel, sizes, tuning).way.kind);
+    for kind in choices.told(tuning) {
+        if all.iter().all(|k| k.kind != kind) {
+            all.push(way(kernel, kind));
+        }
+    }
+    Ok(all)
 }
 
 /// The kernel, and those of its ways that are taken where all run-time sizes are one, where all are large, and at any of these.
-fn of_sizes(kernel: &Kernel, ways: &Ways, sizes: &[Vec<usize>]) -> Vec<Kernel> {
+fn of_sizes(kernel: &Kernel, sizes: &[Vec<usize>], choose: impl Fn(&[usize]) -> KernelKind) -> Vec<Kernel> {
     let ends = [1, 1000].map(|size| vec![size; kernel.size_symbols().len()]);
     let mut all = vec![kernel.clone()];
     for sizes in ends.iter().chain(sizes) {
-        let kind = ways.choose(&kernel.extents(sizes));
+        let kind = choose(sizes);
         if all.iter().all(|k| k.kind != kind) {
             all.push(way(kernel, kind));
         }
@@ -368,16 +449,26 @@ fn of_sizes(kernel: &Kernel, ways: &Ways, sizes: &[Vec<usize>]) -> Vec<Kernel> {
 
 /// Of kernels that may run at the same time, those that share a grid on CUDA devices where all run-time sizes are one, as in decode, in
 /// the ways that are taken there. Empty if there are no two.
-pub fn side_by_side<'k>(kernels: impl IntoIterator<Item = &'k Kernel>) -> Vec<Kernel> {
-    let one = |k: &Kernel| chosen(k, &vec![1; k.size_symbols().len()]);
-    let mut all: Vec<_> = kernels.into_iter().map(one).filter(|k| joins(k.kind)).collect();
+///
+/// # Errors
+/// If the tuning names sizes or a way that a kernel does not have.
+pub fn side_by_side<'k>(
+    kernels: impl IntoIterator<Item = &'k Kernel>,
+    tuning: &Tuning,
+) -> Result<Vec<Kernel>, DeviceError> {
+    let one = |k: &Kernel| {
+        let choices = Choices::of(k, Target::Cuda, &tuning.machine, tuning)?;
+        Ok(way(k, choices.at(k, &vec![1; k.size_symbols().len()], tuning).way.kind))
+    };
+    let mut all: Vec<_> = kernels.into_iter().map(one).collect::<Result<_, DeviceError>>()?;
+    all.retain(|k| joins(k.kind));
     let units = |k: &Kernel| LaunchShape::of(k).units;
     let first = all.first().map(units);
     all.retain(|k| Some(units(k)) == first);
-    if all.len() < 2 { Vec::new() } else { all }
+    Ok(if all.len() < 2 { Vec::new() } else { all })
 }
 
 /// The ways to compute a kernel on a target besides the plain one, each a kernel. Devices choose among them by the sizes of a launch.
 pub fn ways(kernel: &Kernel, target: Target) -> Vec<Kernel> {
-    Ways::of(kernel, target).others().into_iter().map(|kind| way(kernel, kind)).collect()
+    Ways::of(kernel, target, &Machine::HOPPER).others().into_iter().map(|kind| way(kernel, kind)).collect()
 }

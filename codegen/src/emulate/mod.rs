@@ -29,10 +29,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use latentc_ir::{DType, Value, ValueId};
 use rayon::prelude::*;
 
-use crate::cube::{self, CubeIr, Edits, Grid, Kept, LaunchShape, Operand, Role, Split, Stages, Target};
+use crate::cube::{
+    self, Choices, Chosen, CubeIr, Edits, Grid, Kept, LaunchShape, Machine, Operand, Role, Split, Stages,
+    Target, Tuning, Way,
+};
 use crate::device::{Data, Device, DeviceError, Launch};
 use crate::memory::Layout;
-use crate::program::{Kernel, KernelKind};
+use crate::program::Kernel;
 use translate::Part;
 use workshop::Workshop;
 
@@ -52,6 +55,7 @@ pub struct Emulator {
     seed: u64,
     programs: Vec<Program>,
     edits: Arc<Edits>,
+    tuning: Arc<Tuning>,
     /// Of each launch since it was last asked, where launches are counted.
     counts: Option<Vec<Count>>,
 }
@@ -91,13 +95,18 @@ impl Emulator {
     /// # Errors
     /// If there is no C++ compiler with sanitizers.
     pub fn open(seed: u64) -> Result<Emulator, DeviceError> {
-        let programs = Vec::new();
-        Ok(Emulator { workshop: Workshop::open()?, seed, programs, edits: Arc::default(), counts: None })
+        let (programs, edits, tuning) = (Vec::new(), Arc::default(), Arc::default());
+        Ok(Emulator { workshop: Workshop::open()?, seed, programs, edits, tuning, counts: None })
     }
 
     /// The same, with other texts in place of kernels' own.
     pub fn with_edits(self, edits: Arc<Edits>) -> Emulator {
         Emulator { edits, ..self }
+    }
+
+    /// The same, with ways in place of those that the rules say.
+    pub fn with_tuning(self, tuning: Arc<Tuning>) -> Emulator {
+        Emulator { tuning, ..self }
     }
 
     /// One that counts what launches move and multiply, and does not look for what they do wrong.
@@ -374,8 +383,17 @@ impl Device for Emulator {
         Ok(EmulatorBuffer { dtype, memory: Rc::clone(&arena.0), range })
     }
 
-    fn way(&self, kernel: &Kernel, sizes: &[usize]) -> KernelKind {
-        cube::chosen(kernel, sizes).kind
+    fn way(&self, kernel: &Kernel, sizes: &[usize]) -> Chosen {
+        // A launch says what is wrong with a choice.
+        self.chosen(kernel, sizes).unwrap_or(Chosen::by_rule(kernel.kind))
+    }
+
+    fn take_ways(&mut self, tuning: Arc<Tuning>) {
+        self.tuning = tuning;
+    }
+
+    fn machine(&self) -> Option<(Target, Machine)> {
+        Some((Target::Cuda, Machine::HOPPER))
     }
 
     fn launch(
@@ -432,9 +450,17 @@ struct Ready<'a> {
     buffers: Vec<Bytes>,
     output: &'a EmulatorBuffer,
     sizes: &'a [usize],
+    /// Of a stream, as a tuning says.
+    parts: Option<usize>,
 }
 
 impl Emulator {
+    /// The way of a kernel at these sizes.
+    fn chosen(&self, kernel: &Kernel, sizes: &[usize]) -> Result<Chosen, DeviceError> {
+        let choices = Choices::of(kernel, Target::Cuda, &Machine::HOPPER, &self.tuning)?;
+        Ok(choices.at(kernel, sizes, &self.tuning))
+    }
+
     /// Checks a launch. `None` if there is nothing to do.
     fn ready<'a>(&mut self, launch: Launch<'a, EmulatorBuffer>) -> Result<Option<Ready<'a>>, DeviceError> {
         let Launch { kernel, inputs, output, sizes, key: _, still: _ } = launch;
@@ -442,7 +468,8 @@ impl Emulator {
         // A text that replaces a kernel's own is what is to be run.
         let program = self.program(std::slice::from_ref(kernel), Role::Whole);
         let replaced = program.is_some_and(|p| p.replaced);
-        let kernel = if replaced { kernel.clone() } else { cube::chosen(kernel, sizes) };
+        let Way { kind, parts } = self.chosen(kernel, sizes)?.way;
+        let kernel = if replaced { kernel.clone() } else { cube::way(kernel, kind) };
         let refuse = |why: String| cube::refuse(&kernel, why);
         if inputs.len() != kernel.body.params.len() || sizes.len() != kernel.size_symbols().len() {
             return Err(refuse(format!("{} buffers and {} sizes do not fit", inputs.len(), sizes.len())));
@@ -477,7 +504,7 @@ impl Emulator {
         buffers.push(exactly(kernel.body.results[0], output, true)?);
         let edited = || Ok(self.edits.of(&CubeIr::new(&kernel, Target::Cuda)?).is_some());
         let joins = !replaced && cube::joins(kernel.kind) && (self.edits.is_empty() || !edited()?);
-        Ok(Some(Ready { kernel, replaced, joins, shape, grid, given, buffers, output, sizes }))
+        Ok(Some(Ready { kernel, replaced, joins, shape, grid, given, buffers, output, sizes, parts }))
     }
 
     /// Runs a launch that is several, and gives what it writes.
@@ -531,7 +558,8 @@ impl Emulator {
         let cubes = grid.0 as usize * grid.1 as usize;
         let split = ir.plan().filter(|_| !launch.replaced);
         let split = split.and_then(|plan| {
-            Some((plan, Split::of(plan, cubes, shape.shared_bytes, &kernel.extents(sizes))?))
+            let (cubes, extents) = ((cubes, shape.shared_bytes), kernel.extents(sizes));
+            Some((plan, Split::of(plan, cubes, &extents, &Machine::HOPPER, launch.parts)?))
         });
         let Some((plan, split)) = split else {
             self.prepare(kernels)?;

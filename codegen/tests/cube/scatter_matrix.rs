@@ -1,7 +1,7 @@
 //! Sums of outer products by index on tensor cores: the text for CUDA, emulated and through NVIDIA's compilers.
 
 use latentc_codegen::check::{check, launch, meaning};
-use latentc_codegen::cube::{Target, cuda_sources, typical, ways};
+use latentc_codegen::cube::{Machine, Target, cuda_sources, typical, ways};
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::program::{Kernel, KernelKind};
 use proptest::prelude::*;
@@ -110,7 +110,7 @@ fn only_sums_of_matrices_have_the_way() {
 fn large_matrices_have_large_tiles() {
     // Those of the published model are what devices launch, whatever the number of tokens.
     for dtypes in [["bf16", "bf16"], ["bf16", "f32"], ["f32", "f32"]] {
-        let all = typical(&matrices("experts", dtypes, [64, 1408, 2048]), true);
+        let all = typical(&matrices("experts", dtypes, [64, 1408, 2048]), &Machine::HOPPER);
         let [_, way] = &all[..] else { panic!("one way: {all:?}") };
         assert_eq!(way.kind, KernelKind::ScatterMatrix { side: 128 });
         let sources = cuda_sources(way).unwrap();
@@ -122,7 +122,7 @@ fn large_matrices_have_large_tiles() {
             assert_eq!((resources.spill_bytes, resources.stack_bytes), (0, 0), "{dtypes:?}: {resources:?}");
         }
     }
-    let [_, small] = &typical(&matrices("few", ["bf16", "bf16"], [4, 64, 128]), true)[..] else {
+    let [_, small] = &typical(&matrices("few", ["bf16", "bf16"], [4, 64, 128]), &Machine::HOPPER)[..] else {
         panic!("one way")
     };
     assert_eq!(small.kind, KernelKind::ScatterMatrix { side: 64 });

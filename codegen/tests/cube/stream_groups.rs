@@ -2,7 +2,7 @@
 //! who gets them.
 
 use latentc_codegen::check::check;
-use latentc_codegen::cube::{Target, cuda_source, cuda_sources, taken, typical, ways};
+use latentc_codegen::cube::{Machine, Target, Tuning, cuda_source, cuda_sources, taken, typical, ways};
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::machine_code::ARCHS;
 use latentc_codegen::program::{Kernel, KernelKind};
@@ -133,15 +133,17 @@ fn devices_without_groups_get_none() {
         let in_groups = |kernels: &[Kernel]| kernels.iter().any(|k| k.kind.in_groups());
         for arch in ARCHS {
             assert_eq!(
-                in_groups(&typical(k, arch.groups)),
+                in_groups(&typical(k, &arch.machine())),
                 arch.name == "sm_90a",
                 "{} for {}",
                 k.name,
                 arch.name
             );
         }
-        assert!(in_groups(&taken(k, Target::Cuda, std::slice::from_ref(&sizes))), "{}", k.name);
-        assert!(!in_groups(&taken(k, Target::Wgsl, std::slice::from_ref(&sizes))), "{}", k.name);
+        for (target, has) in [(Target::Cuda, true), (Target::Wgsl, false)] {
+            let all = taken(k, target, &Machine::HOPPER, std::slice::from_ref(&sizes), &Tuning::default());
+            assert_eq!(in_groups(&all.unwrap()), has, "{} in {target}", k.name);
+        }
         assert!(!in_groups(&ways(k, Target::Wgsl)), "{}", k.name);
     }
 }

@@ -1,7 +1,7 @@
 //! Kernels side by side in one grid.
 
 use latentc_codegen::check::{Trial, check_together};
-use latentc_codegen::cube::{cuda_together_source, side_by_side, together_name};
+use latentc_codegen::cube::{Tuning, cuda_together_source, side_by_side, together_name};
 use latentc_codegen::device::{Data, Device, Launch, keys};
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_ir::DType;
@@ -134,7 +134,7 @@ proptest! {
 
 #[test]
 fn the_text_has_the_cubes_of_each_behind_one_another() {
-    let group = side_by_side(&kinds()[..3]);
+    let group = side_by_side(&kinds()[..3], &Tuning::default()).unwrap();
     let text = cuda_together_source(&group).unwrap().unwrap().text;
     assert_eq!(together_name(&group), "product_few01_and_2");
     for name in ["product_few01", "rows", "elements"] {

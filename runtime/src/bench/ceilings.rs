@@ -109,7 +109,7 @@ pub(super) fn measure<D: Device>(
 fn said<D: Device>(device: &D, kernel: &Kernel, rows: usize) -> String {
     let [n, k] = [1, 2].map(|a| kernel.body.axes[a].size.to_string());
     let dtype = kernel.body.ty(kernel.body.params[0]).dtype;
-    format!("product of {rows} x {k} and {k} x {n} in {dtype}, {}", device.way(kernel, &[rows]))
+    format!("product of {rows} x {k} and {k} x {n} in {dtype}, {}", device.way(kernel, &[rows]).way.kind)
 }
 
 fn multiply<D: Device>(

@@ -12,11 +12,13 @@ mod ceilings;
 mod clock;
 mod memory;
 mod texts;
+mod tune;
 mod work;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use latentc_codegen::cube::Chosen;
 use latentc_codegen::device::{Device, DeviceError};
 use latentc_codegen::program::{KernelKind, Program};
 use latentc_codegen::traffic::Traffic;
@@ -26,6 +28,7 @@ use serde::Serialize;
 
 pub use arguments::Arguments;
 pub use ceilings::{Ceiling, Ceilings, Probe};
+pub use tune::{Trial, Tried, tune};
 pub use work::Work;
 
 use self::clock::Clock;
@@ -117,6 +120,12 @@ pub struct Row {
     pub kind: KernelKind,
     /// How the device computes it at these sizes.
     pub way: KernelKind,
+    /// Whether a tuning says so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tuned: bool,
+    /// Of a stream, parts that a tuning cuts its positions into.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parts: Option<usize>,
     /// The run-time sizes by name.
     pub sizes: BTreeMap<String, u64>,
     /// The sizes of its products, if it has any.
@@ -215,40 +224,64 @@ pub enum BenchError {
     },
 }
 
+/// A program with memory of random content on a device, and what launches are timed with.
+struct Ready<D: Device> {
+    engine: Engine<D>,
+    maker: Maker<D>,
+    /// If kernels are measured.
+    pool: Option<Pool<D>>,
+    clock: Clock<D>,
+    ceilings: Ceilings,
+}
+
+impl<D: Device> Ready<D> {
+    fn new(
+        mut device: D,
+        compiled: &Compiled,
+        given: &Arguments,
+        with: &Settings,
+        tell: &mut impl FnMut(String),
+    ) -> Result<Ready<D>, BenchError> {
+        let mut maker = Maker::new(&mut device, with.seed, with.std);
+        tell("measuring the device".to_owned());
+        let (ceilings, clock) =
+            ceilings::measure(&mut device, &mut maker, with.dtype, with.probe, with.repeat)?;
+        tell("making weights".to_owned());
+        let pool = match with.kernels {
+            true => Some(Pool::new(&mut device, &mut maker, with.dtype, with.probe.bytes)?),
+            false => None,
+        };
+        let mut engine = Engine::new(device);
+        engine.add_made(compiled, &mut |device, _, function, weight| {
+            let ty = function.ty(weight.value);
+            let sizes = ty.axes.iter().map(|a| function.axis(*a).size.fixed().unwrap_or(1) as usize);
+            let len = sizes.product();
+            // Vectors are scales.
+            let made = match ty.axes.len() {
+                1 => maker.ones(device, ty.dtype, len)?,
+                _ => maker.weight(device, ty.dtype, len)?,
+            };
+            Ok(Some(made))
+        })?;
+        engine.reset_to(given.batch, given.past, |device, dtype, len| maker.filled(device, dtype, len))?;
+        Ok(Ready { engine, maker, pool, clock, ceilings })
+    }
+}
+
 /// Measures one graph on a device. `tell` is told what is being measured.
 ///
 /// # Errors
 /// See [`BenchError`].
 pub fn measure<D: Device>(
-    mut device: D,
+    device: D,
     compiled: &Compiled,
     given: &Arguments,
     with: &Settings,
     mut tell: impl FnMut(String),
 ) -> Result<Measured, BenchError> {
     let name = device.name();
-    let mut maker = Maker::new(&mut device, with.seed, with.std);
-    tell("measuring the device".to_owned());
-    let (ceilings, mut clock) =
-        ceilings::measure(&mut device, &mut maker, with.dtype, with.probe, with.repeat)?;
-    tell("making weights".to_owned());
-    let mut pool = match with.kernels {
-        true => Some(Pool::new(&mut device, &mut maker, with.dtype, with.probe.bytes)?),
-        false => None,
-    };
-    let mut engine = Engine::new(device);
-    engine.add_made(compiled, &mut |device, _, function, weight| {
-        let ty = function.ty(weight.value);
-        let sizes = ty.axes.iter().map(|a| function.axis(*a).size.fixed().unwrap_or(1) as usize);
-        let len = sizes.product();
-        // Vectors are scales.
-        let made = match ty.axes.len() {
-            1 => maker.ones(device, ty.dtype, len)?,
-            _ => maker.weight(device, ty.dtype, len)?,
-        };
-        Ok(Some(made))
-    })?;
-    engine.reset_to(given.batch, given.past, |device, dtype, len| maker.filled(device, dtype, len))?;
+    let Ready { mut engine, maker, mut pool, mut clock, ceilings } =
+        Ready::new(device, compiled, given, with, &mut tell)?;
 
     tell("compiling kernels".to_owned());
     let mut groups: Vec<Group> = Vec::new();
@@ -332,7 +365,7 @@ pub fn measure<D: Device>(
 /// The launches of a kernel at the same sizes.
 struct Group {
     number: usize,
-    way: KernelKind,
+    way: Chosen,
     sizes: Vec<usize>,
     launches: u64,
     /// Launches that were passed in the pass that measures.
@@ -443,7 +476,9 @@ fn rows(program: &Program, groups: Vec<Group>, ceilings: &Ceilings) -> Result<Ve
         Ok(Row {
             name: kernel.name.clone(),
             kind: kernel.kind,
-            way: group.way,
+            way: group.way.way.kind,
+            tuned: group.way.tuned,
+            parts: group.way.way.parts,
             sizes: symbols.zip(numbers).collect(),
             work: Work::of(kernel, &group.sizes),
             ir: kernel.module().to_string(),

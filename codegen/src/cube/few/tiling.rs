@@ -5,11 +5,13 @@ use latentc_ir::{AxisId, Function};
 use super::{PLANE, UNITS, folds, vectors};
 use crate::contract::Rotation;
 use crate::cube::emit::Elem;
+use crate::cube::machine::Machine;
 use crate::cube::target::Target;
 use crate::few::FewPlan;
 
-/// Cubes that keep a GPU busy.
-const BUSY: u64 = 200;
+/// Cubes that keep a large GPU busy: three for two multiprocessors. Texts are the same for all devices; how many rows a cube has is chosen
+/// at a launch.
+const BUSY: u64 = Machine::HOPPER.multiprocessors as u64 * 3 / 2;
 /// Packs that each unit has in flight; twice as many for a single row of a single product, whose sums leave registers for them.
 const FLIGHT: u32 = 4;
 /// Sums that each unit keeps, at most.
