@@ -16,7 +16,7 @@ use latentc_runtime::compiled::Compiled;
 use crate::cache::CacheArgs;
 use crate::folder::NewFolder;
 use crate::manifest::{self, Hex, KernelEntry, Manifest, Together};
-use crate::model::{DTypeArg, GraphArg, Model};
+use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::{Choice, Validation};
 use crate::share::share;
 use crate::table::grouped;
@@ -36,6 +36,8 @@ pub(crate) struct Args {
     /// Which graphs; may be given several times.
     #[arg(long, value_enum, default_values = ["prefill", "decode"])]
     graph: Vec<GraphArg>,
+    #[command(flatten)]
+    goal: GoalArgs,
     /// Weights and activations; the configuration's if not given.
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
@@ -69,7 +71,7 @@ fn size() -> clap::builder::RangedU64ValueParser {
 
 pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
-    let model = Model::find(&args.model)?;
+    let model = Model::find(&args.model)?.to(&args.goal);
     let tuned = args.tuning.read(args.target)?;
     let advice = "does not hold a manifest.json of latentc, so it is not replaced";
     let folder = NewFolder::begin(&args.out, manifest::is_ours, advice)?;

@@ -9,7 +9,7 @@ use latentc_passes::Context;
 use serde_json::json;
 
 use crate::cache::CacheArgs;
-use crate::model::{DTypeArg, GraphArg, Model};
+use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::{self, Choice};
 use crate::{print, print_json};
 
@@ -27,6 +27,8 @@ pub(crate) struct Args {
     /// Which graph of the definition.
     #[arg(long, value_enum, default_value = "prefill")]
     graph: GraphArg,
+    #[command(flatten)]
+    goal: GoalArgs,
     /// The stage: `trace` is the definition, `schedule` the launch list. The last pass if not given.
     #[arg(long, value_name = "PASS", value_parser = PossibleValuesParser::new(stages()))]
     after: Option<String>,
@@ -60,7 +62,7 @@ pub(crate) fn dump(args: &Args) -> anyhow::Result<()> {
     let Some(model) = args.model.as_deref().filter(|_| !args.print_pipeline) else {
         return print_pipeline(args.format);
     };
-    let model = Model::find(model)?;
+    let model = Model::find(model)?.to(&args.goal);
     let graph = args.graph.into();
     let passes = match args.after.as_deref() {
         Some(TRACE) => Vec::new(),

@@ -10,7 +10,7 @@ use latentc_passes::{Candidate, Crossing, Graph, Remark, pipeline};
 use latentc_runtime::compiled::{Compiled, compile_variants};
 
 use crate::cache::CacheArgs;
-use crate::model::{DTypeArg, GraphArg, Model};
+use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::{print, print_json};
 
@@ -25,6 +25,8 @@ pub(crate) struct Args {
     /// Which graph of the definition.
     #[arg(long, value_enum, default_value = "prefill")]
     graph: GraphArg,
+    #[command(flatten)]
+    goal: GoalArgs,
     /// How to write it.
     #[arg(long, value_enum, default_value = "text")]
     remarks: Format,
@@ -44,7 +46,7 @@ enum Format {
 }
 
 pub(crate) fn explain(args: &Args) -> anyhow::Result<()> {
-    let model = Model::find(&args.model)?;
+    let model = Model::find(&args.model)?.to(&args.goal);
     let graph = args.graph.into();
     let trace = model.trace(graph, model.dtype(args.dtype))?;
     let mut variants = compile_variants(&trace, args.cache.of(graph), &args.passes.pipeline())?;

@@ -25,6 +25,17 @@ pub(crate) struct Model {
     /// The bundled name, or what the configuration calls its kind: a path would say where something was made.
     pub(crate) name: String,
     pub(crate) config: ModelConfig,
+    /// What its graphs of whole sequences compute.
+    trains: Goal,
+}
+
+/// What graphs of whole sequences compute.
+#[derive(clap::Args)]
+pub(crate) struct GoalArgs {
+    /// In train and gradient, what `latentc train` minimises in place of the cross entropy alone: with the balance losses and the
+    /// dropping of tokens that config.json asks for.
+    #[arg(long)]
+    pub(crate) objective: bool,
 }
 
 /// The element type of weights and activations.
@@ -76,7 +87,7 @@ impl Model {
     pub(crate) fn find(model: &str) -> anyhow::Result<Model> {
         if Path::new(model).exists() {
             let config = ModelConfig::from_path(model)?;
-            return Ok(Model { name: config.model_type().to_owned(), config });
+            return Ok(Model::of(config.model_type().to_owned(), config));
         }
         if !ModelConfig::bundled_names().contains(&model) {
             bail!(
@@ -85,7 +96,27 @@ impl Model {
                 ModelConfig::bundled_names().join(", ")
             );
         }
-        Ok(Model { name: model.to_owned(), config: ModelConfig::bundled(model)? })
+        Ok(Model::of(model.to_owned(), ModelConfig::bundled(model)?))
+    }
+
+    fn of(name: String, config: ModelConfig) -> Model {
+        Model { name, config, trains: Goal::Loss }
+    }
+
+    /// Its graphs are to compute this.
+    pub(crate) fn to(mut self, goal: &GoalArgs) -> Model {
+        if goal.objective {
+            self.trains = Goal::Objective;
+        }
+        self
+    }
+
+    /// What graphs of a kind compute.
+    fn goal(&self, graph: Graph) -> Goal {
+        match graph {
+            Graph::Train | Graph::Gradient => self.trains,
+            Graph::Prefill | Graph::Decode => Goal::Logits,
+        }
     }
 
     /// The dtype asked for, or else the configuration's.
@@ -100,7 +131,7 @@ impl Model {
 
     /// The verified definition that a graph is made of.
     pub(crate) fn trace(&self, graph: Graph, dtype: DType) -> anyhow::Result<Module> {
-        self.trace_to(goal(graph), dtype)
+        self.trace_to(self.goal(graph), dtype)
     }
 
     /// The verified definition that computes this.
@@ -118,7 +149,7 @@ impl Model {
     ) -> anyhow::Result<Vec<Compiled>> {
         let wanted = wanted.into();
         let graph = wanted.graph;
-        let (module, marked) = self.trace_marked(goal(graph), dtype)?;
+        let (module, marked) = self.trace_marked(self.goal(graph), dtype)?;
         let mut variants = compile_variants(&module, wanted, passes)
             .with_context(|| format!("the {} graph of {}", graph.name(), self.name))?;
         // What is kept of a token is the same in all of them.
@@ -162,14 +193,6 @@ impl Model {
     }
 }
 
-/// What graphs of a kind compute, where nothing else is asked for.
-fn goal(graph: Graph) -> Goal {
-    match graph {
-        Graph::Train | Graph::Gradient => Goal::Loss,
-        Graph::Prefill | Graph::Decode => Goal::Logits,
-    }
-}
-
 /// A folder with configuration and weights.
 pub(crate) fn open(folder: &Path) -> anyhow::Result<Model> {
     if !folder.exists() {
@@ -182,5 +205,5 @@ pub(crate) fn open(folder: &Path) -> anyhow::Result<Model> {
         bail!("{}: not a folder; give a model folder with config.json and weights", folder.display());
     }
     let config = ModelConfig::from_path(folder)?;
-    Ok(Model { name: config.model_type().to_owned(), config })
+    Ok(Model::of(config.model_type().to_owned(), config))
 }

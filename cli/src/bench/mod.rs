@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::cache::CacheArgs;
 use crate::folder::write_file;
-use crate::model::{DTypeArg, GraphArg, Model};
+use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::target::{Job, Target, with_texts};
 use crate::tuning::TuningArgs;
@@ -39,6 +39,8 @@ pub(crate) struct Args {
     /// Which graph: decode if not given, and of a text the one that runs it as it stands.
     #[arg(long, value_enum)]
     graph: Option<GraphArg>,
+    #[command(flatten)]
+    goal: GoalArgs,
     /// Sequences at once; 1 if not given.
     #[arg(long, value_name = "N", value_parser = size())]
     batch: Option<u64>,
@@ -170,7 +172,7 @@ struct Subject {
 }
 
 fn whole_model(args: &Args) -> anyhow::Result<Subject> {
-    let mut model = Model::find(&args.model)?;
+    let mut model = Model::find(&args.model)?.to(&args.goal);
     if let Some((name, n)) = args.sizes.first() {
         bail!(
             "--size {name}={n} is for texts of the IR; sizes of a model are --batch, --tokens and --context"

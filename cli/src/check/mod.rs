@@ -32,7 +32,7 @@ use serde::Serialize;
 
 use crate::cache::CacheArgs;
 use crate::edits::{self, Texts};
-use crate::model::{DTypeArg, GraphArg, Model};
+use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::share::share;
 use crate::table::table;
@@ -52,6 +52,8 @@ pub(crate) struct Args {
     /// Which graphs; may be given several times.
     #[arg(long, value_enum, default_values = ["prefill", "decode", "train"])]
     graph: Vec<GraphArg>,
+    #[command(flatten)]
+    goal: GoalArgs,
     /// Where the kernels run.
     #[arg(long, value_enum, default_value = "emulate")]
     target: Target,
@@ -145,7 +147,7 @@ struct Row {
 
 pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
-    let model = Model::find(&args.model)?;
+    let model = Model::find(&args.model)?.to(&args.goal);
     let written_for = match args.target {
         Target::Emulate | Target::Cuda => target::Target::Cuda,
         Target::Wgpu => target::Target::Wgpu,
@@ -556,6 +558,9 @@ fn replay(args: &Args, kernel: Option<&String>) -> String {
     line += &named(&|| args.target.to_possible_value());
     for graph in &args.graph {
         line += &format!(" --graph {}", named(&|| graph.to_possible_value()));
+    }
+    if args.goal.objective {
+        line += " --objective";
     }
     if let Some(dtype) = args.dtype {
         line += &format!(" --dtype {}", named(&|| dtype.to_possible_value()));

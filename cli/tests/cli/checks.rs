@@ -20,6 +20,20 @@ fn every_kernel_of_a_model_is_compared_with_what_it_means() {
 }
 
 #[test]
+fn what_training_minimises_is_checked_too() {
+    let names = |flags: &str| {
+        let line = format!("check {{}} --target host --graph train {flags} --json");
+        let report = json(&line, &[&case("tiny")]);
+        assert_eq!(report["passes"], true);
+        let kernels = report["kernels"].as_array().expect("a list");
+        kernels.iter().filter_map(|k| k["name"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    // Counts are of the balance losses, which the cross entropy does without.
+    let counts = |names: &[String]| names.iter().any(|name| name.contains("counted"));
+    assert!(!counts(&names("")) && counts(&names("--objective")));
+}
+
+#[test]
 fn one_kernel_runs_as_cuda_text() {
     let model = case("tiny");
     let line =

@@ -61,7 +61,10 @@ impl Arguments {
                 // The logits of the last one are wanted.
                 "at" => Value::i32(vec![shape.tokens as i32 - 1; shape.batch], &[shape.batch, 1]),
                 TABLE => Value::i32(table.clone(), &[shape.batch, pages]),
-                "weight" => Value::f32(vec![1.0; count], &all),
+                "weight" | "here" => Value::f32(vec![1.0; count], &all),
+                "part" => Value::f32(vec![1.0], &[]),
+                // Of all sequences tokens may be dropped.
+                "bound" => Value::f32(vec![1.0; shape.batch], &[shape.batch]),
                 _ => return Err(BenchError::Argument(name)),
             })
         };
