@@ -72,8 +72,10 @@ fn the_readme_shows_what_happens() {
             Some(script) => workspace().join(script),
             None => panic!("an empty command"),
         };
-        let run =
-            Command::new(program).args(words).current_dir(workspace()).output().expect("the command starts");
+        let mut command = Command::new(program);
+        // Scripts take the command that is built already.
+        command.args(words).current_dir(workspace()).env("LATENTC", env!("CARGO_BIN_EXE_latentc"));
+        let run = command.output().expect("the command starts");
         assert!(run.status.success(), "$ {line}\n{}", String::from_utf8_lossy(&run.stderr));
         let printed = String::from_utf8_lossy(&run.stdout);
         let lines: Vec<_> = printed.lines().collect();
