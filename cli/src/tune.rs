@@ -12,7 +12,7 @@ use crate::bench::{bound, fitting, probe};
 use crate::cache::CacheArgs;
 use crate::folder::write_file;
 use crate::manifest::Hex;
-use crate::model::{DTypeArg, GraphArg, Model};
+use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice as Passes;
 use crate::table::table;
 use crate::target::{Job, Target, with_device};
@@ -38,6 +38,8 @@ pub(crate) struct Args {
     /// Which graphs; may be given several times.
     #[arg(long, value_enum, default_values = ["prefill", "decode"])]
     graph: Vec<GraphArg>,
+    #[command(flatten)]
+    goal: GoalArgs,
     /// Sequences at once; with commas between them, each.
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = size())]
     batch: Vec<u64>,
@@ -90,7 +92,7 @@ pub(crate) fn tune(args: &Args) -> anyhow::Result<()> {
     if let Some(parent) = parent.filter(|p| !p.is_dir()) {
         bail!("{}: cannot write here: {} is no folder", args.out.display(), parent.display());
     }
-    let mut model = Model::find(&args.model)?;
+    let mut model = Model::find(&args.model)?.to(&args.goal);
     if let Some(each) = args.layers {
         model.config = model.config.with_layers(each as usize);
     }
