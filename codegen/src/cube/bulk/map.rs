@@ -149,10 +149,10 @@ pub(crate) fn of_launch(kernel: &Kernel, sizes: &[usize]) -> Vec<Seen> {
 
 /// How the operands of a kernel come, if the device brings some.
 fn of_kernel(kernel: &Kernel) -> Option<Brought> {
-    let plan = |wide: u8| matrix::plan(&kernel.body, wide.into());
-    let tile = Tile::of(kernel.kind).filter(|tile| tile.bulk);
-    let all = tile.zip(kernel.kind.wide().and_then(plan));
-    all.and_then(|(tile, plan)| tile.brought(&kernel.body, &plan))
+    // Most launches have none: a plan, which takes as long as a launch, is made for those that do.
+    let tile = Tile::of(kernel.kind).filter(|tile| tile.bulk)?;
+    let plan = matrix::plan(&kernel.body, kernel.kind.wide()?.into())?;
+    tile.brought(&kernel.body, &plan)
 }
 
 /// What a reader of a kernel's text is told of its maps: for each, the parameter, its axes by dimension and the boxes.
