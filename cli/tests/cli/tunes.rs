@@ -103,8 +103,12 @@ fn the_best_ways_are_written_to_a_file_and_taken_from_it() {
     assert!(taken.iter().any(|t| t["way"] == other && t["tuned"] == true), "{taken:?}");
 
     // What is wrong with a file is said.
-    change(&file, |json| json["kernels"][0]["choices"][0]["way"] = json!("few rows, 3"));
-    let said = error("run {} --target wgpu --prompt-ids 1,2,3 --steps 4 --tuning {}", &[&model, &file]);
+    change(&file, |json| {
+        let kernel =
+            json["kernels"].as_array_mut().and_then(|all| all.iter_mut().find(|k| k["name"] == name));
+        kernel.expect("it has a product")["choices"][0]["way"] = json!("few rows, 3");
+    });
+    let said = error("compile {} --target wgpu --tuning {} -o x", &[&model, &file]);
     says(&said, &["tiny.json: it has no way `few rows, 3`, but `contract`; `few rows, 1`"]);
     change(&file, |json| json["kernels"][0]["choices"][0]["ways"] = json!([]));
     let said = error("compile {} --target wgpu --tuning {} -o x", &[&model, &file]);
