@@ -22,7 +22,9 @@
 //! weights are f32, or f64, and so are products that are added up where an index says, which no memory holds. No loss is scaled, so f16 may lose small adjoints.
 //!
 //! **Where there is no derivative.** What `top_k` and `top_indices` select is a constant. Of equals, `max` and `min` give to the
-//! first operand, `reduce_max` to all in equal parts; `abs` at 0 has the slope 1.
+//! first operand, `reduce_max` to all in equal parts; `abs` at 0 has the slope 1. Logarithms and roots have the slope 0 where their operand is not
+//! above 0, so that a selection, a maximum or a minimum that hides what has no value hides it on the way back as well. It does not hide it from
+//! what it was multiplied with, nor a quotient by 0, since 0 times an infinity is no number: there operands are to be chosen, not results.
 //!
 //! **What the way forward has summed up already** is not summed again: see `differentiate/held.rs`.
 //!

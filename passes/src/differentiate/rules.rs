@@ -184,7 +184,7 @@ impl Joint<'_> {
         let slope = match u {
             Unary::Not => return,
             Unary::Neg => return self.add(x, Term::Op(Op::Unary(Unary::Neg), vec![dy])),
-            Unary::Log => return self.add(x, Term::Op(Op::Binary(Binary::Div), vec![dy, x])),
+            Unary::Log => return self.where_defined(x, Op::Binary(Binary::Div), [dy, x], ty),
             Unary::Abs => {
                 let zero = scalar(self, 0.0);
                 let below = Type::new(DType::Bool, ty.axes.clone());
@@ -195,13 +195,15 @@ impl Joint<'_> {
             Unary::Exp => y,
             Unary::Sqrt => {
                 let half = scalar(self, 0.5);
-                two(self, Binary::Div, half, y)
+                let slope = two(self, Binary::Div, half, y);
+                return self.where_defined(x, Op::Binary(Binary::Mul), [dy, slope], ty);
             }
             Unary::Rsqrt => {
                 let half = scalar(self, -0.5);
                 let square = two(self, Binary::Mul, y, y);
                 let cube = two(self, Binary::Mul, square, y);
-                two(self, Binary::Mul, half, cube)
+                let slope = two(self, Binary::Mul, half, cube);
+                return self.where_defined(x, Op::Binary(Binary::Mul), [dy, slope], ty);
             }
             Unary::Sigmoid => {
                 let unit = scalar(self, 1.0);
@@ -230,6 +232,29 @@ impl Joint<'_> {
         self.add(x, Term::Op(Op::Binary(Binary::Mul), vec![dy, slope]));
     }
 
+    /// The term of a logarithm or a root, which have a slope above 0 only. Elsewhere it is 0, whatever comes back: what hides their result
+    /// on the way forward has hidden no number.
+    fn where_defined(&mut self, x: ValueId, op: Op, args: [ValueId; 2], ty: Type) {
+        if self.is_positive(x) {
+            return self.add(x, Term::Op(op, args.to_vec()));
+        }
+        let zero = self.number(0.0, ty.dtype);
+        let above = Type::new(DType::Bool, ty.axes.clone());
+        let above = self.push("", Op::Binary(Binary::Lt), &[zero, x], above);
+        let term = self.push("", op, &args, ty);
+        self.add(x, Term::Op(Op::Select, vec![above, term, zero]));
+    }
+
+    /// Whether a value is an exponential, or a sum of some.
+    fn is_positive(&self, x: ValueId) -> bool {
+        let makes = |i: &&Inst| i.results.contains(&x);
+        match self.f.body[..self.forward].iter().find(makes) {
+            Some(Inst { op: Op::Unary(Unary::Exp), .. }) => true,
+            Some(Inst { op: Op::Reduce { by: Reduce::Sum, .. }, args, .. }) => self.is_positive(args[0]),
+            Some(_) | None => false,
+        }
+    }
+
     fn binary(&mut self, b: Binary, a: ValueId, c: ValueId, y: ValueId, dy: ValueId) {
         match b {
             Binary::Add => [a, c].into_iter().for_each(|x| self.sum_over(x, dy)),
@@ -251,9 +276,14 @@ impl Joint<'_> {
                 }
             }
             Binary::Max | Binary::Min => {
-                let ty = Type::new(DType::Bool, self.f.ty(y).axes.clone());
+                let ty = |v: ValueId, j: &Self| Type::new(DType::Bool, j.f.ty(v).axes.clone());
+                let (all, of_c) = (ty(y, self), ty(c, self));
                 let order = if b == Binary::Max { [c, a] } else { [a, c] };
-                let first = self.push("", Op::Binary(Binary::Le), &order, ty);
+                let first = self.push("", Op::Binary(Binary::Le), &order, all.clone());
+                // Of a number and what is none, the number.
+                let number = self.push("", Op::Binary(Binary::Eq), &[c, c], of_c.clone());
+                let none = self.push("", Op::Unary(Unary::Not), &[number], of_c);
+                let first = self.push("", Op::Binary(Binary::Or), &[first, none], all);
                 let zero = self.number(0.0, wide(self.f.ty(y).dtype));
                 self.summed(a, y, Op::Select, &[first, dy, zero]);
                 self.summed(c, y, Op::Select, &[first, zero, dy]);
