@@ -257,8 +257,8 @@ pub trait Device {
     /// If it does not lie in the arena, or the device cannot hold the dtype.
     ///
     /// # Safety
-    /// A launch must not write to a part that shares bytes with one that it reads, unless the kernel may work
-    /// [in place](crate::memory::in_place) of that and the device's [layout](Device::layout) allows it.
+    /// A launch must not write to a part that shares bytes with one that it reads, unless that is the very same part and the kernel may work
+    /// [in place](crate::memory::in_place) of it with the device's [layout](Device::layout).
     unsafe fn part(
         &mut self,
         arena: &Self::Arena,

@@ -13,7 +13,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use latentc_ir::{DType, Inst, Op, Size};
+use latentc_ir::{DType, Inst, Op, Size, Type};
 use serde::Serialize;
 
 use crate::map::MapPlan;
@@ -179,14 +179,17 @@ impl Plan {
     }
 }
 
-/// The parameters whose place the result of a kernel may take: those of the result's type, laid out like it, that an
-/// element of the result needs at its own index only. Every other reader of that element would come too late, so all that is
+/// The parameters whose place the result of a kernel may take on a device: those whose elements are of the result's kind and length,
+/// laid out like it, that an element of the result needs at its own index only. Every other reader of that element would come too late, so all that is
 /// computed from the parameter must be elementwise, or folds of the row that the element is in: whoever walks a row has folded all of it
 /// before the first element is written, and nobody else reads it.
-pub fn in_place(kernel: &Kernel) -> Vec<usize> {
+pub fn in_place(kernel: &Kernel, layout: &Layout) -> Vec<usize> {
     let body = &kernel.body;
     let &[result] = &body.results[..] else { return Vec::new() };
-    if kernel.kind != KernelKind::Map || body.body.iter().any(|i| matches!(i.op, Op::Append { .. })) {
+    if !layout.in_place
+        || kernel.kind != KernelKind::Map
+        || body.body.iter().any(|i| matches!(i.op, Op::Append { .. }))
+    {
         return Vec::new();
     }
     let rows: Option<BTreeSet<_>> = MapPlan::of(body).rows.map(|rows| rows.into_iter().collect());
@@ -196,10 +199,15 @@ pub fn in_place(kernel: &Kernel) -> Vec<usize> {
         return Vec::new();
     }
     let elementwise = |op: &Op| matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast);
+    let like = |a: &Type, b: &Type| {
+        let floats = a.dtype.is_float() && b.dtype.is_float();
+        let same = a.dtype == b.dtype || floats && (layout.bytes)(a.dtype) == (layout.bytes)(b.dtype);
+        same && a.axes == b.axes
+    };
     let fits = |n: &usize| {
         let param = body.params[*n];
         let mut from = BTreeSet::from([param]);
-        body.ty(param) == body.ty(result)
+        like(body.ty(param), body.ty(result))
             && body.body.iter().all(|inst| {
                 let reads = inst.args.iter().any(|a| from.contains(a));
                 // What is folded is there before anything is written.
@@ -256,7 +264,7 @@ impl Lives {
             program,
             sizes,
             layout,
-            replaceable: program.kernels.iter().map(in_place).collect(),
+            replaceable: program.kernels.iter().map(|kernel| in_place(kernel, layout)).collect(),
             clock: 0,
             lives: Vec::new(),
             frames: Vec::new(),
@@ -320,7 +328,7 @@ impl Walk<'_> {
                             life.start = life.start.min(self.clock);
                             life.end = self.clock;
                         }
-                        if let (true, [out]) = (self.layout.in_place, step.outputs())
+                        if let [out] = step.outputs()
                             && let Some(out) = value(out)
                         {
                             // What is passed twice may be read elsewhere under its other name, or by a launch at the same time.
@@ -507,7 +515,7 @@ impl Replay<'_> {
                 for (id, place) in inputs.iter().filter_map(|id| Some((id, at(id)?))) {
                     self.intact(place, written.get(id).copied(), &routine.buffer(*id).name)?;
                 }
-                let allowed = if self.layout.in_place { in_place(kernel) } else { Vec::new() };
+                let allowed = in_place(kernel, self.layout);
                 for &id in step.outputs() {
                     let Some(out) = at(&id) else { continue };
                     // By all launches that may run at the same time.
@@ -662,13 +670,17 @@ mod tests {
 
     #[test]
     fn only_what_is_read_at_its_own_index_is_written_over() {
-        let replaced =
-            |text: &str| in_place(&kernel(KernelKind::Map, &format!("  axes a=3, b=4, c=4\n{text}")));
+        let on = |layout: &Layout, text: &str| {
+            in_place(&kernel(KernelKind::Map, &format!("  axes a=3, b=4, c=4\n{text}")), layout)
+        };
+        let replaced = |text: &str| on(&LAYOUT, text);
         let params = "  param p: f32[a=3, b=4]\n  param q: f32[b=4]\n  param r: f32[b=4, a=3]\n  param n: bf16[a=3, b=4]\n\n";
         let sum =
             "  x: f32[a=3, b=4] = add p, q\n  z: f32[a=3, b=4] = mul x, r\n  y: f32[a=3, b=4] = add z, n\n";
-        // q is read by several elements, r lies in another order, n has shorter elements.
+        // q is read by several elements, r lies in another order, n has shorter elements where these have a length of their own.
         assert_eq!(replaced(&format!("{params}{sum}")), [0]);
+        assert_eq!(on(&Layout { bytes: |_| 4, ..LAYOUT }, &format!("{params}{sum}")), [0, 3]);
+        assert_eq!(on(&Layout { in_place: false, ..LAYOUT }, &format!("{params}{sum}")), [0; 0]);
         let turned = "  x: f32[a=3, c=4] = rename p from b to c\n  z: f32[a=3, b=4] = rename x from c to b\n";
         assert_eq!(replaced(&format!("{params}{turned}  y: f32[a=3, b=4] = add z, q\n")), [0; 0]);
         // A row is folded before it is written; where a fold goes across rows, others come too late.

@@ -27,7 +27,7 @@ pub(super) fn run(
     output: ViewMut<'_>,
     extents: &[usize],
 ) -> Result<(), DeviceError> {
-    Machine::compile(kernel, extents)?.run(kernel, inputs, output)
+    Machine::compile(kernel, extents, None)?.run(kernel, inputs, output)
 }
 
 #[derive(Clone, Copy)]
@@ -68,11 +68,22 @@ pub(super) struct Machine {
     outer: Vec<usize>,
     /// How many points they have; none if there is nothing to write.
     points: usize,
+    /// What the result takes the place of.
+    replaced: Option<Replaced>,
     instrs: Vec<Instr>,
     lanes: Vec<LaneType>,
     /// Elements per outer point, over all instructions.
     work: usize,
     store: Store,
+}
+
+/// A parameter that lies where the output does: each row of it goes to a lane before anything is written in its place.
+struct Replaced {
+    lane: usize,
+    /// The step along each outer axis.
+    outer: Vec<usize>,
+    /// The loops of lane and output.
+    nest: Nest<2>,
 }
 
 /// How the last row goes to the output.
@@ -87,8 +98,13 @@ struct Store {
 }
 
 impl Machine {
-    /// The instructions of a kernel. `extents` are those of the body's axes.
-    pub(super) fn compile(kernel: &Kernel, extents: &[usize]) -> Result<Self, DeviceError> {
+    /// The instructions of a kernel. `extents` are those of the body's axes, and `replaced` the number of the parameter whose place the
+    /// result takes: one that may be [in place](crate::memory::in_place).
+    pub(super) fn compile(
+        kernel: &Kernel,
+        extents: &[usize],
+        replaced: Option<usize>,
+    ) -> Result<Self, DeviceError> {
         let body = &kernel.body;
         let outer = outer_axes(body, extents);
         let mut m = Compiler {
@@ -99,6 +115,7 @@ impl Machine {
             lane_of: vec![None; body.values.len()],
             work: 0,
         };
+        let replaced = replaced.map(|n| m.replaced(body.params[n]));
         let mut instrs = Vec::new();
         let (last, rest) = body.body.split_last().ok_or_else(|| fail(kernel, "the body is empty"))?;
         for inst in rest {
@@ -114,7 +131,7 @@ impl Machine {
         let empty = MapPlan::of(body).domain.iter().any(|a| extents[a.0 as usize] == 0);
         let outer: Vec<_> = outer.iter().map(|a| extents[a.0 as usize]).collect();
         let points = if empty { 0 } else { outer.iter().product() };
-        Ok(Machine { outer, points, instrs, lanes, work, store })
+        Ok(Machine { outer, points, replaced, instrs, lanes, work, store })
     }
 
     /// Computes the kernel that these are the instructions of.
@@ -153,6 +170,18 @@ impl Machine {
         let at = |steps: &[usize]| offset(point, &self.outer, steps);
         let s = &self.store;
         let base = at(&s.outer);
+        if let Some(Replaced { lane, outer, nest }) = &self.replaced {
+            let base = at(outer);
+            // SAFETY: `check` made sure that the output holds all indices of its type, which the parameter's are. Those of this point's
+            // row are written by this point alone, and later.
+            nest.each(|[to, from], n, steps| unsafe {
+                match (lanes[*lane].view_mut(), out) {
+                    (ViewMut::F(x), Out::F(y)) => gather(x, to, y, base + from, n, steps),
+                    (ViewMut::I(x), Out::I(y)) => gather(x, to, y, base + from, n, steps),
+                    (ViewMut::F(_) | ViewMut::I(_), Out::F(_) | Out::I(_)) => {}
+                }
+            });
+        }
         for instr in &self.instrs {
             // The result's lane is taken out, so that the others can be read meanwhile; no instruction reads what it writes.
             let mut lane = std::mem::replace(&mut lanes[instr.lane], Lane::I(Vec::new()));
@@ -268,6 +297,21 @@ pub(super) fn head(view: View<'_>, len: usize) -> View<'_> {
     }
 }
 
+/// Reads `n` elements of `y`, both at some steps.
+///
+/// # Safety
+/// `y` must hold every index that is read, and no one else may write to them meanwhile.
+unsafe fn gather<T: Copy>(x: &mut [T], to: usize, y: Shared<T>, from: usize, n: usize, steps: [usize; 2]) {
+    if steps == [1, 1] {
+        // SAFETY: by the caller. A lane is a thread's own.
+        return x[to..to + n].copy_from_slice(unsafe { std::slice::from_raw_parts(y.get().add(from), n) });
+    }
+    for i in 0..n {
+        // SAFETY: by the caller.
+        x[to + i * steps[0]] = unsafe { y.get().add(from + i * steps[1]).read() };
+    }
+}
+
 /// Writes `n` elements of `x`, both at some steps.
 ///
 /// # Safety
@@ -348,6 +392,13 @@ impl Compiler<'_> {
                 (Source { place: Place::Input(n), outer }, axes.clone(), steps)
             }
         }
+    }
+
+    /// A lane for a parameter that lies where the output does.
+    fn replaced(&mut self, v: ValueId) -> Replaced {
+        let (Source { outer, .. }, axes, steps) = self.source(v);
+        let (lane, row, row_steps) = self.new_lane(v);
+        Replaced { lane, outer, nest: self.nest(&row, [(&row, &row_steps), (&axes, &steps)]) }
     }
 
     fn new_lane(&mut self, v: ValueId) -> (usize, Vec<AxisId>, Vec<usize>) {

@@ -24,7 +24,7 @@ use latentc_ir::{DType, Op, ValueId};
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::device::{Data, Device, DeviceError, Floats, Launch, Remembered, SharedFloats};
-use crate::memory::Layout;
+use crate::memory::{Layout, in_place};
 use crate::pieces::pieces;
 use crate::program::{Kernel, KernelKind};
 
@@ -100,7 +100,10 @@ impl Host {
         output: &mut Buffer,
     ) -> Result<(), DeviceError> {
         let Prepared { extents, plans, .. } = prepared;
-        let views: Vec<_> = inputs.iter().map(|b| b.map(Buffer::view)).collect();
+        // What the result takes the place of is read through the output: no reference may be to what is written.
+        let replaced = inputs.iter().position(|b| b.is_some_and(|b| b.is_at(output)));
+        let apart = inputs.iter().enumerate().map(|(n, b)| b.filter(|_| Some(n) != replaced));
+        let views: Vec<_> = apart.map(|b| b.map(Buffer::view)).collect();
         check(kernel, &views, output, extents)?;
         let spare = &mut self.spare;
         let (last, first) = plans.split_last().expect("a kernel is its own last piece");
@@ -115,10 +118,10 @@ impl Host {
                 false => Buffer::new(ty.dtype, len)?,
             };
             let views = views_of(&plan.kernel, params.clone(), &made);
-            plain(plan, &views, &mut buffer, extents, spare)?;
+            plain(plan, None, &views, &mut buffer, extents, spare)?;
             made.push((value, buffer));
         }
-        plain(last, &views_of(&last.kernel, params, &made), output, extents, spare)?;
+        plain(last, replaced, &views_of(&last.kernel, params, &made), output, extents, spare)?;
         for (_, buffer) in made {
             if let Buffer::F32(v) = buffer {
                 spare.give(v);
@@ -139,8 +142,8 @@ struct Prepared {
 /// A kernel without prologues and epilogues.
 struct Plan {
     kernel: Kernel,
-    /// The instructions of a map.
-    machine: Option<map::Machine>,
+    /// The instructions of a map; and those for when its result takes the place of a parameter, for each that allows it.
+    machines: Vec<(Option<usize>, map::Machine)>,
 }
 
 impl Prepared {
@@ -160,9 +163,23 @@ impl Prepared {
             | KernelKind::Matrix { .. } => pieces(kernel).into_iter().map(|p| p.kernel).collect(),
         };
         let plan = |kernel: Kernel| {
-            let map = kernel.kind == KernelKind::Map;
-            let machine = map.then(|| map::Machine::compile(&kernel, &extents)).transpose()?;
-            Ok(Plan { kernel, machine })
+            let machine = |replaced| Ok((replaced, map::Machine::compile(&kernel, &extents, replaced)?));
+            let machines = match kernel.kind {
+                KernelKind::Map => {
+                    let replaced = in_place(&kernel, &LAYOUT).into_iter().map(Some);
+                    [None].into_iter().chain(replaced).map(machine).collect::<Result<_, DeviceError>>()?
+                }
+                KernelKind::Contract
+                | KernelKind::Grouped
+                | KernelKind::Scatter
+                | KernelKind::ScatterMatrix { .. }
+                | KernelKind::Stream
+                | KernelKind::StreamMatrix { .. }
+                | KernelKind::Tiles
+                | KernelKind::Few { .. }
+                | KernelKind::Matrix { .. } => Vec::new(),
+            };
+            Ok(Plan { kernel, machines })
         };
         let plans = parts.into_iter().map(plan).collect::<Result<_, DeviceError>>()?;
         Ok(Prepared { extents, plans })
@@ -289,6 +306,16 @@ impl Buffer {
         }
     }
 
+    /// Whether both are the same part of one arena.
+    fn is_at(&self, other: &Buffer) -> bool {
+        match (self, other) {
+            (Buffer::Part(a), Buffer::Part(b)) => {
+                Arc::ptr_eq(&a.arena, &b.arena) && a.start == b.start && a.len.min(b.len) > 0
+            }
+            _ => false,
+        }
+    }
+
     /// `None` if the elements belong to someone else.
     pub(crate) fn view_mut(&mut self) -> Option<ViewMut<'_>> {
         Some(match self {
@@ -313,8 +340,8 @@ fn zeros<T: Clone + Default>(dtype: DType, len: usize) -> Result<Vec<T>, DeviceE
     Ok(v)
 }
 
-/// A value takes the place of none here: threads would read through one reference what others write through another.
-pub const LAYOUT: Layout = Layout { align: 64, page: 1 << 62, bytes: |_| 4, in_place: false };
+/// What a plan of this machine's memory must heed.
+pub const LAYOUT: Layout = Layout { align: 64, page: 1 << 62, bytes: |_| 4, in_place: true };
 
 impl Device for Host {
     type Buffer = Buffer;
@@ -425,9 +452,10 @@ fn views_of<'a>(
     piece.body.params.iter().map(of).collect()
 }
 
-/// Runs a kernel without prologues and epilogues.
+/// Runs a kernel without prologues and epilogues. The input that the output takes the place of, if there is one, is not among the views.
 fn plain(
-    Plan { kernel, machine }: &Plan,
+    Plan { kernel, machines }: &Plan,
+    replaced: Option<usize>,
     inputs: &[Option<View<'_>>],
     output: &mut Buffer,
     extents: &[usize],
@@ -441,7 +469,12 @@ fn plain(
     let views: Vec<_> =
         inputs.iter().zip(&wide).map(|(&view, wide)| wide.as_deref().map(View::F).or(view)).collect();
     match kernel.kind {
-        KernelKind::Map => machine.as_ref().expect("a map has its instructions").run(kernel, &views, output),
+        KernelKind::Map => {
+            let machine = machines.iter().find(|(of, _)| *of == replaced);
+            let (_, machine) = machine
+                .ok_or_else(|| map::fail(kernel, "its result may not take the place of what it is given"))?;
+            machine.run(kernel, &views, output)
+        }
         KernelKind::Contract => contract::run(kernel, &views, output, extents),
         KernelKind::Grouped => grouped::run(kernel, &views, output, extents, spare),
         KernelKind::Scatter | KernelKind::ScatterMatrix { .. } => {

@@ -1,6 +1,7 @@
 //! What the gradient of a loss takes: rows of logits are as long as a vocabulary.
 
 use latentc_codegen::cube::Target;
+use latentc_codegen::host::LAYOUT;
 use latentc_codegen::memory::Plan;
 use latentc_codegen::program::{Program, Step};
 use latentc_codegen::schedule::schedule;
@@ -63,11 +64,13 @@ fn what_all_rows_divide_by_is_there_before() {
 fn logits_and_their_gradient_have_one_place() {
     let program = gradient();
     let sizes = [("b", 2), ("t", 4096)].map(|(s, n)| (s.to_owned(), n)).into();
-    let plan = Plan::new(&program, &sizes, &Target::Cuda.layout()).expect("there is a plan");
-    let logits = 2 * 4096 * 4096 * 4;
-    assert!(
-        plan.bytes() > logits && plan.bytes() < logits + logits / 4,
-        "{} of {logits}:\n{program}",
-        plan.bytes()
-    );
+    for layout in [Target::Cuda.layout(), LAYOUT] {
+        let plan = Plan::new(&program, &sizes, &layout).expect("there is a plan");
+        let logits = 2 * 4096 * 4096 * 4;
+        assert!(
+            plan.bytes() > logits && plan.bytes() < logits + logits / 4,
+            "{} of {logits}:\n{program}",
+            plan.bytes()
+        );
+    }
 }

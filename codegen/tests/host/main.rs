@@ -20,7 +20,7 @@ use half::{bf16, f16};
 use latentc_codegen::cube::Target;
 use latentc_codegen::device::{Data, Device, Floats, SharedFloats};
 use latentc_codegen::host::{Buffer, Host, LAYOUT};
-use latentc_codegen::memory::{Layout, Plan, PlanError};
+use latentc_codegen::memory::{Layout, Plan, PlanError, in_place};
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_codegen::schedule::schedule;
 use latentc_ir::interp::{Caches, Interpreter, Precision};
@@ -106,6 +106,16 @@ fn held(t: &Tensor, written: bool) -> Buffer {
     }
 }
 
+/// Brings elements to another buffer.
+fn copy(dtype: DType, len: usize) -> Kernel {
+    let mut f = Function::new("copy");
+    let n = f.add_axis("n", Size::Fixed(len as u64), None);
+    let ty = Type::new(dtype, vec![n]);
+    let x = f.add_param("p0", ty.clone());
+    f.results = f.push(Op::Cast, &[x], &[("", ty)]);
+    Kernel { name: "copy".into(), kind: KernelKind::Map, body: f }
+}
+
 fn check(kernel: &Kernel, seed: u64) -> Result<(), TestCaseError> {
     let mut rng = SplitMix(seed);
     let sizes: Vec<usize> = kernel.size_symbols().iter().map(|_| (rng.next_u64() % 5) as usize).collect();
@@ -157,10 +167,27 @@ fn check_at(kernel: &Kernel, sizes: &[usize], seed: u64) -> Result<(), TestCaseE
             return Err(TestCaseError::fail(format!("interpreter {:?}, host {done:?}\n{text}", want.err())));
         }
     };
-    let got: Vec<f64> = match host.read(&output, len).expect("read") {
+    let got = match host.read(&output, len).expect("read") {
         Data::F32(v) => v.into_iter().map(f64::from).collect(),
-        Data::I32(v) => v.into_iter().map(f64::from).collect(),
+        Data::I32(v) => v.into_iter().map(f64::from).collect::<Vec<_>>(),
     };
+    // The same in the place of an operand, where it may be there: to the bit.
+    for n in in_place(kernel, &LAYOUT) {
+        let arena = host.reserve(4 * len as u64).expect("memory");
+        // SAFETY: the kernel may work in place.
+        let mut part = || unsafe { host.part(&arena, 0, out.dtype, len) }.expect("it is there");
+        let (mut operand, mut output) = (part(), part());
+        host.launch(&copy(out.dtype, len), &[buffers[n].as_ref()], &mut operand, &[]).expect("it is a map");
+        let mut inputs = inputs.clone();
+        inputs[n] = Some(&operand);
+        host.launch(kernel, &inputs, &mut output, sizes).expect("it was launched before");
+        let there: Vec<f64> = match host.read(&output, len).expect("read") {
+            Data::F32(v) => v.into_iter().map(f64::from).collect(),
+            Data::I32(v) => v.into_iter().map(f64::from).collect(),
+        };
+        let same = there.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits());
+        prop_assert!(same, "in the place of parameter {n}: {there:?}, not {got:?}\n{text}");
+    }
     let got = Tensor { dtype: out.dtype, shape: want[0].shape.clone(), data: got };
     // What f32 cannot hold, it makes infinite.
     let want =
