@@ -597,7 +597,9 @@ pub(crate) fn gathered<'f>(f: &'f Function, inst: &Inst, defs: &[Def<'f>]) -> Op
     let (Op::Contract, &[a, b]) = (&inst.op, &inst.args[..]) else { return None };
     [(a, b), (b, a)].into_iter().find_map(|(x, other)| {
         let Def::Inst(_, gather) = defs[x.0 as usize] else { return None };
+        // What is multiplied with itself is gathered once, to be read.
         let fits = matches!(gather.op, Op::Gather { .. })
+            && x != other
             && GroupedPlan::fits(
                 f.ty(gather.args[0]),
                 f.ty(gather.args[1]),

@@ -3,6 +3,8 @@
 use latentc_codegen::schedule::{schedule, schedule_explained};
 use latentc_passes::{Context, Graph};
 
+use super::check;
+
 /// The launch list of a function with this body, without its first and last line.
 fn launches(body: &str) -> String {
     let text = format!("module m entry @f\n\nfunc @f {{\n{body}\n}}\n");
@@ -18,6 +20,17 @@ fn projection(weight: &str, behind: &str) -> String {
          weight W: bf16[{weight}] = \"w\"[{weight}]\ncache past: bf16[s, b, i, r]\n\
          q: f32[b, t, i, r] = contract W, x over d\n{behind}"
     )
+}
+
+#[test]
+fn rows_times_themselves_are_no_grouped_product() {
+    let text = "module m entry @f\n\nfunc @f {\n  axes b, t, v=8, d=4\n  param tok: i32[b, t]\n  weight E: f32[v=8, d=4] = \"e\"[v, d]\n  \
+                x: f32[b, t, d=4] = gather E, tok along v\n  y: f32[b, t] = contract x, x over d\n  return y\n}\n";
+    let module = latentc_ir::check("m.ir", text).unwrap_or_else(|e| panic!("{}", e.render()));
+    let program = schedule(&module, &Context::new(Graph::Train)).expect("every op has a kernel");
+    for kernel in &program.kernels {
+        check(kernel, 1).unwrap_or_else(|e| panic!("{e}\n{program}"));
+    }
 }
 
 #[test]
