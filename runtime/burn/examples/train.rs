@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release -p latentc-burn --example train -- --steps 200 README.md ARCHITECTURE.md
 //!
-//! The forward pass, the loss and its gradient are latentc's, compiled from the model's equations; the data loader, the loop, the optimiser,
+//! The forward pass, what is minimised and its gradient are latentc's, compiled from the model's equations; the data loader, the loop, the optimiser,
 //! the metrics and the records are burn's. `OUT/valid` and `OUT/train` hold burn's logs, `OUT/model.mpk` its record of the parameters.
 
 use std::path::{Path, PathBuf};
@@ -25,13 +25,13 @@ use burn::train::renderer::{
     MetricsRendererTraining, ProgressType, TrainingProgress,
 };
 use burn::train::{InferenceStep, ItemLazy, Learner, SupervisedTraining, TrainOutput, TrainStep};
-use latentc_burn::{CompiledModule, ModuleError, wgpu_device};
+use latentc_burn::{CompiledModule, ModuleError, Texts, wgpu_device};
 use latentc_models::config::ModelConfig;
 
 type B = Wgpu;
 type Train = Autodiff<B>;
 
-/// About 170,000 parameters: latent attention, and one layer of routed experts beside a shared one.
+/// About 170,000 parameters: latent attention, and one layer of routed experts beside a shared one, which a balance loss keeps equally busy.
 const CONFIG: &str = r#"{
   "model_type": "deepseek_v2", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
   "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": null, "kv_lora_rank": 32, "qk_nope_head_dim": 16,
@@ -39,7 +39,7 @@ const CONFIG: &str = r#"{
   "moe_intermediate_size": 32, "first_k_dense_replace": 1, "moe_layer_freq": 1, "topk_method": "greedy", "n_group": 1,
   "topk_group": 1, "norm_topk_prob": false, "routed_scaling_factor": 1.0, "scoring_func": "softmax", "hidden_act": "silu",
   "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false,
-  "attention_bias": false
+  "attention_bias": false, "aux_loss_alpha": 0.01, "seq_aux": true
 }"#;
 
 /// Bytes of a text, and one more: each is to be predicted from those before it.
@@ -95,9 +95,10 @@ impl TrainStep for Net<Train> {
     type Output = Loss;
 
     fn step(&self, batch: Batch<Train>) -> TrainOutput<Loss> {
-        let loss = self.compiled.loss(batch.tokens, batch.targets).unwrap_or_else(|e| panic!("{e}"));
-        let told = Loss(loss.clone().inner());
-        TrainOutput::new(self, loss.backward(), told)
+        let texts = Texts::new(batch.tokens, batch.targets);
+        let objective = self.compiled.objective(texts).unwrap_or_else(|e| panic!("{e}"));
+        let told = Loss(objective.result(1).expect("the cross entropy is a number"));
+        TrainOutput::new(self, objective.value.backward(), told)
     }
 }
 

@@ -1,14 +1,14 @@
 //! Compiled models as modules of [burn].
 //!
 //! A [`CompiledModule`] has the tensors of a model's checkpoint as burn's parameters, under their names there: burn's optimisers, records
-//! and visitors see them as they see a linear layer's. Its forward pass, its loss and the gradient of that are graphs that latentc
-//! compiled from the model's equations; to burn's autodiff the loss is one operation.
+//! and visitors see them as they see a linear layer's. Its forward pass, its loss, what training minimises and the gradients of both are
+//! graphs that latentc compiled from the model's equations; to burn's autodiff each of the two is one operation.
 //!
 //! ```no_run
 //! use burn::backend::{Autodiff, Wgpu};
 //! use burn::module::{AutodiffModule, Module};
 //! use burn::tensor::{Int, Tensor};
-//! use latentc_burn::CompiledModule;
+//! use latentc_burn::{CompiledModule, Texts};
 //!
 //! # fn main() -> Result<(), latentc_burn::ModuleError> {
 //! let device = latentc_burn::wgpu_device()?;
@@ -18,7 +18,9 @@
 //!
 //! let model = model.train::<Autodiff<Wgpu>>();
 //! let next = Tensor::from_data([[2, 3, 4]], &device);
-//! let gradients = model.loss(Tensor::from_inner(tokens), next)?.backward();
+//! // With the balance losses that config.json asks for; `loss` is the cross entropy alone.
+//! let objective = model.objective(Texts::new(Tensor::from_inner(tokens), next))?;
+//! let gradients = objective.value.backward();
 //! # Ok(())
 //! # }
 //! ```
@@ -42,9 +44,11 @@ mod module;
 mod parts;
 mod programs;
 mod record;
+mod texts;
 mod weight;
 
 pub use backend::{CubeclBackend, wgpu_device};
 pub use module::CompiledModule;
 pub use programs::{Definition, ModuleError};
 pub use record::WeightsRecord;
+pub use texts::{Objective, Texts};

@@ -26,6 +26,7 @@ use crate::autodiff;
 use crate::backend::{CubeclBackend, burn_dtype, float_dtype};
 use crate::programs::{Argument, Definition, Gathered, ModuleError, Programs, Which, inventory};
 use crate::record::{Recorded, WeightsRecord};
+use crate::texts::{Objective, Texts};
 use crate::weight::{Weight, float};
 
 /// A model as a module of burn: its stored tensors are the parameters, by their names, and its graphs are compiled.
@@ -264,16 +265,45 @@ impl<B: CubeclBackend, C: CheckpointStrategy> CompiledModule<Autodiff<B, C>> {
         let tokens = tokens.inner();
         some(&tokens)?;
         let args = examples::<B>(tokens, targets.inner(), weights.inner());
-        let tracked: Vec<_> = self.weights.iter().filter(|(_, weight)| weight.is_tracked()).collect();
-        let which = if tracked.is_empty() { Which::Loss } else { Which::Gradient };
+        let learns = self.weights.values().any(Weight::is_tracked);
+        let which = if learns { Which::Gradient } else { Which::Loss };
+        Ok(self.differentiated(which, args)?.0)
+    }
+
+    /// What training minimises: the loss, and what the configuration adds to it, such as balance losses of experts. Its backward pass gives
+    /// the gradient by every parameter that requires one.
+    ///
+    /// # Errors
+    /// If the tensors do not fit each other, there are no tokens, or the device fails.
+    pub fn objective(&self, texts: Texts<Autodiff<B, C>>) -> Result<Objective<Autodiff<B, C>>, ModuleError> {
+        let Texts { tokens, targets, weights, here, part, bound } = texts;
+        let tokens = tokens.inner();
+        some(&tokens)?;
+        let part = Tensor::<B, 1>::full([1], part, &tokens.device());
+        let mut args = examples::<B>(tokens, targets.inner(), weights.inner());
+        args.extend([
+            ("here", floats::<B>(here.inner().into_primitive().tensor())),
+            ("part", floats::<B>(part.into_primitive().tensor())),
+            ("bound", floats::<B>(bound.inner().into_primitive().tensor())),
+        ]);
+        let (value, results) = self.differentiated(Which::Objective, args)?;
+        Ok(Objective { value, results })
+    }
+
+    /// The first result of a graph as an operation of autodiff, and all results of the definition.
+    #[allow(clippy::type_complexity, reason = "a pair of what burn calls tensors")]
+    fn differentiated(
+        &self,
+        which: Which,
+        args: Vec<(&str, Argument<B::Runtime>)>,
+    ) -> Result<(Tensor<Autodiff<B, C>, 1>, Vec<CubeTensor<B::Runtime>>), ModuleError> {
         let inner = |weight: &Weight<Autodiff<B, C>>| Autodiff::<B, C>::inner(weight.primitive());
         let stored = |name: &str, dtype| self.find::<B>(name, dtype, inner);
         // The next step has other weights, so what is gathered of these is not kept.
         let programs = self.programs::<B>()?;
         let results = programs.run::<B>(which, &stored, args, None)?;
-        let loss = first::<B>(results.clone())?;
-        let mut gradients =
-            if tracked.is_empty() { BTreeMap::new() } else { programs.gradients::<B>(results) };
+        let (results, mut gradients) = programs.gradients::<B>(which, results);
+        let value = first::<B>(results.clone())?;
         let pair = |(name, weight): (&Arc<str>, &Weight<Autodiff<B, C>>)| {
             let gradient = gradients.remove(&**name)?;
             let parameter = weight.primitive();
@@ -282,8 +312,9 @@ impl<B: CubeclBackend, C: CheckpointStrategy> CompiledModule<Autodiff<B, C>> {
                 if gradient.dtype == dtype { gradient } else { B::float_cast(gradient, dtype.into()) };
             Some((parameter, gradient))
         };
-        let parameters = tracked.into_iter().filter_map(pair).collect();
-        Ok(float(autodiff::loss::<B, C>(loss, parameters)))
+        let tracked = self.weights.iter().filter(|(_, weight)| weight.is_tracked());
+        let parameters = tracked.filter_map(pair).collect();
+        Ok((float(autodiff::loss::<B, C>(value, parameters)), results))
     }
 }
 
@@ -391,10 +422,13 @@ fn examples<B: CubeclBackend>(
     targets: Tensor<B, 2, Int>,
     weights: Tensor<B, 2>,
 ) -> Vec<(&'static str, Argument<B::Runtime>)> {
-    let weights = weights.into_primitive().tensor();
-    let wide = weights.dtype == burn::tensor::DType::F32;
-    let weights = if wide { weights } else { B::float_cast(weights, FloatDType::F32) };
-    vec![("tok", ints::<B>(tokens)), ("target", ints::<B>(targets)), ("weight", (weights, DType::F32))]
+    let weights = floats::<B>(weights.into_primitive().tensor());
+    vec![("tok", ints::<B>(tokens)), ("target", ints::<B>(targets)), ("weight", weights)]
+}
+
+fn floats<B: CubeclBackend>(tensor: CubeTensor<B::Runtime>) -> Argument<B::Runtime> {
+    let wide = tensor.dtype == burn::tensor::DType::F32;
+    (if wide { tensor } else { B::float_cast(tensor, FloatDType::F32) }, DType::F32)
 }
 
 fn ones<B: Backend>(tokens: &Tensor<B, 2, Int>) -> Tensor<B, 2> {

@@ -21,13 +21,16 @@ use latentc_runtime::load::LoadError;
 use crate::backend::{CubeclBackend, CubeclRuntime, buffer, burn_dtype, tensor};
 use crate::parts::Parts;
 
-/// What a [`CompiledModule`](crate::CompiledModule) computes, as the author wrote it. Both have the same stored tensors.
+/// What a [`CompiledModule`](crate::CompiledModule) computes, as the author wrote it. All three have the same stored tensors.
 #[derive(Clone, Debug)]
 pub struct Definition {
     /// `(tok: i32[b, t], at: i32[b, q])` to the logits `[b, q, v]` behind the positions `at`.
     pub logits: Module,
     /// `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t])` to a loss.
     pub loss: Module,
+    /// `(tok: i32[b, t], target: i32[b, t], weight: f32[b, t], here: f32[b, t], part: f32, bound: f32[b])` to what training minimises, and
+    /// what else it tells.
+    pub objective: Module,
 }
 
 impl Definition {
@@ -40,7 +43,8 @@ impl Definition {
             Ok(traced) => Ok(traced.module),
             Err(e) => Err(ModuleError::Definition(e.to_string())),
         };
-        Ok(Definition { logits: module(Goal::Logits)?, loss: module(Goal::Loss)? })
+        let [logits, loss, objective] = [Goal::Logits, Goal::Loss, Goal::Objective].map(module);
+        Ok(Definition { logits: logits?, loss: loss?, objective: objective? })
     }
 }
 
@@ -92,15 +96,25 @@ pub(crate) enum Which {
     Loss,
     /// The loss, and its gradient by every weight.
     Gradient,
+    /// What training minimises, what else it tells, and the gradient of the former.
+    Objective,
 }
 
 impl Which {
-    const ALL: [Which; 3] = [Which::Logits, Which::Loss, Which::Gradient];
+    const ALL: [Which; 4] = [Which::Logits, Which::Loss, Which::Gradient, Which::Objective];
 
     fn graph(self) -> Graph {
         match self {
             Which::Logits | Which::Loss => Graph::Train,
-            Which::Gradient => Graph::Gradient,
+            Which::Gradient | Which::Objective => Graph::Gradient,
+        }
+    }
+
+    fn of(self, definition: &Definition) -> &Module {
+        match self {
+            Which::Logits => &definition.logits,
+            Which::Loss | Which::Gradient => &definition.loss,
+            Which::Objective => &definition.objective,
         }
     }
 }
@@ -117,9 +131,8 @@ pub(crate) type Stored<'s, R> = &'s dyn Fn(&str, DType) -> Result<CubeTensor<R>,
 /// The graphs of one model on the devices of one runtime.
 pub(crate) struct Programs<R: CubeclRuntime> {
     compiled: Vec<Compiled>,
-    /// Where the gradients of the loss belong, in the order in which the graph returns them, and how many results are before them.
-    gradients: Vec<Parts>,
-    before: usize,
+    /// Of each graph, where the gradients that it returns belong, in their order, and how many results are before them.
+    gradients: Vec<(Vec<Parts>, usize)>,
     running: Mutex<Vec<Running<R>>>,
 }
 
@@ -141,23 +154,24 @@ impl<R: CubeclRuntime> fmt::Debug for Programs<R> {
 impl<R: CubeclRuntime> Programs<R> {
     /// Compiles a definition.
     pub(crate) fn new(definition: &Definition) -> Result<Programs<R>, ModuleError> {
-        let compiled = |which: Which| {
-            let module = match which {
-                Which::Logits => &definition.logits,
-                Which::Loss | Which::Gradient => &definition.loss,
-            };
-            compile(module, which.graph(), &pipeline())
-        };
+        let compiled = |which: Which| compile(which.of(definition), which.graph(), &pipeline());
         let part = |(scope, f, n): (String, &latentc_ir::Function, usize)| {
             let weight = &f.weights[n];
             let layout = weight.stored.layout(f, f.ty(weight.value)).map_err(LoadError::Layout)?;
             Ok(Parts::of(&scope, &layout))
         };
-        let weights = differentiate::weights(&definition.loss);
+        let gradients = |which: Which| {
+            let module = which.of(definition);
+            let weights = match which.graph() {
+                Graph::Gradient => differentiate::weights(module),
+                Graph::Train | Graph::Prefill | Graph::Decode => Vec::new(),
+            };
+            let parts = weights.into_iter().map(part).collect::<Result<_, LoadError>>()?;
+            Ok((parts, module.entry().map_or(0, |f| f.results.len())))
+        };
         Ok(Programs {
             compiled: Which::ALL.into_iter().map(compiled).collect::<Result<_, _>>()?,
-            gradients: weights.into_iter().map(part).collect::<Result<_, LoadError>>()?,
-            before: definition.loss.entry().map_or(0, |f| f.results.len()),
+            gradients: Which::ALL.into_iter().map(gradients).collect::<Result<_, LoadError>>()?,
             running: Mutex::new(Vec::new()),
         })
     }
@@ -189,16 +203,19 @@ impl<R: CubeclRuntime> Programs<R> {
         Ok(results.iter().map(|r| Ok(tensor(&like, r, dtype(r)?))).collect::<Result<_, RunError>>()?)
     }
 
-    /// The gradient of the loss by stored tensor, in f32 or what the graph returns, from the results of [`Which::Gradient`].
+    /// From the results of a graph: those of the definition, and the gradient of the first by stored tensor, in f32 or what the graph returns.
     pub(crate) fn gradients<B: CubeclBackend<Runtime = R>>(
         &self,
-        results: Vec<CubeTensor<R>>,
-    ) -> BTreeMap<String, CubeTensor<R>> {
+        which: Which,
+        mut results: Vec<CubeTensor<R>>,
+    ) -> (Vec<CubeTensor<R>>, BTreeMap<String, CubeTensor<R>>) {
+        let (parts, before) = &self.gradients[which as usize];
+        let gradients = results.split_off((*before).min(results.len()));
         let mut sums = BTreeMap::new();
-        for (parts, gradient) in self.gradients.iter().zip(results.into_iter().skip(self.before)) {
+        for (parts, gradient) in parts.iter().zip(gradients) {
             parts.scatter::<B>(gradient, &mut sums);
         }
-        sums
+        (results, sums)
     }
 
     /// The engines, one for the device of `like` among them.
@@ -261,14 +278,19 @@ impl<R: CubeclRuntime> Running<R> {
             };
             self.engine.give(&weight.key, Some(given))?;
         }
-        let names = self.engine.params(*program);
-        let mut passed = Vec::with_capacity(names.len());
-        for name in &names {
+        let params = self.engine.params(*program);
+        let mut passed = Vec::with_capacity(params.len());
+        for (name, axes) in &params {
             let arg = args.iter().find(|(n, _)| n == name);
             let missing =
                 || RunError::Argument(format!("the graph wants `{name}`, which a module does not have"));
             let (_, (tensor, dtype)) = arg.ok_or_else(missing)?;
-            passed.push(buffer(self.engine.device(), tensor.clone(), *dtype)?);
+            let mut arg = buffer(self.engine.device(), tensor.clone(), *dtype)?;
+            // A scalar has an axis in burn.
+            if *axes == 0 && arg.shape == [1] {
+                arg.shape.clear();
+            }
+            passed.push(arg);
         }
         let results = self.engine.run_given(*program, passed)?;
         Ok(results)
@@ -292,10 +314,12 @@ pub(crate) fn inventory(definition: &Definition) -> Result<Vec<(String, Vec<usiz
         list.sort();
         Ok::<_, LoadError>(list)
     };
-    let (logits, loss) = (list(&definition.logits)?, list(&definition.loss)?);
-    if logits != loss {
-        let what = "the logits and the loss of a definition do not read the same tensors".to_owned();
-        return Err(ModuleError::Definition(what));
+    let loss = list(&definition.loss)?;
+    for (what, other) in [("logits", &definition.logits), ("objective", &definition.objective)] {
+        if list(other)? != loss {
+            let what = format!("the {what} and the loss of a definition do not read the same tensors");
+            return Err(ModuleError::Definition(what));
+        }
     }
     Ok(loss)
 }

@@ -67,9 +67,9 @@ impl<D: Device> Engine<D> {
         here.map(|(key, held)| held.wanted(key)).collect()
     }
 
-    /// The names of a program's arguments, in order.
-    pub fn params(&self, program: Given) -> Vec<String> {
-        self.graphs[program.0].params().iter().map(|p| p.name.clone()).collect()
+    /// The names of a program's arguments, in order, and how many axes each has.
+    pub fn params(&self, program: Given) -> Vec<(String, usize)> {
+        self.graphs[program.0].params().iter().map(|p| (p.name.clone(), p.dims.len())).collect()
     }
 
     /// Gives a weight, or takes back what it was.

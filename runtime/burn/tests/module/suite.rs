@@ -9,13 +9,17 @@ use burn::optim::{GradientsParams, Optimizer, SgdConfig};
 use burn::record::{BinBytesRecorder, FullPrecisionSettings, NamedMpkFileRecorder, Recorder};
 use burn::tensor::backend::{AutodiffBackend, BackendTypes};
 use burn::tensor::{Int, Tensor, TensorData};
-use latentc_burn::{CompiledModule, WeightsRecord};
+use latentc_burn::{CompiledModule, Definition, Texts, WeightsRecord};
+use latentc_codegen::device::{Data, Device as _};
 use latentc_codegen::host::Host;
-use latentc_ir::DType;
+use latentc_ir::tensor::SplitMix;
+use latentc_ir::{DType, Function, Weight};
 use latentc_passes::{Graph, pipeline};
+use latentc_runtime::compiled::compile;
 use latentc_runtime::engine::Engine;
 use latentc_runtime::eval::{Batch, Reading};
 use latentc_runtime::gradient::{Gatherer, Rows};
+use latentc_runtime::places::Places;
 use latentc_tests::{Case, max_diff, workspace};
 
 use super::{B, open};
@@ -164,25 +168,157 @@ fn gradients_are_what_the_engine_computes() {
         // What is made of the loss is differentiated by burn: d(3 l + l²)/dl = 3 + 2 l.
         let outer = 3.0 + 2.0 * want_loss;
         let made = loss.clone() * 3.0 + loss.clone() * loss;
-        let found = gradients(&module, &made.backward());
-        assert_eq!(found.len(), gatherer.places().tensors().len(), "{name}");
-        let mut worst = 0.0f32;
-        for placed in gatherer.places().tensors() {
-            let (shape, gradient) = &found[&placed.name];
-            let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{name}: no grad.{}", placed.name));
-            assert_eq!(*shape, placed.shape, "{name}: {}", placed.name);
-            let want: Vec<f32> = want[placed.range.clone()].iter().map(|g| g * outer).collect();
-            let largest = max_diff(&want, &vec![0.0; want.len()]);
-            let off = max_diff(gradient, &want);
-            assert!(
-                off <= GRADIENT * largest,
-                "{name}: grad.{} is off by {off:e} of {largest:e}",
-                placed.name
-            );
-            worst = worst.max(if largest > 0.0 { off / largest } else { 0.0 });
-        }
-        println!("{name:16} {} gradients {worst:.1e}", found.len());
+        want.iter_mut().for_each(|g| *g *= outer);
+        compare(name, gradients(&module, &made.backward()), gatherer.places(), &want);
     }
+}
+
+/// Compares the gradient of each parameter with that in an array of all.
+fn compare(
+    name: &str,
+    found: BTreeMap<String, (Vec<usize>, Option<Vec<f32>>)>,
+    places: &Places,
+    want: &[f32],
+) {
+    assert_eq!(found.len(), places.tensors().len(), "{name}");
+    let mut worst = 0.0f32;
+    for placed in places.tensors() {
+        let (shape, gradient) = &found[&placed.name];
+        let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{name}: no grad.{}", placed.name));
+        assert_eq!(*shape, placed.shape, "{name}: {}", placed.name);
+        let want = &want[placed.range.clone()];
+        let largest = max_diff(want, &vec![0.0; want.len()]);
+        let off = max_diff(gradient, want);
+        assert!(off <= GRADIENT * largest, "{name}: grad.{} is off by {off:e} of {largest:e}", placed.name);
+        worst = worst.max(if largest > 0.0 { off / largest } else { 0.0 });
+    }
+    println!("{name:16} {} gradients {worst:.1e}", found.len());
+}
+
+/// Vectors of tokens that learn those of the tokens behind them: few kernels, and an objective that takes all that one may.
+const SMALL: [&str; 3] = [
+    r#"module small.logits entry @logits
+
+func @logits {
+  axes b, t, q, v=8, d=4
+  param tok: i32[b, t]
+  param at: i32[b, q]
+  weight E: f32[v=8, d=4] = "embed.weight"[v, d]
+  weight T: f32[v=8, d=4] = "targets.weight"[v, d]
+
+  x: f32[b, t, d=4] = gather E, tok along v
+  last: f32[b, q, d=4] = gather x, at along t
+  y: f32[b, q, v=8] = contract T, last over d
+  return y
+}
+"#,
+    r#"module small.loss entry @loss
+
+func @loss {
+  axes b, t, v=8, d=4
+  param tok: i32[b, t]
+  param target: i32[b, t]
+  param weight: f32[b, t]
+  weight E: f32[v=8, d=4] = "embed.weight"[v, d]
+  weight T: f32[v=8, d=4] = "targets.weight"[v, d]
+
+  x: f32[b, t, d=4] = gather E, tok along v
+  want: f32[b, t, d=4] = gather T, target along v
+  off: f32[b, t, d=4] = sub x, want
+  square: f32[b, t, d=4] = mul off, off
+  l: f32 = contract square, weight over b, t, d
+  return l
+}
+"#,
+    r#"module small.objective entry @objective
+
+func @objective {
+  axes b, t, v=8, d=4
+  param tok: i32[b, t]
+  param target: i32[b, t]
+  param weight: f32[b, t]
+  param here: f32[b, t]
+  param part: f32
+  param bound: f32[b]
+  weight E: f32[v=8, d=4] = "embed.weight"[v, d]
+  weight T: f32[v=8, d=4] = "targets.weight"[v, d]
+
+  x: f32[b, t, d=4] = gather E, tok along v
+  want: f32[b, t, d=4] = gather T, target along v
+  off: f32[b, t, d=4] = sub x, want
+  square: f32[b, t, d=4] = mul off, off
+  l: f32 = contract square, weight over b, t, d
+  size: f32[b, t] = contract x, want over d
+  held: f32[b] = contract size, here over t
+  more: f32 = contract held, bound over b
+  whole: f32 = mul more, part
+  count: f32[b, t] = mul here, bound
+  all: f32 = add l, whole
+  return all, l, whole, count
+}
+"#,
+];
+
+/// A part of a batch with padding and a sequence that is exempt, as latentc's own loop has it.
+#[test]
+fn the_objective_is_what_training_minimises() {
+    let Some(device) = device("the_objective_is_what_training_minimises") else { return };
+    let [logits, loss, objective] =
+        SMALL.map(|text| latentc_ir::check("small.ir", text).unwrap_or_else(|e| panic!("{}", e.render())));
+    let definition = Definition { logits, loss, objective };
+    let mut rng = SplitMix(3);
+    let mut numbers = |len: usize| (0..len).map(|_| rng.below(64) as f32 / 32.0 - 1.0).collect::<Vec<_>>();
+    let stored: BTreeMap<_, _> = ["embed.weight", "targets.weight"].map(|name| (name, numbers(32))).into();
+    let rows = Rows {
+        ids: vec![1, 5, 2, 7, 3, 0],
+        targets: vec![5, 2, 6, 3, 4, 0],
+        weights: vec![1.0, 0.0, 0.5, 1.0, 1.0, 0.0],
+        here: vec![1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
+        bound: vec![1.0, 0.0],
+        shape: [2, 3],
+    };
+    const PART: f32 = 1.25;
+
+    let compiled = compile(&definition.objective, Graph::Gradient, &pipeline()).expect("it compiles");
+    let mut engine = Engine::new(Host::new());
+    let made = &mut |host: &mut Host, _: &str, _: &Function, w: &Weight| {
+        let data = stored[w.stored.tensor.as_str()].clone();
+        Ok(Some(host.upload(DType::F32, Data::F32(data))?))
+    };
+    engine.add_made(&compiled, made).expect("there is room");
+    let gatherer = Gatherer::new(&definition.objective).expect("it is a gradient");
+    let mut want = vec![0.0; gatherer.places().len()];
+    let told = gatherer.add(&mut engine, &rows, 1.0, PART, &mut want).expect("it runs");
+
+    let module = CompiledModule::<B>::new(&definition, &device, |name, _| Ok(stored[name].clone()));
+    let module = module.expect("it compiles");
+    let Inputs { tokens, targets, weights } = inputs(&module, &rows, &device);
+    let row = |data: &[f32]| Tensor::from_data(TensorData::new(data.to_vec(), [data.len()]), &device);
+    let texts = Texts {
+        weights: Tensor::from_inner(weights),
+        here: Tensor::from_inner(row(&rows.here).reshape(rows.shape)),
+        part: PART,
+        bound: Tensor::from_inner(row(&rows.bound)),
+        ..Texts::new(Tensor::from_inner(tokens), Tensor::from_inner(targets))
+    };
+    let module = module.train::<Train>();
+    let objective = module.objective(texts.clone()).unwrap_or_else(|e| panic!("{e}"));
+    let number = |n| objective.result::<1>(n).map(floats).unwrap_or_else(|| panic!("result {n} is a number"));
+    for (n, told) in told.iter().enumerate().take(3) {
+        let off = max_diff(&number(n), &told.data);
+        assert!(off <= LOSS * told.data[0].abs().max(1.0), "result {n} is off by {off:e}");
+    }
+    assert_eq!(objective.result::<2>(3).map(floats), Some(vec![1.0, 1.0, 1.0, 0.0, 0.0, 0.0]));
+    assert!(objective.result::<1>(3).is_none(), "it has two axes");
+    assert!(objective.result::<2>(4).is_none(), "gradients are no results");
+    let value = floats(objective.value.clone().inner());
+    assert!(value == number(0) && (value[0] - number(1)[0] - number(2)[0]).abs() <= LOSS, "{value:?}");
+    compare("objective", gradients(&module, &objective.value.backward()), gatherer.places(), &want);
+
+    // Of parameters that do not learn there is a value, and no gradient.
+    let frozen = module.no_grad().objective(texts).expect("it runs").value;
+    assert_eq!(floats(frozen.clone().inner()), value);
+    assert!(!frozen.into_primitive().tensor().is_tracked());
 }
 
 #[test]
