@@ -232,6 +232,15 @@ pub trait Device {
         Vec::new()
     }
 
+    /// Whether a kernel can be computed in all ways that the device was told to take of it.
+    ///
+    /// # Errors
+    /// If it has no such way, or other run-time sizes.
+    fn admits(&self, kernel: &Kernel) -> Result<(), DeviceError> {
+        let _ = kernel;
+        Ok(())
+    }
+
     /// Takes these ways in place of what the device's rules say.
     fn take_ways(&mut self, tuning: Arc<Tuning>) {
         drop(tuning);

@@ -182,7 +182,7 @@ impl<D: Device> Engine<D> {
     /// Loads a compiled graph and those of its weights that no graph has loaded yet.
     ///
     /// # Errors
-    /// If the checkpoint does not fit, or the device has no room.
+    /// If the checkpoint does not fit, the device has no room, or it was told to compute a kernel in a way that there is not.
     pub fn add(&mut self, compiled: &Compiled, checkpoint: &Arc<Checkpoint>) -> Result<(), LoadError> {
         load::check(compiled.definition(), checkpoint)?;
         self.add_made(compiled, &mut |device, scope, function, weight| {
@@ -206,6 +206,8 @@ impl<D: Device> Engine<D> {
         make: Make<'_, D>,
         graph: Option<Graph>,
     ) -> Result<usize, LoadError> {
+        // Whatever would be wrong with a launch in any run is said before anything is loaded.
+        compiled.program.kernels.iter().try_for_each(|kernel| self.device.admits(kernel))?;
         let mut instances = Vec::new();
         self.instantiate(compiled, make, &compiled.program.entry, "", &mut instances)?;
         self.graphs.push(Loaded {

@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use latentc_codegen::device::Data;
+use latentc_codegen::cube::{Machine, Target, Tuning, identity};
+use latentc_codegen::device::{Data, DeviceError};
+use latentc_codegen::emulate::Emulator;
 use latentc_codegen::host::Host;
 use latentc_ir::interp::{Caches, Interpreter, Precision};
 use latentc_ir::tensor::{SplitMix, Tensor};
@@ -138,4 +140,26 @@ proptest! {
         let objective = latentc_ir::testing::objective(&module);
         check(if graph == Graph::Gradient { &objective } else { &module }, graph, seed)?;
     }
+}
+
+#[test]
+fn what_a_tuning_asks_for_in_vain_is_said_before_weights_are_made() {
+    let emulator = match Emulator::open(1) {
+        Ok(emulator) => emulator,
+        Err(DeviceError::Absent(_, why)) => return eprintln!("SKIPPED: a tuning on the emulator: {why}"),
+        Err(e) => panic!("{e}"),
+    };
+    let text = "module m entry @f\n\nfunc @f {\n  axes t, i=64, d=64\n  param x: f32[t, d=64]\n  \
+                weight w: f32[i=64, d=64] = \"w\"[i, d]\n\n  y: f32[t, i=64] = contract w, x over d\n  return y\n}\n";
+    let module = latentc_ir::parse("m.ir", text).unwrap_or_else(|e| panic!("{e}"));
+    let compiled = compile(&module, Graph::Train, &pipeline()).expect("it compiles");
+    let [kernel] = &compiled.program.kernels[..] else { panic!("{}", compiled.program) };
+    let mut tuning = Tuning::new("my.json".to_owned(), Machine::HOPPER);
+    let up_to = kernel.size_symbols().iter().map(|s| ((*s).to_owned(), 64)).collect();
+    tuning.insert(identity(kernel, Target::Cuda), up_to, "few rows, 3".to_owned());
+    let mut engine = Engine::new(emulator.with_tuning(Arc::new(tuning)));
+    let error = engine.add_made(&compiled, &mut |_, _, _, _| panic!("a weight is made")).unwrap_err();
+    let said = error.to_string();
+    let wanted = format!("kernel {}: my.json: it has no way `few rows, 3`, but `contract`; ", kernel.name);
+    assert!(said.starts_with(&wanted), "{said}");
 }

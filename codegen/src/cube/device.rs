@@ -519,7 +519,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
     fn way(&self, kernel: &Kernel, sizes: &[usize]) -> Chosen {
         match Choices::of(kernel, R::TARGET, &self.machine, &self.tuning) {
             Ok(choices) => choices.at(kernel, sizes, &self.tuning),
-            // A launch says so.
+            // Whoever asks whether it is admitted is told.
             Err(_) => Chosen::by_rule(kernel.kind),
         }
     }
@@ -533,6 +533,10 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
             all => all.into_iter().map(|n| Way { kind, parts: Some(n) }).collect(),
         };
         choices.candidates(&kernel.extents(sizes)).into_iter().flat_map(of).collect()
+    }
+
+    fn admits(&self, kernel: &Kernel) -> Result<(), DeviceError> {
+        Choices::of(kernel, R::TARGET, &self.machine, &self.tuning).map(drop)
     }
 
     fn take_ways(&mut self, tuning: Arc<Tuning>) {

@@ -384,8 +384,12 @@ impl Device for Emulator {
     }
 
     fn way(&self, kernel: &Kernel, sizes: &[usize]) -> Chosen {
-        // A launch says what is wrong with a choice.
+        // Whoever asks whether it is admitted is told what is wrong with a choice.
         self.chosen(kernel, sizes).unwrap_or(Chosen::by_rule(kernel.kind))
+    }
+
+    fn admits(&self, kernel: &Kernel) -> Result<(), DeviceError> {
+        Choices::of(kernel, Target::Cuda, &Machine::HOPPER, &self.tuning).map(drop)
     }
 
     fn take_ways(&mut self, tuning: Arc<Tuning>) {
