@@ -60,6 +60,27 @@ pub(crate) fn paged(name: &str, dtype: &str, [i, c, r]: [u64; 3], page: u64) -> 
     )
 }
 
+/// The same over latents alone, in codes of 8 bits with a scale for each `group` of them. Run-time sizes: those that [`pages`] gives.
+pub(crate) fn paged_codes(name: &str, [i, c, group]: [u64; 3], page: u64) -> Kernel {
+    let (slots, groups, words) = (slots("at", "s", page), c / group, group / 4);
+    stream(
+        name,
+        &format!(
+            "axes b=n0, t=n1, i={i}, c={c}, s=n2, u=n3, w=n4, g={groups}, h={words}, f=4, k={group}\n\
+             param q: bf16[b, t, i, c]\nparam codes: i32[u, g, h]\nparam scales: bf16[u, g]\n\
+             param pos: i32[b, t]\nparam table: i32[b, w]\nat: i32[s] = position of s\n{slots}\
+             word: i32[s, b, g, h] = gather codes, slot along u\nfield: i32[b, s, g, h, f] = unpack word over f\n\
+             code: i32[b, s, g, k] = merge field axes h, f into k\nnone: i32 = const 127\n\
+             less: i32[b, s, g, k] = sub code, none\nwide: f32[b, s, g, k] = cast less\n\
+             of: bf16[s, b, g] = gather scales, slot along u\ndecoded: bf16[b, s, g, k] = mul wide, of\n\
+             kv: bf16[b, s, c] = merge decoded axes g, k into c\nseen: bool[s, b, t] = le at, pos\n\
+             z: f32[b, t, i, s] = contract q, kv over c\nleast: f32 = const -inf\n\
+             m: f32[b, t, i, s] = select seen, z, least\np: bf16[b, t, i, s] = softmax m over s\n\
+             y: f32[b, t, i, c] = contract p, kv over s\nreturn y"
+        ),
+    )
+}
+
 /// Attention of heads over keys and values in pages, whose tokens count from 0. Run-time sizes: those that [`pages`] gives.
 pub(crate) fn paged_heads(name: &str, dtype: &str, [i, k, v]: [u64; 3], page: u64) -> Kernel {
     let slots = slots("at", "s", page);

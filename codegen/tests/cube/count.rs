@@ -7,7 +7,7 @@ use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_codegen::traffic::Traffic;
 
 use crate::bench::{emulated, inputs, kernel, map};
-use crate::streams::latent;
+use crate::streams::{latent, paged, paged_codes, pages};
 
 /// What the launches of a kernel do, if there is a compiler.
 fn counted(kernel: &Kernel, sizes: &[usize], given: &[(usize, &[f64])]) -> Option<Vec<Count>> {
@@ -70,4 +70,38 @@ fn latents_are_read_once_though_they_are_keys_and_values() {
     assert_eq!(read[2], each_once(2 * positions * width));
     assert_eq!(read[3], each_once(2 * positions * shared));
     assert!(part.multiplied > 0 && merge.multiplied == 0);
+}
+
+#[test]
+fn pages_are_read_once_and_tables_once_for_each_pack() {
+    // Two sequences whose last position is read, in pages of a pool that lie anywhere; more of them than are read.
+    let (page, positions, [heads, width]) = (16, 128, [16, 64]);
+    let sizes = pages([2, 1, positions], page);
+    let table: Vec<f64> = (0..2 * sizes[4]).map(|n| (n * 5 % (2 * sizes[4])) as f64).collect();
+    let last = vec![positions as f64 - 1.0; 2];
+    let (all, of_number) = (2 * positions as u64, 2);
+    let read = |kernel: &Kernel, [pos, of_table]: [usize; 2]| {
+        let counts = counted(kernel, &sizes, &[(pos, &last), (of_table, &table)])?;
+        assert!(matches!(chosen(kernel, &sizes).kind, KernelKind::StreamMatrix { .. }));
+        Some(counts[0].buffers.iter().map(|[read, _]| *read).collect::<Vec<_>>())
+    };
+    // Queries, rotated queries, latents, shared keys, positions, table.
+    let shared = 16;
+    let Some(of) = read(&paged("pages", "bf16", [heads, width, shared], page), [4, 5]) else { return };
+    assert_eq!(of[2], each_once(all * of_number * width));
+    assert_eq!(of[3], each_once(all * of_number * shared));
+    // Each thread that brings a pack of a line asks where the line is.
+    let packs = |numbers: u64| numbers / 8;
+    assert_eq!(of[5].asked, 4 * all * (packs(width) + packs(shared)));
+
+    // Queries, codes, scales, positions, table.
+    let (codes, group) = (paged_codes("codes", [heads, width, 32], page), 32);
+    let Some(of) = read(&codes, [3, 4]) else { return };
+    let once = |bytes: u64, of: Moved| assert_eq!((of.by_block, of.distinct), (bytes, bytes), "{of:?}");
+    once(all * width, of[1]);
+    once(all * of_number * width / group, of[2]);
+    // Not for each of the eight numbers of it.
+    assert_eq!(of[4].asked, 4 * all * packs(width));
+    let pages_read = all / page;
+    assert!(of[4].distinct == 4 * pages_read && of[4].by_block <= 2 * of[4].distinct, "{:?}", of[4]);
 }

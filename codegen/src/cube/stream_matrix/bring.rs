@@ -1,6 +1,7 @@
 //! How lines of operands come into shared memory.
 
 use latentc_ir::{AxisId, ValueId};
+use latentc_passes::page::Slots;
 
 use super::cube::Cube;
 use super::{in_pages, packed};
@@ -10,7 +11,7 @@ use crate::cube::feed::Staged;
 use crate::cube::fragment::PACK;
 use crate::cube::stream::{At, Span, index};
 use crate::few::gcd;
-use crate::stream::Read;
+use crate::stream::{Read, cone};
 
 /// Where lines are brought.
 #[derive(Clone, Copy)]
@@ -90,6 +91,18 @@ impl Cube<'_> {
         let memory = &x.body().ty(source).axes;
         let buf = (self.inputs)(source).filter(|_| packed);
         let batch: At<'_> = (&self.stream().batch, &self.batch);
+        // Of an expression, the places in pools that depend on the line alone.
+        let slots: Vec<_> = match buf {
+            Some(_) => Vec::new(),
+            None => {
+                let (body, defs) = (x.body(), x.body().defs());
+                let of_line = |a: &AxisId| self.stream().batch.contains(a) || lines.axes.contains(a);
+                let places = cone(body, leaf, |_| true).into_iter();
+                places
+                    .filter(|&v| Slots::of(body, &defs, v).is_some() && body.ty(v).axes.iter().all(of_line))
+                    .collect()
+            }
+        };
         let packs = width / PACK;
         let ((unit, units), ahead) = (self.bringing, buf.is_some() && self.plan.ahead);
         if packs == 0 {
@@ -159,6 +172,11 @@ impl Cube<'_> {
                     e.get_pack(&vars, &nothing)
                 }
                 None => {
+                    // Where the line is in a pool is asked once for all of the pack: there is such a line, in place of one that is not.
+                    for &slots in &slots {
+                        let at = index(&x.body().ty(slots).axes, &[batch, of_line]);
+                        x.element(e, slots, &at);
+                    }
                     let zero = e.f32(0.0);
                     let numbers: Vec<_> = (0..PACK)
                         .map(|n| {
