@@ -21,6 +21,7 @@ mod params;
 mod passes;
 mod progress;
 mod report;
+mod roofline;
 mod run;
 mod share;
 mod table;
@@ -53,6 +54,7 @@ enum Command {
     Dump(dump::Args),
     Explain(explain::Args),
     Report(report::Args),
+    Roofline(roofline::Args),
     Compile(compile::Args),
     Check(check::Args),
     Bench(bench::Args),
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Dump(args) => dump::dump(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Report(args) => report::report(&args),
+        Command::Roofline(args) => roofline::roofline(&args),
         Command::Compile(args) => compile::compile(&args),
         Command::Check(args) => check::check(&args),
         Command::Bench(args) => bench::bench(&args),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{anyhow, bail};
 use latentc_codegen::check::{Trial, check, trials};
-use latentc_codegen::cube::chosen;
+use latentc_codegen::cube::{Bytes, Machine, Moves, Way, chosen, moves};
 use latentc_codegen::emulate::{Count, Emulator, Moved};
 use latentc_codegen::program::Kernel;
 use latentc_codegen::traffic::Traffic;
@@ -36,6 +36,8 @@ struct Row {
     least: Traffic,
     /// Bytes, of all launches together, those between them included.
     moved: Moved,
+    /// The same by formula.
+    formula: Bytes,
     /// Operations of matrix units, those on padding included.
     multiplied: u64,
 }
@@ -56,6 +58,8 @@ pub(super) fn count(args: &Args, model: &str, kernels: &[Kernel]) -> anyhow::Res
             bail!("{} is wrong, so what it moves says nothing; see it without --traffic", kernel.name);
         }
         let counts = emulator.take_counts();
+        let taken = Way { kind: way.kind, parts: None };
+        let formula = moves(&trial.kernel, taken, &trial.sizes, &Machine::HOPPER)?;
         rows.push(Row {
             name: kernel.name.clone(),
             kind: way.kind.to_string(),
@@ -63,6 +67,7 @@ pub(super) fn count(args: &Args, model: &str, kernels: &[Kernel]) -> anyhow::Res
             launches: counts.len(),
             least,
             moved: counts.iter().map(Count::moved).sum(),
+            formula: formula.iter().map(Moves::bytes).sum(),
             multiplied: counts.iter().map(|c| c.multiplied).sum(),
         });
     }
@@ -92,6 +97,7 @@ fn text(report: &Report, start: Instant) -> String {
         "least bytes",
         "once",
         "by block",
+        "by formula",
         "by thread",
         "operations",
         "multiplied",
@@ -111,6 +117,7 @@ fn text(report: &Report, start: Instant) -> String {
             format!("{:.0}", r.least.bytes()),
             times(r.moved.distinct),
             times(r.moved.by_block),
+            format!("{:.2}", r.formula.by_block / r.least.bytes()),
             times(r.moved.asked),
             format!("{:.0}", r.least.flops),
             multiplied,
@@ -122,7 +129,7 @@ fn text(report: &Report, start: Instant) -> String {
         text,
         "\n{kernels} kernels, each at the largest sizes that `check` tries, {seconds:.1} s\n\
          least: each operand and the result once, by formula. Of that are moved so many times: bytes that any thread touches; those of \
-         each block;\nthose of each thread. multiplied: operations of tensor cores, with those on padding, by all operations"
+         each block,\nas counted and by formula (`latentc roofline` says that at real sizes); those of each thread. multiplied: operations of tensor cores, with those on padding, by all operations"
     );
     text
 }

@@ -11,6 +11,7 @@ mod makes;
 mod refuses_files;
 mod refuses_words;
 mod reports;
+mod rooflines;
 mod runs;
 mod trains;
 mod tunes;

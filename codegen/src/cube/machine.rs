@@ -7,6 +7,9 @@ use super::split::SHARED;
 /// Shared memory of a multiprocessor that the system keeps for each cube (CUDA C++ Programming Guide, compute capabilities).
 const RESERVED: usize = 1 << 10;
 
+/// Bytes of a GPU's cache that cubes which run at the same time can count on, of 50 MiB that an H100 has in two halves.
+pub(crate) const CACHED: u32 = 24 << 20;
+
 /// A device, as far as the choice among ways asks. Texts of kernels do not depend on it: a way that a device has no room for is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {

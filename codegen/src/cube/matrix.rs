@@ -24,7 +24,7 @@ use super::fragment::{PACK, in_packs};
 use super::sort::Group;
 use super::split::{HALF, SHARED};
 use super::sums::Sums;
-use super::tiles::Tiles;
+use super::tiles::{Tiles, steps};
 use super::warpgroup::{self, Groups};
 use crate::few::FewPlan;
 use crate::program::KernelKind;
@@ -34,7 +34,7 @@ pub(crate) const UNITS: u32 = 256;
 /// Terms of a sum, each of which may be off by 2^-18: as much as f32 sums of as many are off in any case.
 const FORGIVING: u64 = 64;
 /// Rows of tiles that cubes share out at a time, all columns of them: what these read is in the cache then.
-const BAND: u32 = 16;
+pub(super) const BAND: u32 = 16;
 
 /// What a cube has of the result, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,6 +240,12 @@ fn pieces(body: &Function, plan: &FewPlan) -> [u32; 2] {
     // Three have all 24 bits, two have 17.
     let split = if terms.is_some_and(|terms| terms < forgiving(wide)) { 3 } else { 2 };
     wide.map(|wide| if wide { split } else { 1 })
+}
+
+/// How often what is multiplied is, piece by piece.
+pub(super) fn multiplications(body: &Function, plan: &FewPlan) -> usize {
+    let [left, right] = pieces(body, plan).map(|n| n as usize);
+    steps(16, [left, right]).len()
 }
 
 /// The narrow operand and the first of the wide ones.

@@ -24,6 +24,7 @@ mod launching;
 mod machine;
 mod map;
 mod matrix;
+mod moves;
 mod overlap;
 mod prepared;
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "without CUDA no driver is called directly"))]
@@ -55,6 +56,7 @@ pub use device::{CubeArena, CubeBuffer, CubeDevice, CubeRuntime};
 pub use edits::Edits;
 pub(crate) use kernel::CubeIr;
 pub use machine::Machine;
+pub use moves::{Bytes, Moves, moves};
 pub(crate) use overlap::{WAIT, early_of};
 pub use shape::{Cubes, LaunchShape};
 pub(crate) use shape::{Grid, in_one_grid};

@@ -69,8 +69,14 @@ impl OuterPlan {
         Some(OuterPlan { scatter, sides, dtype })
     }
 
+    /// How often what is multiplied is, piece by piece: the lower numbers are not with each other.
+    pub(super) fn multiplications(&self) -> u32 {
+        let [a, b] = self.sides.each_ref().map(|side| side.pieces);
+        a + b - 1
+    }
+
     /// Rows that are brought in at a time for tiles of so many columns.
-    fn depth(&self, side: u32) -> u32 {
+    pub(super) fn depth(&self, side: u32) -> u32 {
         // What is split passes through registers: a pack of each factor a unit.
         if self.sides.iter().all(|s| s.pieces == 1) { 64 } else { UNITS * PACK / side }
     }

@@ -30,6 +30,7 @@ use super::emit::{Bin, Buf, Elem, Emit, Val};
 use super::expr::Exprs;
 use super::feed::{Layout, SPAN};
 use super::fragment::{PACK, Plane, in_packs};
+use super::machine::CACHED;
 use super::split::{HALF, SHARED};
 use super::stream::{Scores, Span, Walk, products};
 use super::warpgroup;
@@ -39,8 +40,6 @@ use crate::stream::{Monoid, Read, StreamPlan, cone, defined, is_elementwise};
 const REGISTERS: u32 = 160;
 /// Packs of rows that are expressions or in f32 that a unit reads at once: nothing is summed yet.
 const ROWS_AT_ONCE: u32 = 4;
-/// Bytes of keys and values that cubes which run at the same time are to share in a GPU's cache.
-const CACHED: u32 = 24 << 20;
 
 /// A stream whose products tensor cores can multiply.
 #[derive(Clone, Debug)]
@@ -77,7 +76,7 @@ pub(crate) struct Tiling {
     /// Times 16 rows that a plane has.
     high: u32,
     /// Positions of a block.
-    positions: u32,
+    pub(super) positions: u32,
     /// Whether four planes multiply together.
     groups: bool,
 }
@@ -235,6 +234,11 @@ impl MatrixPlan {
         let values = if weighed { t.positions * (t.columns + PACK) } else { 0 };
         let scores = if t.across > 1 { t.rows * t.score_pitch() } else { 0 };
         [t.rows * self.row_pitch(), stages * t.positions * self.key_pitch(t), stages * values, scores]
+    }
+
+    /// What is multiplied for each row and position: the depths of scores, and the columns that are weighed.
+    pub(super) fn depth_of_position(&self, t: Tiling) -> u32 {
+        self.depths.iter().map(|d| d.next_multiple_of(16)).sum::<u32>() + t.columns
     }
 
     /// Bytes of shared memory.

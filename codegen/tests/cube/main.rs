@@ -17,6 +17,7 @@ mod groups;
 mod limits;
 mod map;
 mod matrix;
+mod moves;
 mod random;
 mod resident;
 mod rows;
