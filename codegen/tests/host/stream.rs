@@ -8,7 +8,9 @@ use latentc_ir::Module;
 use latentc_passes::{Context, Graph};
 use proptest::prelude::*;
 
-use crate::streams::{arb_case, arb_fold, backward, causal, latent, paged, paged_heads, pages, put, stream};
+use crate::streams::{
+    arb_case, arb_fold, backward, causal, latent, paged, paged_codes, paged_heads, pages, put, stream,
+};
 use crate::{check, check_at, prepare};
 
 proptest! {
@@ -50,6 +52,7 @@ proptest! {
         };
         right(&paged("paged", "f32", [4, 8, 4], page), &pages([b, t, s], page))?;
         right(&paged_heads("heads", "f32", [3, 6, 5], page), &pages([b, s, s], page))?;
+        right(&paged_codes("codes", [4, 16, 8], page), &pages([b, t, s], page))?;
         let sizes = pages([b, t, t], page);
         right(&put("put", "f32", [7, 5], page), &[b, t, sizes[3], sizes[4]])?;
     }
