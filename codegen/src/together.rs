@@ -5,13 +5,15 @@
 //! in the list and are marked ([`Step::Launch::beside`](crate::program::Step)): none of them reads what another writes, so a device
 //! may run them in one grid, or one after the other. A device that knows the extents may still say no.
 //!
-//! What takes much longer than a launch gains nothing, and streams are shared out over the device already: these stand alone.
+//! What takes much longer than a launch gains nothing, and streams are shared out over the device already: these stand alone. They go
+//! behind all that reads what they may write over, so that the largest values of a program, as logits and their gradient, have one place.
 
 use std::collections::BTreeSet;
 
 use latentc_ir::Size;
 use latentc_passes::{Kind, Machine, Remark, Sizes};
 
+use crate::memory::{Layout, in_place};
 use crate::program::{BufferId, Kernel, KernelKind, Routine, Step};
 use crate::traffic::Traffic;
 
@@ -32,7 +34,7 @@ pub(crate) fn together(
     let mut steps = Vec::with_capacity(routine.steps.len());
     for part in routine.steps.chunk_by(|a, b| is_launch(a) && is_launch(b)) {
         let short: Vec<_> = part.iter().map(|step| is_short(step, kernels, sizes, machine)).collect();
-        let groups = groups(part, &short);
+        let groups = groups(part, &short, &|step| over(step, kernels));
         if groups.len() == part.len() {
             steps.extend_from_slice(part);
             continue;
@@ -87,9 +89,21 @@ fn is_short(step: &Step, kernels: &[Kernel], sizes: &Sizes, machine: &Machine) -
     kernel.kind != KernelKind::Stream && seconds.is_ok_and(|s| s < LONG * machine.launch)
 }
 
-/// An order of launches in which all that are short and ready go at once. What stands alone goes first, so that more is ready after it.
-fn groups(part: &[Step], short: &[bool]) -> Vec<Vec<usize>> {
-    let waits_for = |n: usize| (0..n).filter(|&m| waits(&part[n], &part[m])).collect();
+/// What the result of a launch may be written over, on whichever device.
+fn over(step: &Step, kernels: &[Kernel]) -> Vec<BufferId> {
+    const ANY: Layout = Layout { align: 1, page: u64::MAX, bytes: |_| 4, in_place: true };
+    let Step::Launch { kernel, inputs, .. } = step else { return Vec::new() };
+    in_place(&kernels[*kernel], &ANY).into_iter().map(|n| inputs[n]).collect()
+}
+
+/// An order of launches in which all that are short and ready go at once. What stands alone goes first, so that more is ready after it,
+/// but behind what reads what its result may be written `over`.
+fn groups(part: &[Step], short: &[bool], over: &dyn Fn(&Step) -> Vec<BufferId>) -> Vec<Vec<usize>> {
+    let waits_for = |n: usize| {
+        let over = if short[n] { Vec::new() } else { over(&part[n]) };
+        let reads = |m: usize| part[m].inputs().iter().any(|id| over.contains(id));
+        (0..n).filter(|&m| waits(&part[n], &part[m]) || reads(m)).collect()
+    };
     let after: Vec<Vec<usize>> = (0..part.len()).map(waits_for).collect();
     let mut done = BTreeSet::new();
     let mut groups = Vec::new();
@@ -135,15 +149,22 @@ mod tests {
     fn what_does_not_wait_goes_at_once() {
         // Two products of 0, what is made of each, and what is made of both.
         let part = [launch(&[0], 1), launch(&[1], 2), launch(&[0], 3), launch(&[3], 4), launch(&[2, 4], 5)];
-        assert_eq!(groups(&part, &[true; 5]), [vec![0, 2], vec![1, 3], vec![4]]);
+        let none = |_: &Step| Vec::new();
+        assert_eq!(groups(&part, &[true; 5], &none), [vec![0, 2], vec![1, 3], vec![4]]);
         // A long one goes as soon as it can, and the rest is not kept waiting for it alone.
-        assert_eq!(groups(&part, &[true, false, true, true, true]), [vec![0, 2], vec![1], vec![3], vec![4]]);
+        let long = [true, false, true, true, true];
+        assert_eq!(groups(&part, &long, &none), [vec![0, 2], vec![1], vec![3], vec![4]]);
     }
 
     #[test]
     fn what_is_written_over_waits_for_its_readers() {
         // The second reads 1, the third appends to it.
         let part = [launch(&[0], 1), launch(&[1], 2), launch(&[1, 0], 1), launch(&[1], 3)];
-        assert_eq!(groups(&part, &[true; 4]), [[0], [1], [2], [3]]);
+        assert_eq!(groups(&part, &[true; 4], &|_| Vec::new()), [[0], [1], [2], [3]]);
+        // Of 1 the second makes something short, and the third, which is long, what may lie where 1 does.
+        let part = [launch(&[0], 1), launch(&[1], 2), launch(&[1], 3)];
+        let long = [true, true, false];
+        assert_eq!(groups(&part, &long, &|_| Vec::new()), [[0], [2], [1]]);
+        assert_eq!(groups(&part, &long, &|_| vec![BufferId(1)]), [[0], [1], [2]]);
     }
 }
