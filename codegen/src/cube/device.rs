@@ -20,7 +20,7 @@ use super::edits::Edits;
 use super::emit::Elem;
 use super::kernel::CubeIr;
 use super::machine::Machine;
-use super::prepared::{Does, Memory, OneGrid};
+use super::prepared::{Does, Memory, OneGrid, Several};
 use super::queue::{Own, Place, When};
 use super::refuse;
 use super::shape::LaunchShape;
@@ -640,9 +640,9 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
                 }
                 Does::More => {
                     for &n in members {
-                        match &prepared[n].halves {
-                            Some(halves) => self.run_halves(halves, &ready[n], when)?,
-                            None => self.run_stages(&ready[n], &prepared[n].launches, when)?,
+                        match prepared[n].several.as_ref().expect("what is one launch is a grid") {
+                            Several::Halves(halves) => self.run_halves(halves, &ready[n], when)?,
+                            Several::Staged(staged) => self.run_stages(staged, &ready[n], when)?,
                         }
                     }
                 }

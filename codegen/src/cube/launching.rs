@@ -7,7 +7,7 @@ use latentc_ir::{DType, Type, ValueId};
 use super::device::{CubeBuffer, CubeDevice, CubeRuntime, Launches};
 use super::kernel::CubeIr;
 use super::overlap::early_of;
-use super::prepared::{Arranged, Does, Halves, OneGrid, Prepared};
+use super::prepared::{Arranged, Does, Halves, OneGrid, Prepared, Several, Staged};
 use super::queue::When;
 use super::refuse;
 use super::shape::{Grid, LaunchShape, in_one_grid};
@@ -22,7 +22,6 @@ pub(super) struct Ready<'a> {
     pub(super) kernel: &'a Kernel,
     /// In the order of the kernel's arguments, the output last.
     pub(super) buffers: Vec<&'a CubeBuffer>,
-    sizes: &'a [usize],
     /// Whether it was not launched in that way before.
     pub(super) first: bool,
     /// As [`Launch`] has it.
@@ -92,7 +91,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         }
         fits(kernel, (kernel.body.results[0], prepared.output), output)?;
         buffers.push(output);
-        Ok(Some((Ready { kernel, buffers, sizes, first, still }, prepared)))
+        Ok(Some((Ready { kernel, buffers, first, still }, prepared)))
     }
 
     /// What a kernel comes to at these sizes, and whether that is its first launch in that way.
@@ -126,12 +125,16 @@ impl<R: CubeRuntime> CubeDevice<R> {
                 lens.extend((role == Role::Merge).then_some(output.1));
                 (OneGrid::new(self.edits.apply(ir.of_role(role)), grid, &sizes, &lens), numbers)
             };
-            Ok(Halves {
-                scratch: split.scratch,
-                grids: [half(Role::Part, grids[0]), half(Role::Merge, grids[1])],
-            })
+            let grids = [half(Role::Part, grids[0]), half(Role::Merge, grids[1])];
+            Ok(Several::Halves(Box::new(Halves { scratch: split.scratch, grids })))
         });
-        let halves = halves.transpose()?;
+        let several = match halves {
+            None if launches.stages.len() > 1 => {
+                let lens: Vec<_> = inputs.iter().flatten().map(|&(_, len)| len).collect();
+                Some(Several::Staged(self.staged(kernel, &launches, sizes, (&lens, output.1))?))
+            }
+            halves => halves.transpose()?,
+        };
         let early = launches.stages.iter().map(|(stage, ..)| early_of(&stage.kernel));
         let early = early.flatten().map(|v| body.params.iter().position(|p| *p == v)).collect();
         // What is several reads other buffers, too.
@@ -139,7 +142,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
         let early = early.filter(|early| launches.stages.len() == 1 || early.is_empty());
         let (name, sizes) = (Arc::from(kernel.name.as_str()), sizes.to_vec());
         let kind = taken.kind;
-        Ok((Prepared { name, sizes, kind, launches, grid, inputs, output, halves, early }, first))
+        Ok((Prepared { name, sizes, kind, launches, grid, inputs, output, several, early }, first))
     }
 
     /// Shares launches out to grids: as many in one as fit.
@@ -153,12 +156,15 @@ impl<R: CubeRuntime> CubeDevice<R> {
         let (bindings, shared) = (hardware.max_bindings as usize, hardware.max_shared_memory_size / 2);
         let shape = |n: usize| &of[n].launches.stages[0].2;
         let ir = |n: usize| &of[n].launches.stages[0].1;
-        let own = |n: usize| joins(of[n].kind) && of[n].halves.is_none() && ir(n).edit().is_none();
+        let own = |n: usize| joins(of[n].kind) && of[n].several.is_none() && ir(n).edit().is_none();
         let room = |grid: &[usize], next: usize| {
             let all = || grid.iter().copied().chain([next]);
             all().all(|n| own(n) && shape(n).units == shape(next).units)
                 && all().map(|n| of[n].lens().count()).sum::<usize>() <= bindings
-                && all().map(|n| shape(n).shared_bytes).sum::<usize>() <= shared
+                && all()
+                    .map(|n| shape(n).clone())
+                    .reduce(LaunchShape::beside)
+                    .is_some_and(|s| s.shared_bytes <= shared)
                 && in_one_grid(all().map(|n| of[n].grid), shape(next).units).is_ok()
         };
         let mut grids: Vec<Vec<usize>> = Vec::new();
@@ -172,7 +178,7 @@ impl<R: CubeRuntime> CubeDevice<R> {
             let first = members[0];
             let one = &of[first];
             if members.len() == 1 {
-                if one.halves.is_some() || one.launches.stages.len() > 1 {
+                if one.several.is_some() {
                     return Ok(Does::More);
                 }
                 let lens: Vec<_> = one.lens().collect();
@@ -195,33 +201,51 @@ impl<R: CubeRuntime> CubeDevice<R> {
         Ok(Arranged::new(of, grids))
     }
 
+    /// The stages of a kernel whose parameters and output have so many elements.
+    fn staged(
+        &self,
+        kernel: &Kernel,
+        launches: &Launches,
+        sizes: &[usize],
+        (params, output): (&[usize], usize),
+    ) -> Result<Staged, DeviceError> {
+        let number = kernel.number(sizes);
+        let kept: Vec<_> = launches.kept.iter().map(|kept| kept.elements(&number)).collect();
+        let mut grids = Vec::new();
+        for (stage, ir, shape) in &launches.stages {
+            let grid = self.grid(kernel, shape, &number)?;
+            let operands: Vec<_> = stage.inputs.iter().chain([&stage.output]).copied().collect();
+            // All parameters of a kernel that comes to several are read, so they are numbered as its buffers are.
+            let len = |operand: &Operand| match *operand {
+                Operand::Param(n) => params[n],
+                Operand::Kept(n) => kept[n].1,
+                Operand::Output => output,
+            };
+            let lens: Vec<_> = operands.iter().map(len).collect();
+            if grid.0 > 0 {
+                grids.push((OneGrid::new(ir.clone(), grid, sizes, &lens), operands));
+            }
+        }
+        Ok(Staged { kept, grids })
+    }
+
     /// Several launches with memory of the device in between.
     pub(super) fn run_stages(
         &mut self,
+        staged: &Staged,
         launch: &Ready<'_>,
-        launches: &Launches,
         when: When,
     ) -> Result<(), DeviceError> {
-        let Ready { kernel, buffers, sizes, .. } = launch;
-        let number = kernel.number(sizes);
-        let kept = launches.kept.iter().map(|kept| {
-            let (dtype, len) = kept.elements(&number);
-            self.alloc(dtype, len)
-        });
+        let buffers = &launch.buffers;
+        let kept = staged.kept.iter().map(|&(dtype, len)| self.alloc(dtype, len));
         let kept = kept.collect::<Result<Vec<_>, _>>()?;
-        for (stage, ir, shape) in &launches.stages {
-            let grid = self.grid(kernel, shape, &number)?;
-            // All parameters of a kernel that comes to several are read, so they are numbered as its buffers are.
+        for (grid, operands) in &staged.grids {
             let at = |operand: &Operand| match *operand {
                 Operand::Param(n) => buffers[n],
                 Operand::Kept(n) => &kept[n],
                 Operand::Output => buffers[buffers.len() - 1],
             };
-            let used: Vec<_> = stage.inputs.iter().chain([&stage.output]).map(at).collect();
-            if grid.0 > 0 {
-                let lens: Vec<_> = used.iter().map(|b| b.len()).collect();
-                self.enqueue(&OneGrid::new(ir.clone(), grid, sizes, &lens), used, when)?;
-            }
+            self.enqueue(grid, operands.iter().map(at), when)?;
         }
         Ok(())
     }

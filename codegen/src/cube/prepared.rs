@@ -15,6 +15,7 @@ use super::device::{Launches, launch_info};
 use super::kernel::CubeIr;
 use super::queue::{Function, Queue, When};
 use super::shape::Grid;
+use super::stages::Operand;
 use crate::device::Remembered;
 use crate::program::KernelKind;
 
@@ -77,10 +78,26 @@ pub(super) struct Prepared {
     /// For each parameter, the dtype and the elements that a buffer must have; none for a cache that is written in place.
     pub(super) inputs: Vec<Option<(DType, usize)>>,
     pub(super) output: (DType, usize),
-    /// Of a streamed softmax that is two launches.
-    pub(super) halves: Option<Halves>,
+    /// If it comes to several launches, what these are.
+    pub(super) several: Option<Several>,
     /// The parameters that may be read before the grids ahead are done; none if that cannot be told.
     pub(super) early: Option<Vec<usize>>,
+}
+
+/// The launches of a kernel that comes to more than one.
+pub(super) enum Several {
+    /// Of a streamed softmax.
+    Halves(Box<Halves>),
+    /// Of a kernel whose way has stages.
+    Staged(Staged),
+}
+
+/// A kernel in stages.
+pub(super) struct Staged {
+    /// What lies between them: the elements of each.
+    pub(super) kept: Vec<(DType, usize)>,
+    /// Each with what it reads, and in the end what it writes. Stages with nothing to do are not among them.
+    pub(super) grids: Vec<(OneGrid, Vec<Operand>)>,
 }
 
 /// A streamed softmax as two launches.
