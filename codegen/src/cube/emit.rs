@@ -197,6 +197,8 @@ pub(crate) struct Emit {
     address: StorageType,
     /// Where a kernel is one of several in a grid: the number of its first cube, and the units of a cube.
     behind: Option<(Val, u32)>,
+    /// Shared arrays that all kernels of the grid have, and which of them the kernel at hand has taken.
+    common: Vec<(Elem, Shared, bool)>,
 }
 
 impl Emit {
@@ -205,7 +207,7 @@ impl Emit {
         let mut builder = KernelBuilder::default();
         // The code that CubeCL adds around ours cannot name `usize` otherwise.
         AddressType::U32.register(&mut builder.scope);
-        Emit { builder, address: AddressType::U32.unsigned_type(), behind: None }
+        Emit { builder, address: AddressType::U32.unsigned_type(), behind: None, common: Vec::new() }
     }
 
     /// The finished kernel.
@@ -301,6 +303,7 @@ impl Emit {
         }
         self.if_(inside, |e| {
             e.behind = Some((first, units));
+            e.common.iter_mut().for_each(|(.., taken)| *taken = false);
             body(e);
             e.behind = None;
         });
@@ -530,6 +533,25 @@ impl Emit {
         // CubeCL lays arrays out in any order: at multiples of 16 bytes the total is always the same.
         let len = len.next_multiple_of(16 / elem.bytes());
         Shared(*self.builder.scope.create_shared_array(elem.ty(), len, None))
+    }
+
+    /// Makes shared arrays of so many elements that all kernels of the grid have: no cube is for two of them.
+    pub(crate) fn in_common(&mut self, arrays: &[(Elem, usize)]) {
+        for &(elem, len) in arrays {
+            let memory = self.shared(elem, len);
+            self.common.push((elem, memory, false));
+        }
+    }
+
+    /// The next of these with such elements.
+    ///
+    /// # Panics
+    /// If the kernel has taken all of them.
+    pub(crate) fn common(&mut self, elem: Elem) -> Shared {
+        let mut free = self.common.iter_mut().filter(|(of, _, taken)| *of == elem && !taken);
+        let (_, memory, taken) = free.next().expect("there are as many as the launch says");
+        *taken = true;
+        *memory
     }
 
     /// The same from a multiple of so many bytes on.

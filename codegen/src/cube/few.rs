@@ -2,7 +2,8 @@
 //!
 //! A cube has up to 8 rows of one index of the batch, and some columns. Where there is room, all that it wants of the narrow operand is
 //! computed into shared memory before anything else, while the first of what is read of the wide one is on its way, and then the
-//! wide one is read without a stop. Else it walks the summed axes in chunks, with the same for each. The axes are those of a [`FewPlan`].
+//! wide one is read without a stop: into registers if they hold all that a unit reads, past them if not ([`ring`]). Else it walks the summed
+//! axes in chunks, with the same for each. The axes are those of a [`FewPlan`].
 //!
 //! *Along* the summed axes, a plane of 32 units has up to 4 columns, or shares them with others where there are too few to keep
 //! a GPU busy; its units read side by side and fold what they summed in the end. *Across* the columns, each unit has some that lie
@@ -11,6 +12,7 @@
 
 mod finish;
 mod multiply;
+mod ring;
 mod stage;
 mod tiling;
 
@@ -23,14 +25,19 @@ use super::expr::{Exprs, Fold};
 use super::target::Target;
 use crate::few::FewPlan;
 
+use ring::Ring;
 pub(crate) use tiling::Tiling;
 
 /// Units of a cube.
 pub(crate) const UNITS: u32 = 256;
 /// Units that fold together.
 const PLANE: u32 = 32;
+/// Bytes of the packs that CUDA can copy past the registers, or be told when to read.
+const PACK_BYTES: u32 = 16;
 /// Elements of narrow operands that each unit reads at once.
 const AT_ONCE: u32 = 16;
+/// The same where it reads packs of them.
+const PACKS_AT_ONCE: u32 = 4;
 
 /// Whether there are vectors, and planes of known size.
 fn vectors(target: Target) -> bool {
@@ -137,8 +144,7 @@ pub(crate) fn emit<'a>(
             }
         };
         let narrow = plan.narrows().into_iter();
-        let staged: Vec<_> =
-            narrow.map(|value| Staged { value, memory: e.shared(Elem::F32, t.staged() as usize) }).collect();
+        let staged: Vec<_> = narrow.map(|value| Staged { value, memory: e.common(Elem::F32) }).collect();
         let kept = e.shared(Elem::F32, t.sums(plan) as usize);
         let zero = e.f32(0.0);
         let each = if plan.along { t.each } else { t.pack };
@@ -230,7 +236,7 @@ impl Few<'_> {
                     exists = Some(ok);
                 }
                 let bytes = x.body().ty(p.table).dtype.bytes() as u32 * self.t.pack;
-                let whole = self.target == Target::Cuda && self.t.pack > 1 && bytes == 16;
+                let whole = self.target == Target::Cuda && self.t.pack > 1 && bytes == PACK_BYTES;
                 Table { buf, base, exists, whole }
             })
             .collect()
@@ -262,12 +268,18 @@ impl Few<'_> {
             1 => (zero, round),
             _ => (e.div(round, of_outer), e.rem(round, of_outer)),
         };
-        let read = |e: &mut Emit, x: &mut Exprs<'a>, round: Val| {
+        // What is known of elements is so in the scope of a round.
+        let packs = |e: &mut Emit, x: &mut Exprs<'a>, round: Val| {
             x.scope(|x| {
                 let (o, round) = split(e, round);
                 let tables = self.tables(e, x, o);
-                self.read(e, (&tables, &deep), &span, round)
+                let packs = self.packs(e, (&tables, &deep), &span, round);
+                (tables, packs)
             })
+        };
+        let read = |e: &mut Emit, x: &mut Exprs<'a>, round: Val| {
+            let (tables, packs) = packs(e, x, round);
+            self.load_all(e, &tables, &packs)
         };
         let work = |e: &mut Emit, x: &mut Exprs<'a>, round: Val, packs: &[Pack]| {
             x.scope(|x| {
@@ -277,24 +289,65 @@ impl Few<'_> {
                 self.work(e, &exist, &span, (round, zero, before), packs);
             });
         };
-        let first = read(e, x, zero);
         let rounds = outer * each;
+        let await_grids = |e: &mut Emit, x: &Exprs<'a>| {
+            if self.target == Target::Cuda && !early(x.body(), self.plan, self.t.rows).is_empty() {
+                e.await_grids();
+            }
+        };
+        let last = e.u32(rounds);
+        if self.t.ring > 0 {
+            let ring = Ring::new(e, self, x.body());
+            for n in 0..self.t.ring {
+                let n = e.u32(n);
+                let (tables, packs) = packs(e, x, n);
+                self.copy(e, (&ring, n), &tables, &packs);
+                e.group_copies();
+            }
+            await_grids(e, x);
+            fold(e, x, side);
+            self.stage(e, x, side, (zero, depth), (zero, outer));
+            e.sync();
+            if rounds == self.t.ring {
+                for n in 0..rounds {
+                    e.await_groups_but(rounds - 1 - n);
+                    let round = e.u32(n);
+                    let found = self.copied(e, (&ring, round));
+                    work(e, x, round, &found);
+                }
+                return;
+            }
+            let slots = e.u32(self.t.ring);
+            e.for_step(zero, last, one, |e, round| {
+                e.await_groups_but(self.t.ring - 1);
+                let slot = e.rem(round, slots);
+                let found = self.copied(e, (&ring, slot));
+                work(e, x, round, &found);
+                let next = e.add(round, slots);
+                let more = e.lt(next, last);
+                e.if_(more, |e| {
+                    let (tables, packs) = packs(e, x, next);
+                    self.copy(e, (&ring, slot), &tables, &packs);
+                });
+                // A group that may be empty: the last one has as many behind it as any.
+                e.group_copies();
+            });
+            return;
+        }
+        let first = read(e, x, zero);
         let vars: Vec<_> =
             if rounds > 1 { first.iter().map(|p| e.pack_var(p)).collect() } else { Vec::new() };
-        if self.target == Target::Cuda && !early(x.body(), self.plan, self.t.rows).is_empty() {
-            e.await_grids();
-        }
+        await_grids(e, x);
         fold(e, x, side);
         self.stage(e, x, side, (zero, depth), (zero, outer));
         e.sync();
         if rounds == 1 {
             return work(e, x, zero, &first);
         }
-        let rounds = e.u32(rounds);
-        e.for_step(zero, rounds, one, |e, round| {
+        e.for_step(zero, last, one, |e, round| {
             let packs: Vec<_> = vars.iter().zip(&first).map(|(v, like)| e.get_pack(v, like)).collect();
             let next = e.add(round, one);
-            let more = e.lt(next, rounds);
+            let more = e.lt(next, last);
             e.if_(more, |e| {
                 let ahead = read(e, x, next);
                 vars.iter().zip(&ahead).for_each(|(v, p)| e.set_pack(v, p));
@@ -315,7 +368,10 @@ impl Few<'_> {
                 e.for_step(zero, depth, chunk, |e, k0| {
                     let span = self.span(e, k0, depth);
                     let deep = self.deep(e, x);
-                    let read = |e: &mut Emit, round| self.read(e, (&tables, &deep), &span, round);
+                    let read = |e: &mut Emit, round| {
+                        let packs = self.packs(e, (&tables, &deep), &span, round);
+                        self.load_all(e, &tables, &packs)
+                    };
                     let work = |e: &mut Emit, round, packs: &[Pack]| {
                         self.work(e, &exist, &span, (round, k0, zero), packs)
                     };
@@ -331,19 +387,24 @@ impl Few<'_> {
         });
     }
 
-    /// What a round reads: packs of all products and columns.
-    fn read(
+    /// What a round reads: packs of all products and columns, each by its product and its place.
+    fn packs(
         &self,
         e: &mut Emit,
         (tables, deep): (&[Table], &[Offsets]),
         span: &Span,
         round: Val,
-    ) -> Vec<Pack> {
+    ) -> Vec<(usize, Val)> {
         if self.plan.along {
-            self.read_along(e, tables, span, round)
+            self.packs_along(e, tables, span, round)
         } else {
-            self.read_across(e, (tables, deep), span, round)
+            self.packs_across(e, (tables, deep), span, round)
         }
+    }
+
+    /// Reads them into registers.
+    fn load_all(&self, e: &mut Emit, tables: &[Table], packs: &[(usize, Val)]) -> Vec<Pack> {
+        packs.iter().map(|&(p, at)| self.load(e, &tables[p], at)).collect()
     }
 
     /// Multiplies and adds up what a round has read. Its chunk begins at `k0`, and its part of the narrow operand so many floats on.

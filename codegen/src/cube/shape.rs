@@ -6,6 +6,7 @@ use latentc_ir::{AxisId, Function, Size};
 use serde::{Deserialize, Serialize};
 
 use super::contract::{self, TILE};
+use super::emit::Elem;
 use super::kernel::Form;
 use super::machine::Machine;
 use super::map::Walk;
@@ -27,6 +28,9 @@ pub struct LaunchShape {
     pub cubes: Cubes,
     /// Bytes of shared memory that a cube has.
     pub shared_bytes: usize,
+    /// Those of them that kernels side by side in a grid have in common: arrays of so many elements.
+    #[serde(skip)]
+    pub(crate) common: Vec<(Elem, usize)>,
     /// Whether a cube takes one tile after another, so that a device has no more of them than run at once.
     #[serde(default)]
     pub stays: bool,
@@ -54,6 +58,10 @@ fn groups(body: &Function, plan: &FewPlan) -> Option<u64> {
 }
 
 impl LaunchShape {
+    fn new(units: u32, cubes: Cubes, shared_bytes: usize) -> LaunchShape {
+        LaunchShape { units, cubes, shared_bytes, common: Vec::new(), stays: false }
+    }
+
     /// The launch of a kernel on CUDA. Other targets have as many units a cube.
     pub fn of(kernel: &Kernel) -> LaunchShape {
         LaunchShape::on(kernel, Target::Cuda)
@@ -70,42 +78,32 @@ impl LaunchShape {
                     Walk::Elements | Walk::Units(..) => Cubes::Elements(grid),
                     Walk::Cubes(..) | Walk::Columns(_) => Cubes::Rows(grid),
                 };
-                LaunchShape { units: map.units(), cubes, shared_bytes: map.shared_bytes(), stays: false }
+                LaunchShape::new(map.units(), cubes, map.shared_bytes())
             }
             Form::Scatter(plan) => {
                 let (batch, m, n) = (plan.kept(body), [plan.along], &plan.columns);
                 let tile = (scatter::BLOCK, scatter::COLUMNS);
                 let cubes = Cubes::Tiles { batch: sizes(&batch), m: sizes(&m), n: sizes(n), tile };
-                LaunchShape {
-                    units: scatter::UNITS,
-                    cubes,
-                    shared_bytes: scatter::SHARED_BYTES,
-                    stays: false,
-                }
+                LaunchShape::new(scatter::UNITS, cubes, scatter::SHARED_BYTES)
             }
             Form::ScatterMatrix(plan, side) => {
                 let [m, n] = [0, 1].map(|n| sizes(&plan.sides[n].columns));
                 let batch = sizes(&[plan.scatter.along]);
                 let cubes = Cubes::Tiles { batch, m, n, tile: (side, side) };
-                LaunchShape {
-                    units: scatter_matrix::UNITS,
-                    cubes,
-                    shared_bytes: plan.shared_bytes(side),
-                    stays: false,
-                }
+                LaunchShape::new(scatter_matrix::UNITS, cubes, plan.shared_bytes(side))
             }
             Form::Tiles(plan) => {
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.m), sizes(&plan.n));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (TILE, TILE) };
-                let shared_bytes = contract::shared_bytes(body, &plan);
-                LaunchShape { units: contract::UNITS, cubes, shared_bytes, stays: false }
+                LaunchShape::new(contract::UNITS, cubes, contract::shared_bytes(body, &plan))
             }
             Form::Few(plan, rows) => {
                 let tiling = few::Tiling::of(body, &plan, rows, target);
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (tiling.rows, tiling.columns) };
                 let shared_bytes = tiling.shared_bytes(body, &plan, target);
-                LaunchShape { units: few::UNITS, cubes, shared_bytes, stays: false }
+                let common = tiling.common(body, &plan, target);
+                LaunchShape { common, ..LaunchShape::new(few::UNITS, cubes, shared_bytes) }
             }
             Form::Matrix(plan, tile) => {
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
@@ -116,27 +114,29 @@ impl LaunchShape {
                     None => Cubes::Tiles { batch, m, n, tile },
                     Some(groups) => Cubes::Groups { m, groups, n, tile },
                 };
-                LaunchShape { units, cubes, shared_bytes, stays }
+                LaunchShape { stays, ..LaunchShape::new(units, cubes, shared_bytes) }
             }
             Form::StreamMatrix(plan, t) => {
                 let stream = &plan.stream;
                 let (batch, m, n) = (sizes(&stream.batch), sizes(&stream.m), sizes(&stream.n));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (t.rows, t.wide()) };
-                let shared_bytes = plan.shared_bytes(t);
-                LaunchShape { units: t.units(), cubes, shared_bytes, stays: false }
+                LaunchShape::new(t.units(), cubes, plan.shared_bytes(t))
             }
             Form::Stream(plan) => {
                 let tiles = stream::Tiles::of(body, &plan);
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.m), sizes(&plan.n));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (tiles.rows, tiles.columns) };
-                LaunchShape { units: stream::UNITS, cubes, shared_bytes: tiles.shared_bytes(), stays: false }
+                LaunchShape::new(stream::UNITS, cubes, tiles.shared_bytes())
             }
         }
     }
 
-    /// What cubes have that are for another launch as well: the memory of both.
+    /// What cubes have that are for another launch as well: the memory of both, but what they have in common once.
     pub fn beside(self, other: LaunchShape) -> LaunchShape {
-        LaunchShape { shared_bytes: self.shared_bytes + other.shared_bytes, ..self }
+        let common = in_common(&self.common, &other.common);
+        let own = |shape: &LaunchShape| shape.shared_bytes - bytes_of(&shape.common);
+        let shared_bytes = own(&self) + own(&other) + bytes_of(&common);
+        LaunchShape { shared_bytes, common, ..self }
     }
 
     /// The launch of one of the kernels with a body.
@@ -151,7 +151,7 @@ impl LaunchShape {
             Some(groups) => {
                 // A cube for each group, and one for indices that are none.
                 let cubes = Cubes::Rows(vec![Size::Fixed(groups + 1)]);
-                LaunchShape { units: matrix::UNITS, cubes, shared_bytes: sort::SHARED_BYTES, stays: false }
+                LaunchShape::new(matrix::UNITS, cubes, sort::SHARED_BYTES)
             }
         }
     }
@@ -198,6 +198,27 @@ impl LaunchShape {
     pub(crate) fn arranged(&self, cubes: u64) -> Result<Grid, String> {
         arranged(cubes, self.units)
     }
+}
+
+/// What serves kernels that have these arrays in common: the nth with some elements is as long as the longer nth of theirs.
+pub(super) fn in_common(one: &[(Elem, usize)], other: &[(Elem, usize)]) -> Vec<(Elem, usize)> {
+    let mut all = one.to_vec();
+    let mut paired = vec![false; one.len()];
+    for &(elem, len) in other {
+        match (0..one.len()).find(|&n| all[n].0 == elem && !paired[n]) {
+            Some(n) => {
+                all[n].1 = all[n].1.max(len);
+                paired[n] = true;
+            }
+            None => all.push((elem, len)),
+        }
+    }
+    all
+}
+
+/// Bytes of shared arrays.
+pub(super) fn bytes_of(arrays: &[(Elem, usize)]) -> usize {
+    arrays.iter().map(|&(elem, len)| (len * elem.bytes()).next_multiple_of(16)).sum()
 }
 
 /// Cubes along each dimension.

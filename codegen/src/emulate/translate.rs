@@ -33,6 +33,10 @@ pub(super) fn program(parts: &[Part<'_>]) -> Result<String, String> {
             includes.push(line);
         }
     }
+    // CUDA has copies without any header.
+    if parts.iter().any(|p| p.source.contains("cp.async")) {
+        includes.push("#include \"latentc_narrow.h\"");
+    }
     // All of them outside of any namespace; where they stand in the kernels, they are then there already.
     for line in includes {
         let _ = writeln!(text, "{line}");

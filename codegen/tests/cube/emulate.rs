@@ -154,22 +154,40 @@ fn what_the_grids_ahead_write_is_touched_after_the_wait_alone() {
 
 #[test]
 fn a_product_with_few_rows_reads_its_wide_operand_before_the_wait() {
-    let body = "axes a0=n0, a1=40, a2=12288\nparam p0: bf16[a1, a2]\nparam p1: f32[a0, a2]\n\
-                y: f32[a0, a1] = contract p0, p1 over a2\nreturn y";
-    let k = kernel(KernelKind::Few { wide: 0, rows: 1 }, "early", body);
-    let text = cuda_source(&k).unwrap();
-    let (before, _) = text.split_once(WAIT).expect("it waits");
-    assert!(before.contains("asm volatile(\"ld.global."), "{text}");
-    let Some(said) = verdict(&k, &[1], text.clone()) else { return };
-    assert_eq!(said, "nothing");
-    let said = verdict(&k, &[1], waits_last(&text)).unwrap();
-    assert!(
-        said.contains("reads 4 bytes at buffer_1[") && said.contains("waited for the grids ahead"),
-        "{said}"
-    );
-    // What is read so lies in the buffer.
-    let said = broken(&k, &[1], |t| t.replacen("\"l\"(_tmp_0 + ", "\"l\"(_tmp_0 + 61440 + ", 1)).unwrap();
-    assert!(said.contains("bytes at buffer_0[") && said.contains("which has 491520"), "{said}");
+    // Registers hold all that a unit reads of the first; most of the second is on its way past them.
+    for (depth, read) in
+        [(2048, "asm volatile(\"ld.global."), (12288, "__cp_async_shared_global<16>(buffer_0 + ")]
+    {
+        let body = format!(
+            "axes a0=n0, a1=40, a2={depth}\nparam p0: bf16[a1, a2]\nparam p1: f32[a0, a2]\n\
+             y: f32[a0, a1] = contract p0, p1 over a2\nreturn y"
+        );
+        let k = kernel(KernelKind::Few { wide: 0, rows: 1 }, "early", &body);
+        let text = cuda_source(&k).unwrap();
+        let (before, _) = text.split_once(WAIT).expect("it waits");
+        assert!(before.contains(read), "{text}");
+        let Some(said) = verdict(&k, &[1], text.clone()) else { return };
+        assert_eq!(said, "nothing");
+        let said = verdict(&k, &[1], waits_last(&text)).unwrap();
+        assert!(
+            said.contains("reads 16 bytes at buffer_1[") && said.contains("waited for the grids ahead"),
+            "{said}"
+        );
+        // What is read so lies in the buffer.
+        let all = 40 * depth;
+        let beyond = |t: &str| {
+            let t = t.replacen("\"l\"(_tmp_0 + ", &format!("\"l\"(_tmp_0 + {all} / 8 + "), 1);
+            t.replacen("(buffer_0 + ", &format!("(buffer_0 + {all} + "), 1)
+        };
+        let said = broken(&k, &[1], beyond).unwrap();
+        assert!(said.contains("bytes at buffer_0[") && said.contains(&format!("which has {all}")), "{said}");
+        if depth > 2048 {
+            // Who does not wait for copies multiplies what was there before.
+            let hurried = |t: &str| t.replace("asm volatile(\"cp.async.wait_group", "// ");
+            let said = broken(&k, &[1], hurried).unwrap();
+            assert!(said.contains("elements differ"), "{said}");
+        }
+    }
 }
 
 /// A text of our own in place of a kernel's.

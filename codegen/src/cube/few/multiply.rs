@@ -6,8 +6,14 @@ use crate::cube::contract::Offsets;
 use crate::cube::emit::{Bin, Elem, Emit, Pack, Shared, Val};
 
 impl Few<'_> {
-    /// A round's packs of all products and columns.
-    pub(super) fn read_along(&self, e: &mut Emit, tables: &[Table], span: &Span, round: Val) -> Vec<Pack> {
+    /// Where a round's packs of all products and columns lie: for each, its product and how many packs lie before it.
+    pub(super) fn packs_along(
+        &self,
+        e: &mut Emit,
+        tables: &[Table],
+        span: &Span,
+        round: Val,
+    ) -> Vec<(usize, Val)> {
         let t = &self.t;
         let (of_round, pack) = (e.u32(span.stride * t.unroll), e.u32(t.pack));
         let skipped = e.mul(round, of_round);
@@ -19,12 +25,11 @@ impl Few<'_> {
             let v = e.add(start, step);
             // Beyond the end, the last is read again.
             let v = e.binary(Bin::Min, v, last);
-            for (table, columns) in tables.iter().zip(&self.columns) {
+            for (p, (table, columns)) in tables.iter().zip(&self.columns).enumerate() {
                 for &column in columns {
                     let at = e.add(table.base, column);
                     let at = e.div(at, pack);
-                    let at = e.add(at, v);
-                    packs.push(self.load(e, table, at));
+                    packs.push((p, e.add(at, v)));
                 }
             }
         }
@@ -123,25 +128,24 @@ impl Few<'_> {
         e.add(span.first, skipped)
     }
 
-    /// A round's packs of all products.
-    pub(super) fn read_across(
+    /// Where a round's packs of all products lie, as [`packs_along`](Few::packs_along) has it.
+    pub(super) fn packs_across(
         &self,
         e: &mut Emit,
         (tables, deep): (&[Table], &[Offsets]),
         span: &Span,
         round: Val,
-    ) -> Vec<Pack> {
+    ) -> Vec<(usize, Val)> {
         let (one, pack, mut packs) = (e.u32(1), e.u32(self.t.pack), Vec::new());
         let last = e.sub(span.end, one);
         for u in 0..self.t.unroll {
             let k = self.index_across(e, span, round, u);
             let k = e.binary(Bin::Min, k, last);
-            for ((table, deep), columns) in tables.iter().zip(deep).zip(&self.columns) {
+            for (p, ((table, deep), columns)) in tables.iter().zip(deep).zip(&self.columns).enumerate() {
                 let step = deep.at(e, k);
                 let at = e.add(table.base, columns[0]);
                 let at = e.add(at, step);
-                let at = e.div(at, pack);
-                packs.push(self.load(e, table, at));
+                packs.push((p, e.div(at, pack)));
             }
         }
         packs

@@ -1,6 +1,6 @@
 //! What a cube wants of the narrow operands, brought into shared memory.
 
-use super::{AT_ONCE, Few, PLANE, UNITS};
+use super::{AT_ONCE, Few, PACKS_AT_ONCE, PLANE, Staged, UNITS};
 use crate::cube::contract::{Side, gather_index};
 use crate::cube::emit::{Bin, Elem, Emit, Val};
 use crate::cube::expr::Exprs;
@@ -16,18 +16,21 @@ impl Few<'_> {
         (k0, depth): (Val, Val),
         (outer, count): (Val, u32),
     ) {
-        let (plan, t) = (self.plan, &self.t);
+        let (plan, t, width) = (self.plan, &self.t, self.width(x));
         let (of_outer, total) = (t.rows * t.chunk, count * t.rows * t.chunk);
-        let trips = total.div_ceil(UNITS);
-        let batch = (AT_ONCE / t.narrows).clamp(1, trips);
-        let (unit, one, chunk) = (e.unit(), e.u32(1), e.u32(t.chunk));
-        let last_of = |e: &mut Emit, n: Val, end: Val| {
-            let last = e.sub(end, one);
+        let trips = (total / width).div_ceil(UNITS);
+        // As many as are read at once go into equal parts.
+        let most = if width > 1 { PACKS_AT_ONCE } else { AT_ONCE };
+        let parts = trips.div_ceil((most / t.narrows).max(1));
+        let batch = trips.div_ceil(parts);
+        let (unit, wide, chunk) = (e.unit(), e.u32(width), e.u32(t.chunk));
+        let last_of = |e: &mut Emit, n: Val, end: Val, step: Val| {
+            let last = e.sub(end, step);
             e.binary(Bin::Min, n, last)
         };
-        let whole = (batch * UNITS * trips.div_ceil(batch)) == total;
+        let whole = batch * UNITS * parts * width == total;
         let deep_enough = depth.known().is_some_and(|d| d.is_multiple_of(t.chunk.into()));
-        let (from, end, step) = (e.u32(0), e.u32(trips), e.u32(batch));
+        let (from, one, end, step) = (e.u32(0), e.u32(1), e.u32(batch * parts), e.u32(batch));
         e.for_step(from, end, step, |e, trip| {
             x.scope(|x| {
                 let mut found = Vec::new();
@@ -37,8 +40,8 @@ impl Few<'_> {
                     let units = e.u32(UNITS);
                     let before = e.mul(trip, units);
                     let number = e.add(before, unit);
-                    let all = e.u32(total);
-                    let flat = if whole { number } else { last_of(e, number, all) };
+                    let (all, number) = (e.u32(total), e.mul(number, wide));
+                    let flat = if whole { number } else { last_of(e, number, all, wide) };
                     let (o, in_outer) = match count {
                         1 => (outer, flat),
                         _ => {
@@ -53,39 +56,37 @@ impl Few<'_> {
                     };
                     let row_number = e.add(side.first, row);
                     let row_number =
-                        if t.rows == 1 { row_number } else { last_of(e, row_number, side.total) };
+                        if t.rows == 1 { row_number } else { last_of(e, row_number, side.total, one) };
                     let deep = e.add(k0, k);
-                    let deep = if deep_enough { deep } else { last_of(e, deep, depth) };
+                    let deep = if deep_enough { deep } else { last_of(e, deep, depth, wide) };
                     let outer = x.split(e, o, &plan.outer);
                     let at = x.split(e, row_number, side.group);
-                    let inner = x.split(e, deep, &plan.inner);
-                    let known = [
-                        self.repeat,
-                        (&plan.outer[..], &outer[..]),
-                        (side.group, &at[..]),
-                        (&plan.inner[..], &inner[..]),
-                    ];
                     for (value, kept) in &side.folded {
                         let element = e.load(*kept, row);
-                        x.define(*value, gather_index(x, *value, &known), element);
+                        let index = gather_index(x, *value, &[self.repeat, (side.group, &at[..])]);
+                        x.define(*value, index, element);
                     }
-                    let elements: Vec<_> = self
-                        .staged
-                        .iter()
-                        .map(|staged| {
+                    let mut elements = vec![Vec::new(); self.staged.len()];
+                    for inner in x.beside(e, &plan.inner, deep, width) {
+                        let known = [
+                            self.repeat,
+                            (&plan.outer[..], &outer[..]),
+                            (side.group, &at[..]),
+                            (&plan.inner[..], &inner[..]),
+                        ];
+                        for (staged, elements) in self.staged.iter().zip(&mut elements) {
                             let index = gather_index(x, staged.value, &known);
                             let element = x.element(e, staged.value, &index);
-                            e.cast(element, Elem::F32)
-                        })
-                        .collect();
-                    let place = self.place_in_row(e, k);
+                            elements.push(e.cast(element, Elem::F32));
+                        }
+                    }
                     let first = e.sub(flat, k);
-                    found.push((number, e.add(first, place), elements));
+                    found.push((number, (first, k), elements));
                 }
                 for (number, place, elements) in found {
                     let keep = |e: &mut Emit| {
-                        for (staged, &element) in self.staged.iter().zip(&elements) {
-                            e.store(staged.memory, place, element);
+                        for (staged, elements) in self.staged.iter().zip(&elements) {
+                            self.keep(e, staged, place, elements);
                         }
                     };
                     if whole {
@@ -98,6 +99,29 @@ impl Few<'_> {
                 }
             });
         });
+    }
+
+    /// Neighbours along the inner axes that a unit brings at once: a pack, where the last of these is made of such.
+    fn width(&self, x: &Exprs<'_>) -> u32 {
+        let pack = if self.plan.along { self.t.pack } else { 1 };
+        let last = self.plan.inner.last().and_then(|&a| x.body().axis(a).size.fixed());
+        let packs = |n: u64| n.is_multiple_of(pack.into());
+        if self.vectors() && pack >= 4 && last.is_some_and(packs) && packs(self.t.chunk.into()) {
+            pack
+        } else {
+            1
+        }
+    }
+
+    /// Keeps neighbours of a row, which begins at the first of these places.
+    fn keep(&self, e: &mut Emit, staged: &Staged, (row, k): (Val, Val), elements: &[Val]) {
+        let mut at = self.place_in_row(e, k);
+        for half in elements.chunks(4) {
+            let place = e.add(row, at);
+            e.store_beside(staged.memory, place, half);
+            let plane = e.u32(4 * PLANE);
+            at = e.add(at, plane);
+        }
     }
 
     /// Where an element of a row is kept. A plane reads packs of 8 in two halves: all first halves lie side by side, then all

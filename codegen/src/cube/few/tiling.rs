@@ -1,19 +1,24 @@
 //! How a product with few rows is shared out to the units of cubes.
 
-use latentc_ir::{AxisId, Function};
+use latentc_ir::{AxisId, Function, ValueId};
 
-use super::{PLANE, UNITS, folds, vectors};
+use super::{PACK_BYTES, PLANE, UNITS, folds, vectors};
 use crate::contract::Rotation;
 use crate::cube::emit::Elem;
 use crate::cube::machine::Machine;
+use crate::cube::shape::bytes_of;
 use crate::cube::target::Target;
 use crate::few::FewPlan;
 
 /// Cubes that keep a large GPU busy: three for two multiprocessors. Texts are the same for all devices; how many rows a cube has is chosen
 /// at a launch.
 const BUSY: u64 = Machine::HOPPER.multiprocessors as u64 * 3 / 2;
-/// Packs that each unit has in flight; twice as many for a single row of a single product, whose sums leave registers for them.
+/// Packs that each unit has in flight in registers; twice as many for a single row of a single product, whose sums leave registers for them.
 const FLIGHT: u32 = 4;
+/// Packs that each unit has in flight past the registers, where not all that it reads has room in them.
+const RING: u32 = 12;
+/// Those that it multiplies at once.
+const ROUND: u32 = 2;
 /// Sums that each unit keeps, at most.
 const SUMS: u32 = 64;
 
@@ -36,6 +41,8 @@ pub(crate) struct Tiling {
     pub(super) chunk: u32,
     /// If all of the narrow operand is there at once, how many indices of the outer axes there are.
     pub(super) whole: Option<u32>,
+    /// Rounds whose packs are on their way past the registers; 0 if packs are read into registers, a round ahead.
+    pub(super) ring: u32,
     pub(super) products: u32,
     pub(super) narrows: u32,
 }
@@ -72,6 +79,7 @@ impl Tiling {
             unroll: 1,
             chunk: 0,
             whole: None,
+            ring: 0,
             products,
             narrows,
         };
@@ -131,17 +139,36 @@ impl Tiling {
                 if plan.along {
                     t.unroll = t.least_waste(depth);
                 }
+                let all_in_registers = outer == 1 && u64::from(t.round(plan.along)) >= depth;
+                let of = u64::from(PACK_BYTES / t.pack);
+                let copied = |bytes: u64| target == Target::Cuda && bytes == of;
+                if !all_in_registers && plan.products.iter().all(|p| copied(body.ty(p.table).dtype.bytes())) {
+                    t.unroll = t.unroll.min((ROUND / t.packs()).max(1));
+                    let rounds = depth.div_ceil(t.round(plan.along).into()) * outer;
+                    t.ring = (RING / (t.packs() * t.unroll)).max(1).min(rounds as u32);
+                }
             }
         }
         t
+    }
+
+    /// Packs that a unit reads in a step.
+    pub(super) fn packs(&self) -> u32 {
+        self.products * self.each
+    }
+
+    /// Elements of the inner axes that are read at once.
+    pub(super) fn round(&self, along: bool) -> u32 {
+        let steps = self.splits * self.unroll;
+        if along { PLANE * steps * self.pack } else { steps }
     }
 
     /// Along: as many steps at once, or up to a quarter less if fewer of them go beyond the end then: those cost little, and what is on its
     /// way at once is what hides how long memory takes.
     fn least_waste(&self, depth: u64) -> u32 {
         let steps = |unroll: u32| {
-            let round = u64::from(PLANE * self.splits * unroll * self.pack);
-            depth.div_ceil(round) * u64::from(unroll)
+            let round = Tiling { unroll, ..*self }.round(true);
+            depth.div_ceil(round.into()) * u64::from(unroll)
         };
         (self.unroll - self.unroll / 4..=self.unroll).rev().min_by_key(|&n| steps(n)).unwrap_or(self.unroll)
     }
@@ -157,9 +184,26 @@ impl Tiling {
         self.products * splits * self.rows * self.columns
     }
 
+    /// Packs of a product that a unit has on their way past the registers.
+    pub(super) fn slots(&self) -> u32 {
+        self.ring * self.unroll * self.each
+    }
+
+    /// The large arrays of shared memory, which other kernels in the grid can have as well: for each narrow operand what is there of it, then for
+    /// each product the packs on their way.
+    pub(crate) fn common(&self, body: &Function, plan: &FewPlan, target: Target) -> Vec<(Elem, usize)> {
+        let narrow = (Elem::F32, self.staged() as usize);
+        let mut all = vec![narrow; self.narrows as usize];
+        if self.ring > 0 {
+            let len = (UNITS * self.slots() * self.pack) as usize;
+            all.extend(plan.products.iter().map(|p| (elem_of(body, p.table, target), len)));
+        }
+        all
+    }
+
     /// Bytes of shared memory.
     pub(crate) fn shared_bytes(&self, body: &Function, plan: &FewPlan, target: Target) -> usize {
-        let bytes = |elements: u32| (elements as usize * Elem::F32.bytes()).next_multiple_of(16);
+        let bytes = |elements: u32| bytes_of(&[(Elem::F32, elements as usize)]);
         let folds = folds(body, plan).len();
         let scratch = if folds > 0 { bytes(UNITS) } else { 0 };
         // Where units of a plane, or of a cube, add up what they summed.
@@ -168,7 +212,12 @@ impl Tiling {
             true => bytes(UNITS),
             false => bytes(UNITS * self.pack),
         };
-        let narrow = self.narrows as usize * bytes(self.staged());
-        narrow + bytes(self.sums(plan)) + folds * bytes(self.rows) + scratch + meet
+        let common = bytes_of(&self.common(body, plan, target));
+        common + bytes(self.sums(plan)) + folds * bytes(self.rows) + scratch + meet
     }
+}
+
+/// How a wide operand is stored.
+pub(super) fn elem_of(body: &Function, table: ValueId, target: Target) -> Elem {
+    target.stored(body.ty(table).dtype).expect("checked for this target")
 }
