@@ -81,11 +81,6 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
         }
     };
     let nvrtc = Nvrtc::load(&toolkit).expect("the toolkit that was found loads");
-    // ptxas saves four registers around the slow path of a division: one in a softmax, two in the gradient of a norm,
-    // three in that of a router's softmax, whose quotients are made again for the groups, the sum and the result.
-    // More have streams that make a softmax's weights again, by a division, while they hold the sums of several values: by units, or
-    // by tensor cores of 16 rows. The taller ones, which such sums take at real sizes, spill none.
-    const SPILL_BYTES: u32 = 96;
     let (spilled, table) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
     let arch = ARCHS.iter().find(|arch| arch.name == "sm_90a").expect("it is one of them");
     let next = AtomicUsize::new(0);
@@ -97,7 +92,7 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
             let ptx = nvrtc.compile(text, arch.name).unwrap_or_else(|e| panic!("{name}: {e}\n{text}"));
             let cubin = toolkit.assemble(&ptx, arch.name, folder.path());
             let cubin = cubin.unwrap_or_else(|e| panic!("{name}: {e}"));
-            if cubin.resources.spill_bytes > SPILL_BYTES {
+            if cubin.resources.spill_bytes > 0 {
                 let found = format!("{name}: {:?}", cubin.resources);
                 spilled.lock().expect("no thread has panicked").push(found);
             }

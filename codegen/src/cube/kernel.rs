@@ -28,7 +28,7 @@ use crate::few::FewPlan;
 use crate::map::{append, made};
 use crate::program::{Kernel, KernelKind};
 use crate::scatter::ScatterPlan;
-use crate::stream::StreamPlan;
+use crate::stream::{Monoid, StreamPlan};
 
 /// Operations that may hang below one another: emission recurses, in CubeCL's threads too.
 const DEEPEST: usize = 400;
@@ -304,6 +304,9 @@ impl Part {
         if *target == Target::Cuda && overlap::early(body, &form).is_empty() {
             e.await_grids();
         }
+        if *target == Target::Cuda && holds_much(&form, self.role) {
+            e.two_cubes();
+        }
         match form {
             Form::Map(map) => map.emit(e, exprs, output),
             Form::Stream(plan) => match (kept, chunk) {
@@ -392,6 +395,19 @@ impl Form {
                 if plan.m.is_empty() && plan.n.is_empty() { map() } else { Form::Tiles(plan) }
             }
         }
+    }
+}
+
+/// Whether units hold much at once. Unless it is told that two cubes on a processor will do, `ptxas` gives such kernels no more registers
+/// than let more of them run, and spills what has no room.
+fn holds_much(form: &Form, role: Role) -> bool {
+    match form {
+        // These make what they fold again, by divisions, while they hold several sums; parts keep what is known of rows as well.
+        Form::Stream(plan) => plan.by != Monoid::Softmax || role == Role::Part,
+        Form::Few(_, rows) => *rows > 1,
+        Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) => false,
+        // Those of these that need it say so by themselves.
+        Form::ScatterMatrix(..) | Form::StreamMatrix(..) | Form::Matrix(..) => false,
     }
 }
 
