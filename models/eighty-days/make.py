@@ -8,6 +8,7 @@ of latentc depends on, so cargo finds it. OUT (target/eighty-days if not given) 
 
     train.txt, valid.txt    the chapters up to XXXIV, and those behind, a line for each paragraph
     start/                  config.json and tokenizer.json, from which `latentc init` makes the first weights
+    larger/                 the same for larger.json
 
 The same text gives the same files, byte for byte.
 """
@@ -122,19 +123,16 @@ def tokenizer(text, size):
 
 def main():
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "target" / "eighty-days"
-    start = out / "start"
-    start.mkdir(parents=True, exist_ok=True)
     text = prose(source())
     at = text.index("\n" + FIRST_HELD_BACK) + 1
-    config = (HERE / "config.json").read_text()
-    vocabulary = json.loads(config)["vocab_size"]
-    files = {
-        out / "train.txt": text[:at],
-        out / "valid.txt": text[at:],
-        start / "config.json": config,
-        start / "tokenizer.json": json.dumps(tokenizer(text[:at], vocabulary), ensure_ascii=False) + "\n",
-    }
+    files = {out / "train.txt": text[:at], out / "valid.txt": text[at:]}
+    for start, name in [("start", "config.json"), ("larger", "larger.json")]:
+        config = (HERE / name).read_text()
+        tokens = tokenizer(text[:at], json.loads(config)["vocab_size"])
+        files[out / start / "config.json"] = config
+        files[out / start / "tokenizer.json"] = json.dumps(tokens, ensure_ascii=False) + "\n"
     for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8", newline="\n")
         print(f"{path}: {len(content.encode())} bytes, sha256 {hashlib.sha256(content.encode()).hexdigest()}")
 
