@@ -22,7 +22,7 @@ use crate::share::share;
 use crate::table::grouped;
 use crate::target::Target;
 use crate::tuning::TuningArgs;
-use crate::{print, progress};
+use crate::{print, progress, size};
 
 /// Compiles a model to kernels: their sources, a manifest.json for programs that load them, and, for people,
 /// the launch list and the IR after every pass.
@@ -63,10 +63,6 @@ pub(crate) struct Args {
     /// The folder to write. It is made, or replaced if this command wrote it.
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
-}
-
-fn size() -> clap::builder::RangedU64ValueParser {
-    clap::value_parser!(u64).range(1..=1 << 30)
 }
 
 pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {

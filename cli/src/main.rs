@@ -132,6 +132,11 @@ fn closed(error: &anyhow::Error) -> bool {
         && error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// What takes a number of tokens, sequences or positions.
+fn size() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=1 << 30)
+}
+
 /// Writes a text to standard output.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();

@@ -17,7 +17,7 @@ use crate::passes::Choice as Passes;
 use crate::table::table;
 use crate::target::{Job, Target, with_device};
 use crate::tuning::{Choice, File, Kernel, Trial, describe};
-use crate::{print, print_json, progress};
+use crate::{print, print_json, progress, size};
 
 /// Times every way to compute each kernel of a model on a device, and writes the best to a file for `--tuning`.
 ///
@@ -78,10 +78,6 @@ pub(crate) struct Args {
     passes: Passes,
     #[command(flatten)]
     cache: CacheArgs,
-}
-
-fn size() -> clap::builder::RangedU64ValueParser {
-    clap::value_parser!(u64).range(1..=1 << 30)
 }
 
 pub(crate) fn tune(args: &Args) -> anyhow::Result<()> {

@@ -19,7 +19,7 @@ use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::target::{Job, Target, with_texts};
 use crate::tuning::TuningArgs;
-use crate::{edits, opt, print, print_json, progress};
+use crate::{edits, opt, print, print_json, progress, size};
 
 /// Measures a model on a device: what the device can do, then each kernel and the whole step beside that.
 ///
@@ -95,10 +95,6 @@ pub(crate) struct Args {
     from: edits::From,
     #[command(flatten)]
     tuning: TuningArgs,
-}
-
-fn size() -> clap::builder::RangedU64ValueParser {
-    clap::value_parser!(u64).range(1..=1 << 30)
 }
 
 fn named_size(text: &str) -> Result<(String, u64), String> {

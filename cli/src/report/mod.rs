@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::model::Model;
 use crate::table::parse_budget;
 use crate::target::Target;
-use crate::{print, print_json};
+use crate::{print, print_json, size};
 use figures::{Figures, Program};
 
 /// Computes from a model's graphs what the paper claims: parameters, cache, training, prefill, decode, throughput.
@@ -65,10 +65,6 @@ pub(crate) struct Args {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
-}
-
-fn size() -> clap::builder::RangedU64ValueParser {
-    clap::value_parser!(u64).range(1..=1 << 30)
 }
 
 #[derive(Serialize)]

@@ -32,8 +32,8 @@ pub(crate) use tiling::Tiling;
 pub(crate) const UNITS: u32 = 256;
 /// Units that fold together.
 const PLANE: u32 = 32;
-/// Bytes of the packs that CUDA can copy past the registers, or be told when to read.
-const PACK_BYTES: u32 = 16;
+/// Bytes of an access at its widest.
+const PACK_BYTES: u64 = 16;
 /// Elements of narrow operands that each unit reads at once.
 const AT_ONCE: u32 = 16;
 /// The same where it reads packs of them.
@@ -42,6 +42,11 @@ const PACKS_AT_ONCE: u32 = 4;
 /// Whether there are vectors, and planes of known size.
 fn vectors(target: Target) -> bool {
     target == Target::Cuda
+}
+
+/// Whether packs of a wide operand have the 16 bytes that CUDA can copy past the registers, or be told when to read.
+fn whole_packs(body: &Function, table: ValueId, pack: u32, target: Target) -> bool {
+    target == Target::Cuda && body.ty(table).dtype.bytes() * u64::from(pack) == PACK_BYTES
 }
 
 /// What is folded for each row.
@@ -82,7 +87,7 @@ struct Table {
     base: Val,
     /// Whether the index that chooses it is one of the axis.
     exists: Option<Val>,
-    /// Whether its packs have the 16 bytes that CUDA can be told when to read.
+    /// Whether its packs are [whole](whole_packs).
     whole: bool,
 }
 
@@ -235,8 +240,7 @@ impl Few<'_> {
                     base = e.add(base, matrix);
                     exists = Some(ok);
                 }
-                let bytes = x.body().ty(p.table).dtype.bytes() as u32 * self.t.pack;
-                let whole = self.target == Target::Cuda && self.t.pack > 1 && bytes == PACK_BYTES;
+                let whole = whole_packs(x.body(), p.table, self.t.pack, self.target);
                 Table { buf, base, exists, whole }
             })
             .collect()

@@ -16,7 +16,7 @@ use super::expr::Exprs;
 use super::map::Map;
 use super::matrix::Tile;
 use super::scatter_matrix::{self, OuterPlan};
-use super::shape::{LaunchShape, in_common};
+use super::shape::LaunchShape;
 use super::split::Role;
 use super::stream_matrix::{self, MatrixPlan, Tiling};
 use super::target::Target;
@@ -217,7 +217,9 @@ impl CubeKernel for CubeIr {
         }
         let declared: Vec<_> = self.parts.iter().map(|part| part.declare(&mut e)).collect();
         let shapes = self.parts.iter().map(|p| LaunchShape::of_role(&p.spec.kernel, p.role, p.spec.target));
-        e.in_common(&shapes.map(|shape| shape.common).fold(Vec::new(), |all, more| in_common(&all, &more)));
+        if let Some(shape) = shapes.reduce(LaunchShape::beside) {
+            e.in_common(&shape.common);
+        }
         match (&self.parts[..], declared) {
             ([part], declared) => declared.into_iter().for_each(|d| part.emit(&mut e, d)),
             (parts, declared) => {

@@ -32,6 +32,11 @@ impl Machine {
     pub(crate) const fn half(&self) -> usize {
         (self.shared_bytes + RESERVED) / 2 - RESERVED
     }
+
+    /// Cubes that run at once, each with so many bytes of shared memory: two on a multiprocessor, or one where no two fit.
+    pub(crate) fn at_once(&self, shared_bytes: usize) -> usize {
+        self.multiprocessors * if shared_bytes > self.half() { 1 } else { 2 }
+    }
 }
 
 impl Default for Machine {

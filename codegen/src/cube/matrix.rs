@@ -24,7 +24,7 @@ use super::fragment::{PACK, in_packs};
 use super::sort::Group;
 use super::split::{HALF, SHARED};
 use super::sums::Sums;
-use super::tiles::{Tiles, steps};
+use super::tiles::{self, Tiles};
 use super::warpgroup::{self, Groups};
 use crate::few::FewPlan;
 use crate::program::KernelKind;
@@ -244,8 +244,7 @@ fn pieces(body: &Function, plan: &FewPlan) -> [u32; 2] {
 
 /// How often what is multiplied is, piece by piece.
 pub(super) fn multiplications(body: &Function, plan: &FewPlan) -> usize {
-    let [left, right] = pieces(body, plan).map(|n| n as usize);
-    steps(16, [left, right]).len()
+    tiles::multiplications(pieces(body, plan).map(|n| n as usize))
 }
 
 /// The narrow operand and the first of the wide ones.

@@ -108,7 +108,7 @@ pub fn moves(
         let cubes = grid.0 as usize * grid.1 as usize;
         if cubes > 0 {
             let extents = stage.kernel.extents(sizes);
-            let at_once = machine.multiprocessors * if shape.shared_bytes > machine.half() { 1 } else { 2 };
+            let at_once = machine.at_once(shape.shared_bytes);
             let launch = Launch { stage: &stage, shape, cubes, extents, at_once, machine };
             all.extend(launch.moves(way_of.parts).into_iter().map(|moves| launch.between(moves)));
         }
@@ -378,7 +378,7 @@ impl Launch<'_> {
         let (filled, _) = shared_out(rows, groups, 1);
         let depth = rows.div_ceil(filled.max(1)).next_multiple_of(plan.depth(side).into()) * filled;
         let elements = of_all * f64::from(side * side) * depth as f64;
-        let multiplied = 2.0 * elements * f64::from(plan.multiplications());
+        let multiplied = 2.0 * elements * plan.multiplications() as f64;
         self.without(plan.scatter.index, self.whole(&order, vec![sorted], multiplied))
     }
 

@@ -21,6 +21,7 @@ use super::fragment::{
 };
 use super::sort::Group;
 use super::target::Target;
+use super::tiles;
 use crate::scatter::ScatterPlan;
 
 /// Units of a cube.
@@ -69,10 +70,9 @@ impl OuterPlan {
         Some(OuterPlan { scatter, sides, dtype })
     }
 
-    /// How often what is multiplied is, piece by piece: the lower numbers are not with each other.
-    pub(super) fn multiplications(&self) -> u32 {
-        let [a, b] = self.sides.each_ref().map(|side| side.pieces);
-        a + b - 1
+    /// How often what is multiplied is, piece by piece.
+    pub(super) fn multiplications(&self) -> usize {
+        tiles::multiplications(self.sides.each_ref().map(|side| side.pieces as usize))
     }
 
     /// Rows that are brought in at a time for tiles of so many columns.

@@ -201,7 +201,7 @@ impl LaunchShape {
 }
 
 /// What serves kernels that have these arrays in common: the nth with some elements is as long as the longer nth of theirs.
-pub(super) fn in_common(one: &[(Elem, usize)], other: &[(Elem, usize)]) -> Vec<(Elem, usize)> {
+fn in_common(one: &[(Elem, usize)], other: &[(Elem, usize)]) -> Vec<(Elem, usize)> {
     let mut all = one.to_vec();
     let mut paired = vec![false; one.len()];
     for &(elem, len) in other {

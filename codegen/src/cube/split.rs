@@ -78,7 +78,7 @@ impl Split {
         machine: &Machine,
         told: Option<usize>,
     ) -> Option<Split> {
-        let busy = machine.multiprocessors * if shared_bytes > machine.half() { 1 } else { 2 };
+        let busy = machine.at_once(shared_bytes);
         let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
         let positions = extents[plan.along.0 as usize];
         let parts = told.unwrap_or(busy / cubes.max(1)).min(positions / PART);

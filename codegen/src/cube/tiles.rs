@@ -71,6 +71,11 @@ pub(super) struct Step {
     sets: [usize; 2],
 }
 
+/// How often numbers that come in so many pieces are multiplied.
+pub(super) fn multiplications(pieces: [usize; 2]) -> usize {
+    steps(16, pieces).len()
+}
+
 /// All that is multiplied in a stage. Pieces of both operands are multiplied where their product is not lost beside the others: those
 /// that are small come first.
 pub(super) fn steps(depth: u32, pieces: [usize; 2]) -> Vec<Step> {

@@ -2,13 +2,13 @@
 
 use latentc_ir::{AxisId, Function, ValueId};
 
-use super::{PACK_BYTES, PLANE, UNITS, folds, vectors};
+use super::{PLANE, UNITS, folds, vectors, whole_packs};
 use crate::contract::Rotation;
 use crate::cube::emit::Elem;
 use crate::cube::machine::Machine;
 use crate::cube::shape::bytes_of;
 use crate::cube::target::Target;
-use crate::few::FewPlan;
+use crate::few::{FewPlan, FewProduct};
 
 /// Cubes that keep a large GPU busy: three for two multiprocessors. Texts are the same for all devices; how many rows a cube has is chosen
 /// at a launch.
@@ -140,9 +140,8 @@ impl Tiling {
                     t.unroll = t.least_waste(depth);
                 }
                 let all_in_registers = outer == 1 && u64::from(t.round(plan.along)) >= depth;
-                let of = u64::from(PACK_BYTES / t.pack);
-                let copied = |bytes: u64| target == Target::Cuda && bytes == of;
-                if !all_in_registers && plan.products.iter().all(|p| copied(body.ty(p.table).dtype.bytes())) {
+                let copied = |p: &FewProduct| whole_packs(body, p.table, t.pack, target);
+                if !all_in_registers && plan.products.iter().all(copied) {
                     t.unroll = t.unroll.min((ROUND / t.packs()).max(1));
                     let rounds = depth.div_ceil(t.round(plan.along).into()) * outer;
                     t.ring = (RING / (t.packs() * t.unroll)).max(1).min(rounds as u32);
