@@ -8,9 +8,9 @@ use super::simd::{Element, Plain, Simd, Unit};
 
 /// Rows that are carried through the matrix together.
 const ROWS: usize = 4;
-/// How far away the next columns may be to be asked for ahead of time, in bytes; where they are farther, what lies so far ahead is.
-const NEAR: usize = 1 << 14;
-const FAR: usize = 1 << 11;
+/// How far ahead narrow elements are asked for, in bytes: a page, since the CPU's own look-ahead begins anew with each. Elements of 4 bytes
+/// come as fast without.
+const AHEAD: usize = 1 << 12;
 
 /// A matrix to multiply with: columns `0..n` of the result, sums over `0..k`.
 #[derive(Clone, Copy)]
@@ -55,10 +55,12 @@ pub(super) unsafe fn product<E: Element>(
     add: bool,
 ) {
     let mut dense = Vec::new();
-    let x = if matrix.along == 1 && x.step != 1 {
-        // SAFETY: by the caller.
-        let element = |i: usize| unsafe { *x.data.add(i / k * x.row + i % k * x.step) };
-        dense.extend((0..x.count * k).map(element));
+    let x = if matrix.along == 1 && (x.step != 1 || E::ALTERNATE) {
+        dense.reserve(x.count * k);
+        for row in 0..x.count {
+            // SAFETY: by the caller.
+            unsafe { arrange::<E>(&mut dense, x.data.add(row * x.row), x.step, k, unit.lanes()) };
+        }
         Rows { data: dense.as_ptr(), count: x.count, row: k, step: 1 }
     } else {
         x
@@ -73,6 +75,21 @@ pub(super) unsafe fn product<E: Element>(
             Unit::Avx512 => avx512(x, matrix, y, (n, k), add),
         }
     }
+}
+
+/// Puts a row behind others, its numbers in the order in which those of the matrix are loaded.
+///
+/// # Safety
+/// `k` numbers must be readable from `x` on, so many steps apart.
+unsafe fn arrange<E: Element>(to: &mut Vec<f32>, x: *const f32, step: usize, k: usize, lanes: usize) {
+    // SAFETY: by the caller: `at` is below `k`.
+    let element = |at: usize| unsafe { *x.add(at * step) };
+    let whole = if E::ALTERNATE { k - k % (2 * lanes) } else { 0 };
+    for first in (0..whole).step_by(2 * lanes) {
+        to.extend((0..lanes).map(|i| element(first + 2 * i)));
+        to.extend((0..lanes).map(|i| element(first + 2 * i + 1)));
+    }
+    to.extend((whole..k).map(element));
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -137,20 +154,23 @@ unsafe fn form<S: Simd, E: Element, const R: usize>(
     (n, k): (usize, usize),
     add: bool,
 ) {
-    // Each has as many sums in flight as hide the latency of a fused product; with several rows, columns share their loads.
+    // Each has as many sums in flight as hide the latency of a fused product; with several rows, columns share their loads. One narrow
+    // column after the other is one stream of memory, which is what the CPU looks ahead in best.
     // SAFETY: by the caller.
     unsafe {
         if matrix.along != 1 {
             axpy::<S, E, R>(x, matrix, y, (n, k), add);
-        } else if R == 1 {
-            dot::<S, E, R, 4, 2>(x, matrix, y, (n, k), add);
+        } else if R > 1 {
+            dot::<S, E, R, 2, 1>(x, matrix, y, (n, k), add);
+        } else if size_of::<E>() < 4 {
+            dot::<S, E, R, 1, 4>(x, matrix, y, (n, k), add);
         } else {
             dot::<S, E, R, 4, 1>(x, matrix, y, (n, k), add);
         }
     }
 }
 
-/// Products of vectors: `C` columns at a time, with `U` sums for each and each row.
+/// Products of vectors: `C` columns at a time, with `U` pairs of sums for each and each row.
 #[inline(always)]
 unsafe fn dot<S: Simd, E: Element, const R: usize, const C: usize, const U: usize>(
     x: Rows<*const f32>,
@@ -167,7 +187,36 @@ unsafe fn dot<S: Simd, E: Element, const R: usize, const C: usize, const U: usiz
             column += C;
         }
         for column in column..n {
-            dots::<S, E, R, 1, 4>(x, matrix, y, column, k, add);
+            dots::<S, E, R, 1, 2>(x, matrix, y, column, k, add);
+        }
+    }
+}
+
+/// Adds a pair of registers of each column to its sums of that number.
+#[inline(always)]
+unsafe fn pairs<S: Simd, E: Element, const R: usize, const C: usize, const U: usize>(
+    x: Rows<*const f32>,
+    w: [*const E; C],
+    at: usize,
+    sums: &mut [[[[S::V; 2]; U]; C]; R],
+    number: usize,
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        let w: [[S::V; 2]; C] = std::array::from_fn(|c| {
+            if size_of::<E>() < 4 {
+                S::prefetch(w[c].wrapping_add(at + AHEAD / size_of::<E>()));
+            }
+            S::load_two(w[c].add(at))
+        });
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let x = x.data.add(r * x.row + at);
+            let x = [S::load(x), S::load(x.add(S::LANES))];
+            for (sums, w) in sums.iter_mut().zip(&w) {
+                for half in 0..2 {
+                    sums[number][half] = S::fma(x[half], w[half], sums[number][half]);
+                }
+            }
         }
     }
 }
@@ -182,45 +231,27 @@ unsafe fn dots<S: Simd, E: Element, const R: usize, const C: usize, const U: usi
     k: usize,
     add: bool,
 ) {
-    let whole = k - k % S::LANES;
+    let pair = 2 * S::LANES;
+    let whole = k - k % pair;
     // SAFETY: by the caller: summands are below `k`, rows below `R`.
     unsafe {
         let w: [*const E; C] = std::array::from_fn(|c| matrix.data.add((first + c) * matrix.column));
-        // The CPU's own look-ahead begins anew with each page; the columns after these, where they are near, are asked for in time.
-        let next = C * matrix.column;
-        let ahead = if next * size_of::<E>() <= NEAR { next } else { FAR / size_of::<E>() };
-        let mut sums = [[[S::splat(0.0); U]; C]; R];
+        let mut sums = [[[[S::splat(0.0); 2]; U]; C]; R];
         let mut at = 0;
-        while at + U * S::LANES <= whole {
+        while at + U * pair <= whole {
             for u in 0..U {
-                let at = at + u * S::LANES;
-                let w: [S::V; C] = std::array::from_fn(|c| {
-                    S::prefetch(w[c].wrapping_add(at + ahead));
-                    S::load(w[c].add(at))
-                });
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = S::load(x.data.add(r * x.row + at));
-                    for (sum, &w) in sums.iter_mut().zip(&w) {
-                        sum[u] = S::fma(x, w, sum[u]);
-                    }
-                }
+                pairs::<S, E, R, C, U>(x, w, at + u * pair, &mut sums, u);
             }
-            at += U * S::LANES;
+            at += U * pair;
         }
         while at < whole {
-            for (c, w) in w.iter().enumerate() {
-                let w = S::load(w.add(at));
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = S::load(x.data.add(r * x.row + at));
-                    sums[c][0] = S::fma(x, w, sums[c][0]);
-                }
-            }
-            at += S::LANES;
+            pairs::<S, E, R, C, U>(x, w, at, &mut sums, 0);
+            at += pair;
         }
         for (r, sums) in sums.iter().enumerate() {
             for (c, sums) in sums.iter().enumerate() {
-                let mut total =
-                    S::sum(sums.iter().copied().reduce(|a, b| S::add(a, b)).unwrap_or(S::splat(0.0)));
+                let sum = sums.as_flattened().iter().copied().reduce(|a, b| S::add(a, b));
+                let mut total = S::sum(sum.unwrap_or(S::splat(0.0)));
                 for at in whole..k {
                     total += *x.data.add(r * x.row + at) * (*w[c].add(at)).wide();
                 }

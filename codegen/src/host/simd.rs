@@ -12,6 +12,9 @@ pub(super) trait Element: Copy + Send + Sync {
     /// Floats that are stored so; `None` if they are not.
     fn of(floats: Floats<'_>) -> Option<&[Self]>;
 
+    /// Whether two registers that are [loaded together](Simd::load_two) hold every other number each, not the first ones and the last ones.
+    const ALTERNATE: bool = false;
+
     /// Sixteen of them.
     ///
     /// # Safety
@@ -25,11 +28,33 @@ pub(super) trait Element: Copy + Send + Sync {
     /// They must be readable from `p` on, and the CPU must have AVX2 and F16C.
     #[cfg(target_arch = "x86_64")]
     unsafe fn load8(p: *const Self) -> std::arch::x86_64::__m256;
+
+    /// Thirty-two of them, in the order that [`ALTERNATE`](Element::ALTERNATE) says.
+    ///
+    /// # Safety
+    /// As for [`load16`](Element::load16).
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load32(p: *const Self) -> [std::arch::x86_64::__m512; 2] {
+        // SAFETY: by the caller.
+        unsafe { [Self::load16(p), Self::load16(p.add(16))] }
+    }
+
+    /// Sixteen of them, in that order.
+    ///
+    /// # Safety
+    /// As for [`load8`](Element::load8).
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load8_twice(p: *const Self) -> [std::arch::x86_64::__m256; 2] {
+        // SAFETY: by the caller.
+        unsafe { [Self::load8(p), Self::load8(p.add(8))] }
+    }
 }
 
 /// Writes the impl of [`Element`] for a type: how many are widened at once.
 macro_rules! element {
-    ($type:ty, $stored:path, $wide:expr, $load16:expr, $load8:expr) => {
+    ($type:ty, $stored:path, $wide:expr, $load16:expr, $load8:expr $(, $more:item)*) => {
         impl Element for $type {
             #[inline(always)]
             fn wide(self) -> f32 {
@@ -55,6 +80,8 @@ macro_rules! element {
                 // SAFETY: by the caller.
                 unsafe { $load8(p) }
             }
+
+            $($more)*
         }
     };
 }
@@ -70,7 +97,31 @@ element!(
     ))),
     |p: *const half::bf16| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(
         _mm_loadu_si128(p.cast())
-    )))
+    ))),
+    // In each 32 bits, the number with the odd place has the upper half already: an instruction for each register, and one for the load.
+    const ALTERNATE: bool = true;,
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load32(p: *const Self) -> [std::arch::x86_64::__m512; 2] {
+        use std::arch::x86_64::*;
+        // SAFETY: by the caller.
+        unsafe {
+            let both = _mm512_loadu_si512(p.cast());
+            let odd = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(odd)]
+        }
+    },
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load8_twice(p: *const Self) -> [std::arch::x86_64::__m256; 2] {
+        use std::arch::x86_64::*;
+        // SAFETY: by the caller.
+        unsafe {
+            let both = _mm256_loadu_si256(p.cast());
+            let odd = _mm256_and_si256(both, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)), _mm256_castsi256_ps(odd)]
+        }
+    }
 );
 element!(
     f16,
@@ -95,6 +146,9 @@ pub(super) trait Simd {
 
     /// As many as fit, from `p` on, where they must be readable.
     unsafe fn load<E: Element>(p: *const E) -> Self::V;
+
+    /// Twice as many, in the order that [`Element::ALTERNATE`] says.
+    unsafe fn load_two<E: Element>(p: *const E) -> [Self::V; 2];
 
     /// Asks for the memory at `p`, wherever that is.
     fn prefetch<E>(p: *const E);
@@ -128,6 +182,14 @@ impl Simd for Plain {
     unsafe fn load<E: Element>(p: *const E) -> [f32; 8] {
         // SAFETY: by the caller.
         std::array::from_fn(|i| unsafe { p.add(i).read() }.wide())
+    }
+
+    #[inline(always)]
+    unsafe fn load_two<E: Element>(p: *const E) -> [[f32; 8]; 2] {
+        let (register, step) = if E::ALTERNATE { (1, 2) } else { (8, 1) };
+        let one = |n: usize| std::array::from_fn(|i| unsafe { p.add(n * register + i * step).read() }.wide());
+        // SAFETY: by the caller, in `one`.
+        [one(0), one(1)]
     }
 
     #[inline(always)]
@@ -182,6 +244,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn load_two<E: Element>(p: *const E) -> [__m256; 2] {
+            // SAFETY: see above.
+            unsafe { E::load8_twice(p) }
+        }
+
+        #[inline(always)]
         fn prefetch<E>(p: *const E) {
             // SAFETY: every x86-64 CPU has it, and it touches nothing.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
@@ -231,6 +299,12 @@ mod x86 {
         unsafe fn load<E: Element>(p: *const E) -> __m512 {
             // SAFETY: see above.
             unsafe { E::load16(p) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_two<E: Element>(p: *const E) -> [__m512; 2] {
+            // SAFETY: see above.
+            unsafe { E::load32(p) }
         }
 
         #[inline(always)]
@@ -356,6 +430,17 @@ impl Unit {
             }
         }
         units
+    }
+
+    /// Numbers in a register.
+    pub(super) fn lanes(self) -> usize {
+        match self {
+            Unit::Plain => Plain::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Unit::Avx2 => Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Unit::Avx512 => Avx512::LANES,
+        }
     }
 
     /// The one to use.
