@@ -18,7 +18,8 @@ enum Request {
 }
 
 fn read(model: &mut DeepSeekV2, rows: &[Vec<u32>], past: usize) -> Result<Vec<u32>> {
-    let ids = Tensor::new(rows, &Device::Cpu)?;
+    let len = rows.first().context("no text")?.len();
+    let ids = Tensor::from_vec(rows.concat(), (rows.len(), len), &Device::Cpu)?;
     let logits = model.forward(&ids, past)?;
     let logits = if logits.rank() == 3 { logits.narrow(1, logits.dim(1)? - 1, 1)?.squeeze(1)? } else { logits };
     Ok(logits.argmax(D::Minus1)?.to_vec1()?)
