@@ -1,7 +1,8 @@
 //! The CUDA text of kernels, run on this CPU.
 //!
 //! The very text that NVRTC would be given is compiled by the system's C++ compiler, with headers of ours in CUDA's place
-//! (`include/`), and run in a process of its own (`emulator.cpp`). It is slow, and finds what a GPU may hide:
+//! (`include/`), and run in a process of its own (`emulator.cpp`, and `units.cpp` for what a device does beside its threads). It is
+//! slow, and finds what a GPU may hide:
 //!
 //! - an access outside of a buffer, which is as long as the launch says and no longer, or of the block's memory;
 //! - memory of the block that is read before it is written: it holds NaN, or huge numbers, before each block;

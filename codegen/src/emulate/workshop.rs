@@ -23,8 +23,9 @@ const HEADERS: [(&str, &str); 10] = [
     ("mma.h", include_str!("include/mma.h")),
 ];
 
-/// What runs the kernels of a program.
-const RUNNER: &str = include_str!("emulator.cpp");
+/// What runs the kernels of a program, and what units of the device do for them.
+const SOURCES: [(&str, &str); 2] =
+    [("emulator.cpp", include_str!("emulator.cpp")), ("units.cpp", include_str!("units.cpp"))];
 
 /// For all that is compiled. Programs run where they are made; what is multiplied and added is not fused unless the kernel says so.
 const COMMON: [&str; 4] = ["-std=c++20", "-march=native", "-ffp-contract=off", "-w"];
@@ -41,7 +42,10 @@ const CHECKED: [&str; 6] = [
     "-fno-strict-aliasing",
 ];
 
-/// The same, where accesses are counted: each is a call, of functions that are ThreadSanitizer's elsewhere.
+/// For what units of the device do, which read and write for kernels. What is undefined is looked for in kernels themselves.
+const UNITS: [&str; 6] = ["-O1", "-fsanitize=address", "-c", "units.cpp", "-o", "units.o"];
+
+/// For kernels where accesses are counted: each is a call, of functions that are ThreadSanitizer's elsewhere.
 const COUNTED: [&str; 6] =
     ["-O1", "-g0", "-fsanitize=thread", "-fno-strict-aliasing", "-fno-threadsafe-statics", "-c"];
 
@@ -56,7 +60,9 @@ const SANITIZERS: [(&str, &str); 2] = [
 pub(super) struct Workshop {
     folder: TempDir,
     compiler: PathBuf,
-    /// Whether what runs kernels that count is compiled, or what the compiler says.
+    /// Whether what units of the device do is compiled, or what the compiler says. Many kernels ask them for nothing.
+    units: OnceLock<Result<(), String>>,
+    /// The same of what runs kernels that count.
     counter: OnceLock<Result<(), String>>,
 }
 
@@ -84,7 +90,7 @@ impl Workshop {
         })?;
         let folder = tempfile::Builder::new().prefix("latentc-emulate-").tempdir();
         let folder = folder.map_err(|e| absent(format!("no temporary folder: {e}")))?;
-        let workshop = Workshop { folder, compiler, counter: OnceLock::new() };
+        let workshop = Workshop { folder, compiler, units: OnceLock::new(), counter: OnceLock::new() };
         let write = |name: &str, text: &str| {
             let path = workshop.path(name);
             std::fs::write(&path, text).map_err(|e| absent(format!("{}: {e}", path.display())))
@@ -93,9 +99,15 @@ impl Workshop {
         for (name, text) in HEADERS {
             write(&format!("include/{name}"), text)?;
         }
-        write("emulator.cpp", RUNNER)?;
+        for (name, text) in SOURCES {
+            write(name, text)?;
+        }
         // What runs the kernels is not checked itself: it switches threads millions of times.
-        workshop.compile(&["-O2", "-c", "emulator.cpp", "-o", "emulator.o"]).map_err(absent)?;
+        let runner = || workshop.compile(&["-O2", "-c", "emulator.cpp", "-o", "emulator.o"]);
+        let units =
+            || workshop.compile(&[&CHECKED[..], &["-O2", "-c", "units.cpp", "-o", "units.o"]].concat());
+        let (runner, units) = rayon::join(runner, units);
+        runner.and(units).map_err(absent)?;
         Ok(workshop)
     }
 
@@ -118,16 +130,26 @@ impl Workshop {
         std::fs::write(self.path(&source), translate::program(parts)?)
             .map_err(|e| format!("{source}: {e}"))?;
         if counts {
-            let runner = ["-O2", "-DLATENTC_COUNT", "-c", "emulator.cpp", "-o", "counter.o"];
-            self.counter.get_or_init(|| self.compile(&runner)).clone()?;
+            self.counter.get_or_init(|| self.counter()).clone()?;
             let object = format!("{name}.o");
             self.compile(&[&COUNTED[..], &["-Iinclude", &source, "-o", &object]].concat())?;
-            self.compile(&[&object, "counter.o", "-o", name])?;
+            self.compile(&[&object, "counter.o", "counted_units.o", "-o", name])?;
         } else {
             let files = ["-Iinclude", &source, "emulator.o", "-o", name];
-            self.compile(&[&CHECKED[..], &files].concat())?;
+            let units = parts.iter().any(|p| p.source.contains("asm"));
+            if units {
+                self.units.get_or_init(|| self.compile(&UNITS)).clone()?;
+            }
+            let units: &[&str] = if units { &["units.o"] } else { &[] };
+            self.compile(&[&CHECKED[..], &files, units].concat())?;
         }
         Ok(self.path(name))
+    }
+
+    /// Compiles what programs that count share.
+    fn counter(&self) -> Result<(), String> {
+        self.compile(&["-O2", "-DLATENTC_COUNT", "-c", "emulator.cpp", "-o", "counter.o"])?;
+        self.compile(&[&COUNTED[..], &["units.cpp", "-o", "counted_units.o"]].concat())
     }
 
     fn compile(&self, arguments: &[&str]) -> Result<(), String> {
