@@ -142,6 +142,27 @@ pub fn trials(kernel: &Kernel) -> Vec<Trial> {
     trials
 }
 
+/// The one trial that says most: whole tiles and aligned rows stay what they are, and the run-time sizes are odd, each as large as the
+/// [`cases`] have it while the work allows.
+pub fn main_trial(kernel: &Kernel) -> Trial {
+    let kernel = shrink(kernel, Style::Round);
+    let symbols = kernel.size_symbols();
+    let mut sizes = few(symbols.len());
+    for n in 0..sizes.len() {
+        let with = |large| {
+            let mut sizes = sizes.clone();
+            sizes[n] = large;
+            sizes
+        };
+        let fits = |sizes: &Vec<usize>| work(&kernel, sizes) <= WORK;
+        if let Some(larger) = LARGE.map(with).into_iter().find(fits) {
+            sizes = larger;
+        }
+    }
+    make_room(&kernel, &symbols, &mut sizes);
+    Trial { kernel: kernel.clone(), sizes }
+}
+
 /// What to try kernels on that run at the same time: those of each [`Style`] with its first two [`cases`].
 pub fn trials_together(kernels: &[Kernel]) -> Vec<Vec<Trial>> {
     let mut trials: Vec<Vec<Trial>> = Vec::new();
@@ -166,11 +187,10 @@ pub fn trials_together(kernels: &[Kernel]) -> Vec<Vec<Trial>> {
 /// Where rows go into a cache, it has room for them.
 pub fn cases(kernel: &Kernel) -> Vec<Vec<usize>> {
     let symbols = kernel.size_symbols();
-    let few: Vec<usize> = [3, 5, 2, 7].into_iter().cycle().take(symbols.len()).collect();
-    let mut cases = vec![vec![1; symbols.len()], few.clone()];
+    let mut cases = vec![vec![1; symbols.len()], few(symbols.len())];
     for n in 0..symbols.len() {
         // Not beyond what the work allows: its other sizes are as small as may be.
-        for large in [67, 35, 11] {
+        for large in LARGE {
             let mut sizes = vec![2; symbols.len()];
             sizes[n] = large;
             if work(kernel, &sizes) <= WORK {
@@ -185,6 +205,14 @@ pub fn cases(kernel: &Kernel) -> Vec<Vec<usize>> {
     cases.dedup();
     cases
 }
+
+/// Small sizes that differ.
+fn few(symbols: usize) -> Vec<usize> {
+    [3, 5, 2, 7].into_iter().cycle().take(symbols).collect()
+}
+
+/// Sizes beyond a tile or a warp, the first of which is taken that the work allows.
+const LARGE: [usize; 3] = [67, 35, 11];
 
 /// What a trial may cost: see [`work`].
 const WORK: u64 = 1 << 20;

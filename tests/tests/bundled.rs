@@ -1,0 +1,138 @@
+//! Every kernel of the bundled models, with small axes, in every way in which devices compute it, compared with the interpreter: as CUDA
+//! text on the emulator, and as WGSL through a graphics driver. What is the same in several graphs or models is run once.
+//!
+//! `latentc check` tries more of each: axes of both kinds, and all run-time sizes.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use latentc_codegen::check::{Outcome, Trial, check_together, main_trial, trials_together};
+use latentc_codegen::cube::{
+    Machine, Target, Tuning, WgpuDevice, chosen, is_expressible, side_by_side, taken,
+};
+use latentc_codegen::device::Device;
+use latentc_codegen::emulate::Emulator;
+use latentc_codegen::program::{Kernel, KernelKind, Program};
+use latentc_ir::DType;
+use latentc_models::config::ModelConfig;
+use latentc_models::{Goal, trace};
+use latentc_passes::{Graph, pipeline};
+use latentc_runtime::compiled::compile;
+
+/// The models that are bundled as configurations.
+const MODELS: [&str; 4] = ["bench-moe-0.3b", "deepseek-v2-lite", "deepseek-v2", "deepseek-67b"];
+
+/// What the arguments follow from.
+const SEED: u64 = 1;
+
+/// Trials of one launch each, with the names of what they are of.
+type Trials = Vec<(String, Vec<Trial>)>;
+
+fn program(name: &str, graph: Graph) -> Program {
+    let config = ModelConfig::bundled(name).expect("bundled");
+    let goal = if graph.serves() { Goal::Logits } else { Goal::Loss };
+    let traced = trace(&config, goal, DType::Bf16).expect("the bundled models are right");
+    compile(&traced.module, graph, &pipeline()).expect("the bundled models compile").program
+}
+
+/// All graphs of all models.
+fn programs() -> impl Iterator<Item = (String, Graph, Program)> {
+    let all = MODELS.into_iter().flat_map(|name| Graph::ALL.map(|graph| (name, graph)));
+    all.map(|(name, graph)| (format!("{name}, {}", graph.name()), graph, program(name, graph)))
+}
+
+/// What a kernel does and how, whatever it is called.
+fn nameless(kernel: &Kernel) -> String {
+    let mut body = kernel.body.clone();
+    body.name.clear();
+    format!("{:?}\n{body}", kernel.kind)
+}
+
+/// Each kernel in each way that is taken with one token, with some, or with many.
+fn each(target: Target, machine: &Machine) -> Trials {
+    let (mut kernels, mut small, mut trials) = (BTreeSet::new(), BTreeSet::new(), Trials::new());
+    for (of, _, program) in programs() {
+        for kernel in program.kernels.iter().filter(|k| kernels.insert(nameless(k))) {
+            let some = [16, 100].map(|n| vec![n; kernel.size_symbols().len()]);
+            for way in taken(kernel, target, machine, &some, &Tuning::default()).expect("nothing is tuned") {
+                let name = format!("{of}: {} as {:?}", kernel.name, way.kind);
+                let trial = main_trial(&way);
+                if way.kind != kernel.kind && !is_expressible(&trial.kernel, target) {
+                    // So many parts want a longer sum than a trial has; with fewer parts, the text is the same but for their number.
+                    let parts = matches!(way.kind, KernelKind::Matrix { parts: 8, .. });
+                    assert!(parts, "small axes leave no room for {name}");
+                } else if small.insert(nameless(&trial.kernel)) {
+                    trials.push((name, vec![trial]));
+                }
+            }
+        }
+    }
+    println!("{} kernels, {} with small axes in all ways", kernels.len(), trials.len());
+    trials
+}
+
+/// The kernels that decode runs at the same time.
+fn side_by_side_in_decode() -> Trials {
+    let (mut known, mut trials) = (BTreeSet::new(), Trials::new());
+    for (of, _, program) in programs().filter(|(_, graph, _)| *graph == Graph::Decode) {
+        for group in program.together() {
+            let group: Vec<Kernel> = group.into_iter().cloned().collect();
+            if side_by_side(&group, &Tuning::default()).expect("nothing is tuned").is_empty() {
+                continue;
+            }
+            let first = trials_together(&group).swap_remove(0);
+            if known.insert(first.iter().map(|t| nameless(&t.kernel)).collect::<String>()) {
+                let names: Vec<_> = group.iter().map(|k| &k.name[..]).collect();
+                trials.push((format!("{of}: {} at once", names.join(", ")), first));
+            }
+        }
+    }
+    trials
+}
+
+/// Says of each launch that is wrong what is; on several devices of the same kind at once.
+fn wrong<D: Device + Send>(devices: Vec<D>, trials: &Trials) -> Vec<String> {
+    let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = |mut device: D| {
+        while let Some((name, trial)) = trials.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let said = match check_together(&mut device, trial, SEED) {
+                Ok(outcomes) if outcomes.iter().all(Outcome::passes) => continue,
+                Ok(outcomes) => format!("{name}: {outcomes:?}"),
+                Err(e) => format!("{name}: {e}"),
+            };
+            wrong.lock().expect("no thread has panicked").push(said);
+        }
+    };
+    thread::scope(|scope| devices.into_iter().for_each(|device| drop(scope.spawn(|| work(device)))));
+    wrong.into_inner().expect("no thread has panicked")
+}
+
+#[test]
+fn every_kernel_is_right_when_its_cuda_text_is_emulated() {
+    let mut emulator = Emulator::open(SEED).expect("scripts/setup-cxx.sh installs a compiler");
+    let mut trials = each(Target::Cuda, &Machine::HOPPER);
+    let launched = trials.iter().map(|(_, t)| chosen(&t[0].kernel, &t[0].sizes)).collect::<Vec<_>>();
+    emulator.prepare(&launched).unwrap_or_else(|e| panic!("{e}"));
+    trials.extend(side_by_side_in_decode());
+    let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let wrong = wrong(vec![emulator; workers], &trials);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_kernel_is_right_through_a_graphics_driver() {
+    let device = match WgpuDevice::open() {
+        Ok(device) => device,
+        Err(e) => {
+            eprintln!("SKIPPED: every_kernel_is_right_through_a_graphics_driver: {e}");
+            return;
+        }
+    };
+    let (target, machine) = device.machine().expect("it compiles kernels");
+    let trials = each(target, &machine);
+    let wrong = wrong(vec![device], &trials);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
