@@ -5,7 +5,7 @@
 //! Set beside the least that any program for the same equations needs (`docs/decode.md`) it shows what the *schedule* wastes:
 //! values that make a trip through memory between two launches, and operands that several launches read.
 //!
-//! - An input of which rows are gathered is read where they are chosen, at most whole.
+//! - An input of which rows are gathered is read where they are chosen, at most whole; one that is cut, where it is.
 //! - A cache that a launch appends to is written where the new rows go.
 //! - Operations are those of the kernel's body ([`latentc_ir::cost`]), each once, whatever a tile computes again.
 
@@ -93,16 +93,19 @@ impl Traffic {
     }
 }
 
-/// The bytes that a body reads of a parameter.
-fn read_of(body: &Function, param: ValueId, sizes: &BTreeMap<String, u64>) -> Result<f64, String> {
+/// The bytes that a body reads of a parameter, or of what is the same memory with other axes.
+fn read_of(body: &Function, value: ValueId, sizes: &BTreeMap<String, u64>) -> Result<f64, String> {
     let number = |p: Poly| p.eval(sizes).map(|n| n as f64);
-    let whole = number(bytes(body, param))?;
+    let whole = number(bytes(body, value))?;
     let mut read: f64 = 0.0;
     for inst in &body.body {
-        for (n, _) in inst.args.iter().enumerate().filter(|(_, a)| **a == param) {
+        for (n, _) in inst.args.iter().enumerate().filter(|(_, a)| **a == value) {
             read += match inst.op {
                 Op::Gather { .. } if n == 0 => number(bytes(body, inst.result()))?,
                 Op::Append { .. } if n == 0 => 0.0,
+                Op::Slice { .. } | Op::Split { .. } | Op::Merge { .. } | Op::Rename { .. } => {
+                    read_of(body, inst.result(), sizes)?
+                }
                 _ => whole,
             };
         }
@@ -124,5 +127,28 @@ impl Sum for Traffic {
             all += one;
             all
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use latentc_ir::parse;
+
+    use super::*;
+    use crate::program::KernelKind;
+
+    #[test]
+    fn of_what_is_cut_only_the_pieces_are_read() {
+        let text = "module test entry @k\n\nfunc @k {\n\
+                    axes a0=n0, a1=24, a2=4, a3=6, a4=2, a5=3\nparam p0: bf16[a0, a1]\nparam p1: f32[a0, a1]\n\
+                    x: bf16[a0, a2, a3] = split p0 axis a1 into a2, a3\n\
+                    u: bf16[a0, a2, a4] = slice x axis a3 into a4 start 0\n\
+                    v: bf16[a0, a2, a4] = slice x axis a3 into a4 start 4\n\
+                    uv: f32[a0, a2, a4] = mul u, v\nw: f32[a0, a5] = slice p1 axis a1 into a5 start 1\n\
+                    s: f32[a0] = reduce_sum w over a5\ny: f32[a0, a2, a4] = mul uv, s\nreturn y\n}\n";
+        let body = parse("test", text).unwrap_or_else(|e| panic!("{e}")).functions[0].clone();
+        let kernel = Kernel { name: "k".to_owned(), kind: KernelKind::Map, body };
+        // Two of three pieces in two bytes each, and three numbers of four.
+        assert_eq!(Traffic::read_by_launch(&kernel, &[5]), Ok(vec![5.0 * 16.0 * 2.0, 5.0 * 3.0 * 4.0]));
     }
 }
