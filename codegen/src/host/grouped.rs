@@ -15,6 +15,11 @@ use crate::grouped::GroupedPlan;
 use crate::map::strides;
 use crate::program::Kernel;
 
+/// Fewer elements than these are added up by one thread.
+const ALONE: usize = 1 << 16;
+/// Columns of the result that a task adds up are a multiple of these: a line of memory.
+const COLUMNS: usize = 16;
+
 /// Whether a parameter that lies in pieces is read as it is: the table of a grouped product, one piece for each index.
 pub(super) fn reads_stack(body: &Function, param: ValueId, view: View<'_>, extents: &[usize]) -> bool {
     let Some(plan) = GroupedPlan::of(body) else { return false };
@@ -58,7 +63,7 @@ pub(super) fn run(
     let size = |axes: &[AxisId]| axes.iter().map(extent).product::<usize>();
     let (m, k, experts) = (size(&plan.m), size(&plan.k), extent(&plan.along));
     let total: usize = y_axes.iter().map(extent).product();
-    y[..total].fill(0.0);
+    y[..total].par_chunks_mut(ALONE).for_each(|part| part.fill(0.0));
     let rows = size(&plan.rows);
     if rows * m * k == 0 {
         return Ok(());
@@ -135,16 +140,35 @@ pub(super) fn run(
         return Err(fail("the pieces of its table are of several types"));
     }
 
-    // Rows that meet in one result are added in the order of the experts, whichever thread made them.
+    // Rows that meet in one result are added in the order of the experts, whichever threads do it: each has columns of its own.
     let m_extents: Vec<_> = plan.m.iter().map(extent).collect();
     let y_m: Vec<_> = plan.m.iter().map(|&a| step(a, y_axes, &y_steps)).collect();
-    for (from, &row) in made[..rows * m].chunks_exact(m).zip(&order) {
-        let to = offset(row, &row_extents, &y_row);
-        if y_m == strides(&plan.m, extents) {
-            y[to..to + m].iter_mut().zip(from).for_each(|(y, x)| *y += x);
-        } else {
-            from.iter().enumerate().for_each(|(i, x)| y[to + offset(i, &m_extents, &y_m)] += x);
+    let dense = y_m == strides(&plan.m, extents);
+    let to: Vec<_> = order.iter().map(|&row| offset(row, &row_extents, &y_row)).collect();
+    let width = m.div_ceil(rayon::current_num_threads()).next_multiple_of(COLUMNS);
+    let y = Shared(y.as_mut_ptr());
+    let add = |task: usize| {
+        let columns = task * width..m.min((task + 1) * width);
+        for (from, &to) in made[..rows * m].chunks_exact(m).zip(&to) {
+            let from = &from[columns.clone()];
+            if dense {
+                // SAFETY: `check` made sure that all of the row is there; these columns of it are this task's.
+                let y =
+                    unsafe { std::slice::from_raw_parts_mut(y.get().add(to + columns.start), from.len()) };
+                y.iter_mut().zip(from).for_each(|(y, x)| *y += x);
+            } else {
+                for (i, x) in columns.clone().zip(from) {
+                    // SAFETY: as above.
+                    unsafe { *y.get().add(to + offset(i, &m_extents, &y_m)) += x };
+                }
+            }
         }
+    };
+    let tasks = m.div_ceil(width);
+    if rows * m < ALONE {
+        (0..tasks).for_each(add);
+    } else {
+        (0..tasks).into_par_iter().for_each(add);
     }
     spare.give(packed);
     spare.give(made);

@@ -15,6 +15,8 @@ use crate::device::Floats;
 const FEW: usize = 48;
 /// Elements of a matrix that one task works on: they fit into a core's cache, and are worth handing to a thread.
 const BLOCK: usize = 1 << 16;
+/// The same of one that is widened: the crate packs the rows anew for each task, which so many columns are worth.
+const WIDENED: usize = 1 << 19;
 
 /// How a product is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,11 @@ impl Way {
         match self {
             Way::Whole => n.max(1),
             // Whole registers side by side.
-            Way::Few | Way::Widened => (BLOCK / k.max(1)).max(1).next_multiple_of(64).min(n.max(1)),
+            Way::Few => (BLOCK / k.max(1)).max(1).next_multiple_of(64).min(n.max(1)),
+            Way::Widened => {
+                let each = n.div_ceil(rayon::current_num_threads());
+                (WIDENED / k.max(1)).clamp(1, each.max(1)).next_multiple_of(64).min(n.max(1))
+            }
         }
     }
 }
@@ -203,8 +209,15 @@ unsafe fn widened<E: Element>(matrix: Matrix<E>, (n, k): (usize, usize)) -> (Vec
     let (lines, line, step) = if dense { (n, k, matrix.along) } else { (k, n, matrix.column) };
     let next = if dense { matrix.column } else { matrix.along };
     for i in 0..lines {
-        // SAFETY: by the caller.
-        wide.extend((0..line).map(|j| unsafe { (*matrix.data.add(i * next + j * step)).wide() }));
+        let from = matrix.data.wrapping_add(i * next);
+        if step == 1 {
+            // SAFETY: by the caller.
+            let from = unsafe { std::slice::from_raw_parts(from, line) };
+            wide.extend(from.iter().map(|x| x.wide()));
+        } else {
+            // SAFETY: by the caller.
+            wide.extend((0..line).map(|j| unsafe { (*from.add(j * step)).wide() }));
+        }
     }
     if dense { (wide, k, 1) } else { (wide, 1, n) }
 }
