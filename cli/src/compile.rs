@@ -13,8 +13,8 @@ use latentc_ir::{Size, Symbols};
 use latentc_passes::{Graph, Guard};
 use latentc_runtime::compiled::Compiled;
 
-use crate::cache::CacheArgs;
 use crate::folder::NewFolder;
+use crate::held::HeldArgs;
 use crate::manifest::{self, Hex, KernelEntry, Manifest, Together};
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::{Choice, Validation};
@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Choice,
     #[command(flatten)]
-    cache: CacheArgs,
+    held: HeldArgs,
     #[command(flatten)]
     tuning: TuningArgs,
     /// Run what each pass was given and what it made on small instances of the model, and fail with the smallest program
@@ -78,13 +78,13 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     let mut graphs: Vec<Compiled> = Vec::new();
     for graph in args.graph.iter().map(|&g| Graph::from(g)) {
         if !graphs.iter().any(|c| c.graph == graph) {
-            graphs.extend(model.compile(args.cache.of(graph), dtype, &passes)?);
+            graphs.extend(model.compile(args.held.of(graph), dtype, &passes)?);
         }
     }
     let mut validation = args.validate.then(Validation::default);
     if let Some(validation) = &mut validation {
         for compiled in &graphs {
-            let cx = Guard::context(compiled.guard.as_ref(), args.cache.of(compiled.graph));
+            let cx = Guard::context(compiled.guard.as_ref(), args.held.of(compiled.graph));
             validation.add(&passes, &cx, &compiled.stages, &spinner)?;
         }
         spinner.say("compiling".to_owned());

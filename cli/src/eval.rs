@@ -12,9 +12,9 @@ use latentc_runtime::checkpoint::{DType, TensorFile, TensorView, write_tensors};
 use latentc_runtime::eval::{Batch, Reading};
 use serde::Serialize;
 
-use crate::cache::CacheArgs;
 use crate::edits::Texts;
 use crate::gradient::Gradients;
+use crate::held::HeldArgs;
 use crate::model::{self, DTypeArg, Model};
 use crate::target::{Job, Target, with_texts};
 use crate::tuning::TuningArgs;
@@ -55,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
     #[command(flatten)]
-    cache: CacheArgs,
+    held: HeldArgs,
     #[command(flatten)]
     tuning: TuningArgs,
     /// Print the summary as one JSON object.
@@ -184,7 +184,7 @@ impl Job for Eval<'_> {
                 (&[Graph::Prefill, Graph::Decode], reading)
             }
         };
-        let graphs: Vec<_> = graphs.iter().map(|&g| args.cache.of(g)).collect();
+        let graphs: Vec<_> = graphs.iter().map(|&g| args.held.of(g)).collect();
         let mut engine = model.load(&args.model, device, model.dtype(args.dtype), &graphs)?;
         let start = Instant::now();
         let logits = {

@@ -4,7 +4,6 @@
 //! written to disk appears complete or not at all.
 
 mod bench;
-mod cache;
 mod check;
 mod compile;
 mod dump;
@@ -13,6 +12,7 @@ mod eval;
 mod explain;
 mod folder;
 mod gradient;
+mod held;
 mod init;
 mod manifest;
 mod model;

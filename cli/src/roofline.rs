@@ -12,7 +12,7 @@ use latentc_runtime::bench::Shape;
 use serde::Serialize;
 
 use crate::bench::{bound, fitting};
-use crate::cache::CacheArgs;
+use crate::held::HeldArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::table::{grouped, short, table};
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Choice,
     #[command(flatten)]
-    cache: CacheArgs,
+    held: HeldArgs,
     #[command(flatten)]
     tuning: TuningArgs,
 }
@@ -108,7 +108,7 @@ pub(crate) fn roofline(args: &Args) -> anyhow::Result<()> {
         let (tokens, context) = if decodes { (1, args.context) } else { (args.tokens, args.tokens) };
         let shape = Shape { batch: args.batch as usize, tokens: tokens as usize, context: context as usize };
         let variants =
-            model.compile(args.cache.of(graph), model.dtype(args.dtype), &args.passes.pipeline())?;
+            model.compile(args.held.of(graph), model.dtype(args.dtype), &args.passes.pipeline())?;
         let compiled = fitting(variants, |symbols| bound(symbols, shape))
             .ok_or_else(|| anyhow!("no {} graph of {} is for these sizes", graph.name(), model.name))?;
         let sizes = bound(&latentc_ir::Symbols::of(compiled.module()), shape);

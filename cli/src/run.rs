@@ -11,8 +11,8 @@ use latentc_runtime::generate::{Sampler, generate};
 use serde::Serialize;
 use tokenizers::Tokenizer;
 
-use crate::cache::CacheArgs;
 use crate::edits;
+use crate::held::HeldArgs;
 use crate::model::{self, DTypeArg, Model};
 use crate::print_json;
 use crate::target::{Job, Target, with_texts};
@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
     #[command(flatten)]
-    cache: CacheArgs,
+    held: HeldArgs,
     /// Pages of the pool, if it is not to have as many as the prompt and all steps fill.
     #[arg(long, value_name = "PAGES", requires = "cache_page", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     cache_pool: Option<u64>,
@@ -162,7 +162,7 @@ impl Job for Run<'_> {
             &args.model,
             device,
             dtype,
-            &[Graph::Prefill, Graph::Decode].map(|g| args.cache.of(g)),
+            &[Graph::Prefill, Graph::Decode].map(|g| args.held.of(g)),
         )?;
         engine.set_pool_pages(args.cache_pool.map(|pages| pages as usize));
         let ends: &[u32] = if args.ignore_eos { &[] } else { &model.config.common().eos_token_ids };

@@ -9,8 +9,8 @@ use latentc_passes::Graph;
 use latentc_runtime::bench::{self, Arguments, Settings, Shape, Tried};
 
 use crate::bench::{bound, fitting, probe};
-use crate::cache::CacheArgs;
 use crate::folder::write_file;
+use crate::held::HeldArgs;
 use crate::manifest::Hex;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice as Passes;
@@ -77,7 +77,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Passes,
     #[command(flatten)]
-    cache: CacheArgs,
+    held: HeldArgs,
 }
 
 pub(crate) fn tune(args: &Args) -> anyhow::Result<()> {
@@ -155,7 +155,7 @@ impl Job for Tune<'_> {
         let spinner = progress::spinner("compiling");
         let mut runs = Vec::new();
         for (graph, shape) in self.runs() {
-            let variants = model.compile(args.cache.of(graph), dtype, &passes)?;
+            let variants = model.compile(args.held.of(graph), dtype, &passes)?;
             let compiled = fitting(variants, |symbols| bound(symbols, shape)).ok_or_else(|| {
                 anyhow!("no program of the {} graph is for {} tokens", graph.name(), shape.tokens)
             })?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use latentc_ir::infer::show_type;
-use latentc_ir::{AxisId, DType, Factor, Function, Op, Origin, Stored, Type, ValueId};
+use latentc_ir::{AxisId, DType, Factor, Function, Held, Op, Origin, Stored, Type, ValueId};
 
 use crate::error::Diagnostic;
 use crate::expr::{Call, Index, Name, Spot, Target, WeightDecl};
@@ -197,7 +197,7 @@ impl Frame {
             let message = format!("`{}` has no axis `{}`", name.text, self.f.axis(a).name);
             return Err(Diagnostic::new(decl.tensor.at, message).into());
         }
-        let stored = Stored { tensor: decl.tensor.text.clone(), dims };
+        let stored = Stored { tensor: decl.tensor.text.clone(), dims, held: Held::Elements };
         Ok((self.f.add_weight(&name.text, Type::new(dtype, axes.clone()), stored), axes))
     }
 

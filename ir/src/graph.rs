@@ -95,6 +95,29 @@ pub struct Stored {
     pub tensor: String,
     /// Its dimensions, slowest first; each a product of factors, slowest first.
     pub dims: Vec<Vec<Factor>>,
+    /// What of these elements the weight holds.
+    #[serde(default, skip_serializing_if = "Held::is_elements")]
+    pub held: Held,
+}
+
+/// What a weight holds of the elements that are stored: themselves, or what they are coded as ([`coded`](crate::coded)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Held {
+    /// The elements.
+    #[default]
+    Elements,
+    /// Codes of 8 bits. The one stored axis that the weight lacks numbers those that share a word.
+    Codes,
+    /// The scales of the codes. The stored axes that the weight lacks number the elements that share one.
+    Scales,
+}
+
+impl Held {
+    /// Whether it is the elements.
+    pub fn is_elements(&self) -> bool {
+        *self == Held::Elements
+    }
 }
 
 /// A factor of a stored dimension.

@@ -65,6 +65,8 @@ impl Inventory {
 /// A weight of a function and where its elements lie.
 pub(crate) struct Placed {
     pub(crate) value: ValueId,
+    /// Of its elements.
+    pub(crate) dtype: DType,
     pub(crate) layout: Layout,
 }
 
@@ -78,7 +80,7 @@ impl Module {
         let mut found = Inventory { tensors: Vec::new() };
         let mut index: BTreeMap<String, usize> = BTreeMap::new();
         self.walk_weights(|scope, f, placed| {
-            let dtype = f.ty(placed.value).dtype;
+            let dtype = placed.dtype;
             let weight = &f.value(placed.value).name;
             for piece in &placed.layout.pieces {
                 let name = scoped(scope, &piece.tensor);
@@ -115,8 +117,9 @@ impl Module {
         for f in &self.functions {
             let mut placed = Vec::new();
             for w in &f.weights {
-                let layout = w.stored.layout(f, f.ty(w.value))?;
-                placed.push(Placed { value: w.value, layout });
+                let ty = f.ty(w.value);
+                let (layout, dtype) = (w.stored.layout(f, ty)?, w.stored.elements(ty).dtype);
+                placed.push(Placed { value: w.value, dtype, layout });
             }
             layouts.insert(f.name.as_str(), placed);
         }

@@ -11,6 +11,7 @@
 mod canonical;
 pub mod census;
 mod chain;
+pub mod coded;
 pub mod cost;
 mod cursor;
 pub mod diag;
@@ -42,10 +43,11 @@ mod verify_weights;
 pub mod work;
 
 pub use census::{Census, census};
+pub use coded::Coding;
 pub use cost::{Cost, FunctionCost, cost};
 pub use diag::ParseError;
 pub use expand::expand;
-pub use graph::{Def, Factor, Function, Inst, Module, Origin, Stored, Value, ValueId, Weight};
+pub use graph::{Def, Factor, Function, Held, Inst, Module, Origin, Stored, Value, ValueId, Weight};
 pub use infer::{Want, infer};
 pub use interp::{Caches, InterpError, Interpreter, Precision, WeightSource, scoped};
 pub use inventory::{Inventory, StoredTensor, Use};

@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::chain;
 use crate::cursor::{Cursor, Parsed, Reported};
 use crate::diag::{Diagnostic, ParseError, did_you_mean};
-use crate::graph::{Factor, Function, Module, Stored, Value, ValueId, Weight};
+use crate::graph::{Factor, Function, Held, Module, Stored, Value, ValueId, Weight};
 use crate::lex::{Kind, tokens};
 use crate::print::Name;
 use crate::types::{Axis, AxisId, DType, Size, Type};
@@ -480,13 +480,18 @@ impl Parser<'_> {
     // --- weights ------------------------------------------------------------------------------------
 
     fn stored(&mut self, d: &Draft) -> Parsed<Stored> {
+        let held = match () {
+            () if self.at.eat_word("codes") => Held::Codes,
+            () if self.at.eat_word("scales") => Held::Scales,
+            () => Held::Elements,
+        };
         let tensor = self.at.string("the name of the stored tensor in quotes")?;
         let mut dims = Vec::new();
         if self.at.eat('[') {
             dims = self.listed(|p| p.stored_dim(d))?;
             self.at.mark(']')?;
         }
-        Ok(Stored { tensor, dims })
+        Ok(Stored { tensor, dims, held })
     }
 
     /// `i * (n | v)`, or `1` for a dimension without factors.

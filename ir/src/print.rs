@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::chain;
-use crate::graph::{Factor, Function, Inst, Module, Origin, Stored, ValueId};
+use crate::graph::{Factor, Function, Held, Inst, Module, Origin, Stored, ValueId};
 use crate::infer::show_type;
 use crate::lex::{is_ident, quote};
 use crate::ops::{Attr, Op, Real};
@@ -243,7 +243,12 @@ fn axis_table(axes: &[Axis]) -> String {
 
 /// `"mlp.{e}.weight"[i * (n | v), c]`.
 fn stored(f: &Function, stored: &Stored) -> String {
-    let tensor = quote(&stored.tensor);
+    let held = match stored.held {
+        Held::Elements => "",
+        Held::Codes => "codes ",
+        Held::Scales => "scales ",
+    };
+    let tensor = held.to_owned() + &quote(&stored.tensor);
     if stored.dims.is_empty() {
         return tensor;
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use crate::graph::{Factor, Function, Stored, Weight};
 use crate::interp::{WeightSource, scoped};
 use crate::tensor::Tensor;
-use crate::types::{AxisId, Size, Type};
+use crate::types::{AxisId, DType, Size, Type};
 
 /// Where the elements of a weight are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,11 +96,12 @@ impl Stored {
         Ok(axes)
     }
 
-    /// Where the elements of a weight of type `ty` lie.
+    /// Where the elements that a weight of type `ty` is, or is made of, lie.
     ///
     /// # Errors
     /// An axis that is not of fixed size, not one of the weight's, or there twice or never; naming it.
     pub fn layout(&self, f: &Function, ty: &Type) -> Result<Layout, String> {
+        let ty = &self.elements(ty);
         let wrong = |what: String| format!("@{}: \"{}\": {what}", f.name, self.tensor);
         let name = |a: AxisId| &f.axis(a).name;
         let extent = |a: AxisId| match &f.axis(a).size {
@@ -326,18 +327,38 @@ pub type Tensors = BTreeMap<String, Tensor>;
 
 impl WeightSource for Tensors {
     fn weight(&mut self, scope: &str, f: &Function, w: &Weight) -> Result<Tensor, String> {
-        let ty = f.ty(w.value);
-        let layout = w.stored.layout(f, ty)?;
-        let shape = ty.axes.iter().filter_map(|&a| f.axis(a).size.fixed()).map(|n| n as usize);
-        let mut weight = Tensor::zeros(ty.dtype, shape.collect::<Vec<_>>());
-        for piece in &layout.pieces {
+        w.read(f, DType::F32, |layout, piece, elements| {
             let name = scoped(scope, &piece.tensor);
             let stored = self.get(&name).ok_or_else(|| format!("the checkpoint has no \"{name}\""))?;
             if !stored.shape.iter().map(|&n| n as u64).eq(layout.shape.iter().copied()) {
                 return Err(format!("\"{name}\" has shape {:?}, not {:?}", stored.shape, layout.shape));
             }
-            layout.load(piece, 1, &stored.data, &mut weight.data)?;
+            layout.load(piece, 1, &stored.data, elements)
+        })
+    }
+}
+
+impl Weight {
+    /// What the weight holds, for the interpreter. `load` brings the elements of a piece to their places; scales are of dtype `scale`.
+    ///
+    /// # Errors
+    /// Those of `load`; a layout that makes no sense.
+    pub fn read(
+        &self,
+        f: &Function,
+        scale: DType,
+        mut load: impl FnMut(&Layout, &Piece, &mut [f64]) -> Result<(), String>,
+    ) -> Result<Tensor, String> {
+        let ty = f.ty(self.value);
+        let layout = self.stored.layout(f, ty)?;
+        let mut data = vec![0.0; layout.elements as usize];
+        for piece in &layout.pieces {
+            load(&layout, piece, &mut data)?;
         }
-        Ok(weight)
+        if let Some(coding) = self.stored.coding(f, ty)? {
+            data = coding.of(&data, scale);
+        }
+        let shape = ty.axes.iter().filter_map(|&a| f.axis(a).size.fixed()).map(|n| n as usize);
+        Ok(Tensor { dtype: ty.dtype, shape: shape.collect(), data })
     }
 }

@@ -7,7 +7,7 @@
 
 use proptest::prelude::{Strategy, any};
 
-use crate::graph::{Factor, Function, Inst, Module, Origin, Stored, ValueId};
+use crate::graph::{Factor, Function, Held, Inst, Module, Origin, Stored, ValueId};
 use crate::ops::{Binary, Op, Unary};
 use crate::testing_ops::{add_call, add_step};
 use crate::types::{AxisId, DType, Size, Type};
@@ -281,7 +281,7 @@ impl Build<'_, '_> {
                 }
             }
         }
-        self.f.add_weight(&format!("W{n}"), ty, Stored { tensor, dims });
+        self.f.add_weight(&format!("W{n}"), ty, Stored { tensor, dims, held: Held::Elements });
     }
 
     fn add_origins(&mut self, first: usize) {

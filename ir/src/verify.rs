@@ -22,6 +22,8 @@
 //! - its axes have fixed sizes, and each occurs once, as a factor of a stored dimension or as `{axis}` in
 //!   the tensor's name
 //! - of the parts that lie one behind the other, two or more and all of fixed size, the weight has one
+//! - one that holds codes is i32 and lacks the axis along which they share a word; one that holds scales is f32 and lacks those along
+//!   which elements share one
 //!
 //! Cache
 //! - nothing uses it but the first operand of one `append`

@@ -1,7 +1,10 @@
 //! The verifier's rules on how weights are stored.
 
-use crate::graph::{Factor, Function, Stored, Weight};
-use crate::types::{AxisId, Size};
+use crate::graph::{Factor, Function, Held, Stored, Weight};
+use crate::types::{AxisId, DType, Size};
+
+/// Codes of 8 bits that a word has room for.
+const CODES: u64 = 4;
 
 impl Stored {
     /// The axes of all factors, with all parts.
@@ -20,7 +23,28 @@ impl Stored {
 /// The rules that a weight breaks; all numbers are in range.
 pub(crate) fn check_weight(f: &Function, weight: &Weight) -> Vec<String> {
     let mut broken = Vec::new();
-    let own = &f.ty(weight.value).axes;
+    let held = f.ty(weight.value);
+    let own = &weight.stored.elements(held).axes;
+    let missing = own.len() - held.axes.len();
+    match weight.stored.held {
+        Held::Elements => {}
+        Held::Codes => {
+            let fields = own.last().and_then(|&a| f.axis(a).size.fixed());
+            if held.dtype != DType::I32 || held.axes.is_empty() || missing != 1 || fields > Some(CODES) {
+                broken.push(format!(
+                    "holds codes, so it is i32 and lacks one of the stored axes, along which up to {CODES} share a word"
+                ));
+            }
+        }
+        Held::Scales => {
+            if held.dtype != DType::F32 || missing == 0 {
+                broken.push(
+                    "holds scales, so it is f32 and lacks a stored axis, along which elements share one"
+                        .to_owned(),
+                );
+            }
+        }
+    }
     let name = |a: AxisId| &f.axis(a).name;
     let mut placed: Vec<AxisId> = Vec::new();
 

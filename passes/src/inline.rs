@@ -135,6 +135,7 @@ fn paste(
         let stored = Stored {
             tensor: scoped(scope, &numbered_by(&w.stored.tensor, callee, new, &axes)),
             dims: w.stored.dims.iter().map(|dim| dim.iter().map(part).collect()).collect(),
+            held: w.stored.held,
         };
         values.insert(w.value, new.add_weight(&callee.value(w.value).name, ty(w.value), stored));
     }

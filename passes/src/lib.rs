@@ -3,8 +3,10 @@
 //! A pass is a law applied to a graph: one file, named by a verb. A pipeline is a list of passes, so it can be
 //! printed, cut short, and dumped after each step. No pass knows a model or a device.
 
+pub mod codes;
 pub mod derive;
 pub mod differentiate;
+pub mod encode;
 pub mod inline;
 pub mod machine;
 pub mod page;
@@ -24,9 +26,11 @@ pub mod variants;
 use latentc_ir::expand::expand_in;
 use latentc_ir::{Function, Module, Op};
 
+pub use codes::Codes;
+pub use encode::WeightForm;
 pub use machine::Machine;
 pub use page::Pool;
-pub use quantise::{CacheForm, Codes};
+pub use quantise::CacheForm;
 pub use remark::{Candidate, Crossing, Kind, Remark, Unit};
 pub use sizes::Sizes;
 pub use variants::{Guard, Variant, variants};
@@ -78,6 +82,8 @@ pub struct Context {
     pub cache: Option<CacheForm>,
     /// Positions of a page, if caches lie in pages.
     pub page: Option<u64>,
+    /// What weights are held in, if not as they are stored.
+    pub weights: Option<WeightForm>,
     /// New tokens of a sequence that costs are weighed for, if not as many as is usual for the graph.
     pub tokens: Option<u64>,
     /// What the passes did so far, and why.
@@ -87,8 +93,16 @@ pub struct Context {
 impl Context {
     /// For what is wanted, on the default machine.
     pub fn new(wanted: impl Into<Wanted>) -> Context {
-        let Wanted { graph, cache, page } = wanted.into();
-        Context { graph, cache, page, machine: Machine::default(), tokens: None, remarks: Vec::new() }
+        let Wanted { graph, cache, page, weights } = wanted.into();
+        Context {
+            graph,
+            cache,
+            page,
+            weights,
+            machine: Machine::default(),
+            tokens: None,
+            remarks: Vec::new(),
+        }
     }
 }
 
@@ -101,11 +115,13 @@ pub struct Wanted {
     pub cache: Option<CacheForm>,
     /// Positions of a page, if its caches lie in pages: a power of two. The same goes for graphs that share them.
     pub page: Option<u64>,
+    /// What its weights are held in, if not as they are stored.
+    pub weights: Option<WeightForm>,
 }
 
 impl From<Graph> for Wanted {
     fn from(graph: Graph) -> Wanted {
-        Wanted { graph, cache: None, page: None }
+        Wanted { graph, cache: None, page: None, weights: None }
     }
 }
 
@@ -231,6 +247,13 @@ pub fn pipeline() -> Vec<Pass> {
             without: Without::Nothing,
             run: |m, _| Ok(simplify::simplify(m)),
             rounds: None,
+        },
+        Pass {
+            name: "encode",
+            law: "w = decode (encode w) to within half a step: weights that are multiplied with have 8 bits, and scales",
+            without: Without::Nothing,
+            run: encode::encode,
+            rounds: Some(encode::rounded),
         },
     ]
 }

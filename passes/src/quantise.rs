@@ -7,46 +7,19 @@
 //! Needs  a placed cache: what `past` reads is kept.  Leaves  codes packed in 32-bit words, which every target can store
 //! Cases  quantise.ir
 //!
-//! A token's elements are cut into groups of equal size. With `m` the largest magnitude of a group, rounded as it is stored:
-//!
-//! ```text
-//! int8   scale = m / 127,  x / scale to the nearest whole number, halves up       |error| <= scale / 2
-//! int6   scale = m / 31    the same                                              |error| <= scale / 2
-//! fp8    scale = m / 448,  x / scale to the nearest e4m3 (arXiv 2209.05433),     |error| <= |x| / 16 or scale / 1024,
-//!        halves away from 0                                                        whichever is more
-//! ```
-//!
-//! Six bits are kept as four and two, so that fields do not cross words. A group of zeros has the scale 0 and reads as zeros. A
-//! group with an infinity in it is not finite when it is read; what is no number reads as some number of its group, or none.
+//! How a token's elements are coded, and how far off they read, is said in [`codes`](crate::codes).
 //!
 //! The pass is two laws. That of rounding changes numbers, [`rounded`] is what it makes; that the past of what works on each
 //! position alone is the same of the past does not, and that is what `--validate` compares.
 
-use std::fmt;
-
-use latentc_ir::{
-    AxisId, Binary, DType, Function, Inst, Module, Op, Real, Reduce, Size, Type, Unary, ValueId,
-};
+use latentc_ir::{AxisId, DType, Function, Inst, Module, Op, Type, ValueId};
 use serde::Serialize;
 
+use crate::codes::{Coded, Coder, Codes, Layout};
 use crate::rewrite::Rebuild;
 use crate::{Context, Kind, Remark};
 
 const NAME: &str = "quantise";
-
-/// How the elements of caches are held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Codes {
-    /// bfloat16, without scales.
-    Bf16,
-    /// Floats of 8 bits: sign, 4 of exponent, 3 of significand (e4m3).
-    Fp8,
-    /// Whole numbers from -127 to 127.
-    Int8,
-    /// Whole numbers from -31 to 31.
-    Int6,
-}
 
 /// What caches are held in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -66,46 +39,6 @@ impl CacheForm {
     /// These codes in groups of [`GROUP`], in all caches.
     pub fn new(codes: Codes) -> CacheForm {
         CacheForm { codes, group: GROUP, rotated_wide: false }
-    }
-}
-
-impl Codes {
-    /// All of them, the widest first.
-    pub const ALL: [Codes; 4] = [Codes::Bf16, Codes::Fp8, Codes::Int8, Codes::Int6];
-
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Codes::Bf16 => "bf16",
-            Codes::Fp8 => "fp8",
-            Codes::Int8 => "int8",
-            Codes::Int6 => "int6",
-        }
-    }
-
-    /// The widths of the fields that a code is cut into, lowest bits first. None if elements are not coded.
-    fn planes(self) -> &'static [u64] {
-        match self {
-            Codes::Bf16 => &[],
-            Codes::Fp8 | Codes::Int8 => &[8],
-            Codes::Int6 => &[4, 2],
-        }
-    }
-
-    /// What the largest magnitude of a group is coded as.
-    fn most(self) -> f64 {
-        match self {
-            Codes::Bf16 => 1.0,
-            Codes::Fp8 => 448.0,
-            Codes::Int8 => 127.0,
-            Codes::Int6 => 31.0,
-        }
-    }
-}
-
-impl fmt::Display for Codes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 
@@ -135,64 +68,31 @@ fn each(
     let function = |f: &Function| {
         let mut r = Rebuild::new(f, NAME);
         r.header();
-        let mut q = Quantiser { r, form };
+        let mut q = Quantiser { coder: Coder { r, codes: form.codes }, form };
         for inst in &f.body {
             match q.layout(inst) {
                 Some(layout) => {
                     let id = replace(&mut q, &layout, inst);
-                    q.r.replace(inst.result(), id);
+                    q.coder.r.replace(inst.result(), id);
                 }
-                None => q.r.copy(inst),
+                None => q.coder.r.copy(inst),
             }
         }
-        q.r.finish()
+        q.coder.r.finish()
     };
     let functions = module.functions.iter().map(function).collect();
     Module { name: module.name.clone(), functions, entry: module.entry.clone() }
 }
 
-/// How the elements of a token are coded.
-struct Layout {
-    /// The axis whose past is kept.
-    token: AxisId,
-    /// The axes that number tokens, of all sequences.
-    tokens: Vec<AxisId>,
-    /// The axes of a token's elements, in memory order.
-    row: Vec<AxisId>,
-    /// Elements of a token.
-    elements: u64,
-    /// Groups of a token.
-    groups: u64,
-    /// Elements of a group, with those that fill it up.
-    group: u64,
-    /// Bytes of a token before and after.
-    bytes: [u64; 2],
-}
-
-/// What a value is coded as: words for each plane, and scales.
-struct Coded {
-    words: Vec<ValueId>,
-    scale: ValueId,
-}
-
-/// The axes that coding adds; those of a plane are words and fields.
-struct Axes {
-    flat: AxisId,
-    padded: AxisId,
-    group: AxisId,
-    within: AxisId,
-    planes: Vec<[AxisId; 2]>,
-}
-
 struct Quantiser<'a> {
-    r: Rebuild<'a>,
+    coder: Coder<'a>,
     form: CacheForm,
 }
 
 impl Quantiser<'_> {
     /// How the value that an instruction keeps is coded, if it is.
     fn layout(&self, inst: &Inst) -> Option<Layout> {
-        let f = self.r.old;
+        let f = self.coder.r.old;
         let Op::Past { from, .. } = inst.op else { return None };
         let ty = f.ty(inst.args[0]);
         if !ty.dtype.is_float() || (self.form.rotated_wide && is_rotated(f, inst.args[0])) {
@@ -203,11 +103,13 @@ impl Quantiser<'_> {
     }
 
     fn remark(&self, layout: &Layout, inst: &Inst) -> Remark {
-        let f = self.r.old;
+        let f = self.coder.r.old;
         let ty = f.ty(inst.args[0]);
-        let others = Codes::ALL.into_iter().filter(|&c| c != self.form.codes).filter_map(|c| {
-            Some(format!("{c} {}", self::layout(f, ty, layout.token, c, self.form.group)?.bytes[1]))
-        });
+        let Op::Past { from, .. } = inst.op else { unreachable!("layouts are of what is kept") };
+        let others = Codes::ALL
+            .into_iter()
+            .filter(|&c| c != self.form.codes)
+            .filter_map(|c| Some(format!("{c} {}", self::layout(f, ty, from, c, self.form.group)?.bytes[1])));
         let others: Vec<_> = others.collect();
         let &Layout { elements, groups, group, bytes: [before, after], .. } = layout;
         let scales = match (self.form.codes, groups) {
@@ -227,298 +129,62 @@ impl Quantiser<'_> {
     /// The past of the codes, decoded.
     fn kept(&mut self, layout: &Layout, inst: &Inst) -> ValueId {
         let Op::Past { from, to } = inst.op else { unreachable!("layouts are of what is kept") };
-        let x = self.r.get(inst.args[0]);
+        let x = self.coder.r.get(inst.args[0]);
         let past = |q: &mut Self, v: ValueId| {
-            let ty = q.r.new.ty(v).clone();
+            let ty = q.coder.r.new.ty(v).clone();
             let axes: Vec<_> = ty.axes.iter().map(|&a| if a == from { to } else { a }).collect();
-            let name = q.r.new.value(v).name.clone();
-            q.r.emit(inst, Op::Past { from, to }, &[v], &format!("{name}.past"), Type::new(ty.dtype, axes))
+            let name = q.coder.r.new.value(v).name.clone();
+            q.coder.r.emit(
+                inst,
+                Op::Past { from, to },
+                &[v],
+                &format!("{name}.past"),
+                Type::new(ty.dtype, axes),
+            )
         };
         if self.form.codes == Codes::Bf16 {
             let narrow = self.narrow(inst, x);
             let kept = past(self, narrow);
-            let value = self.r.old.value(inst.result());
-            return self.r.emit(inst, Op::Cast, &[kept], &value.name, value.ty.clone());
+            let value = self.coder.r.old.value(inst.result());
+            return self.coder.r.emit(inst, Op::Cast, &[kept], &value.name, value.ty.clone());
         }
-        let axes = self.axes(layout);
-        let coded = self.encode(layout, &axes, inst, x);
+        let axes = self.coder.axes(layout);
+        let coded = self.coder.encode(layout, &axes, inst, x);
         let words = coded.words.into_iter().map(|w| past(self, w)).collect();
         let coded = Coded { words, scale: past(self, coded.scale) };
-        let value = self.r.old.value(inst.result()).clone();
-        let tokens: Vec<_> = layout.tokens.iter().map(|&a| if a == from { to } else { a }).collect();
-        self.decode(layout, &axes, inst, coded, &tokens, (&value.name, &value.ty))
+        let value = self.coder.r.old.value(inst.result()).clone();
+        let tokens: Vec<_> = layout.rows.iter().map(|&a| if a == from { to } else { a }).collect();
+        self.coder.decode(layout, &axes, inst, coded, &tokens, (&value.name, &value.ty))
     }
 
     /// The past of what is coded and decoded.
     fn rounded(&mut self, layout: &Layout, inst: &Inst) -> ValueId {
-        let x = self.r.get(inst.args[0]);
-        let ty = self.r.new.ty(x).clone();
+        let x = self.coder.r.get(inst.args[0]);
+        let ty = self.coder.r.new.ty(x).clone();
         let back = if self.form.codes == Codes::Bf16 {
             let narrow = self.narrow(inst, x);
-            self.r.emit(inst, Op::Cast, &[narrow], "", ty)
+            self.coder.r.emit(inst, Op::Cast, &[narrow], "", ty)
         } else {
-            let axes = self.axes(layout);
-            let coded = self.encode(layout, &axes, inst, x);
-            self.decode(layout, &axes, inst, coded, &layout.tokens, ("", &ty))
+            let axes = self.coder.axes(layout);
+            let coded = self.coder.encode(layout, &axes, inst, x);
+            self.coder.decode(layout, &axes, inst, coded, &layout.rows, ("", &ty))
         };
-        let value = self.r.old.value(inst.result());
-        self.r.emit(inst, inst.op.clone(), &[back], &value.name, value.ty.clone())
+        let value = self.coder.r.old.value(inst.result());
+        self.coder.r.emit(inst, inst.op.clone(), &[back], &value.name, value.ty.clone())
     }
 
     fn narrow(&mut self, inst: &Inst, x: ValueId) -> ValueId {
-        let value = self.r.new.value(x).clone();
+        let value = self.coder.r.new.value(x).clone();
         let ty = Type::new(DType::Bf16, value.ty.axes);
-        self.r.emit(inst, Op::Cast, &[x], &format!("{}.narrow", value.name), ty)
-    }
-
-    fn axes(&mut self, layout: &Layout) -> Axes {
-        let f = &mut self.r.new;
-        let names: Vec<_> = layout.row.iter().map(|&a| f.axis(a).name.clone()).collect();
-        let name = names.concat();
-        let mut axis = |suffix: &str, n: u64| f.add_axis(&format!("{name}{suffix}"), Size::Fixed(n), None);
-        let flat = match layout.row[..] {
-            [one] => one,
-            _ => axis("", layout.elements),
-        };
-        let padded = match layout.groups * layout.group {
-            n if n == layout.elements => flat,
-            n => axis("_full", n),
-        };
-        let (group, within) = (axis("_group", layout.groups), axis("_in", layout.group));
-        let planes = self.form.codes.planes().iter().map(|width| {
-            let fields = 32 / width;
-            [axis("_word", layout.group / fields), axis("_field", fields)]
-        });
-        let planes = planes.collect();
-        Axes { flat, padded, group, within, planes }
-    }
-
-    fn encode(&mut self, layout: &Layout, axes: &Axes, inst: &Inst, x: ValueId) -> Coded {
-        let (Codes::Fp8 | Codes::Int8 | Codes::Int6) = self.form.codes else {
-            unreachable!("what is not coded has no planes")
-        };
-        let Type { dtype, .. } = *self.r.new.ty(x);
-        let name = self.r.new.value(x).name.clone();
-        let mut b = Builder { q: self, inst, tokens: layout.tokens.clone() };
-        let mut row = x;
-        if axes.flat != layout.row[0] {
-            let op = Op::Merge { axes: layout.row.clone(), into: axes.flat };
-            row = b.add(op, &[row], "", dtype, &[axes.flat]);
-        }
-        if axes.padded != axes.flat {
-            let missing = layout.groups * layout.group - layout.elements;
-            let pad = b.q.r.new.add_axis("pad", Size::Fixed(missing), None);
-            let zero = b.number(0.0, dtype);
-            let all: Vec<_> = b.tokens.iter().copied().chain([pad]).collect();
-            let zeros = b.add(Op::Broadcast { axes: all }, &[zero], "", dtype, &[pad]);
-            let op = Op::Concat { axes: vec![axes.flat, pad], into: axes.padded };
-            row = b.add(op, &[row, zeros], "", dtype, &[axes.padded]);
-        }
-        let &Axes { padded, group, within, .. } = axes;
-        let grouped = Op::Split { axis: padded, into: vec![group, within] };
-        let grouped = b.add(grouped, &[row], "", dtype, &[group, within]);
-        let size = b.add(Op::Unary(Unary::Abs), &[grouped], "", dtype, &[group, within]);
-        let largest = Op::Reduce { by: Reduce::Max, axis: within };
-        let largest = b.add(largest, &[size], "", DType::F32, &[group]);
-        let per = b.number(1.0 / b.q.form.codes.most(), DType::F32);
-        let step = b.add(Op::Binary(Binary::Mul), &[largest, per], "", DType::F32, &[group]);
-        // Codes are of the scale as it is stored.
-        let scale = b.add(Op::Cast, &[step], &format!("{name}.scale"), dtype, &[group]);
-        let least = b.number(LEAST, DType::F32);
-        let divisor = b.add(Op::Binary(Binary::Max), &[scale, least], "", DType::F32, &[group]);
-        let mut words = Vec::new();
-        let mut below = 0;
-        for (&[word, field], &width) in axes.planes.iter().zip(b.q.form.codes.planes()) {
-            let own = [group, word, field];
-            let split = Op::Split { axis: padded, into: own.to_vec() };
-            let elements = b.add(split, &[row], "", dtype, &own);
-            let x = b.add(Op::Binary(Binary::Div), &[elements, divisor], "", DType::F32, &own);
-            let mut code = match b.q.form.codes {
-                Codes::Fp8 => b.encode_float(x, &own),
-                codes => b.encode_whole(x, codes.most(), &own),
-            };
-            if below > 0 {
-                code = b.whole(Binary::Div, code, 1 << below, &own);
-            }
-            let name = format!("{name}.bits{below}");
-            words.push(b.add(Op::Pack { axis: field }, &[code], &name, DType::I32, &[group, word]));
-            below += width;
-        }
-        Coded { words, scale }
-    }
-
-    fn decode(
-        &mut self,
-        layout: &Layout,
-        axes: &Axes,
-        inst: &Inst,
-        coded: Coded,
-        tokens: &[AxisId],
-        (name, ty): (&str, &Type),
-    ) -> ValueId {
-        let codes = self.form.codes;
-        let mut b = Builder { q: self, inst, tokens: tokens.to_vec() };
-        let own = [axes.group, axes.within];
-        let mut code = None;
-        let mut below = 0;
-        for ((&[word, field], &width), words) in axes.planes.iter().zip(codes.planes()).zip(coded.words) {
-            let all = [axes.group, word, field];
-            let fields = b.add(Op::Unpack { axis: field }, &[words], "", DType::I32, &all);
-            let merge = Op::Merge { axes: vec![word, field], into: axes.within };
-            let part = b.add(merge, &[fields], "", DType::I32, &own);
-            code = Some(match code {
-                None => part,
-                Some(low) => {
-                    let high = b.whole(Binary::Mul, part, 1 << below, &own);
-                    b.add(Op::Binary(Binary::Add), &[low, high], "", DType::I32, &own)
-                }
-            });
-            below += width;
-        }
-        let code = code.expect("codes have bits");
-        let number = match codes {
-            Codes::Fp8 => b.decode_float(code, &own),
-            _ => {
-                let centred = b.whole(Binary::Sub, code, codes.most() as i32, &own);
-                b.add(Op::Cast, &[centred], "", DType::F32, &own)
-            }
-        };
-        let x = b.add(Op::Binary(Binary::Mul), &[number, coded.scale], "", ty.dtype, &own);
-        // The last of these is the value itself, with its name and its order of axes.
-        let mut steps = vec![(Op::Merge { axes: own.to_vec(), into: axes.padded }, vec![axes.padded])];
-        if axes.padded != axes.flat {
-            steps.push((Op::Slice { axis: axes.padded, into: axes.flat, start: 0 }, vec![axes.flat]));
-        }
-        if axes.flat != layout.row[0] {
-            steps.push((Op::Split { axis: axes.flat, into: layout.row.clone() }, layout.row.clone()));
-        }
-        let last = steps.pop().expect("there is one at least").0;
-        let x = steps.into_iter().fold(x, |x, (op, own)| b.add(op, &[x], "", ty.dtype, &own));
-        b.q.r.emit(inst, last, &[x], name, ty.clone())
+        self.coder.r.emit(inst, Op::Cast, &[x], &format!("{}.narrow", value.name), ty)
     }
 }
 
-/// What a scale is at least where it divides: a group of zeros has the scale 0.
-const LEAST: f64 = 1e-35;
-
-/// The bias of e4m3's exponent, and the bits of its significand.
-const BIAS: f64 = 7.0;
-const SIGNIFICAND: i32 = 3;
-
-/// Elementwise arithmetic on values that have the axes of tokens and some more.
-struct Builder<'q, 'a> {
-    q: &'q mut Quantiser<'a>,
-    inst: &'q Inst,
-    tokens: Vec<AxisId>,
-}
-
-impl Builder<'_, '_> {
-    fn add(&mut self, op: Op, args: &[ValueId], name: &str, dtype: DType, own: &[AxisId]) -> ValueId {
-        let axes: Vec<_> = self.tokens.iter().chain(own).copied().collect();
-        self.q.r.emit(self.inst, op, args, name, Type::new(dtype, axes))
-    }
-
-    fn number(&mut self, x: f64, dtype: DType) -> ValueId {
-        self.q.r.emit(self.inst, Op::Const(vec![Real(x)]), &[], "", Type::scalar(dtype))
-    }
-
-    fn float(&mut self, op: Binary, a: ValueId, b: f64, own: &[AxisId]) -> ValueId {
-        let b = self.number(b, DType::F32);
-        self.add(Op::Binary(op), &[a, b], "", DType::F32, own)
-    }
-
-    fn whole(&mut self, op: Binary, a: ValueId, b: i32, own: &[AxisId]) -> ValueId {
-        let b = self.number(f64::from(b), DType::I32);
-        self.add(Op::Binary(op), &[a, b], "", DType::I32, own)
-    }
-
-    /// `2^x`
-    fn power(&mut self, x: ValueId, own: &[AxisId]) -> ValueId {
-        let x = self.add(Op::Cast, &[x], "", DType::F32, own);
-        let x = self.float(Binary::Mul, x, std::f64::consts::LN_2, own);
-        self.add(Op::Unary(Unary::Exp), &[x], "", DType::F32, own)
-    }
-
-    /// The nearest whole number from `-most` to `most`, counted from `-most`. What is cut off is no less than 0, so to cut it off
-    /// is to round down.
-    fn encode_whole(&mut self, x: ValueId, most: f64, own: &[AxisId]) -> ValueId {
-        let x = self.float(Binary::Add, x, most + 0.5, own);
-        let x = self.float(Binary::Max, x, 0.0, own);
-        let x = self.float(Binary::Min, x, 2.0 * most, own);
-        self.add(Op::Cast, &[x], "", DType::I32, own)
-    }
-
-    /// The nearest e4m3 as its bits. With the exponent `e` of a number, counted from 1, and `m = |x| 2^(10 - e)` rounded, they
-    /// are `8 (e - 1) + m`: below 2^-6 there is no implicit one, and an `m` of 16 is the next exponent. So it is no
-    /// matter on which side of a power of two a logarithm falls.
-    fn encode_float(&mut self, x: ValueId, own: &[AxisId]) -> ValueId {
-        let size = self.add(Op::Unary(Unary::Abs), &[x], "", DType::F32, own);
-        let size = self.float(Binary::Min, size, Codes::Fp8.most(), own);
-        let normal = self.float(Binary::Max, size, (1.0 - BIAS).exp2(), own);
-        let log = self.add(Op::Unary(Unary::Log), &[normal], "", DType::F32, own);
-        let log = self.float(Binary::Mul, log, std::f64::consts::LOG2_E, own);
-        let log = self.float(Binary::Add, log, BIAS, own);
-        let e = self.add(Op::Cast, &[log], "", DType::I32, own);
-        let e = self.whole(Binary::Max, e, 1, own);
-        let ten = self.number(BIAS + f64::from(SIGNIFICAND), DType::I32);
-        let up = self.add(Op::Binary(Binary::Sub), &[ten, e], "", DType::I32, own);
-        let up = self.power(up, own);
-        let m = self.add(Op::Binary(Binary::Mul), &[size, up], "", DType::F32, own);
-        let m = self.float(Binary::Add, m, 0.5, own);
-        let m = self.add(Op::Cast, &[m], "", DType::I32, own);
-        let e = self.whole(Binary::Sub, e, 1, own);
-        let e = self.whole(Binary::Mul, e, 1 << SIGNIFICAND, own);
-        let bits = self.add(Op::Binary(Binary::Add), &[e, m], "", DType::I32, own);
-        let zero = self.number(0.0, DType::F32);
-        let negative = self.add(Op::Binary(Binary::Lt), &[x, zero], "", DType::Bool, own);
-        let signed = self.whole(Binary::Add, bits, 128, own);
-        self.add(Op::Select, &[negative, signed, bits], "", DType::I32, own)
-    }
-
-    /// The number that the bits of an e4m3 stand for.
-    fn decode_float(&mut self, bits: ValueId, own: &[AxisId]) -> ValueId {
-        let negative = self.whole(Binary::Div, bits, 128, own);
-        let sign = self.whole(Binary::Mul, negative, 128, own);
-        let bits = self.add(Op::Binary(Binary::Sub), &[bits, sign], "", DType::I32, own);
-        let e = self.whole(Binary::Div, bits, 1 << SIGNIFICAND, own);
-        let above = self.whole(Binary::Max, e, 1, own);
-        let above = self.whole(Binary::Sub, above, 1, own);
-        // Above the least exponent the significand begins with a one that is not stored.
-        let stored = self.whole(Binary::Mul, above, 1 << SIGNIFICAND, own);
-        let m = self.add(Op::Binary(Binary::Sub), &[bits, stored], "", DType::I32, own);
-        let m = self.add(Op::Cast, &[m], "", DType::F32, own);
-        let least = (1.0 - BIAS - f64::from(SIGNIFICAND)).exp2();
-        let power = self.power(above, own);
-        let power = self.float(Binary::Mul, power, least, own);
-        let size = self.add(Op::Binary(Binary::Mul), &[m, power], "", DType::F32, own);
-        let minus = self.add(Op::Unary(Unary::Neg), &[size], "", DType::F32, own);
-        let one = self.number(1.0, DType::I32);
-        let negative = self.add(Op::Binary(Binary::Eq), &[negative, one], "", DType::Bool, own);
-        self.add(Op::Select, &[negative, minus, size], "", DType::F32, own)
-    }
-}
-
-/// How a type's elements of a token are coded; `None` if it has none, or no axis that numbers tokens.
+/// How a type's elements of a token are coded; `None` if it has none.
 fn layout(f: &Function, ty: &Type, token: AxisId, codes: Codes, most: u64) -> Option<Layout> {
     let fixed = |&a: &AxisId| a != token && f.axis(a).size.fixed().is_some();
     let (row, tokens): (Vec<_>, Vec<_>) = ty.axes.iter().copied().partition(fixed);
-    let elements = row.iter().try_fold(1u64, |n, &a| n.checked_mul(f.axis(a).size.fixed()?))?;
-    if row.is_empty() || elements == 0 {
-        return None;
-    }
-    let before = elements * ty.dtype.bytes();
-    if codes == Codes::Bf16 {
-        let bytes = [before, elements * DType::Bf16.bytes()];
-        return Some(Layout { token, tokens, row, elements, groups: 1, group: elements, bytes });
-    }
-    // Groups of equal size, of as many elements as fill words of each plane.
-    let unit = codes.planes().iter().map(|width| 32 / width).max().unwrap_or(1);
-    let groups = elements.div_ceil(most.max(1));
-    let group = elements.div_ceil(groups).next_multiple_of(unit);
-    let groups = elements.div_ceil(group);
-    let bits: u64 = codes.planes().iter().sum();
-    let after = groups * (group * bits / 8 + ty.dtype.bytes());
-    Some(Layout { token, tokens, row, elements, groups, group, bytes: [before, after] })
+    Layout::of(f, (tokens, row), (ty.dtype, ty.dtype), codes, most)
 }
 
 /// Whether a value is what `rope` makes, perhaps with other axes or in another dtype.

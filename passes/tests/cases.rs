@@ -1,7 +1,7 @@
 //! Every case beside a pass: IR before, IR after, as whole texts; and both compute the same.
 //!
-//! A file `src/PASS.ir` holds cases. Each begins with `---- NAME (GRAPH)`, `---- NAME (GRAPH, CODES by GROUP)` or `---- NAME (GRAPH, pages of N)`,
-//! goes on with a module, and ends with `---- after` and the module that the pass makes of it, or with `---- error: MESSAGE`. `LATENTC_BLESS=1 cargo test -p latentc-passes` writes what
+//! A file `src/PASS.ir` holds cases. Each begins with `---- NAME (GRAPH)`; behind the graph may be `, CODES by GROUP` for its caches, `, pages of N`,
+//! or `, weights by GROUP`. It goes on with a module, and ends with `---- after` and the module that the pass makes of it, or with `---- error: MESSAGE`. `LATENTC_BLESS=1 cargo test -p latentc-passes` writes what
 //! follows from what stands before; read the difference before you commit it.
 
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use latentc_ir::Module;
 use latentc_passes::validate::{Numbers, Verdict, compare};
-use latentc_passes::{CacheForm, Codes, Context, Graph, Pass, Wanted, pipeline};
+use latentc_passes::{CacheForm, Codes, Context, Graph, Pass, Wanted, WeightForm, pipeline};
 use proptest::prelude::*;
 
 struct Case {
@@ -34,7 +34,8 @@ fn cases(file: &Path) -> Vec<Case> {
                     title.strip_suffix(')').and_then(|t| t.rsplit_once(" (")).expect("---- NAME (GRAPH)");
                 cases.push(Case {
                     name: name.to_owned(),
-                    wanted: wanted(told).expect("GRAPH, or GRAPH, CODES by GROUP, or GRAPH, pages of N"),
+                    wanted: wanted(told)
+                        .expect("GRAPH, and perhaps: CODES by GROUP, pages of N, weights by GROUP"),
                     told: told.to_owned(),
                     before: String::new(),
                     after: String::new(),
@@ -60,6 +61,9 @@ fn wanted(told: &str) -> Option<Wanted> {
         return Some(Wanted { page: Some(page.parse().ok()?), ..graph.into() });
     }
     let (codes, group) = cache.split_once(" by ")?;
+    if codes == "weights" {
+        return Some(Wanted { weights: Some(WeightForm { group: group.parse().ok()? }), ..graph.into() });
+    }
     let codes = Codes::ALL.into_iter().find(|c| c.name() == codes)?;
     let cache = CacheForm { group: group.parse().ok()?, ..CacheForm::new(codes) };
     Some(Wanted { cache: Some(cache), ..graph.into() })
@@ -142,10 +146,12 @@ proptest! {
         codes in prop::option::of(prop::sample::select(Codes::ALL.to_vec())),
         group in 1..40_u64,
         page in prop::option::of(1..4_u32),
+        weights in prop::option::of(1..20_u64),
         seed: u64,
     ) {
         let cache = codes.map(|codes| CacheForm { group, ..CacheForm::new(codes) });
-        let wanted = Wanted { graph, cache, page: page.map(|n| 1 << n) };
+        let weights = weights.map(|group| WeightForm { group });
+        let wanted = Wanted { graph, cache, page: page.map(|n| 1 << n), weights };
         // What is differentiated has one result.
         let mut m = if graph == Graph::Gradient { latentc_ir::testing::objective(&module) } else { module };
         for pass in pipeline() {

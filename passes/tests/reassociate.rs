@@ -2,8 +2,8 @@
 //! would be the faster.
 
 use latentc_ir::{
-    AxisId, Binary, Caches, DType, Factor, Function, Interpreter, Module, Op, Precision, Size, SplitMix,
-    Stored, Tensor, Type, ValueId, Weight, check, cost,
+    AxisId, Binary, Caches, DType, Factor, Function, Held, Interpreter, Module, Op, Precision, Size,
+    SplitMix, Stored, Tensor, Type, ValueId, Weight, check, cost,
 };
 use latentc_passes::{Context, Graph, Kind, Remark, Unit, pipeline};
 
@@ -250,7 +250,11 @@ impl Grow {
         for (n, ty) in types.iter_mut().skip(4).enumerate() {
             ty.axes.retain(|a| a.0 > 1);
             let dims = ty.axes.iter().map(|&a| vec![Factor::Axis(a)]).collect();
-            f.add_weight(&format!("W{n}"), ty.clone(), Stored { tensor: format!("w{n}"), dims });
+            f.add_weight(
+                &format!("W{n}"),
+                ty.clone(),
+                Stored { tensor: format!("w{n}"), dims, held: Held::Elements },
+            );
         }
         let mut grow = Grow { f, rng };
         let root = grow.tree(3);

@@ -4,7 +4,7 @@ use latentc_codegen::program::Program;
 use latentc_codegen::schedule::{ScheduleError, schedule_explained};
 use latentc_ir::Module;
 use latentc_passes::{
-    CacheForm, Context, Graph, Guard, Pass, PassError, Remark, Variant, Wanted, place_cache,
+    CacheForm, Context, Graph, Guard, Pass, PassError, Remark, Variant, Wanted, WeightForm, place_cache,
 };
 
 /// A graph after every pass, and its schedule.
@@ -16,6 +16,8 @@ pub struct Compiled {
     pub cache: Option<CacheForm>,
     /// Positions of a page, if its caches lie in pages.
     pub page: Option<u64>,
+    /// What its weights are held in, if not as they are stored.
+    pub weights: Option<WeightForm>,
     /// For which sizes it is, unless for all.
     pub guard: Option<Guard>,
     /// The module after each pass, by the pass's name; the definition is the first.
@@ -76,6 +78,7 @@ fn scheduled(wanted: Wanted, variant: Variant) -> Result<Compiled, CompileError>
         graph: wanted.graph,
         cache: wanted.cache,
         page: wanted.page,
+        weights: wanted.weights,
         guard,
         stages,
         program,

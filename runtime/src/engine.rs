@@ -655,6 +655,11 @@ fn weight_key(scope: &str, f: &Function, weight: &Weight) -> String {
     let name = |a: &AxisId| f.axis(*a).name.as_str();
     let ty = f.ty(weight.value);
     let order: Vec<_> = ty.axes.iter().map(name).collect();
+    // Groups of codes may be of any size.
+    let held = match weight.stored.held {
+        latentc_ir::Held::Elements => String::new(),
+        held => format!(" {held:?} of {:?}", ty.axes.iter().map(|&a| &f.axis(a).size).collect::<Vec<_>>()),
+    };
     let dims: Vec<Vec<Vec<&str>>> = weight
         .stored
         .dims
@@ -668,7 +673,7 @@ fn weight_key(scope: &str, f: &Function, weight: &Weight) -> String {
                 .collect()
         })
         .collect();
-    format!("{} {dims:?} as {}{order:?}", scoped(scope, &weight.stored.tensor), ty.dtype)
+    format!("{} {dims:?} as {}{order:?}{held}", scoped(scope, &weight.stored.tensor), ty.dtype)
 }
 
 impl Loaded {

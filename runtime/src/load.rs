@@ -9,7 +9,8 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use latentc_codegen::device::{Data, Device, DeviceError, Floats, SharedFloats};
 use latentc_ir::interp::scoped;
-use latentc_ir::{Function, Layout, Module, Piece, Weight};
+use latentc_ir::{Coding, Function, Layout, Module, Piece, Weight};
+use rayon::prelude::*;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, DType, ReadError};
 use crate::places::Places;
@@ -88,7 +89,7 @@ pub fn check(module: &Module, checkpoint: &Checkpoint) -> Result<(), LoadError> 
 }
 
 /// Brings a weight of a function called under `scope` into a device's memory. A weight that lies in files just as the program
-/// wants it, tensor by tensor, is used where it is, if the device can.
+/// wants it, tensor by tensor, is used where it is, if the device can. One that holds codes or scales is made of its elements here.
 ///
 /// # Errors
 /// If a tensor is missing or cannot be read, or the device has no room; [`check`] first.
@@ -101,6 +102,13 @@ pub fn load<D: Device>(
 ) -> Result<D::Buffer, LoadError> {
     let ty = function.ty(weight.value);
     let layout = weight.stored.layout(function, ty).map_err(LoadError::Layout)?;
+    if let Some(coding) = weight.stored.coding(function, ty).map_err(LoadError::Layout)? {
+        let held = match ty.dtype.is_float() {
+            true => Data::F32(coded(checkpoint, scope, &layout, &coding, |x| x as f32)?),
+            false => Data::I32(coded(checkpoint, scope, &layout, &coding, |x| x as i32)?),
+        };
+        return Ok(device.upload(ty.dtype, held)?);
+    }
     let names = || layout.pieces.iter().map(|p| scoped(scope, &p.tensor)).collect();
     if layout.is_stack()
         && let Some(mapped) = Mapped::new(checkpoint, names())
@@ -108,6 +116,17 @@ pub fn load<D: Device>(
     {
         return Ok(buffer);
     }
+    let data = elements(checkpoint, scope, &layout)?;
+    if let Some(narrow) = narrow(ty.dtype, &data)
+        && let Some(buffer) = device.share(narrow)
+    {
+        return Ok(buffer);
+    }
+    Ok(device.upload(ty.dtype, Data::F32(data))?)
+}
+
+/// The elements of a weight.
+fn elements(checkpoint: &Checkpoint, scope: &str, layout: &Layout) -> Result<Vec<f32>, LoadError> {
     let mut data = vec![0.0f32; layout.elements as usize];
     for piece in &layout.pieces {
         let view = checkpoint.require(&scoped(scope, &piece.tensor))?;
@@ -118,12 +137,44 @@ pub fn load<D: Device>(
         let stored = view.to_f32()?;
         layout.load(piece, 1, &stored, &mut data).map_err(LoadError::Layout)?;
     }
-    if let Some(narrow) = narrow(ty.dtype, &data)
-        && let Some(buffer) = device.share(narrow)
-    {
-        return Ok(buffer);
+    Ok(data)
+}
+
+/// Elements that a thread codes at once, about. Of a weight that lies in files as the program wants it, no more is ever there in full width.
+const CODED: usize = 1 << 16;
+
+/// What a weight holds in place of its elements.
+fn coded<T: Copy + Default + Send>(
+    checkpoint: &Checkpoint,
+    scope: &str,
+    layout: &Layout,
+    coding: &Coding,
+    of: impl Fn(f64) -> T + Sync,
+) -> Result<Vec<T>, LoadError> {
+    let (group, each) = (coding.group(), coding.each());
+    let block = (CODED / group).max(1) * group;
+    let mut held = vec![T::default(); layout.elements as usize / each];
+    let code = |elements: &[f32], held: &mut [T]| {
+        let elements: Vec<f64> = elements.iter().map(|&x| x.into()).collect();
+        let made = coding.of(&elements, latentc_ir::DType::F32);
+        held.iter_mut().zip(made).for_each(|(to, x)| *to = of(x));
+    };
+    if layout.is_stack() {
+        // Groups do not reach from one tensor into the next.
+        let stored = held.chunks_mut(layout.stored_elements() as usize / each);
+        for (piece, held) in layout.pieces.iter().zip(stored) {
+            let view = checkpoint.require(&scoped(scope, &piece.tensor))?;
+            held.par_chunks_mut(block / each).enumerate().try_for_each(|(n, held)| {
+                code(&view.slice_f32(n * block..n * block + held.len() * each)?, held);
+                Ok::<_, ReadError>(())
+            })?;
+        }
+    } else {
+        let elements = elements(checkpoint, scope, layout)?;
+        let blocks = elements.par_chunks(block);
+        held.par_chunks_mut(block / each).zip(blocks).for_each(|(held, elements)| code(elements, held));
     }
-    Ok(device.upload(ty.dtype, Data::F32(data))?)
+    Ok(held)
 }
 
 /// Brings a weight into a device's memory from stored tensors that lie at their places in `tensors`: it is used where it lies if nothing of it

@@ -13,8 +13,8 @@ use latentc_runtime::bench::{Arguments, Measured, Probe, Settings, Shape, is_who
 use latentc_runtime::compiled::{Compiled, compile_variants};
 use serde::Serialize;
 
-use crate::cache::CacheArgs;
 use crate::folder::write_file;
+use crate::held::HeldArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::target::{Job, Target, with_texts};
@@ -90,7 +90,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Choice,
     #[command(flatten)]
-    cache: CacheArgs,
+    held: HeldArgs,
     #[command(flatten)]
     from: edits::From,
     #[command(flatten)]
@@ -180,7 +180,7 @@ fn whole_model(args: &Args) -> anyhow::Result<Subject> {
     let shape = shape(args, &model)?;
     let graph = graph(args, Graph::Decode);
     let dtype = model.dtype(args.dtype);
-    let variants = model.compile(args.cache.of(graph), dtype, &args.passes.pipeline())?;
+    let variants = model.compile(args.held.of(graph), dtype, &args.passes.pipeline())?;
     let compiled = fitting(variants, |symbols| bound(symbols, shape))
         .ok_or_else(|| anyhow!("no program of the {} graph is for {} tokens", graph.name(), shape.tokens))?;
     let common = model.config.common();
@@ -219,7 +219,7 @@ fn operation(args: &Args) -> anyhow::Result<Subject> {
     let given = Arguments::of_module(&module, &sizes, args.skew, args.seed)?;
     // A text is run as it stands, not derived for serving.
     let graph = graph(args, Graph::Train);
-    let variants = compile_variants(&module, args.cache.of(graph), &args.passes.pipeline())?;
+    let variants = compile_variants(&module, args.held.of(graph), &args.passes.pipeline())?;
     let compiled = fitting(variants, |_| sizes.clone())
         .ok_or_else(|| anyhow!("{file}: no program of the {} graph is for these sizes", graph.name()))?;
     let entry = module.function(&module.entry);

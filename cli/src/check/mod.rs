@@ -30,8 +30,8 @@ use latentc_passes::Graph;
 use latentc_runtime::compiled::Compiled;
 use serde::Serialize;
 
-use crate::cache::CacheArgs;
 use crate::edits::{self, Texts};
+use crate::held::HeldArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::share::share;
@@ -85,7 +85,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Choice,
     #[command(flatten)]
-    cache: CacheArgs,
+    held: HeldArgs,
     #[command(flatten)]
     from: edits::From,
     #[command(flatten)]
@@ -254,7 +254,7 @@ fn chosen(args: &Args, model: &Model, tuning: &Tuning) -> anyhow::Result<Chosen>
     let mut graphs: Vec<Compiled> = Vec::new();
     for graph in args.graph.iter().map(|&g| Graph::from(g)) {
         if !graphs.iter().any(|c| c.graph == graph) {
-            graphs.extend(model.compile(args.cache.of(graph), dtype, &args.passes.pipeline())?);
+            graphs.extend(model.compile(args.held.of(graph), dtype, &args.passes.pipeline())?);
         }
     }
     let mut kernels = share(graphs.iter_mut().map(|c| &mut c.program));
@@ -565,7 +565,7 @@ fn replay(args: &Args, kernel: Option<&String>) -> String {
     if let Some(dtype) = args.dtype {
         line += &format!(" --dtype {}", named(&|| dtype.to_possible_value()));
     }
-    line += &(args.passes.words() + &args.cache.words());
+    line += &(args.passes.words() + &args.held.words());
     if let Some(folder) = args.from.folder() {
         line += &format!(" --from {}", folder.display());
     }
@@ -596,6 +596,7 @@ mod tests {
             "latentc check tiny --kernel a --target wgpu --graph train --passes expand,inline --seed 1",
             "latentc check tiny --kernel a --target cuda --graph decode --cache int6 --cache-group 32 --cache-rotated-wide --seed 9",
             "latentc check tiny --kernel a --target cuda --graph decode --cache fp8 --from out --tuning t.json --seed 9",
+            "latentc check tiny --kernel a --target host --graph decode --cache int8 --weights int8 --weight-group 32 --seed 9",
         ] {
             let args = of(line);
             assert_eq!(replay(&args, args.kernel.first()), line);

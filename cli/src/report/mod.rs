@@ -101,7 +101,9 @@ fn figures(model: &Model, args: &Args, machine: Machine) -> anyhow::Result<Figur
     let compile = |graph, codes: Option<Codes>| -> anyhow::Result<Program> {
         let cache = codes.map(|codes| CacheForm { codes, group: GROUP, rotated_wide: false });
         // Costs are those of long prompts.
-        let compiled = model.compile(Wanted { graph, cache, page: None }, DType::Bf16, &pipeline())?.pop();
+        let compiled = model
+            .compile(Wanted { graph, cache, page: None, weights: None }, DType::Bf16, &pipeline())?
+            .pop();
         let compiled = compiled.expect("the largest sizes have a program");
         let work = work(compiled.module()).map_err(anyhow::Error::msg)?;
         Ok(Program { work, symbols: Symbols::of(compiled.module()) })

@@ -1,6 +1,6 @@
 //! One function as a program to be trained.
 
-use latentc_ir::{DType, Factor, Function, Module, Op, Size, Stored, Type};
+use latentc_ir::{DType, Factor, Function, Held, Module, Op, Size, Stored, Type};
 
 /// A program that does what a step of training does of one function: `loss = sum of y[…] dy[…]`, so that the gradient of `loss` is what
 /// the function's gradient makes of `dy`, the adjoint of its first result. Its entry takes the function's parameters, the first of
@@ -29,7 +29,8 @@ pub fn single(module: &Module, name: &str) -> Result<Module, String> {
     let params: Vec<_> =
         f.params.iter().map(|&p| entry.add_param(&f.value(p).name, f.ty(p).clone())).collect();
     let dy = entry.add_param(&format!("{}.adjoint", f.value(f.results[0]).name), y);
-    let stored = Stored { tensor: "input.weight".to_owned(), dims: vec![vec![Factor::Axis(last)]] };
+    let dims = vec![vec![Factor::Axis(last)]];
+    let stored = Stored { tensor: "input.weight".to_owned(), dims, held: Held::Elements };
     let scale = entry.add_weight("scale", Type::new(x.dtype, vec![last]), stored);
     let mut args = params;
     args[0] = entry.push(Op::Binary(latentc_ir::Binary::Mul), &[args[0], scale], &[("x.scaled", x)])[0];

@@ -379,19 +379,15 @@ struct Stored {
 
 impl WeightSource for Stored {
     fn weight(&mut self, scope: &str, f: &Function, w: &Weight) -> Result<Tensor, String> {
-        let ty = f.ty(w.value);
-        let layout = w.stored.layout(f, ty)?;
-        let shape: Vec<_> =
-            ty.axes.iter().filter_map(|&a| f.axis(a).size.fixed()).map(|n| n as usize).collect();
-        let mut weight = Tensor::zeros(ty.dtype, shape);
-        for piece in &layout.pieces {
+        let ty = w.stored.elements(f.ty(w.value));
+        // Floats are f64 here, whatever they are declared to be.
+        w.read(f, DType::F64, |layout, piece, elements| {
             let name = scoped(scope, &piece.tensor);
             let hash = name.bytes().fold(self.seed, |h, b| SplitMix::mix(h ^ u64::from(b)));
             let rng = SplitMix(hash);
             let stored: Vec<f64> =
-                (0..layout.stored_elements()).map(|n| number(ty, rng.nth(n), self.numbers)).collect();
-            layout.load(piece, 1, &stored, &mut weight.data)?;
-        }
-        Ok(weight)
+                (0..layout.stored_elements()).map(|n| number(&ty, rng.nth(n), self.numbers)).collect();
+            layout.load(piece, 1, &stored, elements)
+        })
     }
 }

@@ -1,6 +1,6 @@
-//! Caches in fewer bits, end to end: how far the logits of the reference cases are off, beside docs/cache-formats.md.
+//! Caches and weights in fewer bits, end to end: how far the logits of the reference cases are off, beside docs/narrow-formats.md.
 //!
-//! `LATENTC_BLESS=1 cargo test -p latentc-tests --test cache` writes the table. Where a number falls between two codes hangs on
+//! `LATENTC_BLESS=1 cargo test -p latentc-tests --test narrow` writes the table. Where a number falls between two codes hangs on
 //! the last bit of a sum, and so does then which experts a token goes to: of one case a figure may be another tomorrow. The test
 //! looks at those of all cases together, which may come out larger by [`SLACK`].
 
@@ -10,7 +10,7 @@ use latentc_codegen::cube::WgpuDevice;
 use latentc_codegen::device::Device;
 use latentc_codegen::host::Host;
 use latentc_ir::DType;
-use latentc_passes::{CacheForm, Codes, Graph, Wanted, pipeline};
+use latentc_passes::{CacheForm, Codes, Graph, Wanted, WeightForm, pipeline};
 use latentc_runtime::engine::Engine;
 use latentc_runtime::eval::{Batch, Reading};
 use latentc_runtime::session::{Session, Tokens};
@@ -25,18 +25,39 @@ const ALL: &str = "all";
 /// The largest difference on two devices, of logits of up to 7: a code that falls to the other side on one of them.
 const DEVICES: f32 = 0.1;
 
+/// What a case is held in.
+#[derive(Clone, Copy, Default)]
+struct Form {
+    cache: Option<CacheForm>,
+    page: Option<u64>,
+    weights: Option<WeightForm>,
+}
+
+impl Form {
+    fn cache(codes: Codes, rotated_wide: bool) -> Form {
+        Form { cache: Some(CacheForm { rotated_wide, ..CacheForm::new(codes) }), ..Form::default() }
+    }
+
+    fn weights(group: u64) -> Form {
+        Form { weights: Some(WeightForm { group }), ..Form::default() }
+    }
+}
+
 /// The rows of a case. On the host bf16 is held as f32, so that there is nothing to see of it.
-const FORMS: [(&str, Option<Codes>, bool); 5] = [
-    ("fp8", Some(Codes::Fp8), false),
-    ("int8", Some(Codes::Int8), false),
-    ("int6, rotated keys wide", Some(Codes::Int6), true),
-    ("int6", Some(Codes::Int6), false),
-    ("as computed", None, false),
-];
+fn forms() -> [(&'static str, Form); 6] {
+    [
+        ("fp8", Form::cache(Codes::Fp8, false)),
+        ("int8", Form::cache(Codes::Int8, false)),
+        ("int6, rotated keys wide", Form::cache(Codes::Int6, true)),
+        ("int6", Form::cache(Codes::Int6, false)),
+        ("as computed; weights int8", Form::weights(128)),
+        ("as computed", Form::default()),
+    ]
+}
 
 /// The logits of a case read token by token, so that all but those of the first position hang on what is kept.
-fn logits<D: Device>(case: &Case, device: D, cache: Option<CacheForm>, page: Option<u64>) -> Vec<f32> {
-    let mut engine = loaded(case, device, cache, page);
+fn logits<D: Device>(case: &Case, device: D, form: Form) -> Vec<f32> {
+    let mut engine = loaded(case, device, form);
     let (ids, shape) = case.integers("input_ids").expect("every case has input_ids");
     let mask = case.integers("attention_mask").map(|m| m.0);
     let batch = Batch::new(&ids, mask.as_deref(), shape[0], shape[1]).expect("the case's batch is right");
@@ -45,17 +66,13 @@ fn logits<D: Device>(case: &Case, device: D, cache: Option<CacheForm>, page: Opt
 }
 
 /// Both graphs of a case that serve.
-fn loaded<D: Device>(case: &Case, device: D, cache: Option<CacheForm>, page: Option<u64>) -> Engine<D> {
+fn loaded<D: Device>(case: &Case, device: D, Form { cache, page, weights }: Form) -> Engine<D> {
     let mut engine = Engine::new(device);
     for graph in [Graph::Prefill, Graph::Decode] {
-        let compiled = case.compile(Wanted { graph, cache, page }, DType::F32, &pipeline());
+        let compiled = case.compile(Wanted { graph, cache, page, weights }, DType::F32, &pipeline());
         engine.add(&compiled, &case.checkpoint).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     }
     engine
-}
-
-fn form(codes: Option<Codes>, rotated_wide: bool) -> Option<CacheForm> {
-    codes.map(|codes| CacheForm { rotated_wide, ..CacheForm::new(codes) })
 }
 
 /// The difference's 2-norm relative to that of what is right.
@@ -73,22 +90,22 @@ fn others(got: &[f32], want: &[f32], vocabulary: usize) -> (usize, usize) {
     rows.fold((0, 0), |(n, all), (g, w)| (n + usize::from(best(g) != best(w)), all + 1))
 }
 
-const BEGIN: &str = "<!-- measured: written by tests/tests/cache.rs -->\n";
+const BEGIN: &str = "<!-- measured: written by tests/tests/narrow.rs -->\n";
 const END: &str = "<!-- end of measured -->";
 
 #[test]
 fn logits_are_off_by_what_the_table_says() {
-    let file = workspace().join("docs/cache-formats.md");
+    let file = workspace().join("docs/narrow-formats.md");
     let page = std::fs::read_to_string(&file).expect("the page is there");
     let (head, rest) = page.split_once(BEGIN).expect("the page has a table");
     let (table, tail) = rest.split_once(END).expect("the table ends");
     let mut made =
         String::from("| case | caches | relative error | largest | other tokens |\n|---|---|---|---|---|\n");
-    let mut pooled: Vec<(Vec<f32>, Vec<f32>)> = vec![Default::default(); FORMS.len()];
+    let mut pooled: Vec<(Vec<f32>, Vec<f32>)> = vec![Default::default(); forms().len()];
     for case in cases() {
         let (want, shape) = case.floats("prefill_logits");
-        for ((name, codes, wide), (all_got, all_want)) in FORMS.into_iter().zip(&mut pooled) {
-            let got = logits(&case, Host::new(), form(codes, wide), None);
+        for ((name, form), (all_got, all_want)) in forms().into_iter().zip(&mut pooled) {
+            let got = logits(&case, Host::new(), form);
             let (relative, largest) = (relative(&got, &want), max_diff(&got, &want));
             let (other, of) = others(&got, &want, shape[2]);
             let _ = writeln!(
@@ -101,7 +118,7 @@ fn logits_are_off_by_what_the_table_says() {
         }
     }
     let mut wrong = Vec::new();
-    for ((name, ..), (got, want)) in FORMS.into_iter().zip(&pooled) {
+    for ((name, _), (got, want)) in forms().into_iter().zip(&pooled) {
         let off = relative(got, want);
         let start = format!("| {ALL} | {name} | ");
         let _ = writeln!(made, "{start}{off:.1e} | {:.1e} | |", max_diff(got, want));
@@ -115,22 +132,22 @@ fn logits_are_off_by_what_the_table_says() {
     if std::env::var_os("LATENTC_BLESS").is_some() {
         std::fs::write(&file, format!("{head}{BEGIN}{made}{END}{tail}")).expect("the page can be written");
     } else {
-        assert!(wrong.is_empty(), "docs/cache-formats.md; LATENTC_BLESS=1 rewrites\n{}", wrong.join("\n"));
+        assert!(wrong.is_empty(), "docs/narrow-formats.md; LATENTC_BLESS=1 rewrites\n{}", wrong.join("\n"));
     }
 }
 
 #[test]
-fn devices_agree_on_what_is_kept() {
+fn devices_agree_on_what_is_held() {
     for case in cases().iter().take(2) {
-        for codes in Codes::ALL {
+        let caches = Codes::ALL.map(|codes| (codes.name(), Form::cache(codes, false)));
+        for (name, form) in caches.into_iter().chain([("weights int8", Form::weights(128))]) {
             let device = match WgpuDevice::open() {
                 Ok(device) => device,
-                Err(e) => return eprintln!("SKIPPED: devices_agree_on_what_is_kept: {e}"),
+                Err(e) => return eprintln!("SKIPPED: devices_agree_on_what_is_held: {e}"),
             };
-            let form = form(Some(codes), false);
-            let off = max_diff(&logits(case, device, form, None), &logits(case, Host::new(), form, None));
-            println!("{} {codes}: {off:.1e}", case.name);
-            assert!(off <= DEVICES, "{} {codes}: the devices differ by {off:e}", case.name);
+            let off = max_diff(&logits(case, device, form), &logits(case, Host::new(), form));
+            println!("{} {name}: {off:.1e}", case.name);
+            assert!(off <= DEVICES, "{} {name}: the devices differ by {off:e}", case.name);
         }
     }
 }
@@ -141,15 +158,16 @@ const ORDER: f32 = 2e-4;
 #[test]
 fn pages_hold_what_one_piece_holds() {
     for case in cases() {
-        let want = logits(&case, Host::new(), None, None);
+        let want = logits(&case, Host::new(), Form::default());
         // Pages that the host reads in tiles, and smaller ones.
         for page in [4, 16] {
-            let off = max_diff(&logits(&case, Host::new(), None, Some(page)), &want);
+            let off =
+                max_diff(&logits(&case, Host::new(), Form { page: Some(page), ..Form::default() }), &want);
             assert!(off <= ORDER, "{} in pages of {page}: {off:e}", case.name);
         }
-        let form = form(Some(Codes::Int8), false);
-        let off =
-            max_diff(&logits(&case, Host::new(), form, Some(16)), &logits(&case, Host::new(), form, None));
+        let form = Form::cache(Codes::Int8, false);
+        let paged = Form { page: Some(16), ..form };
+        let off = max_diff(&logits(&case, Host::new(), paged), &logits(&case, Host::new(), form));
         assert!(off <= DEVICES, "{} in pages, in int8: {off:e}", case.name);
     }
 }
@@ -161,7 +179,8 @@ fn pages_on_a_device() {
         Ok(device) => device,
         Err(e) => return eprintln!("SKIPPED: pages_on_a_device: {e}"),
     };
-    let off = max_diff(&logits(case, device, None, Some(8)), &logits(case, Host::new(), None, None));
+    let paged = Form { page: Some(8), ..Form::default() };
+    let off = max_diff(&logits(case, device, paged), &logits(case, Host::new(), Form::default()));
     assert!(off <= DEVICES, "{off:e}");
 }
 
@@ -171,13 +190,13 @@ fn sequences_take_pages_as_they_grow_and_share_what_they_begin_with() {
     let text: Vec<i32> = (0..12).map(|p| p * 37 % 101).collect();
     let one = |ids: &[i32], at: usize| Tokens { ids: ids.to_vec(), positions: vec![at as i32], len: 1 };
     // What each token is followed by, in a cache of one piece.
-    let mut engine = loaded(case, Host::new(), None, None);
+    let mut engine = loaded(case, Host::new(), Form::default());
     let mut alone = Session::new(&mut engine, 1, 12).expect("room");
     let want: Vec<Vec<f32>> = (0..12)
         .map(|at| alone.read(Graph::Decode, &one(&text[at..][..1], at), &[0], 1).expect("it runs").data)
         .collect();
 
-    let mut engine = loaded(case, Host::new(), None, Some(2));
+    let mut engine = loaded(case, Host::new(), Form { page: Some(2), ..Form::default() });
     engine.set_pool_pages(Some(8));
     let mut session =
         Session::new(&mut engine, 2, 100).expect("room for what is filled, not for what may be");
