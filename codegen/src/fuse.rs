@@ -31,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use latentc_ir::{AxisId, Def, Function, Inst, Op, Pairs, Size, Type, ValueId};
 use latentc_passes::{Kind, Machine, Remark, Sizes};
 
+use crate::coded::Coded;
 use crate::contract::Rotation;
 use crate::grouped::GroupedPlan;
 use crate::scatter::is_product;
@@ -354,7 +355,9 @@ impl<'a> Storage<'a> {
             let grouped = if streams { None } else { gathered(f, inst, &self.defs).map(Inst::result) };
             let result = self.axes(inst.result());
             for &a in &inst.args {
-                if self.is_stored(a) || self.streamed[a.0 as usize] > 0 || grouped == Some(a) {
+                // Codes are read as they are, however often: what they stand for takes more to read.
+                let coded = || !streams && self.is_coded(inst, a);
+                if self.is_stored(a) || self.streamed[a.0 as usize] > 0 || grouped == Some(a) || coded() {
                     continue;
                 }
                 let own = self.axes(a);
@@ -404,6 +407,12 @@ impl<'a> Storage<'a> {
                 self.say(kind, a, message);
             }
         }
+    }
+
+    /// Whether an operand of a product is a weight that is held as codes.
+    fn is_coded(&self, product: &Inst, operand: ValueId) -> bool {
+        let weight = |v: ValueId| matches!(self.defs[v.0 as usize], Def::Weight(_));
+        read_as_codes(self.f, product, operand, &self.defs, weight).is_some()
     }
 
     fn seconds(&self, flops: f64, bytes: f64) -> f64 {
@@ -595,19 +604,45 @@ pub(crate) fn is_view(f: &Function, inst: &Inst) -> bool {
 /// The gather that makes one operand of a contraction, if a grouped kernel can do without its result.
 pub(crate) fn gathered<'f>(f: &'f Function, inst: &Inst, defs: &[Def<'f>]) -> Option<&'f Inst> {
     let (Op::Contract, &[a, b]) = (&inst.op, &inst.args[..]) else { return None };
+    let made = |v: ValueId| match defs[v.0 as usize] {
+        Def::Inst(_, inst) => Some(inst),
+        Def::Param(_) | Def::Weight(_) | Def::Cache(_) => None,
+    };
     [(a, b), (b, a)].into_iter().find_map(|(x, other)| {
-        let Def::Inst(_, gather) = defs[x.0 as usize] else { return None };
+        // Rows of codes are gathered as words.
+        let coded = Coded::of(f, &made, x).and_then(|coded| {
+            let rows = coded.rows(&made)?;
+            Some((rows.gather, coded.elements(f.ty(rows.held[1]))))
+        });
+        let plain = || made(x).and_then(|gather| Some((gather, f.ty(*gather.args.first()?).clone())));
+        let (gather, table) = coded.or_else(plain)?;
         // What is multiplied with itself is gathered once, to be read.
         let fits = matches!(gather.op, Op::Gather { .. })
             && x != other
-            && GroupedPlan::fits(
-                f.ty(gather.args[0]),
-                f.ty(gather.args[1]),
-                f.ty(other),
-                f.ty(inst.result()),
-            );
+            && GroupedPlan::fits(&table, f.ty(gather.args[1]), f.ty(other), f.ty(inst.result()));
         fits.then_some(gather)
     })
+}
+
+/// An operand of a contraction as codes, if these can be read in place of it: they are `there`, or are gathered of what is as a grouped
+/// kernel does.
+pub(crate) fn read_as_codes<'f>(
+    f: &'f Function,
+    inst: &Inst,
+    operand: ValueId,
+    defs: &[Def<'f>],
+    there: impl Fn(ValueId) -> bool,
+) -> Option<Coded> {
+    let made = |v: ValueId| match defs[v.0 as usize] {
+        Def::Inst(_, inst) => Some(inst),
+        Def::Param(_) | Def::Weight(_) | Def::Cache(_) => None,
+    };
+    let coded = Coded::of(f, &made, operand)?;
+    let held = match coded.rows(&made) {
+        Some(rows) => gathered(f, inst, defs).filter(|g| *g == rows.gather).map(|_| rows.held)?,
+        None => coded.held,
+    };
+    held.into_iter().all(there).then_some(coded)
 }
 
 /// Whether an operand is read at other places than the one where the result is made.

@@ -5,13 +5,17 @@
 //! summed). All rows with the same index share a matrix, so they are one product: sorted by index, a grouped GEMM. An axis of the
 //! index that the result lacks adds rows up: the experts of one token.
 
-use latentc_ir::{AxisId, Function, Inst, Op, Type, ValueId};
+use latentc_ir::{AxisId, Function, Op, Type, ValueId};
+
+use crate::coded::{Coded, made_in};
 
 /// The parts of a grouped product.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupedPlan {
-    /// What is gathered from; a parameter.
-    pub table: ValueId,
+    /// What is gathered from: a parameter, or the two that have its codes and scales.
+    pub table: Table,
+    /// The table's axes.
+    pub axes: Vec<AxisId>,
     /// Its axis that is indexed.
     pub along: AxisId,
     /// The index; a parameter.
@@ -26,6 +30,15 @@ pub struct GroupedPlan {
     pub k: Vec<AxisId>,
 }
 
+/// What matrices are chosen of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Their elements.
+    Elements(ValueId),
+    /// Words and scales.
+    Codes(Coded, [ValueId; 2]),
+}
+
 impl GroupedPlan {
     /// Whether types of a table, an index, another operand and a result make a grouped product.
     pub fn fits(table: &Type, index: &Type, x: &Type, y: &Type) -> bool {
@@ -38,21 +51,35 @@ impl GroupedPlan {
             && y.axes.iter().all(|a| row(a) || (table.has(*a) && !x.has(*a)))
     }
 
-    /// The plan of a kernel's body: a gather, then a contraction of what it gathers.
+    /// The plan of a kernel's body: what is gathered, perhaps of codes, and a contraction of that.
     pub fn of(body: &Function) -> Option<GroupedPlan> {
-        let [gather, product]: &[Inst; 2] = body.body.as_slice().try_into().ok()?;
-        let Op::Gather { axis } = gather.op else { return None };
-        let (table, index) = (gather.args[0], gather.args[1]);
-        let x = *product.args.iter().find(|a| **a != gather.result())?;
-        let (y, t) = (body.ty(product.result()), body.ty(table));
-        GroupedPlan::fits(t, body.ty(index), body.ty(x), y).then(|| GroupedPlan {
-            table,
-            along: axis,
-            index,
-            x,
-            rows: body.ty(index).axes.clone(),
-            m: t.axes.iter().copied().filter(|&a| y.has(a)).collect(),
-            k: t.axes.iter().copied().filter(|&a| a != axis && !y.has(a)).collect(),
+        let (product, others) = body.body.split_last().filter(|(last, _)| last.op == Op::Contract)?;
+        let inst = made_in(body);
+        let &[a, b] = &product.args[..] else { return None };
+        let y = body.ty(product.result());
+        [(a, b), (b, a)].into_iter().find_map(|(own, x)| {
+            let (gather, table, t) = match Coded::of(body, &inst, own) {
+                Some(coded) => {
+                    let rows = coded.rows(&inst)?;
+                    (rows.gather, Table::Codes(coded, rows.held), coded.elements(body.ty(rows.held[1])))
+                }
+                None => {
+                    let gather = inst(own).filter(|_| others.len() == 1)?;
+                    (gather, Table::Elements(*gather.args.first()?), body.ty(*gather.args.first()?).clone())
+                }
+            };
+            let Op::Gather { axis } = gather.op else { return None };
+            let index = gather.args[1];
+            GroupedPlan::fits(&t, body.ty(index), body.ty(x), y).then(|| GroupedPlan {
+                table,
+                along: axis,
+                index,
+                x,
+                rows: body.ty(index).axes.clone(),
+                m: t.axes.iter().copied().filter(|&a| y.has(a)).collect(),
+                k: t.axes.iter().copied().filter(|&a| a != axis && !y.has(a)).collect(),
+                axes: t.axes,
+            })
         })
     }
 }

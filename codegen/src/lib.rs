@@ -5,6 +5,7 @@
 //! read the same kernels, [`check`] compares what they make of them with what they mean, and nothing here knows a model.
 
 pub mod check;
+pub mod coded;
 pub mod contract;
 pub mod cube;
 pub mod device;

@@ -1,10 +1,11 @@
-//! A kernel with prologues and epilogues as a sequence of plain ones, for devices that gain nothing by doing all at once.
+//! A kernel with prologues and epilogues as a sequence of plain ones, for devices that gain nothing by doing all at once. What lies in
+//! memory as codes of a byte each is multiplied with as it is.
 
 use std::collections::BTreeSet;
 
 use latentc_ir::{Function, Inst, Op, ValueId};
 
-use crate::fuse::gathered;
+use crate::fuse::{gathered, read_as_codes};
 use crate::program::{Kernel, KernelKind};
 
 /// One of the kernels that a kernel falls into. Its body shares the tables of values and axes with the whole kernel's.
@@ -33,7 +34,9 @@ pub fn pieces(kernel: &Kernel) -> Vec<Piece> {
     };
     for inst in body.body.iter().filter(|i| i.op == Op::Contract) {
         let gather = gathered(body, inst, &defs).map(Inst::result);
-        for &a in inst.args.iter().filter(|&&a| gather != Some(a)) {
+        let coded = |a: ValueId| read_as_codes(body, inst, a, &defs, |v| body.params.contains(&v));
+        let as_it_is = |a: ValueId| gather == Some(a) || coded(a).is_some_and(|c| c.is_bytes());
+        for &a in inst.args.iter().filter(|&&a| !as_it_is(a)) {
             make(a, &mut known);
         }
         make(inst.result(), &mut known);

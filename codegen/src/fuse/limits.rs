@@ -62,9 +62,17 @@ impl Storage<'_> {
         }
         let chosen: BTreeSet<_> =
             part.iter().filter_map(|i| gathered(f, i, &self.defs)).map(|gather| gather.result()).collect();
+        // What codes of weights stand for is larger than all else.
+        let wide: BTreeSet<_> = part
+            .iter()
+            .filter(|i| i.op == Op::Contract)
+            .flat_map(|i| i.args.iter().filter(|&&a| self.is_coded(i, a)))
+            .flat_map(|&a| self.part(a).0)
+            .map(latentc_ir::Inst::result)
+            .collect();
         let made = part.iter().map(|inst| inst.result()).filter(|&v| {
             let free = self.inst(v).is_some_and(|i| is_view(f, i) && self.is_stored(i.args[0]));
-            v != root && !free && !f.ty(v).axes.is_empty() && !chosen.contains(&v)
+            v != root && !free && !f.ty(v).axes.is_empty() && !chosen.contains(&v) && !wide.contains(&v)
         });
         let mut best: Option<(f64, ValueId, Takes)> = None;
         for v in made.collect::<Vec<_>>() {

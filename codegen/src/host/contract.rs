@@ -1,14 +1,16 @@
 //! Contractions on the CPU: the longest axis of each group belongs to a matrix product, the others are loops around it.
 
 use gemm::Parallelism;
-use latentc_ir::AxisId;
+use latentc_ir::{AxisId, Op, ValueId};
 use rayon::prelude::*;
 
-use super::few::{Matrix, Rows};
-use super::multiply::{Way, multiply, wide};
-use super::simd::{Element, on_best_unit};
+use super::coded::Codes;
+use super::few::{Dense, Matrix, Rows};
+use super::multiply::{Place, Way, multiply, wide};
+use super::simd::on_best_unit;
 use super::walk::{Loop, merge, place, step, take_longest, turns};
 use super::{Shared, View, ViewMut};
+use crate::coded::{Coded, made_in};
 use crate::contract::ContractPlan;
 use crate::device::{DeviceError, Floats};
 use crate::map::strides;
@@ -52,20 +54,24 @@ pub(super) fn run(
     extents: &[usize],
 ) -> Result<(), DeviceError> {
     let body = &kernel.body;
-    let inst = &body.body[0];
     let fail = |why: &str| DeviceError::Kernel { kernel: kernel.name.clone(), why: why.into() };
-    let operand = |n: usize| {
-        let param = body.params.iter().position(|p| *p == inst.args[n]);
-        let view = param.and_then(|p| inputs[p]).and_then(View::floats);
-        view.ok_or_else(|| fail("a contraction needs floats"))
+    let inst =
+        body.body.last().filter(|i| i.op == Op::Contract).ok_or_else(|| fail("the body is no product"))?;
+    let view = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|p| inputs[p]);
+    let operand = |n: usize| match Coded::of(body, &made_in(body), inst.args[n]) {
+        Some(coded) => codes(&coded, coded.held.map(view)).map(Operand::Codes),
+        None => view(inst.args[n]).and_then(View::floats).map(Operand::Floats),
     };
+    let operand = |n: usize| operand(n).ok_or_else(|| fail("a contraction needs floats"));
     let operands = [operand(0)?, operand(1)?];
     let ViewMut::F(y) = output else { return Err(fail("the result must be memory of its own")) };
 
     let types = [body.ty(inst.args[0]), body.ty(inst.args[1]), body.ty(inst.result())];
     let steps = types.map(|t| strides(&t.axes, extents));
     let product = Product::new(extents, [0, 1, 2].map(|n| (&types[n].axes[..], &steps[n][..])));
-    if let (Some(along), [Floats::F32(a), Floats::F32(b)]) = (product.side_by_side(), operands) {
+    if let (Some(along), [Operand::Floats(Floats::F32(a)), Operand::Floats(Floats::F32(b))]) =
+        (product.side_by_side(), operands)
+    {
         // SAFETY: as below.
         unsafe { product.add_rows([a, b], Shared(y.as_mut_ptr()), along) };
         return Ok(());
@@ -74,9 +80,13 @@ pub(super) fn run(
     let x = product.rows_of();
     let copy;
     let rows = match operands[x] {
-        Floats::F32(rows) => rows,
-        narrow => {
+        Operand::Floats(Floats::F32(rows)) => rows,
+        Operand::Floats(narrow) => {
             copy = wide(narrow);
+            &copy
+        }
+        Operand::Codes(codes) => {
+            copy = codes.all();
             &copy
         }
     };
@@ -84,12 +94,26 @@ pub(super) fn run(
     // SAFETY: `check` made sure that each buffer holds all indices of its type.
     unsafe {
         match operands[1 - x] {
-            Floats::F32(w) => product.run(rows, w, y, true),
-            Floats::Bf16(w) => product.run(rows, w, y, true),
-            Floats::F16(w) => product.run(rows, w, y, true),
+            Operand::Floats(Floats::F32(w)) => product.run(rows, Dense(w.as_ptr()), y, true),
+            Operand::Floats(Floats::Bf16(w)) => product.run(rows, Dense(w.as_ptr()), y, true),
+            Operand::Floats(Floats::F16(w)) => product.run(rows, Dense(w.as_ptr()), y, true),
+            Operand::Codes(w) => product.run(rows, w, y, true),
         }
     }
     Ok(())
+}
+
+/// What a contraction reads.
+#[derive(Clone, Copy)]
+enum Operand<'a> {
+    Floats(Floats<'a>),
+    Codes(Codes<'a>),
+}
+
+/// The codes of an operand, in the memory of its words and scales.
+pub(super) fn codes<'a>(coded: &Coded, held: [Option<View<'a>>; 2]) -> Option<Codes<'a>> {
+    let [Some(View::I(words)), Some(View::F(scales))] = held else { return None };
+    Codes::new(words, scales, coded.group as usize, coded.centre)
 }
 
 /// A product of two strided tensors, summed over their common axes into a third: matrix products in loops.
@@ -171,9 +195,9 @@ impl Product {
     /// Computes the result, by this machine's threads or by the caller's alone. `x` is the operand of [`rows_of`](Product::rows_of), `w` the other.
     ///
     /// # Safety
-    /// The slices and `y` must be good for all places that the extents and their tensor's steps lead to, and no one else may touch
+    /// `x`, `w` and `y` must be good for all places that the extents and their tensor's steps lead to, and no one else may touch
     /// `y`, whose steps must keep all elements apart.
-    pub(super) unsafe fn run<E: Element>(&self, x: &[f32], w: &[E], y: Shared<f32>, threads: bool) {
+    pub(super) unsafe fn run<P: Place>(&self, x: &[f32], w: P, y: Shared<f32>, threads: bool) {
         let r = self.rows_of();
         let (row, column) = if r == 0 { (self.m, self.n) } else { (self.n, self.m) };
         let (n, depth) = (column.0, self.k.0);
@@ -183,11 +207,11 @@ impl Product {
         // The step along an axis of one element is never taken.
         let step = |(extent, steps): Loop<3>, of: usize| if extent == 1 { 1 } else { steps[of] };
         let rows = Rows { data: x.as_ptr(), count: row.0, row: row.1[r], step: step(self.k, r) };
-        let matrix = Matrix { data: w.as_ptr(), column: step(column, 1 - r), along: step(self.k, 1 - r) };
-        let way = Way::of(&matrix, &rows);
+        let matrix = Matrix { data: w, column: step(column, 1 - r), along: step(self.k, 1 - r) };
+        let way = Way::of(&matrix, &rows, depth);
         let width = way.columns(n, depth);
         let (outer, inner, blocks) = (turns(&self.outer), turns(&self.inner), n.div_ceil(width));
-        let (x, w) = (Shared(x.as_ptr().cast_mut()), Shared(w.as_ptr().cast_mut()));
+        let x = Shared(x.as_ptr().cast_mut());
         let task = |task: usize, parallelism: Parallelism| {
             let outer_at = place(&self.outer, task / blocks);
             let first = task % blocks * width;
@@ -198,7 +222,7 @@ impl Product {
                 // SAFETY: by the caller; indices are below the extents, and each task writes its own elements of `y`.
                 unsafe {
                     let rows = Rows { data: x.get().add(at[r]).cast_const(), ..rows };
-                    let from = w.get().add(at[1 - r] + first * column.1[1 - r]).cast_const();
+                    let from = w.at(at[1 - r] + first * column.1[1 - r]);
                     let matrix = Matrix { data: from, ..matrix };
                     let to = y.get().add(at[2] + first * column.1[2]);
                     let to = Rows { data: to, count: row.0, row: row.1[2], step: column.1[2] };

@@ -10,13 +10,13 @@ use super::simd::{Element, Plain, Simd, Unit};
 const ROWS: usize = 4;
 /// How far ahead narrow elements are asked for, in bytes: a page, since the CPU's own look-ahead begins anew with each. Elements of 4 bytes
 /// come as fast without.
-const AHEAD: usize = 1 << 12;
+pub(super) const AHEAD: usize = 1 << 12;
 
 /// A matrix to multiply with: columns `0..n` of the result, sums over `0..k`.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix<E> {
-    /// Element (0, 0).
-    pub(super) data: *const E,
+pub(super) struct Matrix<P> {
+    /// Where element (0, 0) is.
+    pub(super) data: P,
     /// From one column of the result to the next.
     pub(super) column: usize,
     /// From one summand to the next.
@@ -36,8 +36,17 @@ pub(super) struct Rows<P> {
     pub(super) step: usize,
 }
 
+/// Elements side by side, from the first on.
+#[derive(Clone, Copy)]
+pub(super) struct Dense<E>(pub(super) *const E);
+
+// SAFETY: threads read what is there, and no one writes it meanwhile.
+unsafe impl<E: Element> Send for Dense<E> {}
+// SAFETY: as above.
+unsafe impl<E: Element> Sync for Dense<E> {}
+
 /// Whether there is a form for a matrix with these steps.
-pub(super) fn has_form<E>(matrix: &Matrix<E>) -> bool {
+pub(super) fn has_form<P>(matrix: &Matrix<P>) -> bool {
     matrix.along == 1 || matrix.column == 1
 }
 
@@ -49,22 +58,14 @@ pub(super) fn has_form<E>(matrix: &Matrix<E>) -> bool {
 pub(super) unsafe fn product<E: Element>(
     unit: Unit,
     x: Rows<*const f32>,
-    matrix: Matrix<E>,
+    matrix: Matrix<Dense<E>>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
 ) {
-    let mut dense = Vec::new();
-    let x = if matrix.along == 1 && (x.step != 1 || E::ALTERNATE) {
-        dense.reserve(x.count * k);
-        for row in 0..x.count {
-            // SAFETY: by the caller.
-            unsafe { arrange::<E>(&mut dense, x.data.add(row * x.row), x.step, k, unit.lanes()) };
-        }
-        Rows { data: dense.as_ptr(), count: x.count, row: k, step: 1 }
-    } else {
-        x
-    };
+    let mut copied = Vec::new();
+    // SAFETY: by the caller.
+    let x = if matrix.along == 1 { unsafe { dense::<E>(unit, x, k, &mut copied) } } else { x };
     // SAFETY: by the caller, and since the unit is one that the CPU has.
     unsafe {
         match unit {
@@ -75,6 +76,27 @@ pub(super) unsafe fn product<E: Element>(
             Unit::Avx512 => avx512(x, matrix, y, (n, k), add),
         }
     }
+}
+
+/// Rows with the `k` numbers of each side by side, in the order in which those of a matrix are loaded; copied if they are not so.
+///
+/// # Safety
+/// They must be readable.
+pub(super) unsafe fn dense<E: Element>(
+    unit: Unit,
+    x: Rows<*const f32>,
+    k: usize,
+    copied: &mut Vec<f32>,
+) -> Rows<*const f32> {
+    if x.step == 1 && !E::ALTERNATE {
+        return x;
+    }
+    copied.reserve(x.count * k);
+    for row in 0..x.count {
+        // SAFETY: by the caller.
+        unsafe { arrange::<E>(copied, x.data.add(row * x.row), x.step, k, unit.lanes()) };
+    }
+    Rows { data: copied.as_ptr(), count: x.count, row: k, step: 1 }
 }
 
 /// Puts a row behind others, its numbers in the order in which those of the matrix are loaded.
@@ -96,7 +118,7 @@ unsafe fn arrange<E: Element>(to: &mut Vec<f32>, x: *const f32, step: usize, k: 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2<E: Element>(
     x: Rows<*const f32>,
-    matrix: Matrix<E>,
+    matrix: Matrix<Dense<E>>,
     y: Rows<*mut f32>,
     size: (usize, usize),
     add: bool,
@@ -109,7 +131,7 @@ unsafe fn avx2<E: Element>(
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512<E: Element>(
     x: Rows<*const f32>,
-    matrix: Matrix<E>,
+    matrix: Matrix<Dense<E>>,
     y: Rows<*mut f32>,
     size: (usize, usize),
     add: bool,
@@ -122,7 +144,7 @@ unsafe fn avx512<E: Element>(
 #[inline(always)]
 unsafe fn rows<S: Simd, E: Element>(
     x: Rows<*const f32>,
-    matrix: Matrix<E>,
+    matrix: Matrix<Dense<E>>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
@@ -149,7 +171,7 @@ unsafe fn rows<S: Simd, E: Element>(
 #[inline(always)]
 unsafe fn form<S: Simd, E: Element, const R: usize>(
     x: Rows<*const f32>,
-    matrix: Matrix<E>,
+    matrix: Matrix<Dense<E>>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
@@ -174,7 +196,7 @@ unsafe fn form<S: Simd, E: Element, const R: usize>(
 #[inline(always)]
 unsafe fn dot<S: Simd, E: Element, const R: usize, const C: usize, const U: usize>(
     x: Rows<*const f32>,
-    matrix: Matrix<E>,
+    matrix: Matrix<Dense<E>>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
@@ -225,7 +247,7 @@ unsafe fn pairs<S: Simd, E: Element, const R: usize, const C: usize, const U: us
 #[inline(always)]
 unsafe fn dots<S: Simd, E: Element, const R: usize, const C: usize, const U: usize>(
     x: Rows<*const f32>,
-    matrix: Matrix<E>,
+    matrix: Matrix<Dense<E>>,
     y: Rows<*mut f32>,
     first: usize,
     k: usize,
@@ -235,7 +257,7 @@ unsafe fn dots<S: Simd, E: Element, const R: usize, const C: usize, const U: usi
     let whole = k - k % pair;
     // SAFETY: by the caller: summands are below `k`, rows below `R`.
     unsafe {
-        let w: [*const E; C] = std::array::from_fn(|c| matrix.data.add((first + c) * matrix.column));
+        let w: [*const E; C] = std::array::from_fn(|c| matrix.data.0.add((first + c) * matrix.column));
         let mut sums = [[[[S::splat(0.0); 2]; U]; C]; R];
         let mut at = 0;
         while at + U * pair <= whole {
@@ -266,7 +288,7 @@ unsafe fn dots<S: Simd, E: Element, const R: usize, const C: usize, const U: usi
 #[inline(always)]
 unsafe fn axpy<S: Simd, E: Element, const R: usize>(
     x: Rows<*const f32>,
-    matrix: Matrix<E>,
+    matrix: Matrix<Dense<E>>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
@@ -284,7 +306,7 @@ unsafe fn axpy<S: Simd, E: Element, const R: usize>(
             let mut sums = [[S::splat(0.0); SIDE]; R];
             if side == SIDE {
                 for at in 0..k {
-                    let w = matrix.data.add(column + at * matrix.along);
+                    let w = matrix.data.0.add(column + at * matrix.along);
                     let w: [S::V; SIDE] = std::array::from_fn(|s| S::load(w.add(s * S::LANES)));
                     for (r, sums) in sums.iter_mut().enumerate() {
                         let x = S::splat(*x.data.add(r * x.row + at * x.step));
@@ -296,7 +318,7 @@ unsafe fn axpy<S: Simd, E: Element, const R: usize>(
             } else {
                 for at in 0..k {
                     for s in 0..side {
-                        let w = S::load(matrix.data.add(column + s * S::LANES + at * matrix.along));
+                        let w = S::load(matrix.data.0.add(column + s * S::LANES + at * matrix.along));
                         for (r, sums) in sums.iter_mut().enumerate() {
                             let x = S::splat(*x.data.add(r * x.row + at * x.step));
                             sums[s] = S::fma(x, w, sums[s]);
@@ -319,7 +341,7 @@ unsafe fn axpy<S: Simd, E: Element, const R: usize>(
             for r in 0..R {
                 let mut sum = 0.0;
                 for at in 0..k {
-                    let w = (*matrix.data.add(column * matrix.column + at * matrix.along)).wide();
+                    let w = (*matrix.data.0.add(column * matrix.column + at * matrix.along)).wide();
                     sum += *x.data.add(r * x.row + at * x.step) * w;
                 }
                 let to = y.data.add(r * y.row + column * y.step);
@@ -354,7 +376,7 @@ mod tests {
         for unit in Unit::all() {
             // The result has gaps, which must stay as they are.
             let mut y = vec![7.0f32; rows * n * 2];
-            let matrix = Matrix { data: w.as_ptr(), column, along };
+            let matrix = Matrix { data: Dense(w.as_ptr()), column, along };
             // Rows one after the other, or side by side.
             let (row, step) = if beside { (1, rows) } else { (k, 1) };
             let from = Rows { data: x.as_ptr(), count: rows, row, step };

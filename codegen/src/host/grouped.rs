@@ -5,13 +5,14 @@ use half::{bf16, f16};
 use latentc_ir::{AxisId, Function, ValueId};
 use rayon::prelude::*;
 
-use super::few::{Matrix, Rows};
-use super::multiply::{Way, multiply, wide};
+use super::contract::codes;
+use super::few::{Dense, Matrix, Rows};
+use super::multiply::{Place, Way, multiply, wide};
 use super::simd::Element;
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
 use super::{Shared, Spare, View, ViewMut};
 use crate::device::{DeviceError, Floats};
-use crate::grouped::GroupedPlan;
+use crate::grouped::{GroupedPlan, Table};
 use crate::map::strides;
 use crate::program::Kernel;
 
@@ -24,7 +25,7 @@ const COLUMNS: usize = 16;
 pub(super) fn reads_stack(body: &Function, param: ValueId, view: View<'_>, extents: &[usize]) -> bool {
     let Some(plan) = GroupedPlan::of(body) else { return false };
     let View::Stack(stack) = view else { return false };
-    plan.table == param
+    plan.table == Table::Elements(param)
         && body.ty(param).axes.first() == Some(&plan.along)
         && stack.pieces() == extents[plan.along.0 as usize]
 }
@@ -42,9 +43,7 @@ pub(super) fn run(
     let plan = GroupedPlan::of(body).ok_or_else(|| fail("the body is no grouped product"))?;
     let view = |v| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
     let floats = |v| view(v).and_then(View::floats);
-    let (Some(table), Some(View::I(index)), Some(x), ViewMut::F(y)) =
-        (view(plan.table), view(plan.index), floats(plan.x), output)
-    else {
+    let (Some(View::I(index)), Some(x), ViewMut::F(y)) = (view(plan.index), floats(plan.x), output) else {
         return Err(fail("a grouped product needs floats and an integer index"));
     };
     let copy;
@@ -56,7 +55,7 @@ pub(super) fn run(
         }
     };
     let y_axes = &body.ty(body.results[0]).axes;
-    let (table_axes, x_axes) = (&body.ty(plan.table).axes, &body.ty(plan.x).axes);
+    let (table_axes, x_axes) = (&plan.axes, &body.ty(plan.x).axes);
     let (table_steps, x_steps) = (strides(table_axes, extents), strides(x_axes, extents));
     let y_steps = strides(y_axes, extents);
     let extent = |a: &AxisId| extents[a.0 as usize];
@@ -122,18 +121,29 @@ pub(super) fn run(
         outer: m_loops,
         inner: k_loops,
     };
-    let piece = |e: usize| match table {
-        View::Stack(stack) => Some(stack.piece(e)),
-        table => table.floats().map(|whole| whole.part(e * groups.expert..whole.len())),
-    };
-    let pieces: Option<Vec<_>> = (0..experts).map(piece).collect();
-    let pieces = pieces.ok_or_else(|| fail("a grouped product needs a table of floats"))?;
+    let no_table = || fail("a grouped product needs a table of floats");
     // SAFETY: `check` made sure that the table holds all indices of its type; `packed` and `made` hold `rows` rows of k and m.
     let done = unsafe {
-        match pieces[0] {
-            Floats::F32(_) => groups.run::<f32>(&packed, &pieces, &mut made),
-            Floats::Bf16(_) => groups.run::<bf16>(&packed, &pieces, &mut made),
-            Floats::F16(_) => groups.run::<f16>(&packed, &pieces, &mut made),
+        match plan.table {
+            Table::Codes(coded, held) => {
+                let all = codes(&coded, held.map(view)).ok_or_else(no_table)?;
+                let matrices: Vec<_> = (0..experts).map(|e| all.at(e * groups.expert)).collect();
+                groups.run(&packed, Some(&matrices), &mut made)
+            }
+            Table::Elements(table) => {
+                let table = view(table).ok_or_else(no_table)?;
+                let piece = |e: usize| match table {
+                    View::Stack(stack) => Some(stack.piece(e)),
+                    table => table.floats().map(|whole| whole.part(e * groups.expert..whole.len())),
+                };
+                let pieces: Option<Vec<_>> = (0..experts).map(piece).collect();
+                let pieces = pieces.ok_or_else(no_table)?;
+                match pieces[0] {
+                    Floats::F32(_) => groups.run(&packed, matrices::<f32>(&pieces).as_deref(), &mut made),
+                    Floats::Bf16(_) => groups.run(&packed, matrices::<bf16>(&pieces).as_deref(), &mut made),
+                    Floats::F16(_) => groups.run(&packed, matrices::<f16>(&pieces).as_deref(), &mut made),
+                }
+            }
         }
     };
     if !done {
@@ -175,6 +185,11 @@ pub(super) fn run(
     Ok(())
 }
 
+/// Matrices of one type; `None` if one is of another.
+fn matrices<E: Element>(pieces: &[Floats<'_>]) -> Option<Vec<Dense<E>>> {
+    pieces.iter().map(|&m| Some(Dense(E::of(m)?.as_ptr()))).collect()
+}
+
 /// The products of all groups. Loops have steps in the table, and in a dense row of their axes.
 struct Groups<'a> {
     /// Where the rows of each group begin, and where the last one ends.
@@ -191,12 +206,11 @@ struct Groups<'a> {
 }
 
 impl Groups<'_> {
-    /// Multiplies the rows of each group with its matrix. False, and nothing done, if one is of another type.
+    /// Multiplies the rows of each group with its matrix. False if there are none.
     ///
     /// # Safety
     /// The matrices must be good for all places that the loops lead to.
-    unsafe fn run<E: Element>(&self, packed: &[f32], matrices: &[Floats<'_>], made: &mut [f32]) -> bool {
-        let matrices: Option<Vec<&[E]>> = matrices.iter().map(|&m| E::of(m)).collect();
+    unsafe fn run<P: Place>(&self, packed: &[f32], matrices: Option<&[P]>, made: &mut [f32]) -> bool {
         let Some(matrices) = matrices else { return false };
         let (m, k) = self.sizes;
         let (columns, along) = (self.columns, self.along);
@@ -206,13 +220,12 @@ impl Groups<'_> {
             let (start, count) = (self.starts[e], self.starts[e + 1] - self.starts[e]);
             let rows = packed.as_ptr().wrapping_add(start * k);
             let rows = Rows { data: rows, count, row: k, step: step(along, 1) };
-            let data = matrices[e].as_ptr();
-            (start, rows, Matrix { data, column: step(columns, 0), along: step(along, 0) })
+            (start, rows, Matrix { data: matrices[e], column: step(columns, 0), along: step(along, 0) })
         };
         let mut tasks: Vec<(usize, Way, usize, usize, usize)> = Vec::new();
         for e in (0..self.starts.len() - 1).filter(|&e| self.starts[e] < self.starts[e + 1]) {
             let (_, rows, matrix) = group(e);
-            let way = Way::of(&matrix, &rows);
+            let way = Way::of(&matrix, &rows, along.0);
             let width = way.columns(columns.0, along.0);
             for turn in 0..turns(&self.outer) {
                 let firsts = (0..columns.0).step_by(width);
@@ -228,7 +241,7 @@ impl Groups<'_> {
                 // SAFETY: by the caller; groups are below their number. Each task writes its own elements of `made`.
                 unsafe {
                     let rows = Rows { data: rows.data.add(packed_k), ..rows };
-                    let from = matrix.data.add(table_m + table_k + first * columns.1[0]);
+                    let from = matrix.data.at(table_m + table_k + first * columns.1[0]);
                     let to = made.get().add(start * m + made_m + first * columns.1[1]);
                     let to = Rows { data: to, count: rows.count, row: m, step: columns.1[1] };
                     multiply(

@@ -6,6 +6,7 @@
 //! ([`stream`]).
 
 mod awake;
+mod coded;
 mod contract;
 mod few;
 mod grouped;

@@ -7,7 +7,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::Shared;
-use super::few::{self, Matrix, Rows};
+use super::few::{self, Dense, Matrix, Rows};
 use super::simd::{Element, Unit, on_best_unit};
 use crate::device::Floats;
 
@@ -17,6 +17,84 @@ const FEW: usize = 48;
 const BLOCK: usize = 1 << 16;
 /// The same of one that is widened: the crate packs the rows anew for each task, which so many columns are worth.
 const WIDENED: usize = 1 << 19;
+
+/// Where the elements of a matrix lie, from one of them on.
+pub(super) trait Place: Copy + Send + Sync {
+    /// So many elements farther on.
+    ///
+    /// # Safety
+    /// There must be an element, or the end of them.
+    unsafe fn at(self, elements: usize) -> Self;
+
+    /// Whether few rows can be multiplied with a matrix that has these steps, in sums over `0..k`.
+    fn has_form(matrix: &Matrix<Self>, k: usize) -> bool;
+
+    /// The elements, if they are as wide as what is computed.
+    fn wide(self) -> Option<*const f32>;
+
+    /// `y = x · matrix` for few rows, or `y += …`, where there is a [form](Place::has_form).
+    ///
+    /// # Safety
+    /// See [`multiply`].
+    unsafe fn few(
+        x: Rows<*const f32>,
+        matrix: Matrix<Self>,
+        y: Rows<*mut f32>,
+        size: (usize, usize),
+        add: bool,
+    );
+
+    /// A matrix in f32, and its steps: what lay side by side still does.
+    ///
+    /// # Safety
+    /// All `n` columns of `k` must be readable.
+    unsafe fn widened(matrix: Matrix<Self>, size: (usize, usize)) -> (Vec<f32>, usize, usize);
+}
+
+impl<E: Element> Place for Dense<E> {
+    unsafe fn at(self, elements: usize) -> Self {
+        // SAFETY: by the caller.
+        Dense(unsafe { self.0.add(elements) })
+    }
+
+    fn has_form(matrix: &Matrix<Self>, _: usize) -> bool {
+        few::has_form(matrix)
+    }
+
+    fn wide(self) -> Option<*const f32> {
+        (size_of::<E>() == size_of::<f32>()).then_some(self.0.cast())
+    }
+
+    unsafe fn few(
+        x: Rows<*const f32>,
+        matrix: Matrix<Self>,
+        y: Rows<*mut f32>,
+        size: (usize, usize),
+        add: bool,
+    ) {
+        // SAFETY: by the caller.
+        unsafe { few::product(Unit::best(), x, matrix, y, size, add) };
+    }
+
+    unsafe fn widened(matrix: Matrix<Self>, (n, k): (usize, usize)) -> (Vec<f32>, usize, usize) {
+        let mut wide = Vec::with_capacity(n * k);
+        let dense = matrix.along <= matrix.column;
+        let (lines, line, step) = if dense { (n, k, matrix.along) } else { (k, n, matrix.column) };
+        let next = if dense { matrix.column } else { matrix.along };
+        for i in 0..lines {
+            let from = matrix.data.0.wrapping_add(i * next);
+            if step == 1 {
+                // SAFETY: by the caller.
+                let from = unsafe { std::slice::from_raw_parts(from, line) };
+                wide.extend(from.iter().map(|x| x.wide()));
+            } else {
+                // SAFETY: by the caller.
+                wide.extend((0..line).map(|j| unsafe { (*from.add(j * step)).wide() }));
+            }
+        }
+        if dense { (wide, k, 1) } else { (wide, 1, n) }
+    }
+}
 
 /// How a product is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +108,11 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// For so many rows and elements of that type.
-    pub(super) fn of<E: Element>(matrix: &Matrix<E>, x: &Rows<*const f32>) -> Way {
-        if x.count <= FEW && few::has_form(matrix) {
+    /// For so many rows and elements that lie so, where sums are over `0..k`.
+    pub(super) fn of<P: Place>(matrix: &Matrix<P>, x: &Rows<*const f32>, k: usize) -> Way {
+        if x.count <= FEW && P::has_form(matrix, k) {
             Way::Few
-        } else if size_of::<E>() == size_of::<f32>() {
+        } else if matrix.data.wide().is_some() {
             Way::Whole
         } else {
             Way::Widened
@@ -59,10 +137,10 @@ impl Way {
 ///
 /// # Safety
 /// All that the steps, `n`, `k` and the counts lead to must be readable, and for `y` writable by no one else.
-pub(super) unsafe fn multiply<E: Element>(
+pub(super) unsafe fn multiply<P: Place>(
     way: Way,
     x: Rows<*const f32>,
-    matrix: Matrix<E>,
+    matrix: Matrix<P>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
@@ -70,16 +148,15 @@ pub(super) unsafe fn multiply<E: Element>(
 ) {
     // SAFETY: by the caller; what is widened has the same elements.
     unsafe {
-        match way {
-            Way::Few => few::product(Unit::best(), x, matrix, y, (n, k), add),
-            Way::Whole => {
-                let matrix =
-                    Matrix { data: matrix.data.cast::<f32>(), column: matrix.column, along: matrix.along };
+        match (way, matrix.data.wide()) {
+            (Way::Few, _) => P::few(x, matrix, y, (n, k), add),
+            (Way::Whole, Some(data)) => {
+                let matrix = Matrix { data: Dense(data), column: matrix.column, along: matrix.along };
                 product(x, matrix, y, (n, k), add, parallelism);
             }
-            Way::Widened => {
-                let (wide, column, along) = widened(matrix, (n, k));
-                let matrix = Matrix { data: wide.as_ptr(), column, along };
+            (Way::Whole | Way::Widened, _) => {
+                let (wide, column, along) = P::widened(matrix, (n, k));
+                let matrix = Matrix { data: Dense(wide.as_ptr()), column, along };
                 product(x, matrix, y, (n, k), add, parallelism);
             }
         }
@@ -92,7 +169,7 @@ pub(super) unsafe fn multiply<E: Element>(
 /// See [`multiply`].
 pub(super) unsafe fn product(
     x: Rows<*const f32>,
-    matrix: Matrix<f32>,
+    matrix: Matrix<Dense<f32>>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
@@ -167,7 +244,7 @@ on_best_unit! {
 /// See [`multiply`].
 unsafe fn gemm(
     x: Rows<*const f32>,
-    matrix: Matrix<f32>,
+    matrix: Matrix<Dense<f32>>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
@@ -186,7 +263,7 @@ unsafe fn gemm(
             x.data,
             x.step as isize,
             x.row as isize,
-            matrix.data,
+            matrix.data.0,
             matrix.column as isize,
             matrix.along as isize,
             1.0f32,
@@ -197,29 +274,6 @@ unsafe fn gemm(
             parallelism,
         );
     }
-}
-
-/// A matrix in f32, and its steps: what lay side by side still does.
-///
-/// # Safety
-/// All `n` columns of `k` must be readable.
-unsafe fn widened<E: Element>(matrix: Matrix<E>, (n, k): (usize, usize)) -> (Vec<f32>, usize, usize) {
-    let mut wide = Vec::with_capacity(n * k);
-    let dense = matrix.along <= matrix.column;
-    let (lines, line, step) = if dense { (n, k, matrix.along) } else { (k, n, matrix.column) };
-    let next = if dense { matrix.column } else { matrix.along };
-    for i in 0..lines {
-        let from = matrix.data.wrapping_add(i * next);
-        if step == 1 {
-            // SAFETY: by the caller.
-            let from = unsafe { std::slice::from_raw_parts(from, line) };
-            wide.extend(from.iter().map(|x| x.wide()));
-        } else {
-            // SAFETY: by the caller.
-            wide.extend((0..line).map(|j| unsafe { (*from.add(j * step)).wide() }));
-        }
-    }
-    if dense { (wide, k, 1) } else { (wide, 1, n) }
 }
 
 /// Floats in f32: what is small is not worth another loop.

@@ -9,7 +9,7 @@ use gemm::Parallelism;
 use latentc_ir::AxisId;
 use rayon::prelude::*;
 
-use super::few::{Matrix, Rows};
+use super::few::{Dense, Matrix, Rows};
 use super::multiply::{product, wide};
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
 use super::{Shared, Spare, View, ViewMut};
@@ -182,7 +182,7 @@ impl Groups<'_> {
             let b = &b[start * widths[1] + b_at..];
             let rows = BLOCK.min(longest_a.0 - first);
             let a = Rows { data: a.as_ptr(), count: rows, row: step(longest_a, 1), step: widths[0] };
-            let b = Matrix { data: b.as_ptr(), column: step(longest_b, 1), along: widths[1] };
+            let b = Matrix { data: Dense(b.as_ptr()), column: step(longest_b, 1), along: widths[1] };
             // SAFETY: `check` made sure that the output holds all indices of its type. Each task has columns of its own, and what
             // is packed holds `count` rows from `start` on.
             unsafe {

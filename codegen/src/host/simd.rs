@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::device::Floats;
 
-/// A float as it is stored; it is computed with in f32.
+/// A number as it is stored; it is computed with in f32.
 pub(super) trait Element: Copy + Send + Sync {
     /// Its value.
     fn wide(self) -> f32;
@@ -130,6 +130,34 @@ element!(
     |p: *const half::f16| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
     |p: *const f16| { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
 );
+
+/// Codes, which are no floats until their scale is known.
+impl Element for u8 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self.into()
+    }
+
+    fn of(_: Floats<'_>) -> Option<&[u8]> {
+        None
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16(p: *const u8) -> std::arch::x86_64::__m512 {
+        use std::arch::x86_64::*;
+        // SAFETY: by the caller.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load8(p: *const u8) -> std::arch::x86_64::__m256 {
+        use std::arch::x86_64::*;
+        // SAFETY: by the caller.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+}
 
 /// A vector unit.
 ///

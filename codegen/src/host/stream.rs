@@ -13,7 +13,7 @@ use latentc_ir::{AxisId, DType, Function, Inst, Op, Reduce, ValueId};
 use rayon::prelude::*;
 
 use super::contract::Product;
-use super::few::{Matrix, Rows};
+use super::few::{Dense, Matrix, Rows};
 use super::map::{self, elementwise, fail, fault, nest, scatter, split, tail};
 use super::multiply::{Way, multiply};
 use super::simd::exp;
@@ -337,7 +337,7 @@ impl<'a> Stream<'a> {
                 let product = Product::new(&t.extents, [operands[0], operands[1], result]);
                 let (x, w) = if product.rows_of() == 0 { (a, b) } else { (b, a) };
                 // SAFETY: leaves hold all indices of their types, and the tile lies within; `y` was made for it.
-                unsafe { product.run(x, w, Shared(y.as_mut_ptr()), false) };
+                unsafe { product.run(x, Dense(w.as_ptr()), Shared(y.as_mut_ptr()), false) };
             } else {
                 let what = if let Op::Position { axis } = inst.op {
                     let index = (&[axis][..], &[1][..]);
@@ -435,10 +435,10 @@ impl<'a> Stream<'a> {
             unsafe {
                 let x = Rows { data: weights.as_ptr(), count: rows, row: count, step: 1 };
                 let along = step(self.plan.along, v_axes, &v_steps);
-                let matrix = Matrix { data: v.as_ptr().add(v_at), column: v_step, along };
+                let matrix = Matrix { data: Dense(v.as_ptr().add(v_at)), column: v_step, along };
                 let acc = state.acc.as_mut_ptr().add(acc_at);
                 let to = Rows { data: acc, count: rows, row: columns, step: acc_step };
-                multiply(Way::of(&matrix, &x), x, matrix, to, (width, count), true, Parallelism::None);
+                multiply(Way::of(&matrix, &x, count), x, matrix, to, (width, count), true, Parallelism::None);
             }
         }
         Ok(())

@@ -1,6 +1,8 @@
-//! What `check` allows a kernel of narrow caches: enough for its arithmetic, and no more.
+//! What `check` allows a kernel of narrow caches: enough for its arithmetic, and no more. And products with weights that are held as codes.
 
-use latentc_codegen::check::{Expected, random_inputs};
+use latentc_codegen::check::{Expected, check, random_inputs};
+use latentc_codegen::host::Host;
+use latentc_codegen::pieces::pieces;
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_ir::Tensor;
 
@@ -76,4 +78,56 @@ fn codes_may_be_another_but_not_any() {
         .map(|(&w, &t)| w + if t > 0.0 { 1.0 } else { 0.0 });
     let next = Tensor { data: next.collect(), ..expected.value.clone() };
     assert!(expected.compare(&next, &[5], 1).passes());
+}
+
+/// Rows of a matrix that is held as codes, in groups of 8.
+const WIDE: &str = "axes a0=n0, a1=5, a2=24, a3=3, a4=2, a5=4, a6=8
+param p0: f32[a0, a2]
+param p1: i32[a1, a3, a4]
+param p2: f32[a1, a3]
+fields: i32[a1, a3, a4, a5] = unpack p1 over a5
+code: i32[a1, a3, a6] = merge fields axes a4, a5 into a6
+most: i32 = const 127.0
+centred: i32[a1, a3, a6] = sub code, most
+number: f32[a1, a3, a6] = cast centred
+scaled: f32[a1, a3, a6] = mul number, p2
+w: f32[a1, a2] = merge scaled axes a3, a6 into a2
+";
+
+/// The same of the experts that rows go to, chosen of seven, in groups of 16.
+const CHOSEN: &str = "axes a0=n0, a1=2, a2=7, a3=5, a4=48, a5=3, a6=4, a7=4, a8=16
+param p0: f32[a0, a4]
+param p1: i32[a2, a3, a5, a6]
+param p2: f32[a2, a3, a5]
+param p3: i32[a0, a1]
+words: i32[a0, a1, a3, a5, a6] = gather p1, p3 along a2
+scales: f32[a0, a1, a3, a5] = gather p2, p3 along a2
+fields: i32[a0, a1, a3, a5, a6, a7] = unpack words over a7
+code: i32[a0, a1, a3, a5, a8] = merge fields axes a6, a7 into a8
+most: i32 = const 127.0
+centred: i32[a0, a1, a3, a5, a8] = sub code, most
+number: f32[a0, a1, a3, a5, a8] = cast centred
+scaled: f32[a0, a1, a3, a5, a8] = mul number, scales
+w: f32[a0, a1, a3, a4] = merge scaled axes a5, a8 into a4
+y: f32[a0, a1, a3] = contract p0, w over a4
+return y";
+
+/// Multiplied along its groups, across them, and where its rows are the fewer; and chosen by an index. The host reads codes there, in
+/// pieces of which none is what they stand for.
+#[test]
+fn products_read_codes() {
+    let along = format!("{WIDE}y: f32[a0, a1] = contract p0, w over a2\nreturn y");
+    let across = WIDE.replace("p0: f32[a0, a2]", "p0: f32[a0, a1]");
+    let across = format!("{across}y: f32[a0, a2] = contract p0, w over a1\nreturn y");
+    for (body, kind) in
+        [(&along[..], KernelKind::Contract), (&across, KernelKind::Contract), (CHOSEN, KernelKind::Grouped)]
+    {
+        let kernel = kernel(body);
+        assert_eq!(kernel.kind, kind);
+        assert_eq!(pieces(&kernel).len(), 1, "{}", kernel.body);
+        for rows in [1, 2, 3, 7, 60] {
+            let outcome = check(&mut Host::new(), &kernel, &[rows], 1).unwrap();
+            assert!(outcome.passes(), "{rows} rows: {outcome:?}\n{}", kernel.body);
+        }
+    }
 }
