@@ -168,11 +168,13 @@ fn coded<T: Copy + Default + Send>(
                 code(&view.slice_f32(n * block..n * block + held.len() * each)?, held);
                 Ok::<_, ReadError>(())
             })?;
+            checkpoint.forget(&scoped(scope, &piece.tensor));
         }
     } else {
         let elements = elements(checkpoint, scope, layout)?;
         let blocks = elements.par_chunks(block);
         held.par_chunks_mut(block / each).zip(blocks).for_each(|(held, elements)| code(elements, held));
+        layout.pieces.iter().for_each(|piece| checkpoint.forget(&scoped(scope, &piece.tensor)));
     }
     Ok(held)
 }

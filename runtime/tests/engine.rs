@@ -11,7 +11,7 @@ use latentc_codegen::host::Host;
 use latentc_ir::interp::{Caches, Interpreter, Precision};
 use latentc_ir::tensor::{SplitMix, Tensor};
 use latentc_ir::{DType, Module, Size, Tensors};
-use latentc_passes::{Graph, pipeline};
+use latentc_passes::{Graph, Wanted, WeightForm, pipeline};
 use latentc_runtime::checkpoint::{self, Checkpoint, CheckpointError, TensorSpec, write_checkpoint};
 use latentc_runtime::compiled::compile;
 use latentc_runtime::engine::{Engine, RunError, Value};
@@ -45,10 +45,12 @@ fn same(a: &[Value], b: &[Value]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.shape == b.shape && bits(a) == bits(b))
 }
 
-fn check(module: &Module, graph: Graph, seed: u64) -> Result<(), TestCaseError> {
+fn check(module: &Module, wanted: impl Into<Wanted>, seed: u64) -> Result<(), TestCaseError> {
+    let wanted = wanted.into();
+    let graph = wanted.graph;
     let mut rng = SplitMix(seed);
     // A random definition may have no serving form, or weights that overlap in contradictory ways.
-    let (Ok(compiled), Ok(inventory)) = (compile(module, graph, &pipeline()), module.inventory()) else {
+    let (Ok(compiled), Ok(inventory)) = (compile(module, wanted, &pipeline()), module.inventory()) else {
         return Ok(());
     };
     let mut weights = Tensors::new();
@@ -139,6 +141,39 @@ proptest! {
         // What is differentiated has one result.
         let objective = latentc_ir::testing::objective(&module);
         check(if graph == Graph::Gradient { &objective } else { &module }, graph, seed)?;
+    }
+}
+
+/// Weights that lie in files as they are read, in several tensors, as a part of one, and in another order; and one that is read by rows.
+const CODED: &str = "module m entry @f
+
+func @f {
+  axes t, j=2, e=3, d=24, f=5, g=2, n=8, v=7
+  param tok: i32[t]
+  param chosen: i32[t, j=2]
+  weight E: f32[v=7, d=24] = \"embed\"[v, d]
+  weight W: f32[e=3, f=5, d=24] = \"experts.{e}\"[f, d]
+  weight P: f32[f=5, d=24] = \"part\"[(g | f), d]
+  weight T: f32[f=5, n=8] = \"turned\"[n, f]
+
+  x: f32[t, d=24] = gather E, tok along v
+  p: f32[t, f=5] = contract P, x over d
+  w: f32[t, j=2, f=5, d=24] = gather W, chosen along e
+  own: f32[t, j=2, f=5] = contract w, x over d
+  q: f32[t, j=2, f=5] = mul own, p
+  y: f32[t, j=2, n=8] = contract T, q over f
+  return y, p
+}
+";
+
+#[test]
+fn codes_are_made_of_what_a_checkpoint_holds() {
+    let module = latentc_ir::check("m.ir", CODED).unwrap_or_else(|e| panic!("{}", e.render()));
+    let wanted = |group| Wanted { weights: Some(WeightForm { group }), ..Graph::Train.into() };
+    let compiled = compile(&module, wanted(8), &pipeline()).expect("it compiles");
+    assert_eq!(compiled.module().to_string().matches("= codes ").count(), 4, "{}", compiled.module());
+    for (group, seed) in (4..20).zip(0..) {
+        check(&module, wanted(group), seed).unwrap_or_else(|e| panic!("groups of {group}: {e}"));
     }
 }
 

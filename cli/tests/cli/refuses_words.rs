@@ -138,3 +138,12 @@ fn an_output_that_cannot_be_written() {
     let line = "eval {} --inputs {} --out {} --prefill 3";
     says(&error(line, &[&case("tiny"), &inputs, &folder.path().join("x")]), &["--graph decode"]);
 }
+
+#[test]
+fn gradients_by_weights_that_are_held_as_codes() {
+    let line = "dump {} --graph gradient --weights int8 --after encode";
+    says(
+        &error(line, &[&case("tiny")]),
+        &["no gradient by weights that are held in int8", "train without --weights"],
+    );
+}

@@ -72,6 +72,9 @@ on_best_unit! {
 /// Lanes of the widest unit: a group of a multiple of them ends with a register.
 const LANES: usize = 16;
 
+/// Bytes that come from memory together.
+const LINE: usize = 64;
+
 /// Whether sums are over whole groups. What a loop steps by is then one, and not one because it is never taken.
 fn sums_groups(matrix: &Matrix<Codes<'_>>, k: usize) -> bool {
     matrix.along == 1 && k.is_multiple_of(matrix.data.group)
@@ -215,20 +218,26 @@ unsafe fn dot<S: Simd, const R: usize, const C: usize>(
     (n, k): (usize, usize),
     add: bool,
 ) {
-    let mut column = 0;
-    // SAFETY: by the caller: columns are below `n`.
+    let group = matrix.data.group;
+    let whole = group - group % S::LANES;
+    let groups = (0..R).flat_map(|r| (0..k / group).map(move |g| r * x.row + g * group));
+    // SAFETY: by the caller: summands are below `k`, rows below `R`, columns below `n`.
     unsafe {
+        let sum = |first: usize| std::slice::from_raw_parts(x.data.add(first), whole).iter().sum::<f32>();
+        let sums: Vec<f32> = groups.map(sum).collect();
+        let mut column = 0;
         while column + C <= n {
-            dots::<S, R, C>(x, matrix, y, column, k, add);
+            dots::<S, R, C>(x, matrix, y, column, k, add, &sums);
             column += C;
         }
         for column in column..n {
-            dots::<S, R, 1>(x, matrix, y, column, k, add);
+            dots::<S, R, 1>(x, matrix, y, column, k, add, &sums);
         }
     }
 }
 
-/// Columns `first..first + C`, group by group.
+/// Columns `first..first + C`, group by group. Of a group, the codes themselves are multiplied and added up: `sum of x (code - centre)` is
+/// `sum of x code`, less `centre` times the sum of `x`, which is the same for all columns.
 #[inline(always)]
 unsafe fn dots<S: Simd, const R: usize, const C: usize>(
     x: Rows<*const f32>,
@@ -237,25 +246,27 @@ unsafe fn dots<S: Simd, const R: usize, const C: usize>(
     first: usize,
     k: usize,
     add: bool,
+    sums_of_x: &[f32],
 ) {
     let Codes { group, centre, .. } = matrix.data;
-    let whole = group - group % S::LANES;
+    let (groups, whole) = (k / group, group - group % S::LANES);
     // SAFETY: by the caller: summands are below `k`, rows below `R`. Each column begins with a group.
     unsafe {
         let columns: [_; C] = std::array::from_fn(|c| matrix.data.at((first + c) * matrix.column).pointers());
-        let mut sums = [[S::splat(0.0); C]; R];
+        let mut totals = [[S::splat(0.0); C]; R];
         let mut rest = [[0.0f32; C]; R];
-        for g in 0..k / group {
+        for g in 0..groups {
             let start = g * group;
-            let scales: [f32; C] = std::array::from_fn(|c| *columns[c].1.add(g));
-            let scale: [S::V; C] = std::array::from_fn(|c| S::splat(scales[c]));
-            let zero: [S::V; C] = std::array::from_fn(|c| S::splat(-centre * scales[c]));
+            let mut sums = [[S::splat(0.0); C]; R];
             let mut at = start;
             while at < start + whole {
                 let w: [S::V; C] = std::array::from_fn(|c| {
                     let codes = columns[c].0.wrapping_add(at);
-                    S::prefetch(codes.wrapping_add(AHEAD));
-                    S::fma(S::load(codes), scale[c], zero[c])
+                    // Once for each line of memory.
+                    if (at - start).is_multiple_of(LINE) {
+                        S::prefetch(codes.wrapping_add(AHEAD));
+                    }
+                    S::load(codes)
                 });
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let x = S::load(x.data.add(r * x.row + at));
@@ -265,18 +276,23 @@ unsafe fn dots<S: Simd, const R: usize, const C: usize>(
                 }
                 at += S::LANES;
             }
-            for at in at..start + group {
-                for c in 0..C {
-                    let w = (f32::from(*columns[c].0.add(at)) - centre) * scales[c];
+            for c in 0..C {
+                let scale = *columns[c].1.add(g);
+                for r in 0..R {
+                    totals[r][c] = S::fma(sums[r][c], S::splat(scale), totals[r][c]);
+                    rest[r][c] -= centre * scale * sums_of_x[r * groups + g];
+                }
+                for at in at..start + group {
+                    let w = (f32::from(*columns[c].0.add(at)) - centre) * scale;
                     for (r, rest) in rest.iter_mut().enumerate() {
                         rest[c] += *x.data.add(r * x.row + at) * w;
                     }
                 }
             }
         }
-        for (r, (sums, rest)) in sums.iter().zip(&rest).enumerate() {
-            for (c, (&sum, rest)) in sums.iter().zip(rest).enumerate() {
-                let total = S::sum(sum) + rest;
+        for (r, (totals, rest)) in totals.iter().zip(&rest).enumerate() {
+            for (c, (&total, rest)) in totals.iter().zip(rest).enumerate() {
+                let total = S::sum(total) + rest;
                 let to = y.data.add(r * y.row + (first + c) * y.step);
                 *to = if add { *to + total } else { total };
             }

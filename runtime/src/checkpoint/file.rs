@@ -5,6 +5,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 
 use super::error::CheckpointError;
 use super::header::{Header, Refusal};
@@ -69,6 +71,19 @@ impl TensorFile {
             name,
             file: &self.path,
         })
+    }
+
+    /// Lets the system have the memory of a tensor again, which has been read. Who reads it once more has it read from the file.
+    pub fn forget(&self, name: &str) {
+        #[cfg(unix)]
+        if let Some(entry) = self.header.tensors.get(name) {
+            let bytes = &entry.bytes;
+            // A system that keeps it loses room, no more.
+            // SAFETY: nobody writes to the map, so that what is read again is what the file has.
+            let _ = unsafe {
+                self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, bytes.len())
+            };
+        }
     }
 
     /// A tensor.

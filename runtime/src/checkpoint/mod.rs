@@ -71,6 +71,13 @@ impl Checkpoint {
         self.files[*self.place.get(name)?].tensor(name)
     }
 
+    /// Lets the system have the memory of a tensor again: see [`TensorFile::forget`].
+    pub fn forget(&self, name: &str) {
+        if let Some(&file) = self.place.get(name) {
+            self.files[file].forget(name);
+        }
+    }
+
     /// A tensor.
     ///
     /// # Errors
