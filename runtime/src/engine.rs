@@ -113,6 +113,8 @@ struct Held {
     dtype: DType,
     scope: String,
     layout: Layout,
+    /// Whether it holds their elements, not what these are coded as.
+    elements: bool,
 }
 
 /// A buffer that outlives a run. Its first dimension grows with the sequence.
@@ -280,7 +282,9 @@ impl<D: Device> Engine<D> {
                             let slot = self.place(made, Source::Weight);
                             let ty = function.ty(weight.value);
                             let layout = weight.stored.layout(function, ty).map_err(LoadError::Layout)?;
-                            let held = Held { slot, dtype: ty.dtype, scope: scope.to_owned(), layout };
+                            let elements = weight.stored.held.is_elements();
+                            let held =
+                                Held { slot, dtype: ty.dtype, scope: scope.to_owned(), layout, elements };
                             self.weights.insert(key, held);
                             slot
                         }
@@ -331,7 +335,12 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// If a tensor is not there or of another length, or the device has no room.
     pub fn set_weights(&mut self, tensors: &Arc<Vec<f32>>, places: &Places) -> Result<(), LoadError> {
-        for held in self.weights.values() {
+        for (key, held) in &self.weights {
+            if !held.elements {
+                return Err(LoadError::Layout(format!(
+                    "the weight {key} is made of a checkpoint when it is loaded, and cannot be given"
+                )));
+            }
             // What is too old is given back before there is more.
             self.heap[held.slot] = None;
             let made = load::lend(&mut self.device, tensors, places, &held.scope, &held.layout, held.dtype)?;

@@ -114,8 +114,8 @@ fn scale(kernel: &Kernel, sizes: &[usize], args: &mut [Tensor]) {
         let follows = inst.args.iter().all(known) && inst.args.iter().any(|v| unpacked[v.0 as usize]);
         unpacked[result] = matches!(inst.op, Op::Unpack { .. }) || follows;
         constant[result] = inst.args.iter().all(|v| constant[v.0 as usize]);
-        let moves = inst.op.moves() || inst.op == Op::Cast;
-        if let (true, [x]) = (moves, &inst.args[..]) {
+        let moves = inst.op.moves() || inst.op == Op::Cast || matches!(inst.op, Op::Gather { .. });
+        if let (true, [x, ..]) = (moves, &inst.args[..]) {
             same_as[result] = same_as[x.0 as usize];
         }
     }

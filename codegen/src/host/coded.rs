@@ -209,93 +209,89 @@ unsafe fn rows<S: Simd>(
     }
 }
 
-/// Products of vectors: `C` columns at a time.
+/// Products of vectors, one column after the other: one stream of memory. Of a group, the codes themselves are multiplied, in `U` sums for
+/// each row, and added up: the sum of `x (code - centre)` is that of `x code`, less `centre` times that of `x`, which is the same for
+/// all columns.
 #[inline(always)]
-unsafe fn dot<S: Simd, const R: usize, const C: usize>(
+unsafe fn dot<S: Simd, const R: usize, const U: usize>(
     x: Rows<*const f32>,
     matrix: Matrix<Codes<'_>>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
 ) {
-    let group = matrix.data.group;
-    let whole = group - group % S::LANES;
-    let groups = (0..R).flat_map(|r| (0..k / group).map(move |g| r * x.row + g * group));
-    // SAFETY: by the caller: summands are below `k`, rows below `R`, columns below `n`.
+    let Codes { group, centre, .. } = matrix.data;
+    let (groups, whole) = (k / group, group - group % S::LANES);
+    let starts = (0..R).flat_map(|r| (0..groups).map(move |g| r * x.row + g * group));
+    // SAFETY: by the caller: summands are below `k`, rows below `R`, columns below `n`. Each column begins with a group.
     unsafe {
         let sum = |first: usize| std::slice::from_raw_parts(x.data.add(first), whole).iter().sum::<f32>();
-        let sums: Vec<f32> = groups.map(sum).collect();
-        let mut column = 0;
-        while column + C <= n {
-            dots::<S, R, C>(x, matrix, y, column, k, add, &sums);
-            column += C;
-        }
-        for column in column..n {
-            dots::<S, R, 1>(x, matrix, y, column, k, add, &sums);
+        let sums_of_x: Vec<f32> = starts.map(sum).collect();
+        for column in 0..n {
+            let (codes, scales) = matrix.data.at(column * matrix.column).pointers();
+            let mut totals = [S::splat(0.0); R];
+            let mut rest = [0.0f32; R];
+            for g in 0..groups {
+                let (start, scale) = (g * group, *scales.add(g));
+                let mut sums = [[S::splat(0.0); U]; R];
+                let mut at = start;
+                while at + U * S::LANES <= start + whole {
+                    for u in 0..U {
+                        register::<S, R, U>(
+                            x,
+                            codes,
+                            at + u * S::LANES,
+                            at + u * S::LANES - start,
+                            &mut sums,
+                            u,
+                        );
+                    }
+                    at += U * S::LANES;
+                }
+                while at < start + whole {
+                    register::<S, R, U>(x, codes, at, at - start, &mut sums, 0);
+                    at += S::LANES;
+                }
+                for (r, sums) in sums.into_iter().enumerate() {
+                    let sum = sums.into_iter().reduce(|a, b| S::add(a, b)).unwrap_or(S::splat(0.0));
+                    totals[r] = S::fma(sum, S::splat(scale), totals[r]);
+                    rest[r] -= centre * scale * sums_of_x[r * groups + g];
+                }
+                for at in at..start + group {
+                    let w = (f32::from(*codes.add(at)) - centre) * scale;
+                    for (r, rest) in rest.iter_mut().enumerate() {
+                        *rest += *x.data.add(r * x.row + at) * w;
+                    }
+                }
+            }
+            for (r, (&total, rest)) in totals.iter().zip(rest).enumerate() {
+                let total = S::sum(total) + rest;
+                let to = y.data.add(r * y.row + column * y.step);
+                *to = if add { *to + total } else { total };
+            }
         }
     }
 }
 
-/// Columns `first..first + C`, group by group. Of a group, the codes themselves are multiplied and added up: `sum of x (code - centre)` is
-/// `sum of x code`, less `centre` times the sum of `x`, which is the same for all columns.
+/// Multiplies a register of codes with all rows.
 #[inline(always)]
-unsafe fn dots<S: Simd, const R: usize, const C: usize>(
+unsafe fn register<S: Simd, const R: usize, const U: usize>(
     x: Rows<*const f32>,
-    matrix: Matrix<Codes<'_>>,
-    y: Rows<*mut f32>,
-    first: usize,
-    k: usize,
-    add: bool,
-    sums_of_x: &[f32],
+    codes: *const u8,
+    at: usize,
+    in_group: usize,
+    sums: &mut [[S::V; U]; R],
+    number: usize,
 ) {
-    let Codes { group, centre, .. } = matrix.data;
-    let (groups, whole) = (k / group, group - group % S::LANES);
-    // SAFETY: by the caller: summands are below `k`, rows below `R`. Each column begins with a group.
+    // SAFETY: by the caller.
     unsafe {
-        let columns: [_; C] = std::array::from_fn(|c| matrix.data.at((first + c) * matrix.column).pointers());
-        let mut totals = [[S::splat(0.0); C]; R];
-        let mut rest = [[0.0f32; C]; R];
-        for g in 0..groups {
-            let start = g * group;
-            let mut sums = [[S::splat(0.0); C]; R];
-            let mut at = start;
-            while at < start + whole {
-                let w: [S::V; C] = std::array::from_fn(|c| {
-                    let codes = columns[c].0.wrapping_add(at);
-                    // Once for each line of memory.
-                    if (at - start).is_multiple_of(LINE) {
-                        S::prefetch(codes.wrapping_add(AHEAD));
-                    }
-                    S::load(codes)
-                });
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = S::load(x.data.add(r * x.row + at));
-                    for (sum, &w) in sums.iter_mut().zip(&w) {
-                        *sum = S::fma(x, w, *sum);
-                    }
-                }
-                at += S::LANES;
-            }
-            for c in 0..C {
-                let scale = *columns[c].1.add(g);
-                for r in 0..R {
-                    totals[r][c] = S::fma(sums[r][c], S::splat(scale), totals[r][c]);
-                    rest[r][c] -= centre * scale * sums_of_x[r * groups + g];
-                }
-                for at in at..start + group {
-                    let w = (f32::from(*columns[c].0.add(at)) - centre) * scale;
-                    for (r, rest) in rest.iter_mut().enumerate() {
-                        rest[c] += *x.data.add(r * x.row + at) * w;
-                    }
-                }
-            }
+        // Once for each line of memory.
+        if in_group.is_multiple_of(LINE) {
+            S::prefetch(codes.wrapping_add(at + AHEAD));
         }
-        for (r, (totals, rest)) in totals.iter().zip(&rest).enumerate() {
-            for (c, (&total, rest)) in totals.iter().zip(rest).enumerate() {
-                let total = S::sum(total) + rest;
-                let to = y.data.add(r * y.row + (first + c) * y.step);
-                *to = if add { *to + total } else { total };
-            }
+        let w = S::load(codes.add(at));
+        for (r, sums) in sums.iter_mut().enumerate() {
+            sums[number] = S::fma(S::load(x.data.add(r * x.row + at)), w, sums[number]);
         }
     }
 }
