@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Compares the host executor with other programs that run the same model on the same CPU.
 
-    benches/peers/run.py [--threads N] [--rounds N] [--only NAME ...] [--out FILE.json]
+    benches/peers/run.py [--threads N] [--rounds N] [--only NAME ...] [--phases 1x32 ...] [--out FILE.json]
 
 Sets all of them up (a virtual environment, a build of candle's runner) under target/peers, makes one random model of bench-moe-0.3b in
-f32 and bf16, asks each for the same greedy tokens, then takes turns measuring. A peer that cannot be set up is named and left out.
+f32 and bf16, asks each for the same greedy tokens, then takes turns measuring. A peer that cannot be set up is named and left out; one
+whose first answer takes longer than a minute is not asked again, and that answer counts. What was measured before an interruption is
+printed.
 """
 
 import argparse
@@ -25,6 +27,8 @@ PACKAGES = ["torch", "transformers", "safetensors", "gguf", "llama-cpp-python"]
 # Sequences and tokens of each; decode follows on the same cache.
 PHASES = [(1, 32), (1, 512), (1, 2048), (8, 32), (8, 2048)]
 STEPS = 16
+# Seconds that a first answer may take of a peer that is asked again.
+PATIENCE = 60
 TRAIN = (4, 257)
 
 
@@ -116,12 +120,13 @@ print((1 << 30) / best(lambda: x.sum(), 9), 2 * 2048 ** 3 / best(lambda: a @ b, 
     return [float(x) for x in done.stdout.split()] or [None, None]
 
 
-def measure(peers, rounds, vocabulary, train):
+def measure(peers, phases, rounds, vocabulary, results):
     """Takes turns: each figure of each peer once, then all again."""
-    results = {}
-    for batch, tokens in PHASES:
+    for batch, tokens in phases:
         prompt = texts(batch, tokens, vocabulary)
+        again = []
         for peer in list(peers):
+            say(f"{batch} x {tokens}, first answer: {peer.label} {peer.dtype}")
             try:
                 # The first time warms up, and says whether all make the same tokens.
                 answer = peer.ask(op="generate", ids=prompt, steps=STEPS)
@@ -129,21 +134,30 @@ def measure(peers, rounds, vocabulary, train):
                 say(f"{error}: left out from here on")
                 peers.remove(peer)
                 continue
-            results[peer.label, peer.dtype, batch, tokens] = {"tokens": answer["tokens"], "prefill": [], "decode": []}
+            slow = answer["prefill"] + sum(answer["decode"]) > PATIENCE
+            results[peer.label, peer.dtype, batch, tokens] = {
+                "tokens": answer["tokens"],
+                "prefill": [answer["prefill"]] if slow else [],
+                "decode": answer["decode"] if slow else [],
+            }
+            again += [] if slow else [peer]
         for turn in range(rounds):
-            for peer in peers:
+            for peer in again:
                 say(f"{batch} x {tokens}, round {turn + 1} of {rounds}: {peer.label} {peer.dtype}")
                 answer = peer.ask(op="generate", ids=prompt, steps=STEPS)
                 result = results[peer.label, peer.dtype, batch, tokens]
                 result["prefill"].append(answer["prefill"])
                 result["decode"] += answer["decode"]
-    peak = {(p.label, p.dtype): p.ask(op="peak")["bytes"] for p in peers}
+
+
+def train(peers, rounds, vocabulary):
+    """The same steps on the same texts by each peer that trains, in f32."""
     trained = {}
-    for peer in peers if train else []:
+    for peer in peers:
         if peer.trains and peer.dtype == "f32":
             say(f"training: {peer.label}")
             trained[peer.label] = peer.ask(op="train", ids=texts(*TRAIN, vocabulary), steps=rounds + 1)
-    return results, peak, trained
+    return trained
 
 
 def table(rows, head):
@@ -154,10 +168,11 @@ def table(rows, head):
 
 def report(results, peak, trained):
     labels = list(dict.fromkeys((label, dtype) for label, dtype, _, _ in results))
+    phases = list(dict.fromkeys((batch, tokens) for _, _, batch, tokens in results))
     out = []
     for dtype in ("f32", "bf16"):
         rows = []
-        for batch, tokens in PHASES:
+        for batch, tokens in phases:
             ours = results.get(("latentc", dtype, batch, tokens))
             for phase in ("prefill", "decode"):
                 row = [f"{phase}, {batch} x {tokens}"]
@@ -198,6 +213,8 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="labels, such as latentc llama.cpp")
+    phase = lambda text: tuple(int(n) for n in text.split("x"))
+    parser.add_argument("--phases", nargs="+", type=phase, default=PHASES, metavar="BATCHxTOKENS", help="1x32 1x512 …; all if not given")
     parser.add_argument("--no-train", action="store_true")
     parser.add_argument("--out", type=Path, help="a file for all figures, as JSON")
     args = parser.parse_args()
@@ -213,7 +230,13 @@ def main():
         except (RuntimeError, OSError) as error:
             say(f"{label} {dtype}: {error}: left out")
     read, multiply = bandwidth(args.threads)
-    results, peak, trained = measure(peers, args.rounds, vocabulary, not args.no_train)
+    results, peak, trained = {}, {}, {}
+    try:
+        measure(peers, args.phases, args.rounds, vocabulary, results)
+        peak = {(p.label, p.dtype): p.ask(op="peak")["bytes"] for p in peers}
+        trained = {} if args.no_train else train(peers, args.rounds, vocabulary)
+    except KeyboardInterrupt:
+        say("interrupted: what follows is what was measured before")
     print(report(results, peak, trained))
     if read:
         print(f"This machine: reads {read / 1e9:.1f} GB/s, multiplies {multiply / 1e9:.0f} GFLOP/s in f32.")

@@ -8,9 +8,9 @@ use super::simd::{Element, Plain, Simd, Unit};
 
 /// Rows that are carried through the matrix together.
 const ROWS: usize = 4;
-/// How far ahead narrow elements are asked for, in bytes: a page, since the CPU's own look-ahead begins anew with each. Elements of 4 bytes
-/// come as fast without.
-pub(super) const AHEAD: usize = 1 << 12;
+/// How far ahead narrow elements are asked for, in bytes: two pages, since the CPU's own look-ahead begins anew with each. Elements of 4
+/// bytes come as fast without.
+pub(super) const AHEAD: usize = 1 << 13;
 
 /// A matrix to multiply with: columns `0..n` of the result, sums over `0..k`.
 #[derive(Clone, Copy)]
