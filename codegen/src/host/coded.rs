@@ -1,7 +1,7 @@
 //! Matrices of codes: a byte for each element, and a scale for each group of them that lie behind one another. Few rows meet the codes in
 //! registers, where they become numbers; for many, columns are widened block by block.
 
-use super::few::{self, AHEAD, Matrix, Rows};
+use super::few::{self, AHEAD, LANES, Matrix, Rows, SIDE};
 use super::multiply::Place;
 use super::simd::{Plain, Simd, Unit, on_best_unit};
 
@@ -68,9 +68,6 @@ on_best_unit! {
         }
     }
 }
-
-/// Lanes of the widest unit: a group of a multiple of them ends with a register.
-const LANES: usize = 16;
 
 /// Bytes that come from memory together.
 const LINE: usize = 64;
@@ -305,13 +302,10 @@ unsafe fn axpy<S: Simd, const R: usize>(
     (n, k): (usize, usize),
     add: bool,
 ) {
-    const SIDE: usize = 4;
-    const WIDE: usize = SIDE * LANES;
     let Codes { group, centre, .. } = matrix.data;
-    let mut out = [0.0f32; WIDE];
     let mut column = 0;
     // SAFETY: by the caller: columns are below `n`, summands below `k`, rows below `R`. Lines begin with a group, and no register has
-    // columns of two; `out` holds `SIDE` of the widest.
+    // columns of two.
     unsafe {
         let (codes, scales) = matrix.data.pointers();
         while column + S::LANES <= n {
@@ -330,15 +324,7 @@ unsafe fn axpy<S: Simd, const R: usize>(
                     }
                 }
             }
-            for (r, sums) in sums.iter().enumerate() {
-                for (s, &sum) in sums[..side].iter().enumerate() {
-                    S::store(out.as_mut_ptr().add(s * S::LANES), sum);
-                }
-                for (i, &sum) in out[..side * S::LANES].iter().enumerate() {
-                    let to = y.data.add(r * y.row + (column + i) * y.step);
-                    *to = if add { *to + sum } else { sum };
-                }
-            }
+            few::put::<S, R>(&sums, side, y, column, add);
             column += side * S::LANES;
         }
         for column in column..n {

@@ -284,6 +284,38 @@ unsafe fn dots<S: Simd, E: Element, const R: usize, const C: usize, const U: usi
     }
 }
 
+/// Registers side by side, at most, where columns are.
+pub(super) const SIDE: usize = 4;
+/// Numbers in the widest register.
+pub(super) const LANES: usize = 16;
+
+/// Writes, or adds, what so many registers of each row hold of columns side by side, from one on.
+///
+/// # Safety
+/// The columns must be there, and writable by no one else; `side` is at most [`SIDE`].
+#[inline(always)]
+pub(super) unsafe fn put<S: Simd, const R: usize>(
+    sums: &[[S::V; SIDE]; R],
+    side: usize,
+    y: Rows<*mut f32>,
+    column: usize,
+    add: bool,
+) {
+    let mut out = [0.0f32; SIDE * LANES];
+    for (r, sums) in sums.iter().enumerate() {
+        // SAFETY: by the caller; `out` holds `SIDE` of the widest registers.
+        unsafe {
+            for (s, &sum) in sums[..side].iter().enumerate() {
+                S::store(out.as_mut_ptr().add(s * S::LANES), sum);
+            }
+            for (i, &sum) in out[..side * S::LANES].iter().enumerate() {
+                let to = y.data.add(r * y.row + (column + i) * y.step);
+                *to = if add { *to + sum } else { sum };
+            }
+        }
+    }
+}
+
 /// Columns side by side, a few registers of them at a time.
 #[inline(always)]
 unsafe fn axpy<S: Simd, E: Element, const R: usize>(
@@ -293,15 +325,11 @@ unsafe fn axpy<S: Simd, E: Element, const R: usize>(
     (n, k): (usize, usize),
     add: bool,
 ) {
-    const WIDE: usize = 64;
-    let mut out = [0.0f32; WIDE];
     let mut column = 0;
-    // SAFETY: by the caller: columns are below `n`, summands below `k`, rows below `R`; `out` holds `WIDE` numbers, which are some
-    // whole registers and at most `SIDE` of them.
+    // SAFETY: by the caller: columns are below `n`, summands below `k`, rows below `R`.
     unsafe {
         while column + S::LANES <= n {
             // As many registers side by side as there are columns for.
-            const SIDE: usize = 4;
             let side = ((n - column) / S::LANES).min(SIDE);
             let mut sums = [[S::splat(0.0); SIDE]; R];
             if side == SIDE {
@@ -326,15 +354,7 @@ unsafe fn axpy<S: Simd, E: Element, const R: usize>(
                     }
                 }
             }
-            for (r, sums) in sums.iter().enumerate() {
-                for (s, &sum) in sums[..side].iter().enumerate() {
-                    S::store(out.as_mut_ptr().add(s * S::LANES), sum);
-                }
-                for (i, &sum) in out[..side * S::LANES].iter().enumerate() {
-                    let to = y.data.add(r * y.row + (column + i) * y.step);
-                    *to = if add { *to + sum } else { sum };
-                }
-            }
+            put::<S, R>(&sums, side, y, column, add);
             column += side * S::LANES;
         }
         for column in column..n {
