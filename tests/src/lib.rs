@@ -6,7 +6,7 @@ use std::sync::Arc;
 use latentc_ir::DType;
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
-use latentc_passes::{Pass, Wanted};
+use latentc_passes::{Graph, Pass, Wanted, pipeline};
 use latentc_runtime::checkpoint::{Checkpoint, TensorFile};
 use latentc_runtime::compiled::{Compiled, compile};
 
@@ -75,6 +75,13 @@ impl Case {
         let t = self.expect.tensor(name)?;
         Some((t.to_i64().unwrap_or_else(|e| panic!("{e}")), t.shape.to_vec()))
     }
+}
+
+/// The compiled graph of a model as it is bundled, in bf16.
+pub fn compiled(config: &ModelConfig, graph: Graph) -> Compiled {
+    let goal = if graph.serves() { Goal::Logits } else { Goal::Loss };
+    let traced = trace(config, goal, DType::Bf16).expect("the bundled models are right");
+    compile(&traced.module, graph, &pipeline()).expect("the bundled models compile")
 }
 
 /// The largest difference of two slices of equal length.

@@ -16,11 +16,9 @@ use latentc_codegen::cube::{
 use latentc_codegen::device::Device;
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::program::{Kernel, KernelKind, Program};
-use latentc_ir::DType;
 use latentc_models::config::ModelConfig;
-use latentc_models::{Goal, trace};
-use latentc_passes::{Graph, pipeline};
-use latentc_runtime::compiled::compile;
+use latentc_passes::Graph;
+use latentc_tests::compiled;
 
 /// The models that are bundled as configurations.
 const MODELS: [&str; 4] = ["bench-moe-0.3b", "deepseek-v2-lite", "deepseek-v2", "deepseek-67b"];
@@ -31,17 +29,12 @@ const SEED: u64 = 1;
 /// Trials of one launch each, with the names of what they are of.
 type Trials = Vec<(String, Vec<Trial>)>;
 
-fn program(name: &str, graph: Graph) -> Program {
-    let config = ModelConfig::bundled(name).expect("bundled");
-    let goal = if graph.serves() { Goal::Logits } else { Goal::Loss };
-    let traced = trace(&config, goal, DType::Bf16).expect("the bundled models are right");
-    compile(&traced.module, graph, &pipeline()).expect("the bundled models compile").program
-}
-
 /// All graphs of all models.
 fn programs() -> impl Iterator<Item = (String, Graph, Program)> {
-    let all = MODELS.into_iter().flat_map(|name| Graph::ALL.map(|graph| (name, graph)));
-    all.map(|(name, graph)| (format!("{name}, {}", graph.name()), graph, program(name, graph)))
+    MODELS.into_iter().flat_map(|name| {
+        let config = ModelConfig::bundled(name).expect("bundled");
+        Graph::ALL.map(|graph| (format!("{name}, {}", graph.name()), graph, compiled(&config, graph).program))
+    })
 }
 
 /// What a kernel does and how, whatever it is called.

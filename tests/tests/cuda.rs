@@ -12,17 +12,9 @@ use latentc_codegen::cube::{
 use latentc_codegen::machine_code::{ARCHS, MachineCode};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
 use latentc_codegen::program::Kernel;
-use latentc_ir::DType;
 use latentc_models::config::ModelConfig;
-use latentc_models::{Goal, trace};
-use latentc_passes::{Graph, pipeline};
-use latentc_runtime::compiled::{Compiled, compile};
-
-fn compiled(config: &ModelConfig, graph: Graph) -> Compiled {
-    let goal = if graph.serves() { Goal::Logits } else { Goal::Loss };
-    let traced = trace(config, goal, DType::Bf16).expect("the bundled models are right");
-    compile(&traced.module, graph, &pipeline()).expect("the bundled models compile")
-}
+use latentc_passes::Graph;
+use latentc_tests::compiled;
 
 /// The model whose kernels are looked at instruction by instruction: to disassemble those of all takes three times as long as the rest.
 const LOOKED_AT: &str = "deepseek-v2-lite";
