@@ -26,8 +26,8 @@ pub(super) const GROUPS: &str = "latentc: wgmma ";
 /// What stands in a text for an instruction on the grids before and behind it: see `overlap`.
 pub(super) const GRIDS: &str = "latentc: grid ";
 
-/// What stands in a text whose kernel is to leave registers for two cubes on a processor.
-pub(super) const TWO_CUBES: &str = "latentc: two cubes";
+/// What stands in a text before the number of cubes on a processor that its kernel is to leave registers for.
+pub(super) const CUBES: &str = "latentc: cubes ";
 
 /// Units of a plane on CUDA.
 const PLANE: u32 = 32;
@@ -854,10 +854,11 @@ impl Emit {
         self.get(y)
     }
 
-    /// Asks for so few registers that two cubes fit on a processor.
-    pub(crate) fn two_cubes(&mut self) {
+    /// Asks for so few registers that this many cubes fit on a processor, and for no fewer. Unless it is told, `ptxas` may give a kernel
+    /// so few that more of them fit, whatever shared memory says, and spill what has no room.
+    pub(crate) fn cubes_at_once(&mut self, count: u32) {
         // CubeCL has no name for it: see `source`.
-        self.builder.scope.register(NonSemantic::Comment { content: TWO_CUBES.to_owned() });
+        self.builder.scope.register(NonSemantic::Comment { content: format!("{CUBES}{count}") });
     }
 
     /// The value of the unit whose number in the plane differs in these bits. All units of the plane must come here.

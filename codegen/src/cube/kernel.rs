@@ -17,7 +17,7 @@ use super::map::Map;
 use super::matrix::Tile;
 use super::scatter_matrix::{self, OuterPlan};
 use super::shape::LaunchShape;
-use super::split::Role;
+use super::split::{Role, SHARED};
 use super::stream_matrix::{self, MatrixPlan, Tiling};
 use super::target::Target;
 use super::{bulk, contract, few, matrix, overlap, refuse, scatter, sort, split, stream};
@@ -28,7 +28,7 @@ use crate::few::FewPlan;
 use crate::map::{append, made};
 use crate::program::{Kernel, KernelKind};
 use crate::scatter::ScatterPlan;
-use crate::stream::{Monoid, StreamPlan};
+use crate::stream::StreamPlan;
 
 /// Operations that may hang below one another: emission recurses, in CubeCL's threads too.
 const DEEPEST: usize = 400;
@@ -306,8 +306,10 @@ impl Part {
         if *target == Target::Cuda && overlap::early(body, &form).is_empty() {
             e.await_grids();
         }
-        if *target == Target::Cuda && holds_much(&form, self.role) {
-            e.two_cubes();
+        if *target == Target::Cuda
+            && let Some(count) = cubes_at_once(kernel, &form)
+        {
+            e.cubes_at_once(count);
         }
         match form {
             Form::Map(map) => map.emit(e, exprs, output),
@@ -400,16 +402,20 @@ impl Form {
     }
 }
 
-/// Whether units hold much at once. Unless it is told that two cubes on a processor will do, `ptxas` gives such kernels no more registers
-/// than let more of them run, and spills what has no room.
-fn holds_much(form: &Form, role: Role) -> bool {
+/// How many cubes on a processor will have to do, if it is worth to say so.
+fn cubes_at_once(kernel: &Kernel, form: &Form) -> Option<u32> {
     match form {
-        // These make what they fold again, by divisions, while they hold several sums; parts keep what is known of rows as well.
-        Form::Stream(plan) => plan.by != Monoid::Softmax || role == Role::Part,
-        Form::Few(_, rows) => *rows > 1,
-        Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) => false,
+        // Units hold much: several sums, and what is known of rows.
+        Form::Stream(_) => Some(2),
+        Form::Few(_, rows) if *rows > 1 => Some(2),
+        // Shared memory has room for no more.
+        Form::Few(..) => {
+            let room = SHARED / LaunchShape::of(kernel).shared_bytes.max(1);
+            u32::try_from(room).ok().filter(|room| (1..=4).contains(room))
+        }
+        Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) => None,
         // Those of these that need it say so by themselves.
-        Form::ScatterMatrix(..) | Form::StreamMatrix(..) | Form::Matrix(..) => false,
+        Form::ScatterMatrix(..) | Form::StreamMatrix(..) | Form::Matrix(..) => None,
     }
 }
 

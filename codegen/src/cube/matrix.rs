@@ -69,7 +69,7 @@ impl Tile {
         Tile { rows: 32, columns: 64, stages: 4, down: 2, across: 4, cubes: 2, rate: 180, ..Tile::PLANES },
         Tile { rows: 64, columns: 128, stages: 3, down: 2, across: 2, cubes: 2, rate: 300, ..Tile::PLANES },
         Tile { rows: 128, columns: 128, depth: 32, stages: 4, down: 2, across: 4, rate: 315, ..Tile::PLANES },
-        Tile { rows: 128, columns: 256, stages: 3, down: 2, across: 4, rate: 400, ..Tile::PLANES },
+        Tile { rows: 128, columns: 256, depth: 32, stages: 6, down: 2, across: 4, rate: 400, ..Tile::PLANES },
         Tile { rows: 128, columns: 256, stages: 4, rate: 560, ..Tile::GROUPS },
         Tile { rows: 128, columns: 128, stages: 6, rate: 560, ..Tile::BULK },
         Tile { rows: 128, columns: 160, stages: 5, rate: 620, ..Tile::BULK },
@@ -352,8 +352,9 @@ pub(crate) fn emit(
     if tile.stays(plan) {
         return bulk::emit(e, x, (plan, tile), Which::Several, (narrow, output));
     }
-    if tile.groups && tile.cubes > 1 {
-        e.two_cubes();
+    // Groups of planes share out registers by themselves.
+    if !tile.groups {
+        e.cubes_at_once(tile.cubes);
     }
     let [rows, columns, repeats] = [&plan.rows, &plan.columns, &plan.batch].map(|axes| x.total(e, axes));
     let width = tile.columns(plan);

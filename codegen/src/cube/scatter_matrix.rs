@@ -136,7 +136,7 @@ pub(crate) fn emit(
     order: Buf,
     output: Buf,
 ) {
-    e.two_cubes();
+    e.cubes_at_once(2);
     let groups = x.extent(plan.scatter.along);
     let totals = plan.sides.each_ref().map(|s| x.total(e, &s.columns));
     let [row_tiles, column_tiles] = totals.map(|n| e.tiles(n, side));

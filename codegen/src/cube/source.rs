@@ -13,7 +13,7 @@ use cubecl_runtime::compiler::{CompilationError, CubeTask};
 
 use super::bulk;
 use super::edits::Edit;
-use super::emit::{COPIES, GRIDS, GROUPS, TWO_CUBES};
+use super::emit::{COPIES, CUBES, GRIDS, GROUPS};
 use super::feed::TURNED_BYTES;
 use super::kernel::CubeIr;
 use super::overlap;
@@ -257,8 +257,8 @@ impl<C: Compiler> CubeTask<C> for Task<C> {
         if compiled.source.contains(GRIDS) {
             compiled.source = overlap::expand(&compiled.source);
         }
-        if compiled.source.contains(TWO_CUBES) {
-            compiled.source = for_two_cubes(&compiled.source);
+        if compiled.source.contains(CUBES) {
+            compiled.source = for_cubes(&compiled.source);
         }
         if let Some(edit) = &self.edit {
             edit.take();
@@ -294,15 +294,16 @@ fn with_copies(text: &str) -> String {
     }
 }
 
-/// Says that two cubes are to fit on a processor, where CubeCL says only how many units each has.
-fn for_two_cubes(text: &str) -> String {
-    let mark = format!("// {TWO_CUBES}\n");
-    match text.split_once("__launch_bounds__(").and_then(|(head, rest)| Some((head, rest.split_once(')')?))) {
-        Some((head, (units, rest))) => {
-            format!("{head}__launch_bounds__({units}, 2){}", rest.replacen(&mark, "", 1))
-        }
-        None => text.to_owned(),
-    }
+/// Says how many cubes are to fit on a processor, where CubeCL says only how many units each has.
+fn for_cubes(text: &str) -> String {
+    let said = || {
+        let (before, rest) = text.split_once(&format!("// {CUBES}"))?;
+        let (count, after) = rest.split_once('\n')?;
+        let (head, body) = before.split_once("__launch_bounds__(")?;
+        let (units, body) = body.split_once(')')?;
+        Some(format!("{head}__launch_bounds__({units}, {count}){body}{after}"))
+    };
+    said().unwrap_or_else(|| text.to_owned())
 }
 
 /// What the kernel computes and how it is launched.

@@ -52,6 +52,8 @@ pub(crate) struct MatrixPlan {
     scores: Vec<Scores>,
     /// For each value that the scores are made of: which of these products it is the sum of.
     sums: Vec<(ValueId, Vec<usize>)>,
+    /// What scores are but for the mask, if that is such a sum times a positive number, and the number. Exponentials take it along.
+    scaled: Option<(ValueId, f32)>,
     /// The depth of each product.
     depths: Vec<u32>,
     /// The number of columns.
@@ -114,10 +116,11 @@ impl MatrixPlan {
         };
         let shared = scores.iter().position(|p| Some(p.keys) == values && p.depth == stream.n);
         let sums = sums_of(body, &stream, &scores);
+        let scaled = scaled(body, &stream, &sums);
         let packs = scores.iter().all(|p| packed(body, p.keys, &p.depth, dtype))
             && values.is_none_or(|v| packed(body, v, &stream.n, dtype));
         let ahead = packs && stream.mask.is_none_or(|mask| limit(body, &stream, mask).is_some());
-        let plan = MatrixPlan { stream, values, dtype, scores, sums, depths, columns, shared, ahead };
+        let plan = MatrixPlan { stream, values, dtype, scores, sums, scaled, depths, columns, shared, ahead };
         (!plan.heights(false).is_empty()).then_some(plan)
     }
 
@@ -298,6 +301,31 @@ fn sums_of(body: &Function, plan: &StreamPlan, scores: &[Scores]) -> Vec<(ValueI
     found
 }
 
+/// The value that scores of a softmax are where no mask hides them, if it is a sum times a positive number, and that number.
+fn scaled(
+    body: &Function,
+    plan: &StreamPlan,
+    sums: &[(ValueId, Vec<usize>)],
+) -> Option<(ValueId, f32)> {
+    let (Monoid::Softmax, &[(sum, _)]) = (plan.by, sums) else { return None };
+    let scores = defined(body, plan.scores)?;
+    let product = match (&scores.op, &scores.args[..]) {
+        (Op::Select, &[mask, shown, _]) if Some(mask) == plan.mask => defined(body, shown)?,
+        _ => scores,
+    };
+    let (Op::Binary(Binary::Mul), &[a, b]) = (&product.op, &product.args[..]) else { return None };
+    let factor = defined(body, if a == sum { b } else { a })?;
+    let users = |v: ValueId| body.body.iter().flat_map(|i| &i.args).filter(|a| **a == v).count();
+    let alone = [a, b].contains(&sum) && users(sum) == 1 && users(product.result()) <= 1;
+    match &factor.op {
+        // Far from 1, what a mask puts in place of a score might be no least number any more.
+        Op::Const(table) if alone && table.len() == 1 => Some(table[0].0 as f32)
+            .filter(|factor| (1e-6..1e6).contains(factor))
+            .map(|factor| (product.result(), factor)),
+        _ => None,
+    }
+}
+
 /// A number for each row, up to which positions are seen, or from which on; `all` says that the mask asks for nothing else.
 struct Limit {
     value: ValueId,
@@ -336,6 +364,8 @@ pub(crate) fn emit(
     (inputs, elem): (&dyn Fn(ValueId) -> Option<Buf>, Elem),
     output: Buf,
 ) {
+    // Shared memory has room for one or two in any case.
+    e.cubes_at_once(1);
     let stream = &plan.stream;
     let [repeats, rows, columns] = [&stream.batch, &stream.m, &stream.n].map(|axes| x.total(e, axes));
     let positions = x.extent(stream.along);

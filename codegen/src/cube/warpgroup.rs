@@ -22,6 +22,7 @@ use std::fmt::Write;
 use super::bulk;
 use super::emit::{Array, Cmp, Elem, Emit, GROUPS, Shared, Val};
 use super::feed::{Feed, SPAN, Staged, TURNED_BYTES};
+use super::fragment::PACK;
 use super::sums::Sums;
 use super::tiles::steps;
 
@@ -101,10 +102,10 @@ impl<'p> Groups<'p> {
         let right_first = self.right[0].first(e, stage);
         for step in steps(self.left.layout.depth, pieces) {
             for (sums, right) in self.sums.all.iter().zip(self.right) {
-                let right = Operand::of(e, right, step.pieces[1], (right_first, 0, step.k));
+                let right = Operand::of(right, step.pieces[1], (right_first, 0, step.k));
                 for (m, sums) in sums.iter().enumerate() {
                     let line = ROWS * m as u32;
-                    let left = Operand::of(e, self.left, step.pieces[0], (left_first, line, step.k));
+                    let left = Operand::of(self.left, step.pieces[0], (left_first, line, step.k));
                     add(e, self.elem, sums, Left::Shared(left), right, true);
                 }
             }
@@ -116,7 +117,9 @@ impl<'p> Groups<'p> {
 #[derive(Clone, Copy)]
 pub(super) struct Operand {
     memory: Shared,
-    at: Val,
+    /// Where it begins: so many numbers behind one that others begin at as well. That is made part of a descriptor once for all of them.
+    first: Val,
+    behind: u32,
     /// Whether numbers of one depth lie behind one another, not those of one line.
     across: bool,
     /// Bytes from 64 numbers that lie behind one another to the next, where an operand has several of them.
@@ -126,21 +129,25 @@ pub(super) struct Operand {
 impl Operand {
     /// A piece of what is staged, from a line and a depth on, which are numbers of times 64 and 16 if the lines lie along the depth and
     /// the other way round if not; it begins somewhere.
-    pub(super) fn of(e: &mut Emit, of: &Staged, piece: usize, (first, line, k): (Val, u32, u32)) -> Operand {
+    pub(super) fn of(of: &Staged, piece: usize, (first, line, k): (Val, u32, u32)) -> Operand {
         let layout = of.layout;
         let (run, number) = if layout.along { (line, k) } else { (k, line) };
         let behind = number / SPAN * layout.runs() * SPAN + run * SPAN + number % SPAN;
-        let behind = e.u32(behind);
         // Of those along the depth, there are no more than 64.
         let lead = if layout.along { 16 } else { 2 * SPAN * layout.runs() };
-        Operand { memory: of.pieces[piece], at: e.add(first, behind), across: !layout.along, lead }
+        Operand { memory: of.pieces[piece], first, behind, across: !layout.along, lead }
     }
 
     /// What lies along a depth, from one of its lines on, as an operand of which the lines are the depth.
-    pub(super) fn turned(e: &mut Emit, of: &Staged, (first, k): (Val, u32)) -> Operand {
+    pub(super) fn turned(of: &Staged, (first, k): (Val, u32)) -> Operand {
         debug_assert!(of.layout.along, "its lines are runs");
-        let turned = Operand::of(e, of, 0, (first, k, 0));
+        let turned = Operand::of(of, 0, (first, k, 0));
         Operand { across: true, lead: 2 * SPAN * of.layout.runs(), ..turned }
+    }
+
+    /// What an instruction's word says of it.
+    fn word(self) -> String {
+        format!("{} {} {}", u32::from(self.across), self.lead, self.behind)
     }
 }
 
@@ -155,13 +162,12 @@ pub(super) enum Left {
 /// Begins to add a product of 16 numbers of depth to sums, or to put it in their place.
 pub(super) fn add(e: &mut Emit, elem: Elem, sums: &[Array], left: Left, right: Operand, adds: bool) {
     let (elem, adds) = (if elem == Elem::F16 { "f16" } else { "bf16" }, u32::from(adds));
-    let of_right = format!("{} {}", u32::from(right.across), right.lead);
-    let right = (right.memory, right.at);
+    let of_right = right.word();
+    let right = (right.memory, right.first);
     match left {
         Left::Shared(left) => {
-            let of_left = format!("{} {}", u32::from(left.across), left.lead);
-            let word = format!("mma {elem} {adds} {of_left} {of_right}");
-            e.of_groups(&word, sums, &[(left.memory, left.at), right]);
+            let word = format!("mma {elem} {adds} {} {of_right}", left.word());
+            e.of_groups(&word, sums, &[(left.memory, left.first), right]);
         }
         Left::Registers(left) => {
             let registers: Vec<_> = sums.iter().copied().chain([left]).collect();
@@ -247,12 +253,12 @@ fn instruction(text: &mut String, words: &[&str], arguments: &[&str]) {
             )
         }
         (
-            ["mma", elem, adds, across_left, lead_left, across_right, lead_right],
-            [sums @ .., left, at_left, right, at_right],
+            ["mma", elem, adds, across_left, lead_left, behind_left, across_right, lead_right, behind_right],
+            [sums @ .., left, first_left, right, first_right],
         ) => {
             let operands = [
-                descriptor(left, at_left, lead_left),
-                descriptor(right, at_right, lead_right),
+                descriptor((left, first_left), lead_left, behind_left),
+                descriptor((right, first_right), lead_right, behind_right),
                 format!("\"n\"({adds})"),
                 format!("\"n\"({across_left})"),
                 format!("\"n\"({across_right})"),
@@ -260,14 +266,17 @@ fn instruction(text: &mut String, words: &[&str], arguments: &[&str]) {
             let of = |[a, b, adds, ta, tb]: [String; 5]| (format!("{a}, {b}"), adds, format!("{ta}, {tb}"));
             product(text, elem, sums, &operands, of)
         }
-        (["mma-left", elem, adds, across_right, lead_right], [sums @ .., left, right, at_right]) => {
+        (
+            ["mma-left", elem, adds, across_right, lead_right, behind_right],
+            [sums @ .., left, right, first_right],
+        ) => {
             let register = |n: usize| format!("\"r\"(reinterpret_cast<uint32&>({left}[{n}]))");
             let operands = [
                 register(0),
                 register(1),
                 register(2),
                 register(3),
-                descriptor(right, at_right, lead_right),
+                descriptor((right, first_right), lead_right, behind_right),
                 format!("\"n\"({adds})"),
                 format!("\"n\"({across_right})"),
             ];
@@ -306,9 +315,13 @@ fn product<const N: usize>(
     )
 }
 
-/// The operand that describes a matrix in shared memory: its address, the distances in units of 16 bytes, and how packs are turned.
-fn descriptor(memory: &str, at: &str, lead: &str) -> String {
-    let lead = lead.parse::<u64>().unwrap_or_default() / 16;
-    let constant = (lead << 16) | ((TURNED_BYTES as u64 / 16) << 32) | (1 << 62);
-    format!("\"l\"((unsigned long long)(__cvta_generic_to_shared({memory} + {at}) >> 4) | {constant:#x}ull)")
+/// The operand that describes a matrix in shared memory: its address and the distances in units of 16 bytes, and how packs are turned. What
+/// many of a kernel's have in common is a term of its own, so that compilers make it once: an address is below 2^18, so no sum carries.
+fn descriptor((memory, first): (&str, &str), lead: &str, behind: &str) -> String {
+    let [lead, behind] = [lead, behind].map(|n| n.parse::<u32>().unwrap_or_default());
+    let (low, high) = ((lead / 16) << 16 | behind / PACK, TURNED_BYTES as u32 / 16 | 1 << 30);
+    format!(
+        "\"l\"(((unsigned long long){high:#x}u << 32) | \
+         ((uint32)__cvta_generic_to_shared({memory}) / 16u + {first} / {PACK}u + {low:#x}u))"
+    )
 }

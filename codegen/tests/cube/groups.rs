@@ -107,7 +107,7 @@ fn what_a_text_lacks_shows() {
         ("asm volatile(\"wgmma.wait_group.sync.aligned %0;\" :  : \"n\"(1) : \"memory\");\n", ""),
         // Packs that are turned round otherwise where they are written, and where they are read.
         (" ^ ", " + 0 * "),
-        ("0x4000004000010000ull", "0x8000004000010000ull"),
+        ("0x40000040u << 32", "0x80000040u << 32"),
     ];
     let broken = broken.map(|(from, to)| (format!("`{to}` in place of `{from}`"), text.replace(from, to)));
     all_show(&way, &[20], broken.to_vec());

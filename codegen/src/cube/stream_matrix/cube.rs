@@ -64,6 +64,11 @@ impl<'a> Cube<'a> {
         &self.plan.stream
     }
 
+    /// What scores are but for the mask, and what they are yet to be multiplied by to be that: whoever makes weights of them does so.
+    pub(super) fn factor(&self) -> Option<(ValueId, f32)> {
+        self.plan.scaled.filter(|_| self.t.groups)
+    }
+
     /// Finds the rows of the unit, and what the scores have of these alone.
     pub(super) fn find_rows(&mut self, e: &mut Emit, x: &mut Exprs<'_>) {
         let t = self.t;
@@ -221,7 +226,8 @@ impl<'a> Cube<'a> {
                 let body = x.body();
                 for ((value, _), tiles) in self.plan.sums.iter().zip(found) {
                     let sum = e.load(tiles[high][tile as usize], at);
-                    x.define(*value, index(&body.ty(*value).axes, &known), sum);
+                    let value = self.factor().map_or(*value, |(scaled, _)| scaled);
+                    x.define(value, index(&body.ty(value).axes, &known), sum);
                 }
                 if let (Some(mask), false) = (mask, asked) {
                     let seen = e.bool(true);

@@ -7,7 +7,8 @@
 //! the other. The one behind brings what both read. Weights go from the registers where scores are summed to those of a left operand:
 //! nothing but what was brought is read from shared memory.
 //!
-//! Exponentials are powers of two here: the largest score of a row is kept times the logarithm that this takes.
+//! Exponentials are powers of two here: the largest score of a row is kept times the logarithm that this takes, and a number that all scores
+//! are multiplied by last is made part of it.
 
 use super::bring::Place;
 use super::cube::{Cube, OfRows, Seen, Sums, tiles};
@@ -285,8 +286,8 @@ impl Groups<'_> {
             for &p in products {
                 let keys = self.keys[p].first(e, stage);
                 for k in (0..plan.depths[p]).step_by(16) {
-                    let of_rows = Operand::of(e, &self.rows[p], 0, (self.first_row, 0, k));
-                    let of_positions = Operand::of(e, &self.keys[p], 0, (keys, 0, k));
+                    let of_rows = Operand::of(&self.rows[p], 0, (self.first_row, 0, k));
+                    let of_positions = Operand::of(&self.keys[p], 0, (keys, 0, k));
                     add(e, cube.elem, &sums[0], Left::Shared(of_rows), of_positions, adds);
                     adds = true;
                 }
@@ -303,11 +304,11 @@ impl Groups<'_> {
             let of_columns = match (&self.values, self.cube.plan.shared) {
                 (None, Some(product)) => {
                     let first = self.keys[product].first(e, stage);
-                    Operand::turned(e, &self.keys[product], (first, k))
+                    Operand::turned(&self.keys[product], (first, k))
                 }
                 (Some(values), _) => {
                     let first = values.first(e, stage);
-                    Operand::of(e, values, 0, (first, 0, k))
+                    Operand::of(values, 0, (first, 0, k))
                 }
                 (None, None) => unreachable!("values that are no keys have memory of their own"),
             };
@@ -324,7 +325,8 @@ impl Groups<'_> {
         if self.cube.stream().by == Monoid::Sum {
             return Vec::new();
         }
-        let to_two = e.f32(std::f32::consts::LOG2_E);
+        let factor = self.cube.factor().map_or(1.0, |(_, factor)| factor);
+        let to_two = e.f32(factor * std::f32::consts::LOG2_E);
         let scores = &self.scores[0][0];
         let of_row = |e: &mut Emit, row: usize| {
             let places = [0, 1].map(|right| 2 * row as u32 + right);
