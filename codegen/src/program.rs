@@ -172,6 +172,8 @@ pub enum KernelKind {
         tall: u8,
         /// Whether groups of planes multiply together, which devices of compute capability 9.0 can.
         groups: bool,
+        /// Whether the device itself brings boxes of what they multiply, as for `Matrix`.
+        bulk: bool,
     },
     /// What a device with tensor cores makes of a product with many rows, or many for each group, at a launch. It may be several on the
     /// device.
@@ -227,21 +229,6 @@ impl KernelKind {
             self,
             KernelKind::Matrix { groups: true, .. } | KernelKind::StreamMatrix { groups: true, .. }
         )
-    }
-
-    /// The side that is the wide one, of a product in a way that has one.
-    pub(crate) fn wide(self) -> Option<u8> {
-        match self {
-            KernelKind::Few { wide, .. } | KernelKind::Matrix { wide, .. } => Some(wide),
-            KernelKind::Map
-            | KernelKind::Contract
-            | KernelKind::Grouped
-            | KernelKind::Scatter
-            | KernelKind::Stream
-            | KernelKind::Tiles
-            | KernelKind::ScatterMatrix { .. }
-            | KernelKind::StreamMatrix { .. } => None,
-        }
     }
 }
 

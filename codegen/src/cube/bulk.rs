@@ -21,14 +21,14 @@ use latentc_ir::AxisId;
 use super::contract::Offsets;
 use super::emit::{Buf, Cmp, Elem, Emit, Shared, Val, Var};
 use super::expr::Exprs;
-use super::feed::{Feed, SPAN, Staged};
+use super::feed::{Feed, Staged};
 use super::few::place;
 use super::matrix::{self, Rows, Tile};
 use super::sums::Sums;
 use super::warpgroup::{self, Groups};
 use crate::few::FewPlan;
 use map::Of;
-pub(super) use map::{Brought, told};
+pub(super) use map::{Brought, Map, told};
 pub(crate) use map::{Seen, of_launch};
 
 /// Units that copy: a group of planes, so that registers can be taken from it.
@@ -253,21 +253,9 @@ impl Bulk<'_> {
         let right = self.brought.right.iter().zip(&self.right).map(|(map, staged)| (map, staged, at.column));
         let all: Vec<_> = left.chain(right).collect();
         let full = self.barriers.full(e, stage);
-        let bytes: u32 = all.iter().map(|(_, staged, _)| 2 * staged.layout.elements()).sum();
-        e.of_groups(&format!("expect {bytes}"), &[], &[full]);
+        expect(e, full, all.iter().map(|(map, ..)| *map));
         for (n, (map, staged, line)) in all.into_iter().enumerate() {
-            let first = staged.first(e, stage);
-            for piece in 0..map.boxes() {
-                let [lines, place] = [SPAN, SPAN * map.layout.depth].map(|n| e.u32(n * piece));
-                let (line, to) = (e.add(line, lines), e.add(first, place));
-                let at = |(of, axes, _): &(Of, Vec<AxisId>, u32)| match of {
-                    Of::Lines => line,
-                    Of::Depth => k0,
-                    Of::Chosen => chosen(e, known, axes[0]),
-                };
-                let at: Vec<_> = map.dims.iter().map(at).collect();
-                e.bring_box(n, (staged.pieces[0], to), full, &at);
-            }
+            ask_for(e, (n, map), (staged, stage), (line, k0), known, full);
         }
     }
 
@@ -368,6 +356,39 @@ impl Bulk<'_> {
             let repeat = (&plan.batch[..], &batch_index[..]);
             sums.finish(e, x, repeat, (at.rows, at.column, self.totals[1]), (slab, output));
         });
+    }
+}
+
+/// Says that the boxes of a stage of these will come, by one unit: a barrier waits for all of their bytes.
+pub(super) fn expect<'m>(e: &mut Emit, full: (Shared, Val), maps: impl Iterator<Item = &'m Map>) {
+    let bytes: u32 = maps.map(Map::bytes).sum();
+    e.of_groups(&format!("expect {bytes}"), &[], &[full]);
+}
+
+/// Asks for all boxes of an operand, which is map `n` of the kernel, that a stage has from a line and a depth on. What else is `known` is an
+/// index that all of them have.
+pub(super) fn ask_for(
+    e: &mut Emit,
+    (n, map): (usize, &Map),
+    (staged, stage): (&Staged, Val),
+    (line, depth): (Val, Val),
+    known: &[(&[AxisId], &[Val])],
+    full: (Shared, Val),
+) {
+    let first = staged.first(e, stage);
+    for [inner, behind] in map.boxes() {
+        let [inner, behind] = [inner, behind].map(|n| e.u32(n));
+        let to = e.add(first, behind);
+        let at = map.dims.iter().enumerate().map(|(n, (of, axes, _))| {
+            let at = match of {
+                Of::Lines => line,
+                Of::Depth => depth,
+                Of::Chosen => chosen(e, known, axes[0]),
+            };
+            if n == 0 { e.add(at, inner) } else { at }
+        });
+        let at: Vec<_> = at.collect();
+        e.bring_box(n, (staged.pieces[0], to), full, &at);
     }
 }
 

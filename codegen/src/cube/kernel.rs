@@ -163,7 +163,7 @@ impl CubeIr {
     /// The maps of a launch with these run-time sizes, which come before its buffers.
     pub(crate) fn maps(&self, sizes: &[usize]) -> Vec<bulk::Seen> {
         match &self.parts[..] {
-            [Part { spec, role: Role::Whole }] => bulk::of_launch(&spec.kernel, sizes),
+            [Part { spec, role: Role::Whole | Role::Part }] => bulk::of_launch(&spec.kernel, sizes),
             _ => Vec::new(),
         }
     }
@@ -382,8 +382,9 @@ impl Form {
             // Each unit finds its own matrix: right, and for a few rows not slow.
             KernelKind::Map | KernelKind::Grouped => map(),
             KernelKind::Stream => StreamPlan::of(&kernel.body).map_or_else(|_| map(), Form::Stream),
-            KernelKind::StreamMatrix { tall, groups } => tiled(&kernel.body, tall, groups)
-                .map_or_else(map, |(plan, tiling)| Form::StreamMatrix(plan, tiling)),
+            KernelKind::StreamMatrix { .. } => {
+                tiled(kernel).map_or_else(map, |(plan, tiling)| Form::StreamMatrix(plan, tiling))
+            }
             KernelKind::Scatter => ScatterPlan::of(&kernel.body).map_or_else(map, Form::Scatter),
             KernelKind::ScatterMatrix { side } => {
                 OuterPlan::of(&kernel.body).map_or_else(map, |plan| Form::ScatterMatrix(plan, side.into()))
@@ -419,10 +420,11 @@ fn cubes_at_once(kernel: &Kernel, form: &Form) -> Option<u32> {
     }
 }
 
-/// A stream on tensor cores, and its cube of that height.
-fn tiled(body: &Function, tall: u8, groups: bool) -> Option<(MatrixPlan, Tiling)> {
-    let plan = MatrixPlan::of(body)?;
-    let tiling = plan.tiling(tall, groups)?;
+/// A stream on tensor cores, and its cube.
+fn tiled(kernel: &Kernel) -> Option<(MatrixPlan, Tiling)> {
+    let KernelKind::StreamMatrix { tall, groups, bulk } = kernel.kind else { return None };
+    let plan = MatrixPlan::of(&kernel.body)?;
+    let tiling = plan.tiling(tall, groups, bulk)?;
     Some((plan, tiling))
 }
 
@@ -463,9 +465,9 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
             if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }
         }
         KernelKind::Stream => check_stream(body),
-        KernelKind::StreamMatrix { tall, groups } => {
+        KernelKind::StreamMatrix { .. } => {
             check_stream(body)?;
-            let has = target == Target::Cuda && tiled(body, tall, groups).is_some();
+            let has = target == Target::Cuda && tiled(kernel).is_some();
             if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }
         }
         KernelKind::Matrix { wide, .. } => {

@@ -20,12 +20,15 @@
 mod bring;
 mod cube;
 mod groups;
+mod once;
 mod planes;
 mod store;
 
 use latentc_ir::{AxisId, Binary, DType, Function, Op, ValueId};
 
 use self::cube::{Cube, OfRows, Sums};
+use self::once::Once;
+use super::bulk::Map;
 use super::emit::{Bin, Buf, Elem, Emit, Val};
 use super::expr::Exprs;
 use super::feed::{Layout, SPAN};
@@ -37,7 +40,7 @@ use super::warpgroup;
 use crate::stream::{Monoid, Read, StreamPlan, cone, defined, is_elementwise};
 
 /// Sums and weights that a unit has in registers, at most, where planes multiply in groups.
-const REGISTERS: u32 = 160;
+const REGISTERS: u32 = 176;
 /// Packs of rows that are expressions or in f32 that a unit reads at once: nothing is summed yet.
 const ROWS_AT_ONCE: u32 = 4;
 
@@ -54,6 +57,8 @@ pub(crate) struct MatrixPlan {
     sums: Vec<(ValueId, Vec<usize>)>,
     /// What scores are but for the mask, if that is such a sum times a positive number, and the number. Exponentials take it along.
     scaled: Option<(ValueId, f32)>,
+    /// What scores are made of that each row or each position has once.
+    once: Once,
     /// The depth of each product.
     depths: Vec<u32>,
     /// The number of columns.
@@ -62,6 +67,25 @@ pub(crate) struct MatrixPlan {
     shared: Option<usize>,
     /// Blocks are brought while the one before is worked on: they lie in packs, and none is left out.
     ahead: bool,
+    /// For groups of planes, keys of each product and values as copies by the device see them, if it can bring them.
+    boxes: Option<Boxes>,
+}
+
+/// The heights of cubes, in times 16 rows.
+pub(crate) const HEIGHTS: [u8; 4] = [1, 2, 4, 8];
+
+/// What the device brings of a block: the keys of each product, and the values that are no keys.
+#[derive(Clone, Debug)]
+pub(crate) struct Boxes {
+    keys: Vec<Map>,
+    values: Option<Map>,
+}
+
+impl Boxes {
+    /// All maps, in the order of a kernel's arguments.
+    pub(crate) fn maps(&self) -> impl Iterator<Item = &Map> {
+        self.keys.iter().chain(&self.values)
+    }
 }
 
 /// How a cube is laid out.
@@ -81,6 +105,8 @@ pub(crate) struct Tiling {
     pub(super) positions: u32,
     /// Whether four planes multiply together.
     groups: bool,
+    /// Whether the device brings boxes of what they multiply.
+    bulk: bool,
 }
 
 impl MatrixPlan {
@@ -117,22 +143,62 @@ impl MatrixPlan {
         let shared = scores.iter().position(|p| Some(p.keys) == values && p.depth == stream.n);
         let sums = sums_of(body, &stream, &scores);
         let scaled = scaled(body, &stream, &sums);
+        let once = Once::of(body, &stream);
         let packs = scores.iter().all(|p| packed(body, p.keys, &p.depth, dtype))
             && values.is_none_or(|v| packed(body, v, &stream.n, dtype));
         let ahead = packs && stream.mask.is_none_or(|mask| limit(body, &stream, mask).is_some());
-        let plan = MatrixPlan { stream, values, dtype, scores, sums, scaled, depths, columns, shared, ahead };
-        (!plan.heights(false).is_empty()).then_some(plan)
+        let boxes = None;
+        let mut plan = MatrixPlan {
+            stream,
+            values,
+            dtype,
+            scores,
+            sums,
+            scaled,
+            once,
+            depths,
+            columns,
+            shared,
+            ahead,
+            boxes,
+        };
+        plan.boxes = plan.grouped().and_then(|t| plan.boxes(body, t));
+        HEIGHTS.into_iter().any(|tall| plan.tiling(tall, false, false).is_some()).then_some(plan)
     }
 
-    /// The numbers of 16 rows that a cube can have, of 1, 2, 4 and 8; of which planes multiply in groups, 8 or none.
-    pub(crate) fn heights(&self, groups: bool) -> Vec<u8> {
-        [1, 2, 4, 8].into_iter().filter(|&tall| self.tiling(tall, groups).is_some()).collect()
+    /// The keys and the values in boxes, if boxes of them are boxes in memory.
+    fn boxes(&self, body: &Function, t: Tiling) -> Option<Boxes> {
+        let along = [self.stream.along];
+        let keys = self
+            .scores
+            .iter()
+            .enumerate()
+            .map(|(n, p)| Map::of(body, p.keys, (&along, &p.depth), self.deep_layout(t.positions, n)));
+        let values = self.values.filter(|_| self.shared.is_none());
+        let of_values =
+            |values| Map::of(body, values, (&self.stream.n, &along), MatrixPlan::values_layout(t));
+        Some(Boxes {
+            keys: keys.collect::<Option<_>>()?,
+            values: match values {
+                Some(values) => Some(of_values(values)?),
+                None => None,
+            },
+        })
+    }
+
+    /// What the device brings for a cube, if it brings anything.
+    pub(crate) fn brought(&self, t: Tiling) -> Option<&Boxes> {
+        self.boxes.as_ref().filter(|_| t.bulk)
     }
 
     /// The cube with so many times 16 rows, if it has room for all columns.
-    pub(crate) fn tiling(&self, tall: u8, groups: bool) -> Option<Tiling> {
+    pub(crate) fn tiling(&self, tall: u8, groups: bool, bulk: bool) -> Option<Tiling> {
         if groups {
-            return if tall == 8 { self.grouped() } else { None };
+            let tiling = self.grouped().filter(|_| tall == 8 && (!bulk || self.boxes.is_some()))?;
+            return Some(Tiling { bulk, ..tiling });
+        }
+        if bulk {
+            return None;
         }
         let narrow = self.columns <= 128;
         let (planes, across, high, positions) = match tall {
@@ -149,7 +215,7 @@ impl MatrixPlan {
         if columns > 512 {
             return None;
         }
-        let tiling = |positions| Tiling { rows, columns, planes, across, high, positions, groups };
+        let tiling = |positions| Tiling { rows, columns, planes, across, high, positions, groups, bulk };
         let fits = |most: usize| {
             let mut sizes = positions.into_iter().map(tiling);
             sizes.find(|t| self.shared_bytes(*t) <= most)
@@ -174,6 +240,7 @@ impl MatrixPlan {
             high: 1,
             positions,
             groups: true,
+            bulk: false,
         };
         let registers = |t: &Tiling| {
             let scores = self.sums.len() as u32 * t.positions / 2;
@@ -223,6 +290,11 @@ impl MatrixPlan {
         if self.shared.is_some() { 3 } else { 2 }
     }
 
+    /// Stages of values that are no keys.
+    fn value_stages(&self) -> u32 {
+        if self.shared.is_some() { 0 } else { 2 }
+    }
+
     /// Numbers of the rows' operands, the keys, the values, and the scores, of all stages.
     fn elements(&self, t: Tiling) -> [u32; 4] {
         let weighed = self.values.is_some() && self.shared.is_none();
@@ -248,7 +320,10 @@ impl MatrixPlan {
     pub(crate) fn shared_bytes(&self, t: Tiling) -> usize {
         let [rows, keys, values, scores] = self.elements(t);
         let fold = if self.stream.mask.is_some() { t.units() } else { 0 };
-        (2 * (rows + keys + values) + 4 * (scores + fold)) as usize
+        // Room for a barrier of each stage, whoever brings what it holds: all cubes of groups are as large.
+        let barriers = if t.groups { 2 * (self.key_stages() + self.value_stages()) } else { 0 };
+        let once = self.once.elements(t);
+        (2 * (rows + keys + values) + 4 * (scores + fold + barriers + once)) as usize
     }
 }
 
@@ -302,11 +377,7 @@ fn sums_of(body: &Function, plan: &StreamPlan, scores: &[Scores]) -> Vec<(ValueI
 }
 
 /// The value that scores of a softmax are where no mask hides them, if it is a sum times a positive number, and that number.
-fn scaled(
-    body: &Function,
-    plan: &StreamPlan,
-    sums: &[(ValueId, Vec<usize>)],
-) -> Option<(ValueId, f32)> {
+fn scaled(body: &Function, plan: &StreamPlan, sums: &[(ValueId, Vec<usize>)]) -> Option<(ValueId, f32)> {
     let (Monoid::Softmax, &[(sum, _)]) = (plan.by, sums) else { return None };
     let scores = defined(body, plan.scores)?;
     let product = match (&scores.op, &scores.args[..]) {
@@ -409,6 +480,8 @@ pub(crate) fn emit(
             down,
             right,
             mine: Vec::new(),
+            inverses: Vec::new(),
+            once: plan.once.memory(e, t),
             bringing: (e.unit(), t.units()),
             whole: false,
         };

@@ -34,8 +34,9 @@ impl fmt::Display for Way {
                 write!(f, ", {rows}")?;
             }
             KernelKind::ScatterMatrix { side } => write!(f, ", {side}")?,
-            KernelKind::StreamMatrix { tall, groups } => {
+            KernelKind::StreamMatrix { tall, groups, bulk } => {
                 write!(f, ", {}{}", 16 * u16::from(tall), if groups { ", groups" } else { "" })?;
+                write!(f, "{}", if bulk { ", boxes" } else { "" })?;
             }
             KernelKind::Matrix { wide, rows, columns, groups, bulk, parts } => {
                 side = wide;
@@ -274,7 +275,7 @@ mod tests {
             let way = Way { kind, parts: None };
             assert_eq!(Way::named(&way.to_string(), &kinds), Some(way));
         }
-        let stream = [KernelKind::Stream, KernelKind::StreamMatrix { tall: 2, groups: false }];
+        let stream = [KernelKind::Stream, KernelKind::StreamMatrix { tall: 2, groups: false, bulk: false }];
         for (kind, parts) in [(stream[0], None), (stream[1], Some(1)), (stream[1], Some(24))] {
             let way = Way { kind, parts };
             assert_eq!(Way::named(&way.to_string(), &stream), Some(way));

@@ -9,7 +9,7 @@ use super::matrix::{self, Tile};
 use super::scatter_matrix::{self, OuterPlan};
 use super::shape::LaunchShape;
 use super::stages::{Stage, Stages, deep, divides};
-use super::stream_matrix::MatrixPlan;
+use super::stream_matrix::{HEIGHTS, MatrixPlan};
 use super::target::Target;
 use super::tuning::{Choices, Tuning};
 use super::warpgroup;
@@ -46,41 +46,42 @@ pub(crate) struct Ways {
     busy: usize,
 }
 
-/// Times 16 rows that a cube can have, in order, each with its bytes of shared memory, and the same of cubes whose planes multiply in groups;
-/// and the axes of the rows.
+/// Times 16 rows that a cube can have, in order, each with its bytes of shared memory, and the same of cubes whose planes multiply in groups,
+/// with whether the device brings boxes of what they multiply; and the axes of the rows.
 #[derive(Clone, Debug)]
 struct Tall {
     heights: Vec<(u8, usize)>,
-    grouped: Vec<(u8, usize)>,
+    grouped: Vec<(u8, bool, usize)>,
     rows: Vec<AxisId>,
 }
 
 impl Tall {
     fn of(plan: &MatrixPlan) -> Tall {
-        let sizes = |groups: bool| {
-            let of = |tall| Some((tall, plan.shared_bytes(plan.tiling(tall, groups)?)));
-            plan.heights(groups).into_iter().filter_map(of).collect()
-        };
-        Tall { heights: sizes(false), grouped: sizes(true), rows: plan.stream.m.clone() }
+        let bytes = |tall, groups, bulk| Some(plan.shared_bytes(plan.tiling(tall, groups, bulk)?));
+        let heights = HEIGHTS.into_iter().filter_map(|tall| Some((tall, bytes(tall, false, false)?)));
+        let grouped = HEIGHTS.into_iter().flat_map(|tall| [false, true].map(|bulk| (tall, bulk)));
+        let grouped = grouped.filter_map(|(tall, bulk)| Some((tall, bulk, bytes(tall, true, bulk)?)));
+        Tall { heights: heights.collect(), grouped: grouped.collect(), rows: plan.stream.m.clone() }
     }
 
     /// All of them.
     fn ways(&self) -> impl Iterator<Item = KernelKind> + '_ {
-        let of = |sizes: &'_ [(u8, usize)], groups: bool| {
-            sizes.iter().map(|&(tall, _)| KernelKind::StreamMatrix { tall, groups }).collect::<Vec<_>>()
-        };
-        of(&self.heights, false).into_iter().chain(of(&self.grouped, true))
+        let planes = |&(tall, _): &(u8, usize)| KernelKind::StreamMatrix { tall, groups: false, bulk: false };
+        let groups =
+            |&(tall, bulk, _): &(u8, bool, usize)| KernelKind::StreamMatrix { tall, groups: true, bulk };
+        self.heights.iter().map(planes).chain(self.grouped.iter().map(groups))
     }
 
-    /// The one for so many rows: as tall as these, or as it can be. Groups want more than the rows of one of them.
+    /// The one for so many rows: as tall as these, or as it can be. Groups want more than the rows of one of them, and boxes where there are
+    /// some.
     fn choose(&self, rows: usize) -> Option<KernelKind> {
-        let grouped = self.grouped.first().filter(|_| rows > warpgroup::ROWS as usize);
-        if let Some(&(tall, _)) = grouped {
-            return Some(KernelKind::StreamMatrix { tall, groups: true });
+        let grouped = self.grouped.last().filter(|_| rows > warpgroup::ROWS as usize);
+        if let Some(&(tall, bulk, _)) = grouped {
+            return Some(KernelKind::StreamMatrix { tall, groups: true, bulk });
         }
         let fits = |(tall, _): &&(u8, usize)| 16 * usize::from(*tall) >= rows;
         let tall = self.heights.iter().find(fits).or(self.heights.last());
-        tall.map(|&(tall, _)| KernelKind::StreamMatrix { tall, groups: false })
+        tall.map(|&(tall, _)| KernelKind::StreamMatrix { tall, groups: false, bulk: false })
     }
 }
 
@@ -220,9 +221,8 @@ impl Ways {
     /// Those that need no more shared memory than this.
     fn within(mut self, shared_bytes: usize) -> Ways {
         if let Some(Tall { heights, grouped, .. }) = &mut self.stream {
-            for sizes in [heights, grouped] {
-                sizes.retain(|(_, bytes)| *bytes <= shared_bytes);
-            }
+            heights.retain(|(_, bytes)| *bytes <= shared_bytes);
+            grouped.retain(|(.., bytes)| *bytes <= shared_bytes);
         }
         for side in &mut self.matrix {
             side.tiles.retain(|(_, bytes)| *bytes <= shared_bytes);
@@ -246,6 +246,9 @@ impl Ways {
     fn by_units(mut self) -> Ways {
         for side in &mut self.matrix {
             side.tiles.retain(|(tile, _)| !tile.bulk);
+        }
+        if let Some(tall) = &mut self.stream {
+            tall.grouped.retain(|(_, bulk, _)| !bulk);
         }
         self
     }
@@ -390,8 +393,12 @@ pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
             format!("{}_{by}{wide}{rows}x{columns}_{parts}", kernel.name)
         }
         KernelKind::ScatterMatrix { side } if kernel.kind != kind => format!("{}_matrix{side}", kernel.name),
-        KernelKind::StreamMatrix { tall, groups } if kernel.kind != kind => {
-            let by = if groups { "groups" } else { "matrix" };
+        KernelKind::StreamMatrix { tall, groups, bulk } if kernel.kind != kind => {
+            let by = match (bulk, groups) {
+                (true, _) => "bulk",
+                (false, true) => "groups",
+                (false, false) => "matrix",
+            };
             format!("{}_{by}{tall}", kernel.name)
         }
         _ => kernel.name.clone(),

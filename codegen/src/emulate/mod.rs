@@ -262,7 +262,7 @@ impl Emulator {
             file.extend(bytes);
         }
         let maps = match (kernels, role) {
-            ([kernel], Role::Whole) => cube::maps_of(kernel, sizes),
+            ([kernel], Role::Whole | Role::Part) => cube::maps_of(kernel, sizes),
             _ => Vec::new(),
         };
         let map = |seen: &cube::Seen| {

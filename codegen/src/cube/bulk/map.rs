@@ -7,16 +7,18 @@ use crate::cube::CubeIr;
 use crate::cube::epilogue::Epilogue;
 use crate::cube::feed::{Layout, SPAN};
 use crate::cube::matrix::{self, Tile};
+use crate::cube::stream_matrix::MatrixPlan;
 use crate::few::FewPlan;
-use crate::program::Kernel;
+use crate::program::{Kernel, KernelKind};
 
 /// The most dimensions of a map.
 const RANK: usize = 5;
 /// What a dimension of an operand is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Of {
-    /// Rows or columns of the tile.
+pub(in crate::cube) enum Of {
+    /// Rows, columns or positions of the tile.
     Lines,
+    /// What is summed.
     Depth,
     /// An index that all of a tile has.
     Chosen,
@@ -42,7 +44,7 @@ pub(crate) struct Seen {
 
 impl Map {
     /// Of an operand whose lines and depth have these axes, if its boxes are boxes in memory.
-    fn of(
+    pub(in crate::cube) fn of(
         body: &Function,
         value: ValueId,
         (lines, depth): (&[AxisId], &[AxisId]),
@@ -100,9 +102,15 @@ impl Map {
         Some(Seen { buffer, dtype: body.ty(self.value).dtype, dims: dims.collect() })
     }
 
-    /// How many boxes a stage has.
-    pub(super) fn boxes(&self) -> u32 {
-        if self.layout.along { 1 } else { self.layout.lines / SPAN }
+    /// Bytes of all boxes of a stage.
+    pub(super) fn bytes(&self) -> u32 {
+        2 * self.layout.elements()
+    }
+
+    /// The boxes of a stage: for each, where it begins in the innermost dimension behind the first one, and in the stage.
+    pub(super) fn boxes(&self) -> impl Iterator<Item = [u32; 2]> + use<> {
+        let runs = self.layout.runs();
+        (0..self.layout.elements() / (SPAN * runs)).map(move |n| [SPAN * n, SPAN * runs * n])
     }
 }
 
@@ -143,16 +151,26 @@ impl Brought {
 /// The maps of a launch of a kernel with these run-time sizes, in the order of its arguments; most kernels have none.
 pub(crate) fn of_launch(kernel: &Kernel, sizes: &[usize]) -> Vec<Seen> {
     let extents = kernel.extents(sizes);
-    let all = of_kernel(kernel);
-    all.iter().flat_map(Brought::maps).filter_map(|map| map.seen(&kernel.body, &extents)).collect()
+    of_kernel(kernel).iter().filter_map(|map| map.seen(&kernel.body, &extents)).collect()
 }
 
-/// How the operands of a kernel come, if the device brings some.
-fn of_kernel(kernel: &Kernel) -> Option<Brought> {
+/// The maps of a kernel, if the device brings operands of it.
+fn of_kernel(kernel: &Kernel) -> Vec<Map> {
     // Most launches have none: a plan, which takes as long as a launch, is made for those that do.
-    let tile = Tile::of(kernel.kind).filter(|tile| tile.bulk)?;
-    let plan = matrix::plan(&kernel.body, kernel.kind.wide()?.into())?;
-    tile.brought(&kernel.body, &plan)
+    let maps = match kernel.kind {
+        KernelKind::Matrix { wide, bulk: true, .. } => Tile::of(kernel.kind).and_then(|tile| {
+            let brought = tile.brought(&kernel.body, &matrix::plan(&kernel.body, wide.into())?)?;
+            Some(brought.maps().cloned().collect())
+        }),
+        KernelKind::StreamMatrix { tall, groups, bulk: true } => {
+            MatrixPlan::of(&kernel.body).and_then(|plan| {
+                let boxes = plan.brought(plan.tiling(tall, groups, true)?)?;
+                Some(boxes.maps().cloned().collect())
+            })
+        }
+        _ => None,
+    };
+    maps.unwrap_or_default()
 }
 
 /// What a reader of a kernel's text is told of its maps: for each, the parameter, its axes by dimension and the boxes.
@@ -166,5 +184,5 @@ pub(in crate::cube) fn told(kernel: &Kernel) -> Vec<(ValueId, String)> {
         let boxes: Vec<_> = map.dims.iter().map(|(.., width)| width.to_string()).collect();
         (map.value, format!("[{}] by boxes of {}", sizes.collect::<Vec<_>>().join(", "), boxes.join(" x ")))
     };
-    of_kernel(kernel).iter().flat_map(Brought::maps).map(told).collect()
+    of_kernel(kernel).iter().map(told).collect()
 }

@@ -35,6 +35,10 @@ pub(super) struct Cube<'a> {
     pub(super) right: Val,
     /// The rows of the unit, two of each tile.
     pub(super) mine: Vec<Row>,
+    /// Of divisors that rows have once, the inverse for each of them.
+    pub(super) inverses: Vec<(ValueId, Vec<Val>)>,
+    /// Where what positions have once lies, if they have any.
+    pub(super) once: Option<Shared>,
     /// The unit's number among those that bring operands, and how many these are.
     pub(super) bringing: (Val, u32),
     /// Whether all lines that are brought exist.
@@ -128,7 +132,7 @@ impl<'a> Cube<'a> {
     }
 
     /// Computes what the scores have of the rows alone once.
-    fn once_for_rows(&self, e: &mut Emit, x: &mut Exprs<'_>) {
+    fn once_for_rows(&mut self, e: &mut Emit, x: &mut Exprs<'_>) {
         let body = x.body();
         let above = |v: ValueId| {
             cone(body, v, |_| true).iter().any(|v| defined(body, *v).is_some_and(|i| i.op == Op::Contract))
@@ -142,6 +146,21 @@ impl<'a> Cube<'a> {
                 x.element(e, value, &index(&body.ty(value).axes, &known));
             }
         }
+        let one = e.f32(1.0);
+        let of_rows = |divisor: &ValueId| !body.ty(*divisor).has(self.stream().along);
+        let divisors: Vec<_> = self.plan.once.divisors().filter(of_rows).collect();
+        self.inverses = divisors
+            .into_iter()
+            .map(|divisor| {
+                let of_row = |row: &Row| {
+                    let known =
+                        [(&self.stream().batch[..], &self.batch[..]), (self.rows.axes, &row.index[..])];
+                    let by = x.element(e, divisor, &index(&body.ty(divisor).axes, &known));
+                    e.binary(Bin::Div, one, by)
+                };
+                (divisor, self.mine.iter().map(of_row).collect())
+            })
+            .collect();
     }
 
     /// The largest or the least limit of the cube's rows: the first position of those that are seen from it on, or of those that are not.
@@ -165,23 +184,26 @@ impl<'a> Cube<'a> {
 
     /// Makes the block's scores of their sums, in the place of the first of these, from so many positions on. Between what is `free`, no mask
     /// is asked.
+    /// What positions have once lies in a `part` of its memory.
     pub(super) fn make_scores(
         &self,
         e: &mut Emit,
         x: &mut Exprs<'_>,
-        before: Val,
+        (before, part): (Val, Val),
         (mask, free): (Option<ValueId>, Option<[Val; 2]>),
         found: &[Sums],
     ) {
         let t = self.t;
-        let first = e.add(self.positions.from, before);
-        let first = e.add(first, self.plane.column);
+        let within = e.add(before, self.plane.column);
+        let first = e.add(self.positions.from, within);
+        let kept = self.once.map(|_| self.first_kept(e, part)).map(|kept| e.add(kept, within));
         let made = |e: &mut Emit, x: &mut Exprs<'_>, asked: bool| {
             for tile in 0..t.scored() {
                 for right in 0..2 {
                     let more = e.u32(8 * tile + right);
                     let position = e.add(first, more);
-                    self.expression(e, x, (position, asked), mask, found, (tile, right));
+                    let kept = kept.map(|kept| e.add(kept, more));
+                    self.expression(e, x, (position, asked), mask, found, (tile, right), kept);
                 }
             }
         };
@@ -211,6 +233,7 @@ impl<'a> Cube<'a> {
         mask: Option<ValueId>,
         found: &[Sums],
         (tile, right): (u32, u32),
+        kept: Option<Val>,
     ) {
         let (at_position, exists) =
             if asked { self.positions.clamped(e, position) } else { (position, e.bool(true)) };
@@ -233,6 +256,7 @@ impl<'a> Cube<'a> {
                     let seen = e.bool(true);
                     x.define(mask, index(&body.ty(mask).axes, &known), seen);
                 }
+                self.known_once(e, x, (n, &known), kept);
                 x.element(e, self.stream().scores, &index(&body.ty(self.stream().scores).axes, &known))
             });
             let score = if asked { e.select(exists, score, nothing) } else { score };

@@ -4,7 +4,8 @@
 //! A cube has two groups, each with 64 rows. Operands lie in shared memory as these products read them; of keys and values there are two
 //! stages, each of a block of positions, or three where they are the same. While a group scores a block and weighs the values of the one
 //! before it, the other makes weights: the two walk half a block apart, and wait for one another only where what one needs depends on
-//! the other. The one behind brings what both read. Weights go from the registers where scores are summed to those of a left operand:
+//! the other. The one behind brings what both read: all its units copy, or one of them asks the device for boxes of each whole block
+//! ([`bulk`](crate::cube::bulk)), and both groups wait for what comes at barriers of its stages. Weights go from the registers where scores are summed to those of a left operand:
 //! nothing but what was brought is read from shared memory.
 //!
 //! Exponentials are powers of two here: the largest score of a row is kept times the logarithm that this takes, and a number that all scores
@@ -12,8 +13,9 @@
 
 use super::bring::Place;
 use super::cube::{Cube, OfRows, Seen, Sums, tiles};
-use super::{End, MatrixPlan, ROWS_AT_ONCE};
-use crate::cube::emit::{Array, Bin, Cmp, Emit, Un, Val};
+use super::{Boxes, End, MatrixPlan, ROWS_AT_ONCE};
+use crate::cube::bulk;
+use crate::cube::emit::{Array, Bin, Cmp, Elem, Emit, Shared, Un, Val};
 use crate::cube::expr::Exprs;
 use crate::cube::feed::{SPAN, Staged};
 use crate::cube::fragment::{left, round_to_left};
@@ -24,19 +26,22 @@ use crate::stream::Monoid;
 /// Sums that do not wait for each other, where a unit adds up a row.
 const CHAINS: usize = 4;
 
-/// Where groups meet, by the numbers of barriers: one of them waits there for the other, which goes on.
+/// Where groups meet, by the numbers of barriers: one of them waits there for the other, which goes on. It may be a block ahead, so there
+/// are two of each, in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meet {
     /// The second waits for the first to have begun to multiply.
     Turn = 1,
     /// It waits until the first has scored a block, where the keys of that are to be written over.
-    Scored,
+    Scored = 3,
+    /// The same of a block whose values have been weighed.
+    Weighed = 5,
     /// The first waits for what the second brings.
-    Brought,
+    Brought = 7,
     /// All of the second wait for one another.
-    Second,
-    /// The second waits until the first has weighed a block. That may be one ahead, so there are two of these, in turn.
-    Weighed,
+    Second = 9,
+    /// All of a group do.
+    Own = 10,
 }
 
 /// A cube whose planes multiply in groups.
@@ -57,6 +62,15 @@ struct Groups<'a> {
     sums: Sums,
     max: OfRows,
     sum: OfRows,
+    /// What the device brings, if it does, and the barriers of the stages.
+    boxes: Option<(&'a Boxes, Shared)>,
+}
+
+/// What a stage is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operands {
+    Keys,
+    Values,
 }
 
 /// Walks the positions, and ends with what is made of the sums.
@@ -93,7 +107,10 @@ pub(super) fn walk(
     let scores = plan.sums.iter().map(|_| tiles(e, 1, t.positions / 8)).collect();
     let weights = (0..t.positions / 16).map(|_| left(e, elem)).collect();
     let sums = tiles(e, 1, t.columns / 8);
-    let mut groups = Groups { cube, rows, keys, values, group, first_row, scores, weights, sums, max, sum };
+    let all = plan.key_stages() + plan.value_stages();
+    let boxes = plan.brought(t).map(|boxes| (boxes, e.shared(Elem::U32, 2 * all as usize)));
+    let mut groups =
+        Groups { cube, rows, keys, values, group, first_row, scores, weights, sums, max, sum, boxes };
     let some = e.lt(seen.from, seen.until);
     e.if_(some, |e| groups.walk(e, x, seen));
     let Groups { cube, sums, max, sum, .. } = groups;
@@ -116,141 +133,267 @@ impl Groups<'_> {
         let (from, until) = (seen.from, seen.until);
         let [zero, one, step] = [0, 1, self.cube.t.positions].map(|n| e.u32(n));
         let second = e.add(from, step);
-        self.bring_keys(e, x, (from, zero));
-        e.group_copies();
-        self.bring_values(e, x, (from, zero));
-        let some = e.lt(second, until);
-        e.if_(some, |e| self.bring_keys(e, x, (second, one)));
-        e.group_copies();
-        e.await_groups_but(1);
-        show_written(e);
-        e.sync();
+        let [of_first, of_second] = [zero, one].map(|n| e.cmp(Cmp::Eq, self.group, n));
+        let half = self.cube.t.units() / 2;
+        let (unit, before) = (e.unit(), e.u32(half));
+        let in_second = (e.sub(unit, before), half);
+        let in_group = e.rem(unit, before);
+        for (block, turn) in [(from, zero), (second, one)] {
+            let now = self.cube.read_ahead(e, x, block, in_group);
+            let part = self.part(e, turn);
+            self.cube.keep_ahead(e, &now, part, in_group);
+        }
+        if self.boxes.is_some() {
+            self.make_barriers(e);
+            // The rows.
+            e.await_copies();
+            show_written(e);
+            e.sync();
+            self.cube.bringing = in_second;
+            e.if_(of_second, |e| {
+                self.bring_block(e, x, (from, until), zero, Operands::Keys);
+                self.bring_block(e, x, (from, until), zero, Operands::Values);
+                self.bring_block(e, x, (second, until), one, Operands::Keys);
+            });
+            self.await_block(e, (zero, zero), Operands::Keys);
+        } else {
+            self.bring_keys(e, x, (from, zero));
+            e.group_copies();
+            self.bring_values(e, x, (from, zero));
+            let some = e.lt(second, until);
+            e.if_(some, |e| self.bring_keys(e, x, (second, one)));
+            e.group_copies();
+            e.await_groups_but(1);
+            show_written(e);
+            e.sync();
+        }
         self.score(e, zero);
         let scores: Vec<_> = self.scores.iter().flatten().flatten().copied().collect();
         await_but(e, 0, &scores, &[]);
         self.cube.positions.from = from;
-        self.make_weights(e, x, &Seen { free: None, ..seen });
+        self.make_weights(e, x, &Seen { free: None, ..seen }, zero);
         self.round(e);
         // From here on, the second group brings what both multiply, and they do not wait for one another but where they must.
-        e.await_copies();
-        show_written(e);
+        if self.boxes.is_none() {
+            e.await_copies();
+            show_written(e);
+        }
         e.sync();
-        let [of_first, of_second] = [zero, one].map(|n| e.cmp(Cmp::Eq, self.group, n));
-        let half = self.cube.t.units() / 2;
-        let (unit, before) = (e.unit(), e.u32(half));
-        self.cube.bringing = (e.sub(unit, before), half);
+        self.cube.bringing = in_second;
         let shared = self.values.is_none();
         let twice = e.u32(2 * self.cube.t.positions);
         let third = e.add(from, twice);
         e.if_(of_second, |e| {
             let stage = if shared { e.u32(2) } else { zero };
-            self.bring_block(e, x, (third, until), stage, true);
-            self.bring_block(e, x, (second, until), one, false);
+            self.bring_block(e, x, (third, until), stage, Operands::Keys);
+            self.bring_block(e, x, (second, until), one, Operands::Values);
             e.group_copies();
         });
-        let (stage, parity) = (e.var(zero), e.var(zero));
+        let [stage, odd, parity] = [(); 3].map(|()| e.var(zero));
         let sums = self.sums.concat();
         e.for_step(second, until, step, |e, block| {
-            let here = e.get(stage);
-            let next = self.behind(e, here);
+            let (here, round) = (e.get(stage), e.get(odd));
+            let (next, next_round) = self.behind(e, (here, round));
             // What the second group begins to multiply is multiplied behind what the first has begun, which makes weights meanwhile.
-            e.if_(of_second, |e| self.meet(e, Meet::Turn));
+            let turn = e.get(parity);
+            e.if_(of_second, |e| self.meet(e, Meet::Turn, turn));
+            self.await_block(e, (next, next_round), Operands::Keys);
             self.score(e, next);
+            self.await_block(e, (here, round), Operands::Values);
             self.weigh(e, here);
-            e.if_(of_first, |e| self.come_by(e, Meet::Turn));
+            e.if_(of_first, |e| self.come_by(e, Meet::Turn, turn));
+            let other = e.sub(one, turn);
+            let after = e.add(block, step);
+            let ahead = self.cube.read_ahead(e, x, after, in_group);
             await_but(e, 1, &scores, &[]);
             let behind = e.add(block, twice);
-            e.if_(of_first, |e| self.come_by(e, Meet::Scored));
+            e.if_(of_first, |e| self.come_by(e, Meet::Scored, turn));
             e.if_(of_second, |e| {
                 // Where these keys lie, others are to lie.
-                self.meet(e, Meet::Scored);
+                self.meet(e, Meet::Scored, turn);
                 if !shared {
-                    self.bring_block(e, x, (behind, until), next, true);
+                    self.bring_block(e, x, (behind, until), next, Operands::Keys);
                 }
-                e.group_copies();
-                // The keys of the next block, and the values of this one.
-                e.await_groups_but(1);
-                show_written(e);
-                self.meet(e, Meet::Second);
-                self.come_by(e, Meet::Brought);
+                if self.boxes.is_none() {
+                    e.group_copies();
+                    // The keys of the next block, and the values of this one.
+                    e.await_groups_but(1);
+                    show_written(e);
+                    self.meet(e, Meet::Second, zero);
+                    self.come_by(e, Meet::Brought, turn);
+                }
             });
             self.cube.positions.from = block;
-            let less = self.make_weights(e, x, &seen);
+            let less = self.make_weights(e, x, &seen, other);
             await_but(e, 0, &sums, &self.weights);
-            let weighed = e.get(parity);
-            let number = e.u32(Meet::Weighed as u32);
-            let (number, units) = (e.add(number, weighed), self.cube.t.units());
-            e.if_(of_first, |e| e.come_by(number, units));
+            e.if_(of_first, |e| self.come_by(e, Meet::Weighed, turn));
             e.if_(of_second, |e| {
                 // The same of the values of the block before.
-                e.meet(number, units);
+                self.meet(e, Meet::Weighed, turn);
                 if shared {
-                    self.bring_block(e, x, (behind, until), here, true);
+                    self.bring_block(e, x, (behind, until), here, Operands::Keys);
                 } else {
-                    let behind = e.add(block, step);
-                    self.bring_block(e, x, (behind, until), here, false);
+                    self.bring_block(e, x, (after, until), here, Operands::Values);
                 }
                 e.group_copies();
             });
             self.lessen(e, &less);
             self.round(e);
             e.set(stage, next);
-            let weighed = e.sub(one, weighed);
-            e.set(parity, weighed);
-            e.if_(of_first, |e| self.meet(e, Meet::Brought));
+            e.set(odd, next_round);
+            e.set(parity, other);
+            if self.cube.once.is_some() {
+                let part = self.part(e, turn);
+                self.cube.keep_ahead(e, &ahead, part, in_group);
+                self.meet(e, Meet::Own, self.group);
+            }
+            if self.boxes.is_none() {
+                e.if_(of_first, |e| self.meet(e, Meet::Brought, turn));
+            }
         });
-        let here = e.get(stage);
-        self.weigh(e, here);
+        let last = (e.get(stage), e.get(odd));
+        self.await_block(e, last, Operands::Values);
+        self.weigh(e, last.0);
         await_but(e, 0, &sums, &self.weights);
     }
 
-    /// Waits at a barrier, for the other group or for all of the second.
-    fn meet(&self, e: &mut Emit, at: Meet) {
-        let (number, units) = self.barrier(e, at);
+    /// Makes the barriers of all stages, by one unit. One unit tells of what comes to a stage.
+    fn make_barriers(&self, e: &mut Emit) {
+        let Some((_, memory)) = self.boxes else { return };
+        let (unit, zero) = (e.unit(), e.u32(0));
+        let first = e.cmp(Cmp::Eq, unit, zero);
+        e.if_(first, |e| {
+            for stage in 0..self.cube.plan.key_stages() + self.cube.plan.value_stages() {
+                let at = e.u32(2 * stage);
+                e.of_groups("barrier 1", &[], &[(memory, at)]);
+            }
+            e.of_groups("barriers-made", &[], &[]);
+        });
+    }
+
+    /// The barrier for what comes to a stage.
+    fn arrival(&self, e: &mut Emit, memory: Shared, (stage, what): (Val, Operands)) -> (Shared, Val) {
+        let before = if what == Operands::Keys { 0 } else { self.cube.plan.key_stages() };
+        let (two, before) = (e.u32(2), e.u32(2 * before));
+        let at = e.mul(stage, two);
+        (memory, e.add(at, before))
+    }
+
+    /// Waits for what comes to a stage, in an odd or an even round of all stages, where that is told at a barrier. Values that are keys have
+    /// come as these.
+    fn await_block(&self, e: &mut Emit, (stage, odd): (Val, Val), what: Operands) {
+        let Some((_, memory)) = self.boxes else { return };
+        if what == Operands::Keys || self.values.is_some() {
+            let arrival = self.arrival(e, memory, (stage, what));
+            e.await_barrier(arrival, odd);
+        }
+    }
+
+    /// Waits at one of two barriers, for the other group or for all of the second.
+    fn meet(&self, e: &mut Emit, at: Meet, turn: Val) {
+        let (number, units) = self.barrier(e, at, turn);
         e.meet(number, units);
     }
 
-    /// Lets the other group pass a barrier.
-    fn come_by(&self, e: &mut Emit, at: Meet) {
-        let (number, units) = self.barrier(e, at);
+    /// Lets the other group pass one.
+    fn come_by(&self, e: &mut Emit, at: Meet, turn: Val) {
+        let (number, units) = self.barrier(e, at, turn);
         e.come_by(number, units);
     }
 
-    fn barrier(&self, e: &Emit, at: Meet) -> (Val, u32) {
-        let units = self.cube.t.units();
-        (e.u32(at as u32), if at == Meet::Second { units / 2 } else { units })
+    fn barrier(&self, e: &mut Emit, at: Meet, turn: Val) -> (Val, u32) {
+        let (number, units) = (e.u32(at as u32), self.cube.t.units());
+        let alone = matches!(at, Meet::Second | Meet::Own);
+        (e.add(number, turn), if alone { units / 2 } else { units })
     }
 
-    /// Begins to copy the keys or the values of a block to a stage, of the positions up to one; nothing where it begins there or behind.
+    /// The part of what is kept for positions that this group has for one of two blocks.
+    fn part(&self, e: &mut Emit, turn: Val) -> Val {
+        let two = e.u32(2);
+        let before = e.mul(self.group, two);
+        e.add(before, turn)
+    }
+
+    /// Begins to bring the keys or the values of a block to a stage, of the positions up to one; nothing where it begins there or behind.
     fn bring_block(
         &mut self,
         e: &mut Emit,
         x: &mut Exprs<'_>,
         (from, until): (Val, Val),
         stage: Val,
-        keys: bool,
+        what: Operands,
     ) {
         let step = e.u32(self.cube.t.positions);
         let end = e.add(from, step);
         let (some, whole) = (e.lt(from, until), e.cmp(Cmp::Le, end, until));
         let rest = e.not(whole);
         let rest = e.and(some, rest);
-        for (asked, whole) in [(whole, true), (rest, false)] {
-            self.cube.whole = whole;
-            e.if_(asked, |e| match keys {
-                true => self.bring_keys(e, x, (from, stage)),
-                false => self.bring_values(e, x, (from, stage)),
-            });
+        let zero = e.u32(0);
+        let one = e.cmp(Cmp::Eq, self.cube.bringing.0, zero);
+        match self.boxes {
+            None => e.if_(whole, |e| {
+                self.cube.whole = true;
+                self.copy_block(e, x, (from, stage), what);
+                self.cube.whole = false;
+            }),
+            Some((boxes, memory)) => {
+                let asks = e.and(whole, one);
+                e.if_(asks, |e| self.ask(e, (boxes, memory), (from, stage), what));
+            }
         }
-        self.cube.whole = false;
+        e.if_(rest, |e| {
+            self.copy_block(e, x, (from, stage), what);
+            // The device would bring what lies beyond the last position that is seen, where there may be anything.
+            if let Some((_, memory)) = self.boxes {
+                e.await_copies();
+                show_written(e);
+                self.meet(e, Meet::Second, zero);
+                let arrival = self.arrival(e, memory, (stage, what));
+                e.if_(one, |e| e.of_groups("leave", &[], &[arrival]));
+            }
+        });
     }
 
-    /// The stage of keys behind one.
-    fn behind(&self, e: &mut Emit, stage: Val) -> Val {
+    /// Copies the keys or the values of a block, by all units that bring operands.
+    fn copy_block(&self, e: &mut Emit, x: &mut Exprs<'_>, block: (Val, Val), what: Operands) {
+        match what {
+            Operands::Keys => self.bring_keys(e, x, block),
+            Operands::Values => self.bring_values(e, x, block),
+        }
+    }
+
+    /// Asks the device for boxes of the keys or the values of a block, by one unit.
+    fn ask(
+        &self,
+        e: &mut Emit,
+        (boxes, memory): (&Boxes, Shared),
+        (from, stage): (Val, Val),
+        what: Operands,
+    ) {
+        let (full, zero) = (self.arrival(e, memory, (stage, what)), e.u32(0));
+        let known = [(&self.cube.stream().batch[..], &self.cube.batch[..])];
+        match (what, &boxes.values, &self.values) {
+            (Operands::Keys, ..) => {
+                bulk::expect(e, full, boxes.keys.iter());
+                for (n, (map, staged)) in boxes.keys.iter().zip(&self.keys).enumerate() {
+                    bulk::ask_for(e, (n, map), (staged, stage), (from, zero), &known, full);
+                }
+            }
+            (Operands::Values, Some(map), Some(staged)) => {
+                bulk::expect(e, full, std::iter::once(map));
+                bulk::ask_for(e, (boxes.keys.len(), map), (staged, stage), (zero, from), &known, full);
+            }
+            (Operands::Values, ..) => {}
+        }
+    }
+
+    /// The stage of keys behind one, and whether it is the turn of an odd round.
+    fn behind(&self, e: &mut Emit, (stage, odd): (Val, Val)) -> (Val, Val) {
         let [zero, one, all] = [0, 1, self.cube.plan.key_stages()].map(|n| e.u32(n));
         let next = e.add(stage, one);
         let over = e.cmp(Cmp::Eq, next, all);
-        e.select(over, zero, next)
+        let other = e.sub(one, odd);
+        (e.select(over, zero, next), e.select(over, other, odd))
     }
 
     /// Begins to copy the keys from a position on to a stage.
@@ -319,9 +462,10 @@ impl Groups<'_> {
 
     /// Makes weights of the block's sums, in the place of the first of these. Gives what earlier sums of each row are to be multiplied by,
     /// where weights are a softmax.
-    fn make_weights(&self, e: &mut Emit, x: &mut Exprs<'_>, seen: &Seen) -> Vec<Val> {
+    fn make_weights(&self, e: &mut Emit, x: &mut Exprs<'_>, seen: &Seen, turn: Val) -> Vec<Val> {
         let none = e.u32(0);
-        x.scope(|x| self.cube.make_scores(e, x, none, (seen.mask, seen.free), &self.scores));
+        let part = self.part(e, turn);
+        x.scope(|x| self.cube.make_scores(e, x, (none, part), (seen.mask, seen.free), &self.scores));
         if self.cube.stream().by == Monoid::Sum {
             return Vec::new();
         }

@@ -22,6 +22,8 @@ struct Planes<'a> {
     scores: Option<Shared>,
     /// Which stage the block at hand lies in, of as many as there are.
     stage: Val,
+    /// Which part of what is kept for positions is that of the block at hand.
+    turn: Val,
 }
 
 /// Walks the positions, and ends with what is made of the sums.
@@ -35,6 +37,7 @@ pub(super) fn walk(e: &mut Emit, x: &mut Exprs<'_>, cube: Cube<'_>, (from, to): 
         values: if values > 0 { e.shared(elem, values as usize) } else { keys },
         scores: (scores > 0).then(|| e.shared(Elem::F32, scores as usize)),
         stage: e.u32(0),
+        turn: e.u32(0),
     };
     let (max, sum, sums) = planes.walk(e, x, (from, to));
     end(&planes.cube, e, x, [&max, &sum], &sums);
@@ -64,7 +67,12 @@ impl Planes<'_> {
         self.cube.positions.from = from;
         if plan.ahead {
             let some = e.lt(from, until);
-            e.if_(some, |e| x.scope(|x| self.bring(e, x)));
+            e.if_(some, |e| {
+                x.scope(|x| self.bring(e, x));
+                let unit = e.unit();
+                let now = self.cube.read_ahead(e, x, from, unit);
+                self.cube.keep_ahead(e, &now, zero, unit);
+            });
         }
         e.for_step(from, until, step, |e, first| {
             x.scope(|x| {
@@ -79,7 +87,12 @@ impl Planes<'_> {
                     e.if_(some, |e| x.scope(|x| self.bring(e, x)));
                     e.set(stage, self.stage);
                     (self.stage, self.cube.positions.from) = (here, first);
+                    self.turn = here;
+                    let unit = e.unit();
+                    let ahead = self.cube.read_ahead(e, x, next, unit);
                     self.add_block(e, x, &sight, [&max, &sum], &sums);
+                    let other = e.sub(one, here);
+                    self.cube.keep_ahead(e, &ahead, other, unit);
                     return;
                 }
                 self.cube.positions.from = first;
@@ -97,6 +110,9 @@ impl Planes<'_> {
                     // The block before has been used.
                     e.sync();
                     self.bring(e, x);
+                    let unit = e.unit();
+                    let now = self.cube.read_ahead(e, x, first, unit);
+                    self.cube.keep_ahead(e, &now, zero, unit);
                     e.sync();
                     self.add_block(e, x, &sight, [&max, &sum], &sums);
                 });
@@ -211,7 +227,7 @@ impl Planes<'_> {
             }
             found.push(sums);
         }
-        self.cube.make_scores(e, x, before, (sight.mask, sight.free), &found);
+        self.cube.make_scores(e, x, (before, self.turn), (sight.mask, sight.free), &found);
         found.swap_remove(0)
     }
 
