@@ -1,10 +1,13 @@
 //! Grouped products on the CPU: rows are sorted by index, each group is one product, and rows of one result are added up in order.
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 use half::{bf16, f16};
 use latentc_ir::{AxisId, Function, ValueId};
 use rayon::prelude::*;
 
+use super::coded::Codes;
 use super::contract::codes;
 use super::few::{Dense, Matrix, Rows};
 use super::multiply::{Place, Way, multiply, wide};
@@ -16,6 +19,9 @@ use crate::grouped::{GroupedPlan, Table};
 use crate::map::strides;
 use crate::program::Kernel;
 
+/// Groups are multiplied together as long as their rows and what is made of them have no more elements than these: what one launch needs for
+/// itself stays small, and near.
+const TOGETHER: usize = 1 << 23;
 /// Fewer elements than these are added up by one thread.
 const ALONE: usize = 1 << 16;
 /// Columns of the result that a task adds up are a multiple of these: a line of memory.
@@ -91,20 +97,9 @@ pub(super) fn run(
         starts.push(starts[starts.len() - 1] + group.len());
     }
 
-    // Rows of the operand side by side, the summed axes in the table's order.
     let k_extents: Vec<_> = plan.k.iter().map(extent).collect();
     let x_k: Vec<_> = plan.k.iter().map(|&a| step(a, x_axes, &x_steps)).collect();
-    let dense = x_k == strides(&plan.k, extents);
-    let (mut packed, mut made) = (spare.take(rows * k)?, spare.take(rows * m)?);
-    packed[..rows * k].par_chunks_mut(k).zip(&order).for_each(|(to, &row)| {
-        let from = offset(row, &row_extents, &x_row);
-        if dense {
-            to.copy_from_slice(&x[from..from + k]);
-        } else {
-            to.iter_mut().enumerate().for_each(|(i, to)| *to = x[from + offset(i, &k_extents, &x_k)]);
-        }
-    });
-
+    let dense_k = x_k == strides(&plan.k, extents);
     // Steps in the table, and in a dense row of these axes.
     let loops = |axes: &[AxisId]| -> Vec<Loop<2>> {
         let rows = strides(axes, extents);
@@ -113,7 +108,6 @@ pub(super) fn run(
     let (mut m_loops, mut k_loops) = (loops(&plan.m), loops(&plan.k));
     let (gm, gk) = (take_longest(&mut m_loops), take_longest(&mut k_loops));
     let groups = Groups {
-        starts: &starts,
         sizes: (m, k),
         expert: step(plan.along, table_axes, &table_steps),
         columns: gm,
@@ -122,67 +116,107 @@ pub(super) fn run(
         inner: k_loops,
     };
     let no_table = || fail("a grouped product needs a table of floats");
-    // SAFETY: `check` made sure that the table holds all indices of its type; `packed` and `made` hold `rows` rows of k and m.
-    let done = unsafe {
-        match plan.table {
-            Table::Codes(coded, held) => {
-                let all = codes(&coded, held.map(view)).ok_or_else(no_table)?;
-                let matrices: Vec<_> = (0..experts).map(|e| all.at(e * groups.expert)).collect();
-                groups.run(&packed, Some(&matrices), &mut made)
-            }
-            Table::Elements(table) => {
-                let table = view(table).ok_or_else(no_table)?;
-                let piece = |e: usize| match table {
-                    View::Stack(stack) => Some(stack.piece(e)),
-                    table => table.floats().map(|whole| whole.part(e * groups.expert..whole.len())),
-                };
-                let pieces: Option<Vec<_>> = (0..experts).map(piece).collect();
-                let pieces = pieces.ok_or_else(no_table)?;
-                match pieces[0] {
-                    Floats::F32(_) => groups.run(&packed, matrices::<f32>(&pieces).as_deref(), &mut made),
-                    Floats::Bf16(_) => groups.run(&packed, matrices::<bf16>(&pieces).as_deref(), &mut made),
-                    Floats::F16(_) => groups.run(&packed, matrices::<f16>(&pieces).as_deref(), &mut made),
-                }
+    let mixed = || fail("the pieces of its table are of several types");
+    let matrices = match plan.table {
+        Table::Codes(coded, held) => {
+            let all = codes(&coded, held.map(view)).ok_or_else(no_table)?;
+            // SAFETY: `check` made sure that the table holds all indices of its type.
+            Matrices::Codes((0..experts).map(|e| unsafe { all.at(e * groups.expert) }).collect())
+        }
+        Table::Elements(table) => {
+            let table = view(table).ok_or_else(no_table)?;
+            let piece = |e: usize| match table {
+                View::Stack(stack) => Some(stack.piece(e)),
+                table => table.floats().map(|whole| whole.part(e * groups.expert..whole.len())),
+            };
+            let pieces: Option<Vec<_>> = (0..experts).map(piece).collect();
+            let pieces = pieces.ok_or_else(no_table)?;
+            match pieces[0] {
+                Floats::F32(_) => Matrices::F32(matrices(&pieces).ok_or_else(mixed)?),
+                Floats::Bf16(_) => Matrices::Bf16(matrices(&pieces).ok_or_else(mixed)?),
+                Floats::F16(_) => Matrices::F16(matrices(&pieces).ok_or_else(mixed)?),
             }
         }
     };
-    if !done {
-        return Err(fail("the pieces of its table are of several types"));
-    }
 
-    // Rows that meet in one result are added in the order of the experts, whichever threads do it: each has columns of its own.
     let m_extents: Vec<_> = plan.m.iter().map(extent).collect();
     let y_m: Vec<_> = plan.m.iter().map(|&a| step(a, y_axes, &y_steps)).collect();
-    let dense = y_m == strides(&plan.m, extents);
-    let to: Vec<_> = order.iter().map(|&row| offset(row, &row_extents, &y_row)).collect();
+    let dense_m = y_m == strides(&plan.m, extents);
     let width = m.div_ceil(rayon::current_num_threads()).next_multiple_of(COLUMNS);
     let y = Shared(y.as_mut_ptr());
-    let add = |task: usize| {
-        let columns = task * width..m.min((task + 1) * width);
-        for (from, &to) in made[..rows * m].chunks_exact(m).zip(&to) {
-            let from = &from[columns.clone()];
-            if dense {
-                // SAFETY: `check` made sure that all of the row is there; these columns of it are this task's.
-                let y =
-                    unsafe { std::slice::from_raw_parts_mut(y.get().add(to + columns.start), from.len()) };
-                y.iter_mut().zip(from).for_each(|(y, x)| *y += x);
+    for block in blocks(&starts, TOGETHER / (m + k)) {
+        let order = &order[starts[block.start]..starts[block.end]];
+        let rows = order.len();
+        // Rows of the operand side by side, the summed axes in the table's order.
+        let (mut packed, mut made) = (spare.take(rows * k)?, spare.take(rows * m)?);
+        packed[..rows * k].par_chunks_mut(k).zip(order).for_each(|(to, &row)| {
+            let from = offset(row, &row_extents, &x_row);
+            if dense_k {
+                to.copy_from_slice(&x[from..from + k]);
             } else {
-                for (i, x) in columns.clone().zip(from) {
-                    // SAFETY: as above.
-                    unsafe { *y.get().add(to + offset(i, &m_extents, &y_m)) += x };
-                }
+                to.iter_mut().enumerate().for_each(|(i, to)| *to = x[from + offset(i, &k_extents, &x_k)]);
+            }
+        });
+        let starts = &starts[block.start..=block.end];
+        // SAFETY: `check` made sure that the table holds all indices of its type; `packed` and `made` hold the block's rows of k and m.
+        unsafe {
+            match &matrices {
+                Matrices::F32(all) => groups.run(starts, &packed, &all[block], &mut made),
+                Matrices::Bf16(all) => groups.run(starts, &packed, &all[block], &mut made),
+                Matrices::F16(all) => groups.run(starts, &packed, &all[block], &mut made),
+                Matrices::Codes(all) => groups.run(starts, &packed, &all[block], &mut made),
             }
         }
-    };
-    let tasks = m.div_ceil(width);
-    if rows * m < ALONE {
-        (0..tasks).for_each(add);
-    } else {
-        (0..tasks).into_par_iter().for_each(add);
+        // Rows that meet in one result are added in the order of the experts, whichever threads do it: each has columns of its own.
+        let to: Vec<_> = order.iter().map(|&row| offset(row, &row_extents, &y_row)).collect();
+        let add = |task: usize| {
+            let columns = task * width..m.min((task + 1) * width);
+            for (from, &to) in made[..rows * m].chunks_exact(m).zip(&to) {
+                let from = &from[columns.clone()];
+                if dense_m {
+                    // SAFETY: `check` made sure that all of the row is there; these columns of it are this task's.
+                    let y = unsafe {
+                        std::slice::from_raw_parts_mut(y.get().add(to + columns.start), from.len())
+                    };
+                    y.iter_mut().zip(from).for_each(|(y, x)| *y += x);
+                } else {
+                    for (i, x) in columns.clone().zip(from) {
+                        // SAFETY: as above.
+                        unsafe { *y.get().add(to + offset(i, &m_extents, &y_m)) += x };
+                    }
+                }
+            }
+        };
+        let tasks = m.div_ceil(width);
+        if rows * m < ALONE {
+            (0..tasks).for_each(add);
+        } else {
+            (0..tasks).into_par_iter().for_each(add);
+        }
+        spare.give(packed);
+        spare.give(made);
     }
-    spare.give(packed);
-    spare.give(made);
     Ok(())
+}
+
+/// The matrices of all groups.
+enum Matrices<'a> {
+    F32(Vec<Dense<f32>>),
+    Bf16(Vec<Dense<bf16>>),
+    F16(Vec<Dense<f16>>),
+    Codes(Vec<Codes<'a>>),
+}
+
+/// Groups that lie side by side and have at most so many rows together, or are one group. `starts` says where the rows of each begin.
+fn blocks(starts: &[usize], most: usize) -> Vec<Range<usize>> {
+    let mut blocks: Vec<Range<usize>> = Vec::new();
+    for e in 0..starts.len() - 1 {
+        match blocks.last_mut() {
+            Some(block) if starts[e + 1] - starts[block.start] <= most => block.end = e + 1,
+            _ => blocks.push(e..e + 1),
+        }
+    }
+    blocks
 }
 
 /// Matrices of one type; `None` if one is of another.
@@ -191,9 +225,7 @@ fn matrices<E: Element>(pieces: &[Floats<'_>]) -> Option<Vec<Dense<E>>> {
 }
 
 /// The products of all groups. Loops have steps in the table, and in a dense row of their axes.
-struct Groups<'a> {
-    /// Where the rows of each group begin, and where the last one ends.
-    starts: &'a [usize],
+struct Groups {
     /// Columns and summands of a row.
     sizes: (usize, usize),
     /// From one group's matrix to the next, where all lie in one piece.
@@ -205,25 +237,24 @@ struct Groups<'a> {
     inner: Vec<Loop<2>>,
 }
 
-impl Groups<'_> {
-    /// Multiplies the rows of each group with its matrix. False if there are none.
+impl Groups {
+    /// Multiplies the rows of each of these groups with its matrix. `starts` says where they begin, and where the last one ends.
     ///
     /// # Safety
     /// The matrices must be good for all places that the loops lead to.
-    unsafe fn run<P: Place>(&self, packed: &[f32], matrices: Option<&[P]>, made: &mut [f32]) -> bool {
-        let Some(matrices) = matrices else { return false };
+    unsafe fn run<P: Place>(&self, starts: &[usize], packed: &[f32], matrices: &[P], made: &mut [f32]) {
         let (m, k) = self.sizes;
         let (columns, along) = (self.columns, self.along);
         // The step along an axis of one element is never taken.
         let step = |(extent, steps): Loop<2>, of: usize| if extent == 1 { 1 } else { steps[of] };
         let group = |e: usize| {
-            let (start, count) = (self.starts[e], self.starts[e + 1] - self.starts[e]);
+            let (start, count) = (starts[e] - starts[0], starts[e + 1] - starts[e]);
             let rows = packed.as_ptr().wrapping_add(start * k);
             let rows = Rows { data: rows, count, row: k, step: step(along, 1) };
             (start, rows, Matrix { data: matrices[e], column: step(columns, 0), along: step(along, 0) })
         };
         let mut tasks: Vec<(usize, Way, usize, usize, usize)> = Vec::new();
-        for e in (0..self.starts.len() - 1).filter(|&e| self.starts[e] < self.starts[e + 1]) {
+        for e in (0..starts.len() - 1).filter(|&e| starts[e] < starts[e + 1]) {
             let (_, rows, matrix) = group(e);
             let way = Way::of(&matrix, &rows, along.0);
             let width = way.columns(columns.0, along.0);
@@ -261,6 +292,19 @@ impl Groups<'_> {
         } else {
             tasks.iter().for_each(|t| task(t, Parallelism::Rayon(0)));
         }
-        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_lie_in_blocks_of_few_rows() {
+        let starts = [0, 3, 3, 10, 12, 14, 15];
+        assert_eq!(blocks(&starts, 5), [0..2, 2..3, 3..6]);
+        assert_eq!(blocks(&starts, 12), [0..4, 4..6]);
+        assert_eq!(blocks(&starts, 100).len(), 1);
+        assert_eq!(blocks(&starts, 0).len(), 6);
     }
 }

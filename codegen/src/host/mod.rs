@@ -100,7 +100,7 @@ impl Host {
         inputs: &[Option<&Buffer>],
         output: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        let Prepared { extents, plans, .. } = prepared;
+        let Prepared { extents, plans, early } = prepared;
         // What the result takes the place of is read through the output: no reference may be to what is written.
         let replaced = inputs.iter().position(|b| b.is_some_and(|b| b.is_at(output)));
         let apart = inputs.iter().enumerate().map(|(n, b)| b.filter(|_| Some(n) != replaced));
@@ -110,7 +110,11 @@ impl Host {
         let (last, first) = plans.split_last().expect("a kernel is its own last piece");
         let params = kernel.body.params.iter().copied().zip(views);
         let mut made: Vec<(ValueId, Buffer)> = Vec::with_capacity(first.len());
-        for plan in first {
+        for (n, plan) in first.iter().enumerate() {
+            if early.is_some_and(|(early, _)| early == n) {
+                plain(plan, None, &views_of(&plan.kernel, params.clone(), &made), output, extents, spare)?;
+                continue;
+            }
             let value = plan.kernel.body.results[0];
             let ty = plan.kernel.body.ty(value);
             let len = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
@@ -122,6 +126,7 @@ impl Host {
             plain(plan, None, &views, &mut buffer, extents, spare)?;
             made.push((value, buffer));
         }
+        let replaced = early.map(|(_, param)| param).or(replaced);
         plain(last, replaced, &views_of(&last.kernel, params, &made), output, extents, spare)?;
         for (_, buffer) in made {
             if let Buffer::F32(v) = buffer {
@@ -138,6 +143,8 @@ struct Prepared {
     extents: Vec<usize>,
     /// What the kernel falls into, each after those that it reads.
     plans: Vec<Plan>,
+    /// What is made where the result goes, if the last piece may work in place of it: its number, and which parameter of the last it is.
+    early: Option<(usize, usize)>,
 }
 
 /// A kernel without prologues and epilogues.
@@ -182,9 +189,21 @@ impl Prepared {
             };
             Ok(Plan { kernel, machines })
         };
-        let plans = parts.into_iter().map(plan).collect::<Result<_, DeviceError>>()?;
-        Ok(Prepared { extents, plans })
+        let plans = parts.into_iter().map(plan).collect::<Result<Vec<_>, DeviceError>>()?;
+        let early = early(&plans);
+        Ok(Prepared { extents, plans, early })
     }
+}
+
+/// A value that the last piece alone reads, and may write over.
+fn early(plans: &[Plan]) -> Option<(usize, usize)> {
+    let (last, first) = plans.split_last()?;
+    let places = in_place(&last.kernel, &LAYOUT).into_iter().map(|n| (n, last.kernel.body.params[n]));
+    places.rev().find_map(|(param, value)| {
+        let maker = first.iter().position(|plan| plan.kernel.body.results[0] == value)?;
+        let read = first.iter().any(|plan| plan.kernel.body.params.contains(&value));
+        (!read).then_some((maker, param))
+    })
 }
 
 /// Elements in this machine's memory.
