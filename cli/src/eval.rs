@@ -18,7 +18,7 @@ use crate::held::HeldArgs;
 use crate::model::{self, DTypeArg, Model};
 use crate::target::{Job, Target, with_texts};
 use crate::tuning::TuningArgs;
-use crate::{print, print_json, progress};
+use crate::{print, print_json, progress, size};
 
 /// Computes the logits of given texts, and the mean loss of their next tokens.
 ///
@@ -41,12 +41,15 @@ pub(crate) struct Args {
     /// With `--graph decode`: read so many positions at once and the others one by one; 1 if not given.
     #[arg(long, value_name = "N")]
     prefill: Option<usize>,
+    /// Read so many positions at once at most; if not given, as many as memory beside the weights allows: docs/peers.md.
+    #[arg(long, value_name = "N", value_parser = size())]
+    prefill_chunk: Option<u64>,
     /// Write the gradient of the loss by each tensor NAME of the checkpoint as `grad.NAME`, before any clipping.
-    #[arg(long, conflicts_with_all = ["graph", "prefill"])]
+    #[arg(long, conflicts_with_all = ["graph", "prefill", "prefill_chunk"])]
     grad: bool,
     /// Write what one step of AdamW makes of each tensor NAME of the checkpoint as `adamw1.NAME`: rate 1e-3, betas 0.9 and 0.95,
     /// weight decay 0.1, gradients clipped to the norm 1.
-    #[arg(long, conflicts_with_all = ["graph", "prefill"])]
+    #[arg(long, conflicts_with_all = ["graph", "prefill", "prefill_chunk"])]
     adamw_step: bool,
     /// What to run on.
     #[arg(long, value_enum, default_value = "host")]
@@ -186,6 +189,7 @@ impl Job for Eval<'_> {
         };
         let graphs: Vec<_> = graphs.iter().map(|&g| args.held.of(g)).collect();
         let mut engine = model.load(&args.model, device, model.dtype(args.dtype), &graphs)?;
+        engine.set_chunk(args.prefill_chunk.map(|tokens| tokens as usize));
         let start = Instant::now();
         let logits = {
             let _spinner = progress::spinner("evaluating");

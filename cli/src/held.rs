@@ -20,6 +20,13 @@ pub(crate) struct HeldArgs {
     /// Keep caches in pages of so many positions, a power of two such as 64, that sequences take from a pool as they grow.
     #[arg(long, value_name = "POSITIONS", value_parser = page)]
     cache_page: Option<u64>,
+    #[command(flatten)]
+    weights: WeightArgs,
+}
+
+/// The form of what is read for each token.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct WeightArgs {
     /// What weights of products are held in; as they are stored if not given. Logits change by the rounding: docs/narrow-formats.md.
     #[arg(long, value_enum, value_name = "FORMAT")]
     weights: Option<WeightsArg>,
@@ -76,10 +83,10 @@ impl HeldArgs {
                 words += " --cache-rotated-wide";
             }
         }
-        if let Some(codes) = self.weights.and_then(|codes| codes.to_possible_value()) {
-            words += &format!(" --weights {}", codes.get_name());
-            if self.weight_group != encode::GROUP {
-                words += &format!(" --weight-group {}", self.weight_group);
+        if let Some(codes) = self.weights.name() {
+            words += &format!(" --weights {codes}");
+            if self.weights.weight_group != encode::GROUP {
+                words += &format!(" --weight-group {}", self.weights.weight_group);
             }
         }
         words
@@ -87,7 +94,23 @@ impl HeldArgs {
 
     /// A graph with caches and weights in that form.
     pub(crate) fn of(self, graph: impl Into<Graph>) -> Wanted {
-        let weights = self.weights.map(|WeightsArg::Int8| WeightForm { group: self.weight_group });
-        Wanted { graph: graph.into(), cache: self.form(), page: self.cache_page, weights }
+        Wanted {
+            graph: graph.into(),
+            cache: self.form(),
+            page: self.cache_page,
+            weights: self.weights.form(),
+        }
+    }
+}
+
+impl WeightArgs {
+    /// The form of weights that was asked for.
+    pub(crate) fn form(self) -> Option<WeightForm> {
+        self.weights.map(|WeightsArg::Int8| WeightForm { group: self.weight_group })
+    }
+
+    /// Its name.
+    pub(crate) fn name(self) -> Option<&'static str> {
+        self.weights.map(|WeightsArg::Int8| "int8")
     }
 }

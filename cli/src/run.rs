@@ -14,9 +14,9 @@ use tokenizers::Tokenizer;
 use crate::edits;
 use crate::held::HeldArgs;
 use crate::model::{self, DTypeArg, Model};
-use crate::print_json;
 use crate::target::{Job, Target, with_texts};
 use crate::tuning::TuningArgs;
+use crate::{print_json, size};
 
 /// Continues a prompt, token by token. The likeliest token is taken unless a temperature is given.
 ///
@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// Pages of the pool, if it is not to have as many as the prompt and all steps fill.
     #[arg(long, value_name = "PAGES", requires = "cache_page", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     cache_pool: Option<u64>,
+    /// Read so many tokens of the prompt at once at most; if not given, as many as memory beside the weights allows: docs/peers.md.
+    #[arg(long, value_name = "N", value_parser = size())]
+    prefill_chunk: Option<u64>,
     #[command(flatten)]
     from: edits::From,
     #[command(flatten)]
@@ -164,6 +167,7 @@ impl Job for Run<'_> {
             dtype,
             &[Graph::Prefill, Graph::Decode].map(|g| args.held.of(g)),
         )?;
+        engine.set_chunk(args.prefill_chunk.map(|tokens| tokens as usize));
         engine.set_pool_pages(args.cache_pool.map(|pages| pages as usize));
         let ends: &[u32] = if args.ignore_eos { &[] } else { &model.config.common().eos_token_ids };
         let mut sampler = Sampler::new(args.temperature, args.top_p, args.seed);

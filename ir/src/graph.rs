@@ -101,7 +101,7 @@ pub struct Stored {
 }
 
 /// What a weight holds of the elements that are stored: themselves, or what they are coded as ([`coded`](crate::coded)).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Held {
     /// The elements.

@@ -108,6 +108,26 @@ impl Module {
         Ok(found)
     }
 
+    /// Bytes of all weights as programs hold them: of those that are coded, codes and scales. What several weights read of one tensor
+    /// counts once.
+    ///
+    /// # Errors
+    /// A layout that makes no sense, or a call of no function.
+    pub fn weight_bytes(&self) -> Result<u64, String> {
+        let (mut seen, mut bytes) = (BTreeSet::new(), 0);
+        self.walk_weights(|scope, f, placed| {
+            let ty = f.ty(placed.value);
+            let Some(weight) = f.weights.iter().find(|w| w.value == placed.value) else { return Ok(()) };
+            let stored = &weight.stored;
+            if seen.insert((scoped(scope, &stored.tensor), placed.layout.part.clone(), stored.held)) {
+                let sizes = ty.axes.iter().filter_map(|&a| f.axis(a).size.fixed());
+                bytes += sizes.product::<u64>() * ty.dtype.bytes();
+            }
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
     /// Visits every weight of every call in the order of first use, once for each scope.
     pub(crate) fn walk_weights(
         &self,

@@ -1,8 +1,8 @@
 //! What one run of a program cannot do without, however it is scheduled: the arithmetic of its contractions, and its
 //! weights and caches through memory. A machine's rates make a bound of it (arXiv 0906.4427, the roofline).
 //!
-//! Of weights, elements are counted, so that one program can be weighed in several formats; of caches bytes as well, since a program
-//! says how they are held. What is computed and used within
+//! Of weights and caches, elements are counted and bytes: by elements, one program can be weighed in several formats; by bytes, as
+//! the program says that they are held. What is computed and used within
 //! a run is left out, as if it never left the chip; so is arithmetic outside of contractions. Scores of positions that a mask
 //! hides are counted like the others.
 
@@ -20,6 +20,8 @@ pub struct Work {
     pub flops: Poly,
     /// Elements of weights that are read whole.
     pub weights: u64,
+    /// The bytes that they take.
+    pub weight_bytes: u64,
     /// Weights of which rows are read, and how many there are of each kind.
     pub tables: BTreeMap<Table, u64>,
     /// Caches, and how many there are of each kind.
@@ -31,6 +33,8 @@ pub struct Work {
 pub struct Table {
     /// Elements of a row.
     pub row: u64,
+    /// The bytes that they take.
+    pub bytes: u64,
     /// How many rows there are.
     pub rows: u64,
     /// How many rows are chosen.
@@ -79,6 +83,18 @@ impl Work {
         Ok(sum)
     }
 
+    /// Bytes of weights that a run reads.
+    ///
+    /// # Errors
+    /// The name of a symbol without a size.
+    pub fn weight_bytes_read(&self, sizes: &BTreeMap<String, u64>) -> Result<f64, String> {
+        let mut sum = self.weight_bytes as f64;
+        for (table, times) in &self.tables {
+            sum += (table.bytes * times) as f64 * table.distinct(sizes)?;
+        }
+        Ok(sum)
+    }
+
     /// Elements that all caches keep of a token.
     pub fn cached(&self) -> u64 {
         self.caches.iter().map(|(cache, times)| cache.row * times).sum()
@@ -92,6 +108,7 @@ impl Work {
     fn add(&mut self, other: &Work) {
         self.flops += &other.flops;
         self.weights += other.weights;
+        self.weight_bytes += other.weight_bytes;
         for (table, times) in &other.tables {
             *self.tables.entry(table.clone()).or_default() += times;
         }
@@ -148,6 +165,7 @@ fn own(f: &Function) -> Work {
     for w in f.weights.iter().map(|w| w.value) {
         if whole.contains(&w) {
             work.weights += fixed(f, w);
+            work.weight_bytes += fixed(f, w) * f.ty(w).dtype.bytes();
         }
     }
     for (table, index) in gathers {
@@ -167,7 +185,9 @@ fn own(f: &Function) -> Work {
             },
             Def::Param(_) | Def::Weight(_) | Def::Cache(_) => 1,
         };
-        let table = Table { row: fixed(f, table) / rows, rows, chosen: elements(f, index), together };
+        let row = fixed(f, table) / rows;
+        let bytes = row * f.ty(table).dtype.bytes();
+        let table = Table { row, bytes, rows, chosen: elements(f, index), together };
         *work.tables.entry(table).or_default() += 1;
     }
     work
@@ -242,7 +262,7 @@ func @model {
         let cache =
             Cached { row: 8, bytes: 16, read: "b s".parse().unwrap(), written: "b t".parse().unwrap() };
         assert_eq!(work.caches, BTreeMap::from([(cache, 2)]));
-        let table = Table { row: 8, rows: 10, chosen: "2 b t".parse().unwrap(), together: 2 };
+        let table = Table { row: 8, bytes: 16, rows: 10, chosen: "2 b t".parse().unwrap(), together: 2 };
         assert_eq!(work.tables, BTreeMap::from([(table.clone(), 2)]));
 
         let sizes = |b: u64| BTreeMap::from([("b".to_owned(), b), ("t".to_owned(), 1)]);
@@ -251,5 +271,6 @@ func @model {
         assert!(near(table.distinct(&sizes(2)).unwrap(), 3.6), "two tokens share one in five");
         assert!(near(table.distinct(&sizes(1000)).unwrap(), 10.0), "many read all");
         assert!(near(work.weights_read(&sizes(1)).unwrap(), 160.0 + 2.0 * 8.0 * 2.0));
+        assert!(near(work.weight_bytes_read(&sizes(1)).unwrap(), 2.0 * (160.0 + 2.0 * 8.0 * 2.0)));
     }
 }

@@ -1,5 +1,7 @@
 //! From a definition to a program that a device can run.
 
+use std::collections::BTreeMap;
+
 use latentc_codegen::program::Program;
 use latentc_codegen::schedule::{ScheduleError, schedule_explained};
 use latentc_ir::Module;
@@ -98,6 +100,11 @@ impl Compiled {
         let differ = place_cache::compare(placed, marked);
         self.remarks.extend(differ.iter().cloned());
         differ
+    }
+
+    /// Whether it is for these sizes.
+    pub fn admits(&self, sizes: &BTreeMap<String, u64>) -> bool {
+        self.guard.as_ref().is_none_or(|guard| sizes.get(&guard.size).is_some_and(|&n| guard.admits(n)))
     }
 
     /// The module before the first pass: it has all weights, read or not.

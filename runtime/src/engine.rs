@@ -6,6 +6,7 @@
 
 mod given;
 mod launch;
+mod room;
 mod sizes;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use latentc_codegen::memory::{Place, Plan, PlanError};
 use latentc_codegen::program::{Buffer, BufferId, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
 use latentc_ir::{AxisId, DType, Factor, Function, Layout, Size, Weight};
-use latentc_passes::{Graph, Guard, Pool};
+use latentc_passes::{Graph, Guard};
 
 use crate::checkpoint::Checkpoint;
 use crate::compiled::Compiled;
@@ -55,6 +56,10 @@ pub struct Engine<D: Device> {
     caches: BTreeMap<String, Cache>,
     /// Pages of the pools, if they are to be another number than what all sequences may fill.
     pool_pages: Option<usize>,
+    /// Tokens of a sequence that one run reads at most, if someone said so.
+    chunk: Option<usize>,
+    /// Bytes of all caches.
+    cached: u64,
     /// Slots of the pools that are there.
     slots: usize,
     /// Whether the next launch is the first of a run.
@@ -115,6 +120,7 @@ struct Held {
     layout: Layout,
     /// Whether it holds their elements, not what these are coded as.
     elements: bool,
+    bytes: u64,
 }
 
 /// A buffer that outlives a run. Its first dimension grows with the sequence.
@@ -176,6 +182,8 @@ impl<D: Device> Engine<D> {
             weights: BTreeMap::new(),
             caches: BTreeMap::new(),
             pool_pages: None,
+            chunk: None,
+            cached: 0,
             slots: 0,
             begins: true,
         }
@@ -224,21 +232,6 @@ impl<D: Device> Engine<D> {
         Ok(self.graphs.len() - 1)
     }
 
-    /// What caches lie in, if it is pages of a pool.
-    pub fn pool(&self) -> Option<&Pool> {
-        self.graphs.iter().find_map(|g| g.program.pool.as_ref())
-    }
-
-    /// Has pools hold so many pages from the next [`reset`](Engine::reset) on; if none are given, as many as all sequences may fill.
-    pub fn set_pool_pages(&mut self, pages: Option<usize>) {
-        self.pool_pages = pages;
-    }
-
-    /// Pages that pools have room for.
-    pub fn pool_pages(&self) -> usize {
-        self.pool().map_or(0, |pool| self.slots / pool.page as usize)
-    }
-
     /// What the programs run on.
     pub fn device(&self) -> &D {
         &self.device
@@ -283,8 +276,15 @@ impl<D: Device> Engine<D> {
                             let ty = function.ty(weight.value);
                             let layout = weight.stored.layout(function, ty).map_err(LoadError::Layout)?;
                             let elements = weight.stored.held.is_elements();
-                            let held =
-                                Held { slot, dtype: ty.dtype, scope: scope.to_owned(), layout, elements };
+                            let sizes = buffer.dims.iter().map(|d| d.fixed().unwrap_or(1));
+                            let held = Held {
+                                slot,
+                                dtype: ty.dtype,
+                                scope: scope.to_owned(),
+                                layout,
+                                elements,
+                                bytes: sizes.product::<u64>() * ty.dtype.bytes(),
+                            };
                             self.weights.insert(key, held);
                             slot
                         }
@@ -356,47 +356,6 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Makes room in every cache for a batch of sequences of up to `capacity` positions, and forgets what was there: in pools for as many
-    /// pages as these fill, unless [`set_pool_pages`](Engine::set_pool_pages) said otherwise. Gives
-    /// the memory of temporaries back, since the next runs may have other sizes.
-    ///
-    /// # Errors
-    /// If the device has no room.
-    pub fn reset(&mut self, batch: usize, capacity: usize) -> Result<(), DeviceError> {
-        self.reset_to(batch, capacity, |device, dtype, len| device.alloc(dtype, len))
-    }
-
-    /// Makes room as [`reset`](Engine::reset) does, with the memory that `make` gives for a dtype and a number of elements.
-    ///
-    /// # Errors
-    /// Those of `make`.
-    pub fn reset_to(
-        &mut self,
-        batch: usize,
-        capacity: usize,
-        mut make: impl FnMut(&mut D, DType, usize) -> Result<D::Buffer, DeviceError>,
-    ) -> Result<(), DeviceError> {
-        self.pages.clear();
-        let rows = match self.pool() {
-            Some(pool) => {
-                let all = || batch * pool.pages_for(capacity as u64) as usize;
-                self.pool_pages.unwrap_or_else(all) * pool.page as usize
-            }
-            None => capacity,
-        };
-        self.slots = if self.pool().is_some() { rows } else { 0 };
-        for cache in self.caches.values() {
-            let mut len = rows;
-            for size in &cache.dims[1..] {
-                len *= size.fixed().map_or(batch, |n| n as usize);
-            }
-            self.heap[cache.slot] = None;
-            let buffer = make(&mut self.device, cache.dtype, len)?;
-            self.heap[cache.slot] = Some(buffer);
-        }
-        Ok(())
-    }
-
     /// Runs a graph. `args` are the entry's parameters in order; `past` is the number of positions in the caches after
     /// the run.
     ///
@@ -424,7 +383,7 @@ impl<D: Device> Engine<D> {
         past: usize,
         launcher: Launcher<'_, D>,
     ) -> Result<(), RunError> {
-        let number = self.choose(graph, args)?;
+        let number = self.choose(graph, args.iter().map(Value::extent))?;
         self.run_planned(number, args, past, launcher, |_, _, _| Ok(()))
     }
 
@@ -440,7 +399,7 @@ impl<D: Device> Engine<D> {
         past: usize,
         mut see: impl FnMut(&mut D, usize, &Resident<D::Buffer>) -> Result<(), RunError>,
     ) -> Result<(), RunError> {
-        let number = self.choose(graph, args)?;
+        let number = self.choose(graph, args.iter().map(Value::extent))?;
         self.run_planned(number, args, past, &mut at_once, |engine, run, entry| {
             for n in 0..entry.results.len() {
                 let result = engine.result(run, entry, n)?;
@@ -493,8 +452,21 @@ impl<D: Device> Engine<D> {
         args: impl ExactSizeIterator<Item = Extent<'v>>,
         past: usize,
     ) -> Result<Ready, RunError> {
+        let (sizes, planned) = self.sizes(number, args, past)?;
+        let plan = self.plan(number, planned)?;
+        self.begins = true;
+        Ok(Ready { program: Arc::clone(&self.graphs[number].program), plan, sizes })
+    }
+
+    /// The sizes of a run of a program, and those that a plan is made for.
+    fn sizes<'v>(
+        &self,
+        number: usize,
+        args: impl ExactSizeIterator<Item = Extent<'v>>,
+        past: usize,
+    ) -> Result<(Sizes, BTreeMap<String, u64>), RunError> {
         let loaded = &self.graphs[number];
-        let program = Arc::clone(&loaded.program);
+        let program = &loaded.program;
         let mut sizes = Sizes::of(&loaded.params(), args)?;
         let mut planned: BTreeMap<String, u64> =
             sizes.bound.iter().map(|(s, &n)| (s.clone(), n as u64)).collect();
@@ -502,7 +474,7 @@ impl<D: Device> Engine<D> {
             planned.entry(pool.slots.clone()).or_insert(self.slots as u64);
             sizes.bound.entry(pool.slots.clone()).or_insert(self.slots);
         }
-        for symbol in past_symbols(&program) {
+        for symbol in past_symbols(program) {
             planned.entry(symbol.clone()).or_insert((past as u64).next_multiple_of(PAST));
             sizes.bound.entry(symbol).or_insert(past);
         }
@@ -512,39 +484,13 @@ impl<D: Device> Engine<D> {
                 "no argument has the size `{symbol}` that the program needs"
             )));
         }
-        let plan = self.plan(number, planned)?;
-        self.begins = true;
-        Ok(Ready { program, plan, sizes })
+        Ok((sizes, planned))
     }
 
     /// Gives places of the heap back, from one on.
     fn forget(&mut self, from: Slot) {
         self.heap.truncate(from);
         self.sources.truncate(from);
-    }
-
-    /// The plan of a graph for these sizes, and the memory that it needs.
-    fn plan(&mut self, graph: usize, sizes: BTreeMap<String, u64>) -> Result<Arc<Plan>, RunError> {
-        let layout = self.device.layout();
-        let loaded = &mut self.graphs[graph];
-        let plan = match &loaded.plan {
-            Some((of, plan)) if *of == sizes => Arc::clone(plan),
-            _ => {
-                let make = if loaded.elsewhere { Plan::without_results } else { Plan::new };
-                let plan = Arc::new(make(&loaded.program, &sizes, &layout)?);
-                loaded.plan = Some((sizes, Arc::clone(&plan)));
-                plan
-            }
-        };
-        for (n, &bytes) in plan.pages.iter().enumerate() {
-            if self.pages.get(n).is_some_and(|(has, _)| *has >= bytes) {
-                continue;
-            }
-            // Nothing lives here between runs, so what is too small is given back before there is more.
-            self.pages.truncate(n);
-            self.pages.push((bytes, self.device.reserve(bytes)?));
-        }
-        Ok(plan)
     }
 
     fn run_on(
@@ -579,12 +525,16 @@ impl<D: Device> Engine<D> {
     }
 
     /// The program of a graph that is for arguments of these sizes.
-    fn choose(&self, graph: Graph, args: &[Value]) -> Result<usize, RunError> {
+    fn choose<'v>(
+        &self,
+        graph: Graph,
+        args: impl ExactSizeIterator<Item = Extent<'v>>,
+    ) -> Result<usize, RunError> {
         let loaded = || self.graphs.iter().enumerate().filter(|(_, g)| g.graph == Some(graph));
         let fail = |why| Err(RunError::Argument(format!("the {} graph {why}", graph.name())));
         let Some((_, first)) = loaded().next() else { return fail("was not loaded".to_owned()) };
         // All of them have the same parameters.
-        let sizes = Sizes::of(&first.params(), args.iter().map(Value::extent))?;
+        let sizes = Sizes::of(&first.params(), args)?;
         let admits = |guard: &Guard| {
             let size = Size::Sym(guard.size.clone());
             sizes.bound.get(&guard.size).is_some_and(|_| guard.admits(sizes.get(&size) as u64))

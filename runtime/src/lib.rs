@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod checkpoint;
+pub mod chunks;
 pub mod compiled;
 pub mod engine;
 pub mod eval;

@@ -85,15 +85,20 @@ impl Pages {
         shared * self.page
     }
 
-    /// The table for so many positions, one row for each sequence, and how long a row is. Behind what a sequence has, it may be any page:
-    /// nothing sees what is there.
-    pub(crate) fn table(&self, positions: usize) -> (Vec<i32>, usize) {
-        let width = positions.max(1).next_multiple_of(POSITIONS.max(self.page)) / self.page;
+    /// How long a row of the table for so many positions is.
+    pub(crate) fn width(&self, positions: usize) -> usize {
+        positions.max(1).next_multiple_of(POSITIONS.max(self.page)) / self.page
+    }
+
+    /// The table for so many positions, one row for each sequence. Behind what a sequence has, it may be any page: nothing sees what is
+    /// there.
+    pub(crate) fn table(&self, positions: usize) -> Vec<i32> {
+        let width = self.width(positions);
         let row = |pages: &Vec<usize>| {
             let pages = pages.iter().map(|&page| page as i32).chain(std::iter::repeat(0));
             pages.take(width).collect::<Vec<_>>()
         };
-        (self.of.iter().flat_map(row).collect(), width)
+        self.of.iter().flat_map(row).collect()
     }
 }
 
@@ -116,7 +121,7 @@ mod tests {
         pages.end(0);
         pages.write(1, &[4]).unwrap();
         assert_eq!(pages.of, [vec![], vec![1, 2]]);
-        let (table, width) = pages.table(5);
+        let (table, width) = (pages.table(5), pages.width(5));
         assert_eq!((width, &table[width..width + 3]), (64, &[1, 2, 0][..]));
     }
 

@@ -4,6 +4,7 @@ use latentc_codegen::device::{Data, Device};
 use latentc_passes::Graph;
 use latentc_passes::page::TABLE;
 
+use crate::chunks::{self, Chunk};
 use crate::engine::{Engine, RunError, Value};
 use crate::pages::Pages;
 
@@ -99,7 +100,8 @@ impl<'e, D: Device> Session<'e, D> {
         }
     }
 
-    /// Reads tokens and gives the logits after those at the indices `at` of each row (`[batch, rows]`).
+    /// Reads tokens and gives the logits after those at the indices `at` of each row (`[batch, rows]`). Many are read in [chunks](crate::chunks),
+    /// if positions ascend in each row.
     ///
     /// # Errors
     /// If a token is outside of the vocabulary, a position is beyond the capacity, or the device fails.
@@ -131,30 +133,95 @@ impl<'e, D: Device> Session<'e, D> {
                 pages.write(row, positions).map_err(RunError::Argument)?;
             }
         }
-        let longest = tokens.positions.iter().map(|&p| p as usize + 1).max().unwrap_or(0);
-        self.past = self.past.max(longest);
-        let program = self.engine.program(graph);
-        let entry = program.and_then(|p| p.routine(&p.entry));
-        let names: Vec<String> = entry
-            .map(|e| e.params.iter().map(|&p| e.buffer(p).name.clone()).collect())
-            .ok_or_else(|| RunError::Argument(format!("the {} graph was not loaded", graph.name())))?;
-        let mut args = Vec::new();
-        for name in names {
-            args.push(match name.as_str() {
-                "tok" => Value::i32(tokens.ids.clone(), &[self.batch, tokens.len]),
-                "pos" => Value::i32(tokens.positions.clone(), &[self.batch, tokens.len]),
-                "at" => Value::i32(at.to_vec(), &[self.batch, rows]),
-                TABLE if self.pages.is_some() => {
-                    let (table, width) = self.pages.as_ref().map(|p| p.table(self.past)).unwrap_or_default();
-                    Value::i32(table, &[self.batch, width])
-                }
-                other => return fail(format!("the program wants `{other}`, which a session does not have")),
-            });
+        let chunks: Vec<_> = chunks::chunks(tokens.len, self.most(graph, tokens, rows)?).collect();
+        if let [_] = chunks[..] {
+            return self.run(graph, tokens, at, rows);
         }
+        // Memory for the last chunk, which has the longest past, is enough for all.
+        let last = Chunk::of(tokens, chunks[chunks.len() - 1].clone(), at, rows);
+        let past = self.past_with(tokens);
+        let shapes = self.shapes(&self.params(graph)?, last.tokens.len, last.rows, past)?;
+        self.engine.reserve(graph, &shapes, past)?;
+        let mut logits = Logits { data: vec![0.0; self.batch * rows * self.vocab], rows, vocab: self.vocab };
+        for range in chunks {
+            let chunk = Chunk::of(tokens, range, at, rows);
+            let read = self.run(graph, &chunk.tokens, &chunk.at, chunk.rows)?;
+            for (sequence, asked) in chunk.asked.iter().enumerate() {
+                for (from, &to) in asked.iter().enumerate() {
+                    let to = (sequence * rows + to) * self.vocab;
+                    logits.data[to..to + self.vocab].copy_from_slice(read.row(sequence, from));
+                }
+            }
+        }
+        Ok(logits)
+    }
+
+    /// How many tokens of each sequence one run reads at most, of these.
+    fn most(&self, graph: Graph, tokens: &Tokens, rows: usize) -> Result<usize, RunError> {
+        if !chunks::in_order(tokens) {
+            return Ok(tokens.len);
+        }
+        if let Some(most) = self.engine.chunk() {
+            return Ok(most);
+        }
+        let params = self.params(graph)?;
+        let (past, budget) = (self.past_with(tokens), chunks::budget(self.engine.holding()));
+        chunks::most(tokens.len, |len| {
+            let shapes = self.shapes(&params, len, rows.min(len), past)?;
+            Ok(self.engine.temporaries(graph, &shapes, past)? <= budget)
+        })
+    }
+
+    /// Positions in the caches when these tokens have been read.
+    fn past_with(&self, tokens: &Tokens) -> usize {
+        tokens.positions.iter().map(|&p| p as usize + 1).max().unwrap_or(0).max(self.past)
+    }
+
+    /// What a graph takes, by name.
+    fn params(&self, graph: Graph) -> Result<Vec<String>, RunError> {
+        let program = self.engine.program(graph);
+        program
+            .and_then(|p| p.routine(&p.entry))
+            .map(|e| e.params.iter().map(|&p| e.buffer(p).name.clone()).collect())
+            .ok_or_else(|| RunError::Argument(format!("the {} graph was not loaded", graph.name())))
+    }
+
+    /// The shapes of what a graph takes, for so many tokens of each sequence, rows of logits, and positions in the caches.
+    fn shapes(
+        &self,
+        params: &[String],
+        len: usize,
+        rows: usize,
+        past: usize,
+    ) -> Result<Vec<Vec<usize>>, RunError> {
+        let width = |name: &String| match (name.as_str(), &self.pages) {
+            ("tok" | "pos", _) => Ok(len),
+            ("at", _) => Ok(rows),
+            (TABLE, Some(pages)) => Ok(pages.width(past)),
+            (other, _) => {
+                Err(RunError::Argument(format!("the program wants `{other}`, which a session does not have")))
+            }
+        };
+        params.iter().map(|name| Ok(vec![self.batch, width(name)?])).collect()
+    }
+
+    /// One run.
+    fn run(&mut self, graph: Graph, tokens: &Tokens, at: &[i32], rows: usize) -> Result<Logits, RunError> {
+        self.past = self.past_with(tokens);
+        let params = self.params(graph)?;
+        let shapes = self.shapes(&params, tokens.len, rows, self.past)?;
+        let data = |name: &String| match (name.as_str(), &self.pages) {
+            ("tok", _) => tokens.ids.clone(),
+            ("pos", _) => tokens.positions.clone(),
+            (TABLE, Some(pages)) => pages.table(self.past),
+            _ => at.to_vec(),
+        };
+        let args: Vec<_> =
+            params.iter().zip(&shapes).map(|(name, shape)| Value::i32(data(name), shape)).collect();
         let results = self.engine.run(graph, &args, self.past)?;
         match results.into_iter().next() {
             Some(Value { data: Data::F32(data), .. }) => Ok(Logits { data, rows, vocab: self.vocab }),
-            _ => fail("the program makes no logits".to_owned()),
+            _ => Err(RunError::Argument("the program makes no logits".to_owned())),
         }
     }
 }

@@ -276,10 +276,7 @@ pub(crate) fn fitting(
     variants: Vec<Compiled>,
     bind: impl Fn(&Symbols) -> BTreeMap<String, u64>,
 ) -> Option<Compiled> {
-    variants.into_iter().find(|compiled| {
-        let Some(guard) = &compiled.guard else { return true };
-        bind(&Symbols::of(compiled.module())).get(&guard.size).is_some_and(|&n| guard.admits(n))
-    })
+    variants.into_iter().find(|compiled| compiled.admits(&bind(&Symbols::of(compiled.module()))))
 }
 
 /// The sizes of what the device is measured with.

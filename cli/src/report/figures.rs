@@ -12,12 +12,12 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Format {
     pub(super) name: &'static str,
-    /// Of an element.
-    bits: u64,
+    /// Of an element; `None` where programs say what is held, codes and scales.
+    bits: Option<u64>,
 }
 
-pub(super) const BF16: Format = Format { name: "bf16", bits: 16 };
-pub(super) const FP8: Format = Format { name: "fp8", bits: 8 };
+const BF16: Format = Format { name: "bf16", bits: Some(16) };
+const FP8: Format = Format { name: "fp8", bits: Some(8) };
 
 /// What caches are held in, by name: as they are computed, or as the pass `quantise` makes them.
 pub(super) type CacheName = &'static str;
@@ -26,8 +26,16 @@ pub(super) type CacheName = &'static str;
 pub(super) const CACHES: [(CacheName, Option<Codes>); 4] =
     [("bf16", None), ("fp8", Some(Codes::Fp8)), ("int8", Some(Codes::Int8)), ("int6", Some(Codes::Int6))];
 
-/// Formats of weights and caches that throughput is predicted for: as they are published, and as the paper served.
-pub(super) const SERVED: [(Format, CacheName); 2] = [(BF16, "bf16"), (FP8, "int6")];
+/// Formats of weights and caches that throughput is predicted for. The first is also what prompts and tokens are predicted for.
+pub(super) type Served = [(Format, CacheName); 2];
+
+/// As they are published, and as the paper served; or, if weights are held in a form of that name, in that.
+pub(super) fn served(weights: Option<&'static str>) -> Served {
+    match weights {
+        None => [(BF16, "bf16"), (FP8, "int6")],
+        Some(name) => ["bf16", "int6"].map(|cache| (Format { name, bits: None }, cache)),
+    }
+}
 
 /// What a model's graphs say.
 #[derive(Serialize)]
@@ -36,6 +44,9 @@ pub(super) struct Figures {
     /// The longest context that it was made for.
     pub(super) positions: u64,
     pub(super) parameters: Count,
+    /// Bytes of all weights, as they were asked to be held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) weight_bytes: Option<u64>,
     pub(super) cache: Cache,
     pub(super) training: Training,
     pub(super) prefill: Vec<Point>,
@@ -110,6 +121,9 @@ pub(super) struct Program {
 /// A model's graphs.
 pub(super) struct Programs {
     pub(super) count: Count,
+    /// Bytes of all weights, as programs hold them.
+    pub(super) weight_bytes: u64,
+    pub(super) served: Served,
     pub(super) train: Program,
     pub(super) prefill: Program,
     /// For each of [`CACHES`].
@@ -137,7 +151,7 @@ impl Programs {
         Ok(Training { length, forward, all: 3.0 * forward })
     }
 
-    /// A graph's runs at these sizes, weights and caches in 16 bits. Prefill reads prompts as long as the context, decode
+    /// A graph's runs at these sizes, weights and caches in the first formats. Prefill reads prompts as long as the context, decode
     /// one token behind it.
     pub(super) fn points(
         &self,
@@ -147,7 +161,7 @@ impl Programs {
         contexts: &[u64],
     ) -> anyhow::Result<Vec<Point>> {
         let sizes = contexts.iter().flat_map(|&context| batches.iter().map(move |&batch| (batch, context)));
-        sizes.map(|(batch, context)| self.point(graph, node, (BF16, "bf16"), batch, context)).collect()
+        sizes.map(|(batch, context)| self.point(graph, node, self.served[0], batch, context)).collect()
     }
 
     fn point(
@@ -168,8 +182,11 @@ impl Programs {
         };
         let sizes = program.symbols.bind(batch, new, context);
         let flops = flops(program, &sizes)?;
-        let read = program.work.weights_read(&sizes).map_err(|e| anyhow!(e))?;
-        let mut bytes = read * weights.bits as f64 / 8.0;
+        let read = match weights.bits {
+            Some(bits) => program.work.weights_read(&sizes).map(|elements| elements * bits as f64 / 8.0),
+            None => program.work.weight_bytes_read(&sizes),
+        };
+        let mut bytes = read.map_err(|e| anyhow!(e))?;
         for (cached, times) in &program.work.caches {
             let tokens = (&cached.read + &cached.written).eval(&sizes).map_err(|e| anyhow!(e))?;
             bytes += tokens as f64 * (cached.bytes * times) as f64;
@@ -193,14 +210,17 @@ impl Programs {
     }
 
     fn weight_bytes(&self, format: Format) -> f64 {
-        self.count.total as f64 * format.bits as f64 / 8.0
+        match format.bits {
+            Some(bits) => self.count.total as f64 * bits as f64 / 8.0,
+            None => self.weight_bytes as f64,
+        }
     }
 
     /// The most tokens a second at each context: with more sequences at once a step does not get shorter by sequence, so
     /// memory is the limit.
     pub(super) fn throughput(&self, node: &Node, contexts: &[u64]) -> anyhow::Result<Vec<Throughput>> {
         let cases =
-            SERVED.iter().flat_map(|&formats| contexts.iter().map(move |&context| (formats, context)));
+            self.served.iter().flat_map(|&formats| contexts.iter().map(move |&context| (formats, context)));
         let case = |((weights, cache), context): ((Format, CacheName), u64)| {
             let left = node.memory() - self.weight_bytes(weights);
             let sequences = left / (context as f64 * self.decode(cache)?.work.cached_bytes() as f64);

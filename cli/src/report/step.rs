@@ -1,7 +1,6 @@
 //! `latentc report --graph train`: what a step of training has in memory.
 
-use anyhow::{Context, anyhow};
-use clap::ValueEnum;
+use anyhow::{Context, anyhow, bail};
 use latentc_models::Goal;
 use latentc_passes::differentiate::{self, Candidate};
 use latentc_runtime::train::budget;
@@ -12,13 +11,6 @@ use super::Args;
 use crate::model::Model;
 use crate::table::{grouped, short, table};
 use crate::{print, print_json};
-
-/// The graphs whose memory is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum GraphArg {
-    /// A step: whole sequences, and the gradient of what training minimises.
-    Train,
-}
 
 #[derive(Serialize)]
 struct Report {
@@ -50,6 +42,18 @@ struct Sized {
 }
 
 pub(super) fn report(args: &Args) -> anyhow::Result<()> {
+    let not_here = [
+        (
+            "--weights",
+            args.weights.form().is_some(),
+            "there is no gradient by weights that are held in codes",
+        ),
+        ("--context", !args.context.is_empty(), "a step reads whole sequences; give --train-length"),
+        ("--prefill-chunk", args.prefill_chunk.is_some(), "a step reads whole sequences at once"),
+    ];
+    if let Some((flag, _, why)) = not_here.into_iter().find(|(_, given, _)| *given) {
+        bail!("{flag}: {why}");
+    }
     let models = [Some(&args.model), args.vs.as_ref()].into_iter().flatten();
     let models = models.map(|name| step(&Model::find(name)?, args)).collect::<anyhow::Result<Vec<_>>>()?;
     let report = Report {
@@ -68,8 +72,7 @@ fn step(model: &Model, args: &Args) -> anyhow::Result<Step> {
         definition = differentiate::single(&definition, function)
             .map_err(|e| anyhow!("--function {function}: {}: {e}", model.name))?;
     }
-    let batches = if args.batch.is_empty() { &[1][..] } else { &args.batch };
-    let steps = batches.iter().map(|&batch| {
+    let steps = args.batches(&[1]).iter().map(|&batch| {
         let sizes = (batch, args.train_length);
         let step = budget::within(&definition, args.memory_budget, sizes, &args.target.layout())
             .with_context(|| format!("the step of {} with {batch} sequences at once", model.name))?;
@@ -121,6 +124,6 @@ fn text(r: &Report) -> String {
     out
 }
 
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     grouped(bytes.div_ceil(1 << 20))
 }

@@ -7,7 +7,7 @@ use latentc_passes::Machine;
 use latentc_passes::quantise::GROUP;
 
 use super::Report;
-use super::figures::{BF16, Bound, CACHES, FP8, Figures, Point, SERVED};
+use super::figures::{Bound, CACHES, Figures, Point};
 use crate::table::{grouped, short, table};
 
 pub(super) fn text(report: &Report) -> String {
@@ -41,6 +41,19 @@ impl Report {
         self.published.as_ref().map_or_else(String::new, |p| format!(" (the paper: {})", claim(p)))
     }
 
+    /// Whether weights are held as was asked for.
+    fn held(&self) -> bool {
+        self.models.iter().any(|m| m.weight_bytes.is_some())
+    }
+
+    /// `weights and cache in bf16`.
+    fn first_formats(&self) -> String {
+        match self.served[0] {
+            (weights, cache) if weights.name == cache => format!("weights and cache in {cache}"),
+            (weights, cache) => format!("weights in {}, cache in {cache}", weights.name),
+        }
+    }
+
     fn node(&self) -> String {
         format!("{} x {}", self.devices, self.machine.name)
     }
@@ -56,7 +69,9 @@ fn sizes(out: &mut String, r: &Report) {
         r.row("all", |m| grouped(m.parameters.total)),
         r.row("active for a token", |m| grouped(m.parameters.active)),
     ];
-    out.push_str(&table(&rows, 1));
+    let held = |m: &Figures| m.weight_bytes.map_or(String::new(), grouped);
+    let held = r.row(&format!("bytes of all in {}", r.served[0].0.name), held);
+    out.push_str(&table(&rows.into_iter().chain(r.held().then_some(held)).collect::<Vec<_>>(), 1));
 }
 
 fn cache(out: &mut String, r: &Report) {
@@ -119,12 +134,12 @@ fn training(out: &mut String, r: &Report) {
 }
 
 fn prefill(out: &mut String, r: &Report) {
-    let title = format!("prefill on {}, whole prompts, weights and cache in bf16", r.node());
+    let title = format!("prefill on {}, whole prompts, {}", r.node(), r.first_formats());
     points(out, r, &title, |m| &m.prefill);
 }
 
 fn decode(out: &mut String, r: &Report) {
-    let title = format!("decode on {}, a token of each sequence, weights and cache in bf16", r.node());
+    let title = format!("decode on {}, a token of each sequence, {}", r.node(), r.first_formats());
     points(out, r, &title, |m| &m.decode);
     out.push_str(
         "  the larger of all arithmetic at the machine's dense bf16 rate and of all weights and caches, each read once, at its\n  \
@@ -199,7 +214,7 @@ fn throughput(out: &mut String, r: &Report) {
     }
     let mut rows = vec![names, heads];
     let contexts: Vec<u64> = contexts(r);
-    for formats in SERVED {
+    for formats in r.served {
         for &context in &contexts {
             let mut row = vec![formats.0.name.to_owned(), formats.1.to_owned(), context.to_string()];
             for m in &r.models {
@@ -219,15 +234,23 @@ fn throughput(out: &mut String, r: &Report) {
     }
     out.push_str(&table(&rows, 2));
     let Some((model, beside)) = r.pair() else { return };
+    let [first, second] = r.served;
     let each = contexts.iter().map(|&context| {
-        let quotient = ratio(model.served((FP8, "int6"), context), beside.served((BF16, "bf16"), context));
+        let quotient = ratio(model.served(second, context), beside.served(first, context));
         format!("{quotient} at {context}")
     });
     let _ = writeln!(
         out,
-        "  {} in fp8 and int6 beside {} in bf16: {}",
+        "  {} in {} and {} beside {} in {}: {}",
         model.model,
+        second.0.name,
+        second.1,
         beside.model,
+        if first.0.name == first.1 {
+            first.1.to_owned()
+        } else {
+            format!("{} and {}", first.0.name, first.1)
+        },
         each.collect::<Vec<_>>().join(", "),
     );
     if let Some(p) = &r.published {

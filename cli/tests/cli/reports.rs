@@ -127,3 +127,53 @@ fn a_step_of_training_has_its_memory_told() {
     says(&none, &["no function `layer`", "counted_layer"]);
     says(&error("report deepseek-v2 --graph train --function balance", &[]), &["`balance` is no layer"]);
 }
+
+#[test]
+fn weights_in_codes_are_counted_with_their_scales() {
+    let report = json("report deepseek-67b --json --batch 1 --context 1024 --weights int8", &[]);
+    // A byte for each element, and a scale of four for each 128 of them; norms stay as they are.
+    let (embedding, norms) = (102_400.0 * 8192.0, 191.0 * 8192.0);
+    let coded = |elements: f64| elements * (1.0 + 4.0 / 128.0);
+    let held = coded(67_425_001_472.0 - norms) + 2.0 * norms;
+    assert_eq!(number(&report, "/models/0/weight_bytes"), held);
+    let cache = 95.0 * 2.0 * 1024.0 * 2.0;
+    assert_eq!(number(&report, "/models/0/decode/0/resident"), held + cache * 1024.0);
+    let read = coded(67_425_001_472.0 - norms - embedding + 8192.0) + 2.0 * norms + cache * 1025.0;
+    let got = number(&report, "/models/0/decode/0/bytes");
+    assert!((got / read - 1.0).abs() < 1e-9, "{got} where {read} was derived");
+    assert_eq!(report["models"][0]["throughput"][0]["weights"], "int8");
+    let text = ok("report deepseek-v2-lite --weights int8 --weight-group 64", &[]);
+    says(&text, &["bytes of all in int8", "weights in int8, cache in bf16"]);
+    says(
+        &error("report deepseek-v2-lite --graph train --weights int8", &[]),
+        &["--weights: there is no gradient"],
+    );
+}
+
+#[test]
+fn prompts_have_their_memory_told() {
+    let line = "report bench-moe-0.3b --graph prefill --target host --batch 1,8 --context 512,2048 --json";
+    let report = json(line, &[]);
+    let at = |n: usize, key: &str| number(&report, &format!("/models/0/runs/{n}/{key}"));
+    for (n, (batch, context)) in
+        [(1.0, 512.0), (8.0, 512.0), (1.0, 2048.0), (8.0, 2048.0)].into_iter().enumerate()
+    {
+        // The host holds what it computes in f32, and weights as they are stored.
+        assert_eq!(at(n, "caches"), 8.0 * (256.0 + 32.0) * 4.0 * batch * context);
+        assert_eq!(at(n, "peak"), at(n, "weights") + at(n, "caches") + at(n, "temporaries"));
+        assert!(at(n, "temporaries") <= at(n, "whole"));
+    }
+    // A short prompt is read at once, many long ones are not.
+    assert_eq!((at(0, "chunk"), at(0, "temporaries")), (512.0, at(0, "whole")));
+    assert!(at(3, "chunk") < 2048.0 && at(3, "temporaries") < at(3, "whole") / 2.0);
+    let report = json(&format!("{line} --prefill-chunk 100 --weights int8"), &[]);
+    // Chunks are alike: 21 of 2048.
+    assert_eq!(number(&report, "/models/0/runs/3/chunk"), 98.0);
+    assert!(number(&report, "/models/0/runs/3/weights") < 0.53 * at(3, "weights"));
+    let text = ok("report deepseek-v2-lite --graph prefill --batch 64", &[]);
+    says(&text, &["of these at once", "temporaries of a chunk", "weights in bf16"]);
+    says(
+        &error("report deepseek-v2-lite --graph prefill --function mla", &[]),
+        &["--function is for --graph train"],
+    );
+}

@@ -181,7 +181,7 @@ impl<D: Device> Engine<D> {
         past: usize,
         place: &mut dyn FnMut(usize) -> Option<D::Buffer>,
     ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
-        let number = self.choose(graph, args)?;
+        let number = self.choose(graph, args.iter().map(Value::extent))?;
         self.results_elsewhere(number, true);
         let ready = self.ready(number, args.iter().map(Value::extent), past)?;
         let loaded = &self.graphs[number];
