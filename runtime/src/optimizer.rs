@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::compiled::compile;
 use crate::engine::{Engine, Given, Resident, RunError};
 use crate::load::LoadError;
-use crate::places::COLUMNS;
+use crate::places::{COLUMNS, zeros};
 
 /// Elements that the programs work on at once: whole rows, and few enough that what a CPU makes of them is still in its cache when it is
 /// brought back.
@@ -61,8 +61,8 @@ pub struct State {
 impl State {
     /// Before the first step.
     pub fn new(p: Vec<f32>) -> State {
-        let zeros = || Arc::new(vec![0.0; p.len()]);
-        State { m: zeros(), v: zeros(), p: Arc::new(p), steps: 0 }
+        let moments = || Arc::new(zeros(p.len()));
+        State { m: moments(), v: moments(), p: Arc::new(p), steps: 0 }
     }
 }
 

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use latentc_ir::Module;
+use rayon::prelude::*;
 
 use crate::checkpoint::Checkpoint;
 use crate::load::LoadError;
@@ -76,7 +77,7 @@ impl Places {
     /// # Errors
     /// If a tensor is not there, has another shape or cannot be read as floats.
     pub fn read(&self, checkpoint: &Checkpoint, prefix: &str) -> Result<Vec<f32>, LoadError> {
-        let mut data = vec![0.0; self.len];
+        let mut data = zeros(self.len);
         for t in &self.tensors {
             let view = checkpoint.require(&format!("{prefix}{}", t.name))?;
             if view.shape != t.shape {
@@ -88,4 +89,10 @@ impl Places {
         }
         Ok(data)
     }
+}
+
+/// So many zeros, written by all threads. The system finds memory page by page when it is touched: where zeros were only promised, the first
+/// step of a training would touch each page twice, to read it and to write it, and one thread would wait for all of that.
+pub(crate) fn zeros(len: usize) -> Vec<f32> {
+    rayon::iter::repeat_n(0.0, len).collect()
 }

@@ -25,7 +25,7 @@ use crate::engine::{Engine, RunError};
 use crate::gradient::{Found, Gatherer, Rows};
 use crate::load::LoadError;
 use crate::optimizer::{AdamW, Clipping, Optimizer, State};
-use crate::places::{COLUMNS, Places};
+use crate::places::{COLUMNS, Places, zeros};
 
 /// A model in training.
 pub struct Trainer<D: Device> {
@@ -92,7 +92,7 @@ impl<D: Device> Trainer<D> {
         }
         let changes = match Memory::new(&mut engine, &gatherer, &state)? {
             Some(memory) => Changes::There(memory),
-            None => Changes::Here(state, Arc::new(vec![0.0; want])),
+            None => Changes::Here(state, Arc::new(zeros(want))),
         };
         let mut trainer = Trainer { engine, gatherer, optimizer, changes };
         trainer.show_weights()?;
