@@ -28,7 +28,7 @@ use crate::few::FewPlan;
 use crate::map::{append, made};
 use crate::program::{Kernel, KernelKind};
 use crate::scatter::ScatterPlan;
-use crate::stream::StreamPlan;
+use crate::stream::{Monoid, StreamPlan};
 
 /// Operations that may hang below one another: emission recurses, in CubeCL's threads too.
 const DEEPEST: usize = 400;
@@ -307,7 +307,7 @@ impl Part {
             e.await_grids();
         }
         if *target == Target::Cuda
-            && let Some(count) = cubes_at_once(kernel, &form)
+            && let Some(count) = cubes_at_once(kernel, &form, self.role)
         {
             e.cubes_at_once(count);
         }
@@ -404,16 +404,19 @@ impl Form {
 }
 
 /// How many cubes on a processor will have to do, if it is worth to say so.
-fn cubes_at_once(kernel: &Kernel, form: &Form) -> Option<u32> {
+fn cubes_at_once(kernel: &Kernel, form: &Form, role: Role) -> Option<u32> {
     match form {
-        // Units hold much: several sums, and what is known of rows.
-        Form::Stream(_) => Some(2),
+        // These make what they fold again, by divisions, while they hold several sums; parts keep what is known of rows as well.
+        Form::Stream(plan) if plan.by != Monoid::Softmax || role == Role::Part => Some(2),
+        // One that has all registers is better than two that spill.
+        Form::Stream(_) => Some(1),
         Form::Few(_, rows) if *rows > 1 => Some(2),
-        // Shared memory has room for no more.
-        Form::Few(..) => {
+        // What is read waits in shared memory, which has room for no more cubes.
+        Form::Few(plan, rows) if few::Tiling::of(&kernel.body, plan, *rows, Target::Cuda).ring > 0 => {
             let room = SHARED / LaunchShape::of(kernel).shared_bytes.max(1);
             u32::try_from(room).ok().filter(|room| (1..=4).contains(room))
         }
+        Form::Few(..) => None,
         Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) => None,
         // Those of these that need it say so by themselves.
         Form::ScatterMatrix(..) | Form::StreamMatrix(..) | Form::Matrix(..) => None,

@@ -42,7 +42,7 @@ pub(crate) struct Tiling {
     /// If all of the narrow operand is there at once, how many indices of the outer axes there are.
     pub(super) whole: Option<u32>,
     /// Rounds whose packs are on their way past the registers; 0 if packs are read into registers, a round ahead.
-    pub(super) ring: u32,
+    pub(in crate::cube) ring: u32,
     pub(super) products: u32,
     pub(super) narrows: u32,
 }
