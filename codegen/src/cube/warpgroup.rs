@@ -319,7 +319,7 @@ fn product<const N: usize>(
 /// many of a kernel's have in common is a term of its own, so that compilers make it once: an address is below 2^18, so no sum carries.
 fn descriptor((memory, first): (&str, &str), lead: &str, behind: &str) -> String {
     let [lead, behind] = [lead, behind].map(|n| n.parse::<u32>().unwrap_or_default());
-    let (low, high) = ((lead / 16) << 16 | behind / PACK, TURNED_BYTES as u32 / 16 | 1 << 30);
+    let (low, high) = (((lead / 16) << 16) | (behind / PACK), (TURNED_BYTES as u32 / 16) | (1 << 30));
     format!(
         "\"l\"(((unsigned long long){high:#x}u << 32) | \
          ((uint32)__cvta_generic_to_shared({memory}) / 16u + {first} / {PACK}u + {low:#x}u))"

@@ -203,7 +203,7 @@ impl<'a> Cube<'a> {
                     let more = e.u32(8 * tile + right);
                     let position = e.add(first, more);
                     let kept = kept.map(|kept| e.add(kept, more));
-                    self.expression(e, x, (position, asked), mask, found, (tile, right), kept);
+                    self.expression(e, x, (position, kept), (mask, asked), found, (tile, right));
                 }
             }
         };
@@ -224,16 +224,16 @@ impl<'a> Cube<'a> {
         }
     }
 
-    /// Makes the scores of a position and the unit's rows, in the place of the first sum.
+    /// Makes the scores of a position and the unit's rows, in the place of the first sum. `kept` is where what it has once lies, and a mask
+    /// counts as true unless it is `asked`.
     fn expression(
         &self,
         e: &mut Emit,
         x: &mut Exprs<'_>,
-        (position, asked): (Val, bool),
-        mask: Option<ValueId>,
+        (position, kept): (Val, Option<Val>),
+        (mask, asked): (Option<ValueId>, bool),
         found: &[Sums],
         (tile, right): (u32, u32),
-        kept: Option<Val>,
     ) {
         let (at_position, exists) =
             if asked { self.positions.clamped(e, position) } else { (position, e.bool(true)) };
