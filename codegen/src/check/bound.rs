@@ -329,19 +329,25 @@ impl Run<'_> {
         }
     }
 
-    /// Each operand's error times the size of the others, and one rounding for each term.
+    /// Each operand's error times the size of the others, and one rounding for each term. What is subnormal may be zero to a product, and so may
+    /// each of its sums.
     fn contract(&self, inst: &Inst, ty: &Type) -> Result<Vec<f64>, String> {
         let sizes: Vec<_> = inst.args.iter().map(|&a| self.magnitude(a)).collect();
         let summed = self.body.summed(&inst.args, ty);
         let terms: f64 = summed.iter().map(|&a| self.extent(a) as f64).product();
         let mut total = self.eval(&Op::Contract, &sizes, ty)?;
-        total.iter_mut().for_each(|s| *s *= (terms + inst.args.len() as f64) * F32);
+        total
+            .iter_mut()
+            .for_each(|s| *s = *s * (terms + inst.args.len() as f64) * F32 + terms * tiny(DType::F32));
         for (n, &arg) in inst.args.iter().enumerate() {
-            if self.errors[arg.0 as usize].iter().all(|&e| e == 0.0) {
+            let mut error = self.error_of(arg);
+            let subnormal = sizes[n].1.data.iter().map(|&x| if x < tiny(DType::F32) { x } else { 0.0 });
+            error.1.data.iter_mut().zip(subnormal).for_each(|(e, x)| *e = e.max(x));
+            if error.1.data.iter().all(|&e| e == 0.0) {
                 continue;
             }
             let mut operands = sizes.clone();
-            operands[n] = self.error_of(arg);
+            operands[n] = error;
             let part = self.eval(&Op::Contract, &operands, ty)?;
             // Where an operand is zero and the other may be anything, there is no bound.
             total.iter_mut().zip(part).for_each(|(t, p)| *t += if p.is_nan() { f64::INFINITY } else { p });

@@ -3,7 +3,7 @@
 
 use super::few::{self, AHEAD, LANES, Matrix, Rows, SIDE};
 use super::multiply::Place;
-use super::simd::{Plain, Simd, Unit, on_best_unit};
+use super::simd::{Held, Plain, Simd, Unit, on_best_unit};
 
 /// Codes from one of them on. Groups are counted from the first of the tensor on.
 #[derive(Clone, Copy)]
@@ -86,7 +86,7 @@ impl Place for Codes<'_> {
         sums_groups(matrix, k) || (matrix.column == 1 && matrix.data.group.is_multiple_of(LANES))
     }
 
-    fn wide(self) -> Option<*const f32> {
+    fn held(self) -> Option<Held> {
         None
     }
 

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::coded::Codes;
 use super::few::{Dense, Matrix, Rows};
-use super::multiply::{Place, Way, multiply, wide};
+use super::multiply::{Place, Way, are_halves, multiplies_halves, multiply, wide};
 use super::simd::on_best_unit;
 use super::walk::{Loop, merge, place, step, take_longest, turns};
 use super::{Shared, View, ViewMut};
@@ -68,7 +68,8 @@ pub(super) fn run(
 
     let types = [body.ty(inst.args[0]), body.ty(inst.args[1]), body.ty(inst.result())];
     let steps = types.map(|t| strides(&t.axes, extents));
-    let product = Product::new(extents, [0, 1, 2].map(|n| (&types[n].axes[..], &steps[n][..])));
+    let tensors = [0, 1, 2].map(|n| (&types[n].axes[..], &steps[n][..]));
+    let product = Product::new(extents, tensors, are_halves(body, &inst.args));
     if let (Some(along), [Operand::Floats(Floats::F32(a)), Operand::Floats(Floats::F32(b))]) =
         (product.side_by_side(), operands)
     {
@@ -76,8 +77,13 @@ pub(super) fn run(
         unsafe { product.add_rows([a, b], Shared(y.as_mut_ptr()), along) };
         return Ok(());
     }
-    // The operand with fewer rows is multiplied with the other, which is read as it is stored.
-    let x = product.rows_of();
+    // The operand with fewer rows is multiplied with the other, which is read as it is stored; for products of bf16 it is all the same
+    // which of them has fewer, so neither is copied.
+    let x = match operands {
+        [Operand::Floats(Floats::F32(_)), Operand::Floats(Floats::Bf16(_))] if product.in_halves() => 0,
+        [Operand::Floats(Floats::Bf16(_)), Operand::Floats(Floats::F32(_))] if product.in_halves() => 1,
+        _ => product.rows_of(),
+    };
     let copy;
     let rows = match operands[x] {
         Operand::Floats(Floats::F32(rows)) => rows,
@@ -94,10 +100,10 @@ pub(super) fn run(
     // SAFETY: `check` made sure that each buffer holds all indices of its type.
     unsafe {
         match operands[1 - x] {
-            Operand::Floats(Floats::F32(w)) => product.run(rows, Dense(w.as_ptr()), y, true),
-            Operand::Floats(Floats::Bf16(w)) => product.run(rows, Dense(w.as_ptr()), y, true),
-            Operand::Floats(Floats::F16(w)) => product.run(rows, Dense(w.as_ptr()), y, true),
-            Operand::Codes(w) => product.run(rows, w, y, true),
+            Operand::Floats(Floats::F32(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
+            Operand::Floats(Floats::Bf16(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
+            Operand::Floats(Floats::F16(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
+            Operand::Codes(w) => product.run((x, rows), w, y, true),
         }
     }
     Ok(())
@@ -125,11 +131,13 @@ pub(super) struct Product {
     k: Loop<3>,
     /// What does not fit into one matrix, where results add up.
     inner: Vec<Loop<3>>,
+    /// Whether both operands are of [type](are_halves) bf16.
+    halves: bool,
 }
 
 impl Product {
-    /// For two operands and a result, given by their axes and steps.
-    pub(super) fn new(extents: &[usize], tensors: [(&[AxisId], &[usize]); 3]) -> Product {
+    /// For two operands and a result, given by their axes and steps. Both operands may be of [type](are_halves) bf16.
+    pub(super) fn new(extents: &[usize], tensors: [(&[AxisId], &[usize]); 3], halves: bool) -> Product {
         let plan = ContractPlan::new(tensors[0].0, tensors[1].0, tensors[2].0);
         let loops = |group: &[AxisId]| -> Vec<Loop<3>> {
             let one = |&axis: &AxisId| {
@@ -142,7 +150,7 @@ impl Product {
         let (gm, gn, gk) = (take_longest(&mut m), take_longest(&mut n), take_longest(&mut inner));
         outer.append(&mut m);
         outer.append(&mut n);
-        Product { outer, m: gm, n: gn, k: gk, inner }
+        Product { outer, m: gm, n: gn, k: gk, inner, halves }
     }
 
     /// Where neither operand is a matrix, each element of the result is a sum of its own. The loop along which all three have neighbours side
@@ -192,13 +200,18 @@ impl Product {
         usize::from(self.m.0 > self.n.0)
     }
 
-    /// Computes the result, by this machine's threads or by the caller's alone. `x` is the operand of [`rows_of`](Product::rows_of), `w` the other.
+    /// Whether it is made in bf16.
+    fn in_halves(&self) -> bool {
+        multiplies_halves(self.halves, self.m.0, self.n.0)
+    }
+
+    /// Computes the result, by this machine's threads or by the caller's alone. `x` is an operand, known by its number, and `w` the other. The
+    /// first is that of [`rows_of`](Product::rows_of) if the product is not [made in bf16](Product::in_halves).
     ///
     /// # Safety
     /// `x`, `w` and `y` must be good for all places that the extents and their tensor's steps lead to, and no one else may touch
     /// `y`, whose steps must keep all elements apart.
-    pub(super) unsafe fn run<P: Place>(&self, x: &[f32], w: P, y: Shared<f32>, threads: bool) {
-        let r = self.rows_of();
+    pub(super) unsafe fn run<P: Place>(&self, (r, x): (usize, &[f32]), w: P, y: Shared<f32>, threads: bool) {
         let (row, column) = if r == 0 { (self.m, self.n) } else { (self.n, self.m) };
         let (n, depth) = (column.0, self.k.0);
         if row.0 == 0 || n == 0 {
@@ -208,7 +221,7 @@ impl Product {
         let step = |(extent, steps): Loop<3>, of: usize| if extent == 1 { 1 } else { steps[of] };
         let rows = Rows { data: x.as_ptr(), count: row.0, row: row.1[r], step: step(self.k, r) };
         let matrix = Matrix { data: w, column: step(column, 1 - r), along: step(self.k, 1 - r) };
-        let way = Way::of(&matrix, &rows, depth);
+        let way = Way::of(&matrix, &rows, (n, depth), self.halves);
         let width = way.columns(n, depth);
         let (outer, inner, blocks) = (turns(&self.outer), turns(&self.inner), n.div_ceil(width));
         let x = Shared(x.as_ptr().cast_mut());

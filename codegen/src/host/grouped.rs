@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::coded::Codes;
 use super::contract::codes;
 use super::few::{Dense, Matrix, Rows};
-use super::multiply::{Place, Way, multiply, wide};
+use super::multiply::{Place, Way, are_halves, multiply, wide};
 use super::simd::Element;
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
 use super::{Shared, Spare, View, ViewMut};
@@ -114,6 +114,7 @@ pub(super) fn run(
         along: gk,
         outer: m_loops,
         inner: k_loops,
+        halves: body.body.last().is_some_and(|product| are_halves(body, &product.args)),
     };
     let no_table = || fail("a grouped product needs a table of floats");
     let mixed = || fail("the pieces of its table are of several types");
@@ -235,6 +236,8 @@ struct Groups {
     /// What does not fit into one matrix: other columns, other summands.
     outer: Vec<Loop<2>>,
     inner: Vec<Loop<2>>,
+    /// Whether both operands are of [type](are_halves) bf16.
+    halves: bool,
 }
 
 impl Groups {
@@ -256,7 +259,7 @@ impl Groups {
         let mut tasks: Vec<(usize, Way, usize, usize, usize)> = Vec::new();
         for e in (0..starts.len() - 1).filter(|&e| starts[e] < starts[e + 1]) {
             let (_, rows, matrix) = group(e);
-            let way = Way::of(&matrix, &rows, along.0);
+            let way = Way::of(&matrix, &rows, (columns.0, along.0), self.halves);
             let width = way.columns(columns.0, along.0);
             for turn in 0..turns(&self.outer) {
                 let firsts = (0..columns.0).step_by(width);

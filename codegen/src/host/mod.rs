@@ -1,15 +1,17 @@
 //! The host executor: kernels on the threads of this machine, in plain Rust.
 //!
 //! Floats are computed in f32, integers and truth values in i32. Weights stay in the 16 bits that they are stored in and are widened
-//! in registers, and those of experts in the tensors that each has; all else is held in four bytes. Map kernels are run by a small vector machine ([`map`]), contractions of many rows
-//! by the `gemm` crate and of few rows by loops that read each weight once ([`multiply`]), streamed softmaxes by all of them
-//! ([`stream`]).
+//! in registers, and those of experts in the tensors that each has; all else is held in four bytes. Map kernels are run by a small vector
+//! machine ([`map`]), contractions of many rows by the `gemm` crate, or by the CPU's own products of bf16 where it has them, and of few rows
+//! by loops that read each weight once ([`multiply`]), streamed softmaxes by all of them ([`stream`]).
 
 mod awake;
 mod coded;
 mod contract;
 mod few;
 mod grouped;
+#[cfg(target_arch = "x86_64")]
+mod halves;
 mod map;
 mod multiply;
 mod scatter;

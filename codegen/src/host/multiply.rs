@@ -1,18 +1,21 @@
 //! A matrix product on the CPU, by what it is bound by: a few rows stream the matrix as it is stored ([`few`]), many go to the
-//! `gemm` crate.
+//! `gemm` crate, or to the CPU's own products of bf16 where both operands are of that type ([`halves`](super::halves)).
 
 use std::cell::Cell;
 
 use gemm::Parallelism;
+use latentc_ir::{DType, Function, ValueId};
 use rayon::prelude::*;
 
 use super::Shared;
 use super::few::{self, Dense, Matrix, Rows};
-use super::simd::{Element, Unit, on_best_unit};
+use super::simd::{Element, Held, Unit, on_best_unit};
 use crate::device::Floats;
 
 /// With so many rows or less a product waits for the matrix, not for arithmetic, or would wait for it to be packed.
 const FEW: usize = 48;
+/// With more rows and columns than so many, products of bf16 take less time than to read the matrix for some rows at a time.
+const SOME: usize = 12;
 /// Elements of a matrix that one task works on: they fit into a core's cache, and are worth handing to a thread.
 const BLOCK: usize = 1 << 16;
 /// The same of one that is widened: the crate packs the rows anew for each task, which so many columns are worth.
@@ -29,8 +32,8 @@ pub(super) trait Place: Copy + Send + Sync {
     /// Whether few rows can be multiplied with a matrix that has these steps, in sums over `0..k`.
     fn has_form(matrix: &Matrix<Self>, k: usize) -> bool;
 
-    /// The elements, if they are as wide as what is computed.
-    fn wide(self) -> Option<*const f32>;
+    /// The elements, if they are floats in a form in which those of type bf16 are held.
+    fn held(self) -> Option<Held>;
 
     /// `y = x · matrix` for few rows, or `y += …`, where there is a [form](Place::has_form).
     ///
@@ -61,8 +64,8 @@ impl<E: Element> Place for Dense<E> {
         few::has_form(matrix)
     }
 
-    fn wide(self) -> Option<*const f32> {
-        (size_of::<E>() == size_of::<f32>()).then_some(self.0.cast())
+    fn held(self) -> Option<Held> {
+        E::held(self.0)
     }
 
     unsafe fn few(
@@ -101,6 +104,9 @@ impl<E: Element> Place for Dense<E> {
 pub(super) enum Way {
     /// Columns in blocks, each of which is read once.
     Few,
+    /// Both operands as bf16, by as many threads as are wanted.
+    #[cfg(target_arch = "x86_64")]
+    Halves,
     /// Columns in blocks, each of which is widened to f32 first.
     Widened,
     /// All at once, by as many threads as are wanted.
@@ -108,11 +114,20 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// For so many rows and elements that lie so, where sums are over `0..k`.
-    pub(super) fn of<P: Place>(matrix: &Matrix<P>, x: &Rows<*const f32>, k: usize) -> Way {
+    /// For so many rows and elements that lie so, `n` columns of them, where sums are over `0..k`. Both may be of [type](are_halves) bf16.
+    pub(super) fn of<P: Place>(
+        matrix: &Matrix<P>,
+        x: &Rows<*const f32>,
+        (n, k): (usize, usize),
+        halves: bool,
+    ) -> Way {
+        #[cfg(target_arch = "x86_64")]
+        if multiplies_halves(halves, x.count, n) && matrix.data.held().is_some() {
+            return Way::Halves;
+        }
         if x.count <= FEW && P::has_form(matrix, k) {
             Way::Few
-        } else if matrix.data.wide().is_some() {
+        } else if let Some(Held::Wide(_)) = matrix.data.held() {
             Way::Whole
         } else {
             Way::Widened
@@ -123,6 +138,8 @@ impl Way {
     pub(super) fn columns(self, n: usize, k: usize) -> usize {
         match self {
             Way::Whole => n.max(1),
+            #[cfg(target_arch = "x86_64")]
+            Way::Halves => n.max(1),
             // Whole registers side by side.
             Way::Few => (BLOCK / k.max(1)).max(1).next_multiple_of(64).min(n.max(1)),
             Way::Widened => {
@@ -131,6 +148,21 @@ impl Way {
             }
         }
     }
+}
+
+/// Whether the operands of a product are bf16 by their types, so that they may be rounded to that where they are held in f32.
+pub(super) fn are_halves(body: &Function, operands: &[ValueId]) -> bool {
+    operands.iter().all(|&v| body.ty(v).dtype == DType::Bf16)
+}
+
+/// Whether a product of so many rows and columns, whose operands may be of [type](are_halves) bf16, is best made by the CPU's own of
+/// bf16.
+pub(super) fn multiplies_halves(halves: bool, rows: usize, columns: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let usable = super::halves::usable();
+    #[cfg(not(target_arch = "x86_64"))]
+    let usable = false;
+    halves && rows.min(columns) > SOME && usable
 }
 
 /// `y = x · matrix` for the columns `0..n`, or `y += …`.
@@ -148,13 +180,20 @@ pub(super) unsafe fn multiply<P: Place>(
 ) {
     // SAFETY: by the caller; what is widened has the same elements.
     unsafe {
-        match (way, matrix.data.wide()) {
+        match (way, matrix.data.held()) {
             (Way::Few, _) => P::few(x, matrix, y, (n, k), add),
-            (Way::Whole, Some(data)) => {
+            #[cfg(target_arch = "x86_64")]
+            (Way::Halves, Some(data)) => {
+                let x = Rows { data: Held::Wide(x.data), count: x.count, row: x.row, step: x.step };
+                let matrix = Matrix { data, column: matrix.column, along: matrix.along };
+                super::halves::product(x, matrix, y, (n, k), add, parallelism);
+            }
+            (Way::Whole, Some(Held::Wide(data))) => {
                 let matrix = Matrix { data: Dense(data), column: matrix.column, along: matrix.along };
                 product(x, matrix, y, (n, k), add, parallelism);
             }
-            (Way::Whole | Way::Widened, _) => {
+            // A matrix that is held otherwise than its way takes it is widened first.
+            _ => {
                 let (wide, column, along) = P::widened(matrix, (n, k));
                 let matrix = Matrix { data: Dense(wide.as_ptr()), column, along };
                 product(x, matrix, y, (n, k), add, parallelism);

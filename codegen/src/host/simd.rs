@@ -12,6 +12,11 @@ pub(super) trait Element: Copy + Send + Sync {
     /// Floats that are stored so; `None` if they are not.
     fn of(floats: Floats<'_>) -> Option<&[Self]>;
 
+    /// From one of them on, in a form in which numbers of type bf16 are held; `None` if this is none.
+    fn held(_: *const Self) -> Option<Held> {
+        None
+    }
+
     /// Whether two registers that are [loaded together](Simd::load_two) hold every other number each, not the first ones and the last ones.
     const ALTERNATE: bool = false;
 
@@ -52,6 +57,18 @@ pub(super) trait Element: Copy + Send + Sync {
     }
 }
 
+/// Numbers as they are held, from one of them on: those of type bf16 as they are computed, or in their 16 bits.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Held {
+    Wide(*const f32),
+    Narrow(*const bf16),
+}
+
+// SAFETY: threads read what is there, and no one writes it meanwhile.
+unsafe impl Send for Held {}
+// SAFETY: as above.
+unsafe impl Sync for Held {}
+
 /// Writes the impl of [`Element`] for a type: how many are widened at once.
 macro_rules! element {
     ($type:ty, $stored:path, $wide:expr, $load16:expr, $load8:expr $(, $more:item)*) => {
@@ -86,7 +103,16 @@ macro_rules! element {
     };
 }
 
-element!(f32, Floats::F32, |x| x, |p| _mm512_loadu_ps(p), |p| _mm256_loadu_ps(p));
+element!(
+    f32,
+    Floats::F32,
+    |x| x,
+    |p| _mm512_loadu_ps(p),
+    |p| _mm256_loadu_ps(p),
+    fn held(p: *const f32) -> Option<Held> {
+        Some(Held::Wide(p))
+    }
+);
 // The bits of a bf16 are the upper half of the f32's.
 element!(
     bf16,
@@ -98,6 +124,9 @@ element!(
     |p: *const half::bf16| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(
         _mm_loadu_si128(p.cast())
     ))),
+    fn held(p: *const bf16) -> Option<Held> {
+        Some(Held::Narrow(p))
+    },
     // In each 32 bits, the number with the odd place has the upper half already: an instruction for each register, and one for the load.
     const ALTERNATE: bool = true;,
     #[cfg(target_arch = "x86_64")]

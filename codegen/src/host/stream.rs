@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use super::contract::Product;
 use super::few::{Dense, Matrix, Rows};
 use super::map::{self, elementwise, fail, fault, nest, scatter, split, tail};
-use super::multiply::{Way, multiply};
+use super::multiply::{Way, are_halves, multiply};
 use super::simd::exp;
 use super::vector::{Lane, What, exponentials, folded};
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
@@ -190,6 +190,8 @@ struct Stream<'a> {
     positions: usize,
     /// Positions of a page, if leaves lie in pages: each tile is in one.
     page: Option<usize>,
+    /// Whether weights and values are of [type](are_halves) bf16.
+    halves: bool,
     out: Out,
 }
 
@@ -221,6 +223,7 @@ impl<'a> Stream<'a> {
         let mut scores = above(plan.scores, &scored);
         scores.retain(|i| !mask.contains(i));
         let epilogue = above(result, &is_elementwise);
+        let halves = defined(body, plan.product).is_some_and(|fold| are_halves(body, &fold.args));
         let mut s = Stream {
             kernel,
             body,
@@ -233,6 +236,7 @@ impl<'a> Stream<'a> {
             rows: Vec::new(),
             positions: usize::MAX,
             page: None,
+            halves,
             out,
         };
         let used = [&s.mask, &s.scores, &s.epilogue].into_iter().flatten().flat_map(|i| &i.args);
@@ -334,8 +338,9 @@ impl<'a> Stream<'a> {
                 let (View::F(a), View::F(b), Lane::F(y)) = (args[0].0, args[1].0, &mut lane) else {
                     return Err(fail(self.kernel, "a contraction needs floats"));
                 };
-                let product = Product::new(&t.extents, [operands[0], operands[1], result]);
-                let (x, w) = if product.rows_of() == 0 { (a, b) } else { (b, a) };
+                let halves = are_halves(self.body, &inst.args);
+                let product = Product::new(&t.extents, [operands[0], operands[1], result], halves);
+                let (x, w) = if product.rows_of() == 0 { ((0, a), b) } else { ((1, b), a) };
                 // SAFETY: leaves hold all indices of their types, and the tile lies within; `y` was made for it.
                 unsafe { product.run(x, Dense(w.as_ptr()), Shared(y.as_mut_ptr()), false) };
             } else {
@@ -438,7 +443,8 @@ impl<'a> Stream<'a> {
                 let matrix = Matrix { data: Dense(v.as_ptr().add(v_at)), column: v_step, along };
                 let acc = state.acc.as_mut_ptr().add(acc_at);
                 let to = Rows { data: acc, count: rows, row: columns, step: acc_step };
-                multiply(Way::of(&matrix, &x, count), x, matrix, to, (width, count), true, Parallelism::None);
+                let way = Way::of(&matrix, &x, (width, count), self.halves);
+                multiply(way, x, matrix, to, (width, count), true, Parallelism::None);
             }
         }
         Ok(())

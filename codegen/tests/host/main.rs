@@ -143,8 +143,12 @@ fn check_at(kernel: &Kernel, sizes: &[usize], seed: u64) -> Result<(), TestCaseE
     let want = interp.run(&args[usize::from(appends)..], &mut none, &mut caches);
 
     let mut host = Host::new();
-    let mut buffers: Vec<_> =
-        args.iter().enumerate().map(|(n, a)| Some(held(a, appends && n == 0))).collect();
+    // What has 16 bits is a weight or not.
+    let mut buffers: Vec<_> = args
+        .iter()
+        .enumerate()
+        .map(|(n, a)| Some(held(a, appends && n == 0 || rng.next_u64().is_multiple_of(2))))
+        .collect();
     let out = kernel.output();
     let len: usize = out.axes.iter().map(|a| extents[a.0 as usize]).product();
     let mut output = match appends {
@@ -231,21 +235,21 @@ proptest! {
 }
 
 /// A grouped product with its axes in any order: rows `r`, `q`, experts `e`, kept `m`, `n`, summed `k`, `l`.
-fn grouped(order: &[usize], sums_rows: bool) -> Kernel {
+fn grouped(order: &[usize], sums_rows: bool, dtype: DType, [r, e, m, k]: [u64; 4]) -> Kernel {
     let mut f = Function::new("grouped");
-    let sizes = [("r", 3u64), ("q", 2), ("e", 4), ("m", 5), ("n", 2), ("k", 3), ("l", 2)];
+    let sizes = [("r", r), ("q", 2), ("e", e), ("m", m), ("n", 2), ("k", k), ("l", 2)];
     let axes: Vec<_> = sizes.iter().map(|(n, s)| f.add_axis(n, Size::Fixed(*s), None)).collect();
     let [r, q, e, m, n, k, l] = axes[..] else { unreachable!("seven") };
-    let f32_of = |mut of: Vec<AxisId>, by: usize| {
+    let of = |mut of: Vec<AxisId>, by: usize| {
         of.sort_by_key(|a| order[(a.0 as usize + by) % order.len()]);
-        Type::new(DType::F32, of)
+        Type::new(dtype, of)
     };
-    let table = f.add_param("p0", f32_of(vec![e, m, n, k, l], 0));
+    let table = f.add_param("p0", of(vec![e, m, n, k, l], 0));
     let index = f.add_param("p1", Type::new(DType::I32, vec![r, q]));
-    let x = f.add_param("p2", f32_of(vec![r, q, k, l], 1));
-    let w = f.push(Op::Gather { axis: e }, &[table, index], &[("", f32_of(vec![r, q, m, n, k, l], 2))])[0];
-    let y = if sums_rows { vec![r, m, n] } else { vec![r, q, m, n] };
-    f.results = f.push(Op::Contract, &[x, w], &[("", f32_of(y, 3))]);
+    let x = f.add_param("p2", of(vec![r, q, k, l], 1));
+    let w = f.push(Op::Gather { axis: e }, &[table, index], &[("", of(vec![r, q, m, n, k, l], 2))])[0];
+    let y = Type::new(DType::F32, of(if sums_rows { vec![r, m, n] } else { vec![r, q, m, n] }, 3).axes);
+    f.results = f.push(Op::Contract, &[x, w], &[("", y)]);
     Kernel { name: "grouped".into(), kind: KernelKind::Grouped, body: f }
 }
 
@@ -257,7 +261,20 @@ proptest! {
         sums_rows: bool,
         seed: u64,
     ) {
-        check(&grouped(&order, sums_rows), seed)?;
+        check(&grouped(&order, sums_rows, DType::F32, [3, 4, 5, 3]), seed)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #[test]
+    fn grouped_products_of_many_rows(
+        order in Just((0..7).collect::<Vec<usize>>()).prop_shuffle(),
+        sums_rows: bool,
+        seed: u64,
+    ) {
+        // More experts than random indices go to, so that none of the many is refused.
+        check(&grouped(&order, sums_rows, DType::Bf16, [41, 9, 23, 17]), seed)?;
     }
 }
 
@@ -294,19 +311,20 @@ proptest! {
     }
 }
 
-/// A product of more rows than stream a matrix, with its axes in any order: rows `r`, columns `n`, summed `k`, `l`. Where columns of the
-/// matrix are lines of memory and the rows are the least of all, it is made turned.
-fn many(order: &[usize], sizes: [u64; 3], dtype: DType) -> Kernel {
+/// A product of more rows than stream a matrix, with its axes in any order: rows `r`, columns `n`, summed `k`, and perhaps `l`. Where columns
+/// of the matrix are lines of memory and the rows are the least of all, it is made turned.
+fn many(order: &[usize], sizes: [u64; 3], dtypes: [DType; 2], twice: bool) -> Kernel {
     let mut f = Function::new("many");
     let sizes = [("r", sizes[0]), ("n", sizes[1]), ("k", sizes[2]), ("l", 2)];
     let axes: Vec<_> = sizes.iter().map(|(n, s)| f.add_axis(n, Size::Fixed(*s), None)).collect();
     let [r, n, k, l] = axes[..] else { unreachable!("four") };
     let of = |dtype: DType, mut of: Vec<AxisId>| {
+        of.retain(|a| twice || *a != l);
         of.sort_by_key(|a| order[a.0 as usize]);
         Type::new(dtype, of)
     };
-    let x = f.add_param("p0", of(DType::F32, vec![r, k, l]));
-    let w = f.add_param("p1", of(dtype, vec![n, k, l]));
+    let x = f.add_param("p0", of(dtypes[0], vec![r, k, l]));
+    let w = f.add_param("p1", of(dtypes[1], vec![n, k, l]));
     f.results = f.push(Op::Contract, &[x, w], &[("", of(DType::F32, vec![r, n]))]);
     Kernel { name: "many".into(), kind: KernelKind::Contract, body: f }
 }
@@ -318,11 +336,29 @@ proptest! {
         // One order in two is that of a matrix whose columns are lines, for sums that are added up.
         order in prop_oneof![Just(vec![1, 2, 3, 0]), Just((0..4).collect::<Vec<usize>>()).prop_shuffle()],
         sizes in [49..90u64, 150..300u64, 150..260u64],
-        dtype in prop::sample::select(vec![DType::F32, DType::Bf16]),
+        dtypes in prop::sample::select(vec![[DType::F32; 2], [DType::F32, DType::Bf16], [DType::Bf16; 2]]),
+        twice: bool,
         seed: u64,
     ) {
-        check(&many(&order, sizes, dtype), seed)?;
+        check(&many(&order, sizes, dtypes, twice), seed)?;
     }
+}
+
+/// The CPU's own products of bf16 take subnormal operands as zero, whatever they are multiplied with.
+#[test]
+fn a_bound_knows_of_subnormal_operands() {
+    let kernel = many(&[0, 1, 2, 3], [20, 30, 40], [DType::Bf16; 2], false);
+    let full = |shape: [usize; 2], x: f64| Tensor {
+        dtype: DType::Bf16,
+        shape: shape.to_vec(),
+        data: vec![DType::Bf16.round(x); shape[0] * shape[1]],
+    };
+    let args = [full([20, 40], 1e30), full([30, 40], 1e-39)];
+    let got = latentc_codegen::check::launch(&mut Host::new(), &kernel, &args, &[]).unwrap();
+    let expected = latentc_codegen::check::Expected::of(&kernel, &args, &[]).unwrap();
+    assert!(expected.value.data[0] > 3e-8, "the product itself is not small");
+    let outcome = expected.compare(&got, &[], 0);
+    assert!(outcome.passes(), "{outcome:?}");
 }
 
 /// A sum over some rows for each column, with its axes in any order: columns `c`, groups `g`, summed `k`, `l`.

@@ -79,6 +79,16 @@ fn rows_and_positions_beyond_a_tile() {
     }
 }
 
+/// Products of a tile are then of bf16, and so are the weights in them.
+#[test]
+fn tiles_of_narrow_numbers_round_as_their_types_say() {
+    let kernels = [latent("latent", "bf16", [4, 40, 24]), causal("causal", "bf16", [3, 50, 30])];
+    for (kernel, sizes) in kernels.iter().zip([[2, 33, 150], [1, 140, 70]]) {
+        let outcome = latentc_codegen::check::check(&mut Host::new(), kernel, &sizes, 3).unwrap();
+        assert!(outcome.passes(), "{outcome:?}");
+    }
+}
+
 #[test]
 fn masks_hide_what_is_nothing_to_a_fold() {
     let mask = |kernel: &Kernel| {
