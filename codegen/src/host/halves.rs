@@ -3,11 +3,16 @@
 //!
 //! A tile of the result is a few lines of one operand, *down*, by two registers' worth of lines of the other, *across*. A register holds
 //! two summands of each of 16 lines across, and two of one line down, spread, meet it. Lines across are packed so, block by block,
-//! and lines down are copied tile by tile, since lines a power of two apart would drive each other out of the cache.
+//! and lines down are copied tile by tile, since lines a power of two apart would drive each other out of the cache. While a
+//! tile is multiplied, the lines of the next one are asked for.
+//!
+//! A few rows are another matter ([`few`]).
 //!
 //! What is held in f32 and has more bits is rounded as it is packed: that is what its type says. A kernel may round such a value
 //! where it writes it or leave that to its readers; the bounds that kernels are checked by count one rounding either way
 //! (`codegen/src/check/bound.rs`), and that what is subnormal is zero to this instruction, operands and sums alike.
+
+pub(super) mod few;
 
 use std::arch::x86_64::*;
 use std::cell::Cell;
@@ -26,6 +31,8 @@ const DOWN: usize = 12;
 const LANES: usize = 16;
 /// Lines across in a panel, which is as wide as a tile.
 const PANEL: usize = 2 * LANES;
+/// Bytes that come from memory together.
+const FETCHED: usize = 64;
 /// Summands of a block: the lines down a tile lie in a core's first cache.
 const DEPTH: usize = 512;
 /// Lines of a block across: with so many summands they lie in its second.
@@ -140,7 +147,7 @@ pub(super) unsafe fn product(
 }
 
 thread_local! {
-    /// Where lines across are packed.
+    /// Where lines across are packed, or rows are rounded.
     static PACKED: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
@@ -175,14 +182,16 @@ impl Block {
             // SAFETY: by the caller; each task has lines down of its own, and panels are only read.
             unsafe {
                 pack_down(down, self.depth, copied);
+                let next = self.down.from(((n + 1) * DOWN).min(self.down.count), 0);
                 for n_across in 0..panels {
                     let lanes = (self.across.count - n_across * PANEL).min(PANEL);
                     let to = self.to.from(n_across * PANEL, n * DOWN);
                     let panel = place(n_across);
+                    let size = (down.count, lanes, self.depth);
                     if lanes > LANES {
-                        multiply::<2>(copied, panel, self.depth, (down.count, lanes), to);
+                        multiply::<2>(copied, panel, size, to, next);
                     } else {
-                        multiply::<1>(copied, panel, self.depth, (down.count, lanes), to);
+                        multiply::<1>(copied, panel, size, to, next);
                     }
                 }
             }
@@ -203,7 +212,8 @@ impl Block {
     }
 }
 
-/// A tile: `S` registers across, over `k` summands. Of its lines some may be there only, down and across.
+/// A tile: `S` registers across, over `k` summands. Of its lines some may be there only, down and across. The lines of the next tile are asked
+/// for meanwhile, wherever they are.
 ///
 /// # Safety
 /// All that `to` leads to must be writable, and the panel as deep as `k`. The CPU must [have](usable) the instructions, here and below.
@@ -211,15 +221,22 @@ impl Block {
 unsafe fn multiply<const S: usize>(
     down: &Copied,
     panel: *const u32,
-    k: usize,
-    (lines, lanes): (usize, usize),
+    (lines, lanes, k): (usize, usize, usize),
     to: To,
+    next: Lines,
 ) {
+    let (ahead, line) = match next.data {
+        Held::Wide(p) => (p.cast::<u8>(), next.line * size_of::<f32>()),
+        Held::Narrow(p) => (p.cast::<u8>(), next.line * size_of::<bf16>()),
+    };
     let mut sums = [[_mm512_setzero_ps(); S]; DOWN];
     let lines = lines.min(DOWN);
-    // SAFETY: by the caller; pairs are below half of `DEPTH`.
+    // SAFETY: by the caller; pairs are below half of `DEPTH`. What is asked for is not read.
     unsafe {
         for at in 0..k.div_ceil(2) {
+            // Of each line as much as there are pairs for.
+            let byte = at / LANES * line + at % LANES * FETCHED;
+            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(byte).cast());
             let across: [_; S] =
                 std::array::from_fn(|s| halves(_mm512_loadu_si512(panel.add(at * PANEL + s * LANES).cast())));
             for (r, sums) in sums.iter_mut().enumerate() {
@@ -455,9 +472,65 @@ mod tests {
         }
     }
 
+    /// Numbers as all their forms, and where the result goes.
+    struct Given<'a> {
+        wide: [&'a [f32]; 2],
+        narrow: [&'a [bf16]; 2],
+        y: Rows<*mut f32>,
+    }
+
+    /// Numbers with more bits are rounded; then products are exact, and each summand is one rounding of a sum no larger than all of them.
+    fn check(
+        (m, n, k): (usize, usize, usize),
+        [x_steps, w_steps, y_steps]: [(usize, usize); 3],
+        (add, seed): (bool, u64),
+        multiply: impl FnOnce(Given<'_>),
+    ) -> Result<(), TestCaseError> {
+        if !usable() {
+            use std::io::Write;
+            // Not through `eprintln!`, which the test harness swallows.
+            return Ok(std::io::stderr().write_all(b"SKIPPED: this CPU has no products of bf16\n")?);
+        }
+        let mut rng = SplitMix(seed);
+        let mut numbers = |len: usize| -> Vec<f32> {
+            (0..len).map(|_| (rng.next_u64() % 20_001) as f32 / 10_000.0 - 1.0).collect()
+        };
+        let (x, w, old) = (numbers(3 * m * k), numbers(3 * n * (k + 2)), numbers(3 * m * n));
+        let [x_narrow, w_narrow]: [Vec<bf16>; 2] =
+            [&x, &w].map(|x| x.iter().map(|&x| bf16::from_f32(x)).collect());
+        let mut y = old.clone();
+        multiply(Given {
+            wide: [&x, &w],
+            narrow: [&x_narrow, &w_narrow],
+            y: Rows { data: y.as_mut_ptr(), count: m, row: y_steps.0, step: y_steps.1 },
+        });
+        let mut written = vec![false; y.len()];
+        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            let to = i * y_steps.0 + j * y_steps.1;
+            let first = if add { f64::from(old[to]) } else { 0.0 };
+            let (mut sum, mut size) = (first, first.abs());
+            for at in 0..k {
+                let x = x_narrow[i * x_steps.0 + at * x_steps.1].to_f64();
+                let w = w_narrow[j * w_steps.0 + at * w_steps.1].to_f64();
+                sum += x * w;
+                size += (x * w).abs();
+            }
+            // One for each summand, for each of the sums in a register, and for each block that is added.
+            let roundings = (k + 8 + k / DEPTH) as f64;
+            let bound = 1.01 * roundings * f64::from(f32::EPSILON) / 2.0 * size;
+            let off = (f64::from(y[to]) - sum).abs();
+            let got = y[to];
+            prop_assert!(off <= bound, "row {i}, column {j}: {got}, not {sum}, off by {off:e} > {bound:e}");
+            written[to] = true;
+        }
+        for (at, _) in written.iter().enumerate().filter(|(_, written)| !**written) {
+            prop_assert_eq!(y[at], old[at], "element {} is not the product's", at);
+        }
+        Ok(())
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(96))]
-        /// Numbers with more bits are rounded; then products are exact, and each summand is one rounding of a sum no larger than all of them.
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn products_of_any_size_and_steps(
             (m, n, k) in prop_oneof![
@@ -470,57 +543,35 @@ mod tests {
             (add, threads) in any::<(bool, bool)>(),
             seed: u64,
         ) {
-            if !usable() {
-                use std::io::Write;
-                // Not through `eprintln!`, which the test harness swallows.
-                let said = std::io::stderr().write_all(b"SKIPPED: products_of_any_size_and_steps: this CPU has no products of bf16\n");
-                return Ok(said?);
-            }
-            let mut rng = SplitMix(seed);
-            let mut numbers = |len: usize| -> Vec<f32> {
-                (0..len).map(|_| (rng.next_u64() % 20_001) as f32 / 10_000.0 - 1.0).collect()
-            };
-            let [x_steps, w_steps, y_steps] =
-                [orders[0].steps(m, k), orders[1].steps(n, k), orders[2].steps(m, n)];
-            let (x, w, old) = (numbers(3 * m * k), numbers(3 * n * k), numbers(3 * m * n));
-            let narrow = |x: &[f32]| -> Vec<bf16> { x.iter().map(|&x| bf16::from_f32(x)).collect() };
-            let (x_narrow, w_narrow) = (narrow(&x), narrow(&w));
-            let held = |n: usize, wide_one: &[f32], narrow: &[bf16]| {
-                if wide[n] { Held::Wide(wide_one.as_ptr()) } else { Held::Narrow(narrow.as_ptr()) }
-            };
-            let mut y = old.clone();
-            let parallelism = if threads { Parallelism::Rayon(0) } else { Parallelism::None };
-            // SAFETY: the vectors are as long as any order needs.
-            unsafe {
-                product(
-                    Rows { data: held(0, &x, &x_narrow), count: m, row: x_steps.0, step: x_steps.1 },
-                    Matrix { data: held(1, &w, &w_narrow), column: w_steps.0, along: w_steps.1 },
-                    Rows { data: y.as_mut_ptr(), count: m, row: y_steps.0, step: y_steps.1 },
-                    (n, k),
-                    add,
-                    parallelism,
-                );
-            }
-            let mut written = vec![false; y.len()];
-            for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-                let to = i * y_steps.0 + j * y_steps.1;
-                let first = if add { f64::from(old[to]) } else { 0.0 };
-                let (mut sum, mut size) = (first, first.abs());
-                for at in 0..k {
-                    let (x, w) = (x_narrow[i * x_steps.0 + at * x_steps.1], w_narrow[j * w_steps.0 + at * w_steps.1]);
-                    sum += x.to_f64() * w.to_f64();
-                    size += (x.to_f64() * w.to_f64()).abs();
-                }
-                // A rounding for each summand, and for each block that is added.
-                let roundings = (k + 1 + k / DEPTH) as f64;
-                let bound = 1.01 * roundings * f64::from(f32::EPSILON) / 2.0 * size;
-                let off = (f64::from(y[to]) - sum).abs();
-                prop_assert!(off <= bound, "row {i}, column {j}: {} and not {sum}, off by {off:e} > {bound:e}", y[to]);
-                written[to] = true;
-            }
-            for (at, _) in written.iter().enumerate().filter(|(_, written)| !**written) {
-                prop_assert_eq!(y[at], old[at], "element {} is not the product's", at);
-            }
+            let steps = [orders[0].steps(m, k), orders[1].steps(n, k), orders[2].steps(m, n)];
+            check((m, n, k), steps, (add, seed), |given| {
+                let held = [0, 1].map(|n| match wide[n] {
+                    true => Held::Wide(given.wide[n].as_ptr()),
+                    false => Held::Narrow(given.narrow[n].as_ptr()),
+                });
+                let x = Rows { data: held[0], count: m, row: steps[0].0, step: steps[0].1 };
+                let w = Matrix { data: held[1], column: steps[1].0, along: steps[1].1 };
+                let parallelism = if threads { Parallelism::Rayon(0) } else { Parallelism::None };
+                // SAFETY: the slices are as long as any order needs.
+                unsafe { product(x, w, given.y, (n, k), add, parallelism) };
+            })?;
+        }
+
+        #[test]
+        fn a_few_rows_of_any_size_and_steps(
+            (m, n, k) in (1usize..20, 1usize..20, 0usize..300),
+            orders in [Order::any(), Order::any()],
+            gap in 0usize..3,
+            add: bool,
+            seed: u64,
+        ) {
+            let steps = [orders[0].steps(m, k), (k + gap, 1), orders[1].steps(m, n)];
+            check((m, n, k), steps, (add, seed), |given| {
+                let x = Rows { data: given.wide[0].as_ptr(), count: m, row: steps[0].0, step: steps[0].1 };
+                let w = Matrix { data: given.narrow[1].as_ptr(), column: steps[1].0, along: 1 };
+                // SAFETY: as above.
+                unsafe { few::product(x, w, given.y, (n, k), add) };
+            })?;
         }
     }
 }

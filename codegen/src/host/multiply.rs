@@ -14,7 +14,10 @@ use crate::device::Floats;
 
 /// With so many rows or less a product waits for the matrix, not for arithmetic, or would wait for it to be packed.
 const FEW: usize = 48;
-/// With more rows and columns than so many, products of bf16 take less time than to read the matrix for some rows at a time.
+/// The same for products of bf16, whose columns are read one after the other.
+#[cfg(target_arch = "x86_64")]
+const FEW_HALVES: usize = 24;
+/// With more rows and columns than so many, products of bf16 fill registers with both.
 const SOME: usize = 12;
 /// Elements of a matrix that one task works on: they fit into a core's cache, and are worth handing to a thread.
 const BLOCK: usize = 1 << 16;
@@ -104,6 +107,9 @@ impl<E: Element> Place for Dense<E> {
 pub(super) enum Way {
     /// Columns in blocks, each of which is read once.
     Few,
+    /// The same of bf16, as which rows are taken too.
+    #[cfg(target_arch = "x86_64")]
+    FewHalves,
     /// Both operands as bf16, by as many threads as are wanted.
     #[cfg(target_arch = "x86_64")]
     Halves,
@@ -122,8 +128,10 @@ impl Way {
         halves: bool,
     ) -> Way {
         #[cfg(target_arch = "x86_64")]
-        if multiplies_halves(halves, x.count, n) && matrix.data.held().is_some() {
-            return Way::Halves;
+        match matrix.data.held().filter(|_| halves && super::halves::usable()) {
+            Some(Held::Narrow(_)) if x.count <= FEW_HALVES && matrix.along == 1 => return Way::FewHalves,
+            Some(_) if multiplies_halves(halves, x.count, n) => return Way::Halves,
+            Some(_) | None => {}
         }
         if x.count <= FEW && P::has_form(matrix, k) {
             Way::Few
@@ -140,6 +148,8 @@ impl Way {
             Way::Whole => n.max(1),
             #[cfg(target_arch = "x86_64")]
             Way::Halves => n.max(1),
+            #[cfg(target_arch = "x86_64")]
+            Way::FewHalves => Way::Few.columns(n, k),
             // Whole registers side by side.
             Way::Few => (BLOCK / k.max(1)).max(1).next_multiple_of(64).min(n.max(1)),
             Way::Widened => {
@@ -182,6 +192,11 @@ pub(super) unsafe fn multiply<P: Place>(
     unsafe {
         match (way, matrix.data.held()) {
             (Way::Few, _) => P::few(x, matrix, y, (n, k), add),
+            #[cfg(target_arch = "x86_64")]
+            (Way::FewHalves, Some(Held::Narrow(data))) => {
+                let matrix = Matrix { data, column: matrix.column, along: matrix.along };
+                super::halves::few::product(x, matrix, y, (n, k), add);
+            }
             #[cfg(target_arch = "x86_64")]
             (Way::Halves, Some(data)) => {
                 let x = Rows { data: Held::Wide(x.data), count: x.count, row: x.row, step: x.step };
