@@ -314,7 +314,8 @@ impl Groups<'_> {
         e.add(before, turn)
     }
 
-    /// Begins to bring the keys or the values of a block to a stage, of the positions up to one; nothing where it begins there or behind.
+    /// Begins to bring the keys or the values of a block to a stage, of the positions up to one; nothing where it begins there or behind, or
+    /// the values are keys.
     fn bring_block(
         &mut self,
         e: &mut Emit,
@@ -323,6 +324,9 @@ impl Groups<'_> {
         stage: Val,
         what: Operands,
     ) {
+        if what == Operands::Values && self.values.is_none() {
+            return;
+        }
         let step = e.u32(self.cube.t.positions);
         let end = e.add(from, step);
         let (some, whole) = (e.lt(from, until), e.cmp(Cmp::Le, end, until));
