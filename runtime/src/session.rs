@@ -164,10 +164,11 @@ impl<'e, D: Device> Session<'e, D> {
         if let Some(most) = self.engine.chunk() {
             return Ok(most);
         }
-        let params = self.params(graph)?;
-        let (past, budget) = (self.past_with(tokens), chunks::budget(self.engine.holding()));
+        // Asked for long prompts alone: a token of decode does not wait for it.
         chunks::most(tokens.len, |len| {
-            let shapes = self.shapes(&params, len, rows.min(len), past)?;
+            let past = self.past_with(tokens);
+            let shapes = self.shapes(&self.params(graph)?, len, rows.min(len), past)?;
+            let budget = chunks::budget(self.engine.holding());
             Ok(self.engine.temporaries(graph, &shapes, past)? <= budget)
         })
     }

@@ -89,15 +89,20 @@ impl Turn {
     }
 
     /// Goes on to the next stage, from this one.
-    fn go_on(&self, e: &mut Emit, (stage, odd): (Val, Val), stages: u32) {
-        let [zero, one, all] = [0, 1, stages].map(|n| e.u32(n));
-        let next = e.add(stage, one);
-        let over = e.cmp(Cmp::Eq, next, all);
-        let other = e.sub(one, odd);
-        let (next, odd) = (e.select(over, zero, next), e.select(over, other, odd));
+    fn go_on(&self, e: &mut Emit, at: (Val, Val), stages: u32) {
+        let (next, odd) = behind(e, at, stages);
         e.set(self.stage, next);
         e.set(self.odd, odd);
     }
+}
+
+/// The stage behind one of so many, and whether it is gone to for an odd time.
+pub(super) fn behind(e: &mut Emit, (stage, odd): (Val, Val), stages: u32) -> (Val, Val) {
+    let [zero, one, all] = [0, 1, stages].map(|n| e.u32(n));
+    let next = e.add(stage, one);
+    let over = e.cmp(Cmp::Eq, next, all);
+    let other = e.sub(one, odd);
+    (e.select(over, zero, next), e.select(over, other, odd))
 }
 
 /// Which tiles a cube has.

@@ -139,9 +139,8 @@ impl Groups<'_> {
         let in_second = (e.sub(unit, before), half);
         let in_group = e.rem(unit, before);
         for (block, turn) in [(from, zero), (second, one)] {
-            let now = self.cube.read_ahead(e, x, block, in_group);
             let part = self.part(e, turn);
-            self.cube.keep_ahead(e, &now, part, in_group);
+            self.cube.read_now(e, x, block, part, in_group);
         }
         if self.boxes.is_some() {
             self.make_barriers(e);
@@ -193,7 +192,7 @@ impl Groups<'_> {
         let sums = self.sums.concat();
         e.for_step(second, until, step, |e, block| {
             let (here, round) = (e.get(stage), e.get(odd));
-            let (next, next_round) = self.behind(e, (here, round));
+            let (next, next_round) = bulk::behind(e, (here, round), self.cube.plan.key_stages());
             // What the second group begins to multiply is multiplied behind what the first has begun, which makes weights meanwhile.
             let turn = e.get(parity);
             e.if_(of_second, |e| self.meet(e, Meet::Turn, turn));
@@ -389,15 +388,6 @@ impl Groups<'_> {
             }
             (Operands::Values, ..) => {}
         }
-    }
-
-    /// The stage of keys behind one, and whether it is the turn of an odd round.
-    fn behind(&self, e: &mut Emit, (stage, odd): (Val, Val)) -> (Val, Val) {
-        let [zero, one, all] = [0, 1, self.cube.plan.key_stages()].map(|n| e.u32(n));
-        let next = e.add(stage, one);
-        let over = e.cmp(Cmp::Eq, next, all);
-        let other = e.sub(one, odd);
-        (e.select(over, zero, next), e.select(over, other, odd))
     }
 
     /// Begins to copy the keys from a position on to a stage.

@@ -130,6 +130,12 @@ impl Cube<'_> {
         });
     }
 
+    /// Reads and keeps it at once, for a block that nothing is done before.
+    pub(super) fn read_now(&self, e: &mut Emit, x: &mut Exprs<'_>, from: Val, part: Val, unit: Val) {
+        let now = self.read_ahead(e, x, from, unit);
+        self.keep_ahead(e, &now, part, unit);
+    }
+
     /// States what is known once of an index of scores, which is of the unit's `n`th row; `kept` is where the first number of its position
     /// lies.
     pub(super) fn known_once(

@@ -70,8 +70,7 @@ impl Planes<'_> {
             e.if_(some, |e| {
                 x.scope(|x| self.bring(e, x));
                 let unit = e.unit();
-                let now = self.cube.read_ahead(e, x, from, unit);
-                self.cube.keep_ahead(e, &now, zero, unit);
+                self.cube.read_now(e, x, from, zero, unit);
             });
         }
         e.for_step(from, until, step, |e, first| {
@@ -111,8 +110,7 @@ impl Planes<'_> {
                     e.sync();
                     self.bring(e, x);
                     let unit = e.unit();
-                    let now = self.cube.read_ahead(e, x, first, unit);
-                    self.cube.keep_ahead(e, &now, zero, unit);
+                    self.cube.read_now(e, x, first, zero, unit);
                     e.sync();
                     self.add_block(e, x, &sight, [&max, &sum], &sums);
                 });
