@@ -1,7 +1,7 @@
 //! Matrices of codes: a byte for each element, and a scale for each group of them that lie behind one another. Few rows meet the codes in
 //! registers, where they become numbers; for many, columns are widened block by block.
 
-use super::few::{self, AHEAD, LANES, Matrix, Rows, SIDE};
+use super::few::{self, LANES, Matrix, Rows, SIDE};
 use super::multiply::Place;
 use super::simd::{Held, Plain, Simd, Unit, on_best_unit};
 
@@ -69,6 +69,8 @@ on_best_unit! {
     }
 }
 
+/// How far ahead codes are asked for, in bytes: two pages, since the CPU's own look-ahead begins anew with each.
+const AHEAD: usize = 1 << 13;
 /// Bytes that come from memory together.
 const LINE: usize = 64;
 

@@ -8,9 +8,6 @@ use super::simd::{Element, Plain, Simd, Unit};
 
 /// Rows that are carried through the matrix together.
 const ROWS: usize = 4;
-/// How far ahead narrow elements are asked for, in bytes: two pages, since the CPU's own look-ahead begins anew with each. Elements of 4
-/// bytes come as fast without.
-pub(super) const AHEAD: usize = 1 << 13;
 
 /// A matrix to multiply with: columns `0..n` of the result, sums over `0..k`.
 #[derive(Clone, Copy)]
@@ -176,40 +173,39 @@ unsafe fn form<S: Simd, E: Element, const R: usize>(
     (n, k): (usize, usize),
     add: bool,
 ) {
-    // Each has as many sums in flight as hide the latency of a fused product; with several rows, columns share their loads. One narrow
-    // column after the other is one stream of memory, which is what the CPU looks ahead in best.
+    // Each has as many sums in flight as hide the latency of a fused product.
     // SAFETY: by the caller.
     unsafe {
         if matrix.along != 1 {
             axpy::<S, E, R>(x, matrix, y, (n, k), add);
         } else if R > 1 {
-            dot::<S, E, R, 2, 1>(x, matrix, y, (n, k), add);
-        } else if size_of::<E>() < 4 {
-            dot::<S, E, R, 1, 4>(x, matrix, y, (n, k), add);
+            dot::<S, E, R, 2>(x, matrix, y, (n, k), add);
         } else {
-            dot::<S, E, R, 4, 1>(x, matrix, y, (n, k), add);
+            dot::<S, E, R, 4>(x, matrix, y, (n, k), add);
         }
     }
 }
 
-/// Products of vectors: `C` columns at a time, with `U` pairs of sums for each and each row.
+/// Products of vectors: `C` columns at a time, far from each other.
+///
+/// So each is a stream of memory of its own that goes on from one column to the next. Columns side by side would be streams that end
+/// with a column, and the CPU's look-ahead, which takes a while to see a stream, would begin anew with each.
 #[inline(always)]
-unsafe fn dot<S: Simd, E: Element, const R: usize, const C: usize, const U: usize>(
+unsafe fn dot<S: Simd, E: Element, const R: usize, const C: usize>(
     x: Rows<*const f32>,
     matrix: Matrix<Dense<E>>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
 ) {
-    let mut column = 0;
+    let apart = n / C;
     // SAFETY: by the caller: columns are below `n`.
     unsafe {
-        while column + C <= n {
-            dots::<S, E, R, C, U>(x, matrix, y, column, k, add);
-            column += C;
+        for column in 0..apart {
+            dots::<S, E, R, C, 1>(x, matrix, y, (column, apart), k, add);
         }
-        for column in column..n {
-            dots::<S, E, R, 1, 2>(x, matrix, y, column, k, add);
+        for column in C * apart..n {
+            dots::<S, E, R, 1, 2>(x, matrix, y, (column, 1), k, add);
         }
     }
 }
@@ -225,12 +221,7 @@ unsafe fn pairs<S: Simd, E: Element, const R: usize, const C: usize, const U: us
 ) {
     // SAFETY: by the caller.
     unsafe {
-        let w: [[S::V; 2]; C] = std::array::from_fn(|c| {
-            if size_of::<E>() < 4 {
-                S::prefetch(w[c].wrapping_add(at + AHEAD / size_of::<E>()));
-            }
-            S::load_two(w[c].add(at))
-        });
+        let w: [[S::V; 2]; C] = std::array::from_fn(|c| S::load_two(w[c].add(at)));
         for (r, sums) in sums.iter_mut().enumerate() {
             let x = x.data.add(r * x.row + at);
             let x = [S::load(x), S::load(x.add(S::LANES))];
@@ -243,13 +234,13 @@ unsafe fn pairs<S: Simd, E: Element, const R: usize, const C: usize, const U: us
     }
 }
 
-/// Columns `first..first + C`.
+/// `C` columns, from one on and so far apart.
 #[inline(always)]
 unsafe fn dots<S: Simd, E: Element, const R: usize, const C: usize, const U: usize>(
     x: Rows<*const f32>,
     matrix: Matrix<Dense<E>>,
     y: Rows<*mut f32>,
-    first: usize,
+    (first, apart): (usize, usize),
     k: usize,
     add: bool,
 ) {
@@ -257,7 +248,8 @@ unsafe fn dots<S: Simd, E: Element, const R: usize, const C: usize, const U: usi
     let whole = k - k % pair;
     // SAFETY: by the caller: summands are below `k`, rows below `R`.
     unsafe {
-        let w: [*const E; C] = std::array::from_fn(|c| matrix.data.0.add((first + c) * matrix.column));
+        let w: [*const E; C] =
+            std::array::from_fn(|c| matrix.data.0.add((first + c * apart) * matrix.column));
         let mut sums = [[[[S::splat(0.0); 2]; U]; C]; R];
         let mut at = 0;
         while at + U * pair <= whole {
@@ -277,7 +269,7 @@ unsafe fn dots<S: Simd, E: Element, const R: usize, const C: usize, const U: usi
                 for at in whole..k {
                     total += *x.data.add(r * x.row + at) * (*w[c].add(at)).wide();
                 }
-                let to = y.data.add(r * y.row + (first + c) * y.step);
+                let to = y.data.add(r * y.row + (first + c * apart) * y.step);
                 *to = if add { *to + total } else { total };
             }
         }

@@ -150,14 +150,16 @@ impl Way {
             Way::Halves => n.max(1),
             #[cfg(target_arch = "x86_64")]
             Way::FewHalves => Way::Few.columns(n, k),
-            // Whole registers side by side.
-            Way::Few => (BLOCK / k.max(1)).max(1).next_multiple_of(64).min(n.max(1)),
-            Way::Widened => {
-                let each = n.div_ceil(rayon::current_num_threads());
-                (WIDENED / k.max(1)).clamp(1, each.max(1)).next_multiple_of(64).min(n.max(1))
-            }
+            Way::Few => columns_of(BLOCK, n, k),
+            Way::Widened => columns_of(WIDENED, n, k),
         }
     }
+}
+
+/// So many columns of `k` as have about so many elements, but not so many that a thread has none. They fill two registers side by side.
+fn columns_of(elements: usize, n: usize, k: usize) -> usize {
+    let each = n.div_ceil(rayon::current_num_threads()).max(1);
+    (elements / k.max(1)).clamp(1, each).next_multiple_of(2 * few::LANES).min(n.max(1))
 }
 
 /// Whether the operands of a product are bf16 by their types, so that they may be rounded to that where they are held in f32.

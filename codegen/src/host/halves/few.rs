@@ -1,11 +1,11 @@
-//! Products of a few rows with a matrix in bf16: what bounds them is the memory, so the matrix is read as one stream, column by column, and
-//! eight rows meet each load of it. Rows are rounded to bf16 first, as their type says.
+//! Products of a few rows with a matrix in bf16: what bounds them is the memory, so the matrix is read in a few streams, as by
+//! [those](super::super::few) of other types, and eight rows meet each load of it. Rows are rounded to bf16 first, as their type says.
 
 use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::super::few::{AHEAD, Matrix, Rows};
+use super::super::few::{Matrix, Rows};
 use super::{LANES, Lines, PACKED, load_pairs};
 use crate::host::simd::Held;
 
@@ -68,46 +68,65 @@ unsafe fn round(lines: Lines, k: usize, to: *mut bf16, line: usize) {
     }
 }
 
-/// All columns with `R` rows, in `U` sums for each of them.
+/// All columns with `R` rows, `C` at a time, far from each other.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn columns<const R: usize, const U: usize>(
+unsafe fn columns<const R: usize, const C: usize>(
     x: Rows<*const bf16>,
     matrix: Matrix<*const bf16>,
     y: Rows<*mut f32>,
     (n, k): (usize, usize),
     add: bool,
 ) {
-    for column in 0..n {
-        let mut sums = [[_mm512_setzero_ps(); U]; R];
-        // SAFETY: by the caller: columns are below `n`, summands below `k`, and rows end with whole registers. 512 bits are 32 numbers.
-        unsafe {
-            let w = matrix.data.add(column * matrix.column);
-            let mut meet = |at: usize, u: usize, w: __m512i| {
-                let w = std::mem::transmute::<__m512i, __m512bh>(w);
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = _mm512_loadu_si512(x.data.add(r * x.row + at).cast());
-                    let x = std::mem::transmute::<__m512i, __m512bh>(x);
-                    sums[u] = _mm512_dpbf16_ps(sums[u], x, w);
+    let apart = n / C;
+    // SAFETY: by the caller: columns are below `n`.
+    unsafe {
+        for column in 0..apart {
+            dots::<R, C>(x, matrix, y, (column, apart), k, add);
+        }
+        for column in C * apart..n {
+            dots::<R, 1>(x, matrix, y, (column, 1), k, add);
+        }
+    }
+}
+
+/// `C` columns, from one on and so far apart.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn dots<const R: usize, const C: usize>(
+    x: Rows<*const bf16>,
+    matrix: Matrix<*const bf16>,
+    y: Rows<*mut f32>,
+    (first, apart): (usize, usize),
+    k: usize,
+    add: bool,
+) {
+    let mut sums = [[_mm512_setzero_ps(); C]; R];
+    // SAFETY: by the caller: summands are below `k`, and rows end with whole registers. 512 bits are 32 numbers.
+    unsafe {
+        let w: [_; C] =
+            std::array::from_fn(|c| matrix.data.add((first + c * apart) * matrix.column).cast::<i16>());
+        let mut meet = |at: usize, w: [__m512i; C]| {
+            let w = w.map(|w| std::mem::transmute::<__m512i, __m512bh>(w));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let x = _mm512_loadu_si512(x.data.add(r * x.row + at).cast());
+                let x = std::mem::transmute::<__m512i, __m512bh>(x);
+                for (sum, w) in sums.iter_mut().zip(w) {
+                    *sum = _mm512_dpbf16_ps(*sum, x, w);
                 }
-            };
-            let mut at = 0;
-            while at + U * WIDTH <= k {
-                for u in 0..U {
-                    let w = w.add(at + u * WIDTH);
-                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD / size_of::<bf16>()).cast());
-                    meet(at + u * WIDTH, u, _mm512_loadu_si512(w.cast()));
-                }
-                at += U * WIDTH;
             }
-            while at < k {
-                let mask = if k - at < WIDTH { (1 << (k - at)) - 1 } else { u32::MAX };
-                meet(at, 0, _mm512_maskz_loadu_epi16(mask, w.add(at).cast()));
-                at += WIDTH;
-            }
-            for (r, sums) in sums.iter().enumerate() {
-                let sum = sums.iter().copied().reduce(|a, b| _mm512_add_ps(a, b));
-                let total = _mm512_reduce_add_ps(sum.unwrap_or(_mm512_setzero_ps()));
-                let to = y.data.add(r * y.row + column * y.step);
+        };
+        let whole = k - k % WIDTH;
+        for at in (0..whole).step_by(WIDTH) {
+            meet(at, w.map(|w| _mm512_loadu_si512(w.add(at).cast())));
+        }
+        if whole < k {
+            let mask = (1 << (k - whole)) - 1;
+            meet(whole, w.map(|w| _mm512_maskz_loadu_epi16(mask, w.add(whole))));
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (c, &sum) in sums.iter().enumerate() {
+                let to = y.data.add(r * y.row + (first + c * apart) * y.step);
+                let total = _mm512_reduce_add_ps(sum);
                 *to = if add { *to + total } else { total };
             }
         }
