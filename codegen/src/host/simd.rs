@@ -221,6 +221,13 @@ pub(super) trait Simd {
 
     /// Their sum.
     unsafe fn sum(v: Self::V) -> f32;
+
+    /// The sum of each of four registers, which takes fewer steps together.
+    #[inline(always)]
+    unsafe fn sums(v: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: by the caller.
+        v.map(|v| unsafe { Self::sum(v) })
+    }
 }
 
 /// No vector unit that is known here: arrays, which a compiler may make something of.
@@ -392,6 +399,27 @@ mod x86 {
         unsafe fn sum(v: __m512) -> f32 {
             // SAFETY: see above.
             unsafe { _mm512_reduce_add_ps(v) }
+        }
+
+        #[inline(always)]
+        unsafe fn sums([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+            let mut sums = [0.0f32; 4];
+            // SAFETY: see above. Quarters are added up, of two registers to the halves of one, of four to the quarters of one; then what
+            // each quarter has.
+            unsafe {
+                let two = |a, b| {
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+                };
+                let (ab, cd) = (two(a, b), two(c, d));
+                let four =
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                let four = _mm512_add_ps(four, _mm512_permute_ps::<0x4e>(four));
+                let four = _mm512_add_ps(four, _mm512_permute_ps::<0xb1>(four));
+                let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+                let four = _mm512_permutexvar_ps(first, four);
+                _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(four));
+            }
+            sums
         }
     }
 }

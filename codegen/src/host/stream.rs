@@ -29,6 +29,9 @@ use crate::stream::{Monoid, Read, StreamPlan, cone, defined, is_elementwise};
 const ROWS: usize = 128;
 /// Scores of a tile, about: a few tiles of f32 lie in a core's cache.
 const SCORES: usize = 1 << 14;
+/// Elements of a tile's values, about: what scores are made of often lies there too, and is read again, by a few rows after the others
+/// and for the values, which a core's cache is for.
+const VALUES: usize = 1 << 17;
 /// Streamed positions of a tile, at least.
 const POSITIONS: usize = 128;
 /// Below this many multiply-adds a launch is not worth a second thread.
@@ -262,7 +265,8 @@ impl<'a> Stream<'a> {
             left = if tiles > 1 { 1 } else { left / each };
         }
         let rows: usize = s.rows.iter().map(|r| r.0).product();
-        s.positions = s.fit((SCORES / rows).max(POSITIONS));
+        let columns: usize = s.plan.n.iter().map(|&a| extents[a.0 as usize]).product();
+        s.positions = s.fit((SCORES / rows).min(VALUES / columns.max(1)).max(POSITIONS));
         Ok(s)
     }
 
