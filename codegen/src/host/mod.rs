@@ -14,29 +14,41 @@ mod grouped;
 mod halves;
 mod map;
 mod multiply;
+mod prepared;
 mod scatter;
 mod simd;
 mod stream;
 mod vector;
 mod walk;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use latentc_ir::{DType, Op, ValueId};
+use latentc_ir::{DType, Type};
 use memmap2::{MmapOptions, MmapRaw};
 
+use self::prepared::{Block, Prepared};
 use crate::device::{Data, Device, DeviceError, Floats, Launch, Remembered, SharedFloats};
-use crate::memory::{Layout, in_place};
-use crate::pieces::pieces;
-use crate::program::{Kernel, KernelKind};
+use crate::memory::Layout;
+use crate::program::Kernel;
 
 /// This machine's CPU.
-#[derive(Default)]
 pub struct Host {
     /// What launches come to, by their [`key`](Launch::key): to find it out takes longer than some kernels run on one row.
     prepared: Remembered<Prepared>,
     spare: Spare,
+    most: usize,
+}
+
+/// Elements that pieces of a kernel leave for each other at most, if no other number is given: a launch has them in memory for itself,
+/// and the next piece finds some of them in a cache.
+const MOST: usize = 1 << 22;
+
+impl Default for Host {
+    fn default() -> Host {
+        Host { prepared: Remembered::default(), spare: Spare::default(), most: MOST }
+    }
 }
 
 /// Memory that launches need for themselves, kept from one to the next: pages that the system has to find and to clear cost more
@@ -78,6 +90,11 @@ impl Host {
         Host::default()
     }
 
+    /// The same, but pieces of a kernel leave no more than so many elements for each other, where rows may go one after the other.
+    pub fn leaving(self, most: usize) -> Host {
+        Host { most, ..self }
+    }
+
     /// What a kernel comes to at these sizes. It is remembered by the key, if there is one.
     fn prepared(
         &mut self,
@@ -88,7 +105,7 @@ impl Host {
         if let Some(found) = key.and_then(|key| self.prepared.find(key, sizes)) {
             return Ok(found);
         }
-        let made = Arc::new(Prepared::new(kernel, sizes)?);
+        let made = Arc::new(Prepared::new(kernel, sizes, self.most)?);
         if let Some(key) = key {
             self.prepared.keep(key, sizes, &made);
         }
@@ -102,110 +119,26 @@ impl Host {
         inputs: &[Option<&Buffer>],
         output: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        let Prepared { extents, plans, early } = prepared;
+        let Prepared { extents, blocks } = prepared;
         // What the result takes the place of is read through the output: no reference may be to what is written.
         let replaced = inputs.iter().position(|b| b.is_some_and(|b| b.is_at(output)));
         let apart = inputs.iter().enumerate().map(|(n, b)| b.filter(|_| Some(n) != replaced));
         let views: Vec<_> = apart.map(|b| b.map(Buffer::view)).collect();
         check(kernel, &views, output, extents)?;
-        let spare = &mut self.spare;
-        let (last, first) = plans.split_last().expect("a kernel is its own last piece");
-        let params = kernel.body.params.iter().copied().zip(views);
-        let mut made: Vec<(ValueId, Buffer)> = Vec::with_capacity(first.len());
-        for (n, plan) in first.iter().enumerate() {
-            if early.is_some_and(|(early, _)| early == n) {
-                plain(plan, None, &views_of(&plan.kernel, params.clone(), &made), output, extents, spare)?;
-                continue;
-            }
-            let value = plan.kernel.body.results[0];
-            let ty = plan.kernel.body.ty(value);
-            let len = ty.axes.iter().map(|a| extents[a.0 as usize]).product();
-            let mut buffer = match ty.dtype.is_float() {
-                true => Buffer::F32(spare.take(len)?),
-                false => Buffer::new(ty.dtype, len)?,
-            };
-            let views = views_of(&plan.kernel, params.clone(), &made);
-            plain(plan, None, &views, &mut buffer, extents, spare)?;
-            made.push((value, buffer));
-        }
-        let replaced = early.map(|(_, param)| param).or(replaced);
-        plain(last, replaced, &views_of(&last.kernel, params, &made), output, extents, spare)?;
-        for (_, buffer) in made {
-            if let Buffer::F32(v) = buffer {
-                spare.give(v);
-            }
+        let Some(mut output) = output.view_mut() else {
+            let why = "the output is read-only".to_owned();
+            return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why });
+        };
+        for Block { pieces, starts, result } in blocks {
+            let params = kernel.body.params.iter().zip(&views).zip(starts);
+            let params = params.map(|((&v, &view), &start)| match start {
+                0 => (v, view),
+                _ => (v, view.map(|view| map::tail(Some(view), start))),
+            });
+            pieces.run(params, output.part(result.clone()), replaced, &mut self.spare)?;
         }
         Ok(())
     }
-}
-
-/// A kernel at some sizes.
-struct Prepared {
-    /// Of the body's axes.
-    extents: Vec<usize>,
-    /// What the kernel falls into, each after those that it reads.
-    plans: Vec<Plan>,
-    /// What is made where the result goes, if the last piece may work in place of it: its number, and which parameter of the last it is.
-    early: Option<(usize, usize)>,
-}
-
-/// A kernel without prologues and epilogues.
-struct Plan {
-    kernel: Kernel,
-    /// The instructions of a map; and those for when its result takes the place of a parameter, for each that allows it.
-    machines: Vec<(Option<usize>, map::Machine)>,
-}
-
-impl Prepared {
-    fn new(kernel: &Kernel, sizes: &[usize]) -> Result<Prepared, DeviceError> {
-        let extents = kernel.extents(sizes);
-        let parts = match kernel.kind {
-            KernelKind::Map
-            | KernelKind::Scatter
-            | KernelKind::ScatterMatrix { .. }
-            | KernelKind::Stream
-            | KernelKind::StreamMatrix { .. } => vec![kernel.clone()],
-            // What stands around a product goes through memory: the cache holds it, and a launch costs nothing here.
-            KernelKind::Contract
-            | KernelKind::Grouped
-            | KernelKind::Tiles
-            | KernelKind::Few { .. }
-            | KernelKind::Matrix { .. } => pieces(kernel).into_iter().map(|p| p.kernel).collect(),
-        };
-        let plan = |kernel: Kernel| {
-            let machine = |replaced| Ok((replaced, map::Machine::compile(&kernel, &extents, replaced)?));
-            let machines = match kernel.kind {
-                KernelKind::Map => {
-                    let replaced = in_place(&kernel, &LAYOUT).into_iter().map(Some);
-                    [None].into_iter().chain(replaced).map(machine).collect::<Result<_, DeviceError>>()?
-                }
-                KernelKind::Contract
-                | KernelKind::Grouped
-                | KernelKind::Scatter
-                | KernelKind::ScatterMatrix { .. }
-                | KernelKind::Stream
-                | KernelKind::StreamMatrix { .. }
-                | KernelKind::Tiles
-                | KernelKind::Few { .. }
-                | KernelKind::Matrix { .. } => Vec::new(),
-            };
-            Ok(Plan { kernel, machines })
-        };
-        let plans = parts.into_iter().map(plan).collect::<Result<Vec<_>, DeviceError>>()?;
-        let early = early(&plans);
-        Ok(Prepared { extents, plans, early })
-    }
-}
-
-/// A value that the last piece alone reads, and may write over.
-fn early(plans: &[Plan]) -> Option<(usize, usize)> {
-    let (last, first) = plans.split_last()?;
-    let places = in_place(&last.kernel, &LAYOUT).into_iter().map(|n| (n, last.kernel.body.params[n]));
-    places.rev().find_map(|(param, value)| {
-        let maker = first.iter().position(|plan| plan.kernel.body.results[0] == value)?;
-        let read = first.iter().any(|plan| plan.kernel.body.params.contains(&value));
-        (!read).then_some((maker, param))
-    })
 }
 
 /// Elements in this machine's memory.
@@ -301,6 +234,24 @@ impl<'a> From<Floats<'a>> for View<'a> {
 pub(crate) enum ViewMut<'a> {
     F(&'a mut [f32]),
     I(&'a mut [i32]),
+}
+
+impl ViewMut<'_> {
+    /// Some of them.
+    fn part(&mut self, range: Range<usize>) -> ViewMut<'_> {
+        match self {
+            ViewMut::F(x) => ViewMut::F(&mut x[range]),
+            ViewMut::I(x) => ViewMut::I(&mut x[range]),
+        }
+    }
+
+    /// The same, for a while.
+    fn again(&mut self) -> ViewMut<'_> {
+        match self {
+            ViewMut::F(x) => ViewMut::F(x),
+            ViewMut::I(x) => ViewMut::I(x),
+        }
+    }
 }
 
 impl Buffer {
@@ -462,83 +413,9 @@ impl Device for Host {
     }
 }
 
-/// What a piece of a kernel reads.
-fn views_of<'a>(
-    piece: &Kernel,
-    params: impl Iterator<Item = (ValueId, Option<View<'a>>)> + Clone,
-    made: &'a [(ValueId, Buffer)],
-) -> Vec<Option<View<'a>>> {
-    let made = made.iter().map(|(v, buffer)| (*v, Some(buffer.view())));
-    let known: Vec<_> = params.chain(made).collect();
-    let of = |p: &ValueId| known.iter().find(|(v, _)| v == p).and_then(|(_, view)| *view);
-    piece.body.params.iter().map(of).collect()
-}
-
-/// Runs a kernel without prologues and epilogues. The input that the output takes the place of, if there is one, is not among the views.
-fn plain(
-    Plan { kernel, machines }: &Plan,
-    replaced: Option<usize>,
-    inputs: &[Option<View<'_>>],
-    output: &mut Buffer,
-    extents: &[usize],
-    spare: &mut Spare,
-) -> Result<(), DeviceError> {
-    let Some(output) = output.view_mut() else {
-        let why = "the output is read-only".to_owned();
-        return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why });
-    };
-    let wide = widened(kernel, inputs, extents);
-    let views: Vec<_> =
-        inputs.iter().zip(&wide).map(|(&view, wide)| wide.as_deref().map(View::F).or(view)).collect();
-    match kernel.kind {
-        KernelKind::Map => {
-            let machine = machines.iter().find(|(of, _)| *of == replaced);
-            let (_, machine) = machine
-                .ok_or_else(|| map::fail(kernel, "its result may not take the place of what it is given"))?;
-            machine.run(kernel, &views, output)
-        }
-        KernelKind::Contract => contract::run(kernel, &views, output, extents),
-        KernelKind::Grouped => grouped::run(kernel, &views, output, extents, spare),
-        KernelKind::Scatter | KernelKind::ScatterMatrix { .. } => {
-            scatter::run(kernel, &views, output, extents, spare)
-        }
-        KernelKind::Stream | KernelKind::StreamMatrix { .. } => stream::run(kernel, &views, output, extents),
-        // Ways of GPUs to do one of the others.
-        KernelKind::Tiles | KernelKind::Few { .. } | KernelKind::Matrix { .. } => {
-            match KernelKind::of(&kernel.body) {
-                KernelKind::Grouped => grouped::run(kernel, &views, output, extents, spare),
-                _ => contract::run(kernel, &views, output, extents),
-            }
-        }
-    }
-}
-
-/// Inputs in f32 and in one piece where the kernel's loops do not read them as they are: those of products read 16 bits, and those that
-/// look rows up; those of grouped products read experts one by one. What is left is small, the scales of norms.
-fn widened(kernel: &Kernel, inputs: &[Option<View<'_>>], extents: &[usize]) -> Vec<Option<Vec<f32>>> {
-    let body = &kernel.body;
-    let as_stored = |param: ValueId, view: View<'_>| match kernel.kind {
-        _ if matches!(view, View::Stack(_)) => grouped::reads_stack(body, param, view, extents),
-        KernelKind::Contract
-        | KernelKind::Grouped
-        | KernelKind::Tiles
-        | KernelKind::Few { .. }
-        | KernelKind::Matrix { .. } => true,
-        KernelKind::Map => body.body.iter().all(|inst| {
-            let reads =
-                |(n, &a): (usize, &ValueId)| a != param || n == 0 && matches!(inst.op, Op::Gather { .. });
-            inst.args.iter().enumerate().all(reads)
-        }),
-        KernelKind::Scatter
-        | KernelKind::ScatterMatrix { .. }
-        | KernelKind::Stream
-        | KernelKind::StreamMatrix { .. } => false,
-    };
-    let widen = |(&param, view): (&ValueId, &Option<View<'_>>)| {
-        let view = view.filter(|v| v.is_float() && !matches!(v, View::F(_)))?;
-        if as_stored(param, view) { None } else { view.widened() }
-    };
-    body.params.iter().zip(inputs).map(widen).collect()
+/// How many elements a value of that type has.
+fn elements(ty: &Type, extents: &[usize]) -> usize {
+    ty.axes.iter().map(|a| extents[a.0 as usize]).product()
 }
 
 /// Every buffer must hold what its type says: the loops below rely on it.
@@ -558,7 +435,7 @@ fn check(
     for (&value, view) in all {
         let Some(view) = view else { continue };
         let v = body.value(value);
-        let want: usize = v.ty.axes.iter().map(|a| extents[a.0 as usize]).product();
+        let want = elements(&v.ty, extents);
         if view.len() < want {
             return Err(fail(format!("`{}` needs {want} elements, its buffer has {}", v.name, view.len())));
         }

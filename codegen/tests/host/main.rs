@@ -142,7 +142,11 @@ fn check_at(kernel: &Kernel, sizes: &[usize], seed: u64) -> Result<(), TestCaseE
     let mut none = |_: &str, _: &Function, _: &Weight| -> Result<Tensor, String> { Err("no weights".into()) };
     let want = interp.run(&args[usize::from(appends)..], &mut none, &mut caches);
 
-    let mut host = Host::new();
+    // All rows at once, or some after the others.
+    let mut host = match rng.next_u64() % 2 {
+        0 => Host::new(),
+        _ => Host::new().leaving((rng.next_u64() % 32) as usize),
+    };
     // What has 16 bits is a weight or not.
     let mut buffers: Vec<_> = args
         .iter()
