@@ -217,7 +217,7 @@ impl Texts<'_> {
 
     /// Writes a text, unless it is there.
     fn text(&mut self, name: &str, source: Source) -> anyhow::Result<manifest::Source> {
-        let Source { name: entry, text, launch, identity } = source;
+        let Source { name: entry, text, launch, identity, .. } = source;
         if let Some(known) = self.written.get(&identity) {
             return Ok(known.clone());
         }

@@ -18,13 +18,21 @@ use serde_json::Value;
 use super::Args;
 use crate::edits::Texts;
 use crate::table::table;
-use crate::{print, print_json, progress};
+use crate::{print, print_json, progress, workers};
 
 /// All that was compiled, as `--json` prints it.
 #[derive(Serialize)]
 struct Report {
     model: String,
     kernels: Vec<Row>,
+}
+
+impl Report {
+    /// Codes with too few registers.
+    fn spilled(&self) -> usize {
+        let spills = |row: &&Row| row.code.as_ref().is_some_and(|c| c.resources.spill_bytes > 0);
+        self.kernels.iter().filter(spills).count()
+    }
 }
 
 /// A source for an architecture. A kernel that can be computed in several ways, or is launched in parts, has several sources.
@@ -37,6 +45,8 @@ struct Row {
     /// Of the parts of a kernel, which it is, counted from 1; 0 is the whole.
     part: usize,
     arch: &'static str,
+    /// Products of tensor cores that a plane takes part in for a stage of its tile.
+    needed: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<MachineCode>,
     /// What a compiler said against it.
@@ -80,6 +90,10 @@ pub(super) fn check(
     if refused > 0 {
         bail!("{refused} of {} sources of {model} are refused", report.kernels.len());
     }
+    let spilled = report.spilled();
+    if spilled > 0 {
+        bail!("{spilled} of {} codes of {model} spill registers", report.kernels.len());
+    }
     Ok(())
 }
 
@@ -94,23 +108,9 @@ fn rows(
     let archs: Vec<&Arch> = ARCHS.iter().filter(|a| args.arch.iter().any(|name| name == a.name)).collect();
     let toolkit = Toolkit::find()?;
     let nvrtc = Nvrtc::load(&toolkit)?;
-    let spinner = progress::spinner("compiling");
-    let mut rows = Vec::new();
-    let mut compile = |arch: &Arch, row: Row, source: &Source| {
-        let (text, shape) = (edits.text(source.identity).unwrap_or(&source.text), &source.launch);
-        let shared = shape.shared_bytes as u32;
-        let (code, error) = match machine_code((&nvrtc, &toolkit), text, arch, shape.units, shared) {
-            Ok(code) => (Some(code), None),
-            Err(e) => (None, Some(e.to_string())),
-        };
-        rows.push(Row { arch: arch.name, code, error, ..row });
-    };
-    let row = |kernel: &str, way: &str, kind: String, part: usize| {
-        let (kernel, way) = (kernel.to_owned(), way.to_owned());
-        Row { kernel, way, kind, part, arch: "", code: None, error: None }
-    };
-    for (n, kernel) in kernels.iter().enumerate() {
-        spinner.say(format!("{} ({} of {})", kernel.name, n + 1, kernels.len()));
+    let spinner = progress::spinner("writing");
+    let mut codes: Vec<(Row, &Arch, Source)> = Vec::new();
+    for kernel in kernels {
         // A launch takes one of these, by its sizes.
         let of = archs.iter().map(|&arch| {
             let ways = taken(kernel, Language::Cuda, &arch.machine(), &[], tuning)?;
@@ -124,26 +124,34 @@ fn rows(
             }
         }
         for way in ways {
-            for (part, source) in cuda_sources(way)?.iter().enumerate() {
+            for (part, source) in cuda_sources(way)?.into_iter().enumerate() {
                 for (arch, _) in of.iter().filter(|(_, ways)| ways.iter().any(|w| w.kind == way.kind)) {
-                    let row = row(&kernel.name, &way.name, way.kind.to_string(), part);
-                    compile(arch, row, source);
+                    let row = Row::new((&kernel.name, &way.name), way.kind.to_string(), part, arch, &source);
+                    codes.push((row, arch, source.clone()));
                 }
             }
         }
     }
     for group in together {
         let name = together_name(group);
-        spinner.say(name.clone());
         let group = side_by_side(group, tuning)?;
         if let Some(source) = cuda_together_source(&group)? {
             for arch in &archs {
-                let row = row(&name, &name, format!("{} at once", group.len()), 0);
-                compile(arch, row, &source);
+                let row = Row::new((&name, &name), format!("{} at once", group.len()), 0, arch, &source);
+                codes.push((row, arch, source.clone()));
             }
         }
     }
-    Ok(rows)
+    spinner.say(format!("compiling {} sources", codes.len()));
+    let compile = |(): &mut (), (row, arch, source): &(Row, &Arch, Source)| {
+        let (text, shape) = (edits.text(source.identity).unwrap_or(&source.text), &source.launch);
+        let shared = shape.shared_bytes as u32;
+        match machine_code((&nvrtc, &toolkit), text, arch, shape.units, shared) {
+            Ok(code) => Row { code: Some(code), ..row.clone() },
+            Err(e) => Row { error: Some(e.to_string()), ..row.clone() },
+        }
+    };
+    Ok(workers::each(&codes, || (), compile))
 }
 
 fn text(report: &Report, kernels: usize, start: Instant) -> String {
@@ -159,6 +167,7 @@ fn text(report: &Report, kernels: usize, start: Instant) -> String {
         "global",
         "16-byte",
         "tensor",
+        "needed",
     ];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     for r in &report.kernels {
@@ -176,6 +185,7 @@ fn text(report: &Report, kernels: usize, start: Instant) -> String {
                     counts.global.to_string(),
                     counts.wide_share().map_or_else(|| "-".to_owned(), percent),
                     counts.tensor.to_string(),
+                    r.needed.to_string(),
                 ]);
             }
             None => row.push("REFUSED".to_owned()),
@@ -188,19 +198,24 @@ fn text(report: &Report, kernels: usize, start: Instant) -> String {
             let _ = writeln!(text, "\n{} for {}: {error}", r.name(), r.arch);
         }
     }
-    let spilled =
-        report.kernels.iter().filter(|r| r.code.as_ref().is_some_and(|c| c.resources.spill_bytes > 0));
+    let (codes, seconds) = (report.kernels.len(), start.elapsed().as_secs_f64());
     let _ = writeln!(
         text,
-        "\n{kernels} kernels, {} of {} codes spill registers, {:.1} s",
-        spilled.count(),
-        report.kernels.len(),
-        start.elapsed().as_secs_f64()
+        "\n{kernels} kernels, {} of {codes} codes spill registers, {seconds:.1} s\n\
+         tensor: instructions of tensor cores, each counted once. needed: those that a plane needs for a stage of its tile; code that \
+         stands there\nseveral times has several times as many",
+        report.spilled()
     );
     text
 }
 
 impl Row {
+    /// What is known before it is compiled, of a kernel and its way.
+    fn new((kernel, way): (&str, &str), kind: String, part: usize, arch: &Arch, source: &Source) -> Row {
+        let (kernel, way, needed) = (kernel.to_owned(), way.to_owned(), source.tensor);
+        Row { kernel, way, kind, part, arch: arch.name, needed, code: None, error: None }
+    }
+
     fn name(&self) -> String {
         match self.part {
             0 => self.way.clone(),

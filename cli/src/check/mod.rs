@@ -6,11 +6,8 @@ mod traffic;
 
 use std::fmt::Write;
 use std::iter;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{anyhow, bail};
@@ -37,7 +34,7 @@ use crate::passes::Choice;
 use crate::share::share;
 use crate::table::table;
 use crate::tuning::TuningArgs;
-use crate::{print, print_json, progress, target};
+use crate::{print, print_json, progress, target, workers};
 
 /// Runs every kernel of a model on small sizes with odd tails, and compares with a float64 interpreter of what it means.
 ///
@@ -206,9 +203,9 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
             });
             // What does not compile says so when it is launched.
             let _ = emulator.prepare(&single.collect::<Vec<_>>());
-            drop(spinner);
-            let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-            by_workers(args, &subjects, emulator, workers)
+            spinner.say("running kernels".to_owned());
+            let one = |emulator: &mut Emulator, subject: &Subject| row(emulator, subject, args.seed);
+            (emulator.name(), workers::each(&subjects, || emulator.clone(), one))
         }
     };
     let mut report = finished(args, &model, &texts, rows);
@@ -391,35 +388,6 @@ type Rows = (String, Vec<Row>);
 fn one_by_one<D: Device>(args: &Args, subjects: &[Subject], mut device: D) -> Rows {
     let name = device.name();
     (name, subjects.iter().map(|s| row(&mut device, s, args.seed)).collect())
-}
-
-/// By so many workers, each with its own device.
-fn by_workers<D: Device + Clone + Send + Sync>(
-    args: &Args,
-    subjects: &[Subject],
-    device: D,
-    workers: usize,
-) -> Rows {
-    let next = AtomicUsize::new(0);
-    let rows: Vec<Mutex<Option<Row>>> = subjects.iter().map(|_| Mutex::new(None)).collect();
-    let _spinner = progress::spinner("running kernels");
-    thread::scope(|scope| {
-        for _ in 0..workers {
-            let mut device = device.clone();
-            let (next, rows) = (&next, &rows);
-            scope.spawn(move || {
-                loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(subject) = subjects.get(n) else { break };
-                    let made = row(&mut device, subject, args.seed);
-                    if let Ok(mut slot) = rows[n].lock() {
-                        *slot = Some(made);
-                    }
-                }
-            });
-        }
-    });
-    (device.name(), rows.into_iter().filter_map(|r| r.into_inner().ok().flatten()).collect())
 }
 
 fn finished(args: &Args, model: &Model, texts: &Texts, (device, kernels): Rows) -> Report {

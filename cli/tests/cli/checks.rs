@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{case, error, json, latentc, ok, words};
+use crate::{case, error, json, latentc, ok, scratch, words};
 
 #[test]
 fn every_kernel_of_a_model_is_compared_with_what_it_means() {
@@ -104,7 +104,43 @@ fn what_a_kernel_takes_of_a_gpu_is_told_without_one() {
             (0.0, 0.0),
             "{row}"
         );
+        assert_eq!((&counts["tensor"], &row["needed"]), (&0.into(), &0.into()), "in f32: {row}");
     }
+}
+
+#[test]
+fn a_kernel_that_spills_fails() {
+    let folder = scratch();
+    let (model, out) = (case("tiny"), folder.path().join("out"));
+    ok("compile {} --target cuda --dtype bf16 -o {}", &[&model, &out]);
+    // So many cubes at once have too few registers each.
+    let file = out.join("kernels/dense_layer_P_c_KV_s_matrix1.cu");
+    let text = std::fs::read_to_string(&file).expect("it was written");
+    let crowded = text.replacen("__launch_bounds__(128, 1)", "__launch_bounds__(128, 16)", 1);
+    assert_ne!(crowded, text);
+    std::fs::write(&file, crowded).expect("it can be written");
+    let line = "check {} --static --dtype bf16 --graph prefill --graph decode --kernel dense_layer_P_c_KV_s --from {}";
+    let out = latentc(words(line, &[&model, &out]));
+    let said = String::from_utf8_lossy(&out.stderr);
+    if said.contains("no CUDA toolkit") {
+        eprintln!("SKIPPED: a_kernel_that_spills_fails: {said}");
+        return;
+    }
+    let table = String::from_utf8_lossy(&out.stdout);
+    assert!(!out.status.success(), "{table}");
+    assert!(
+        said.contains("error: 1 of ") && said.contains(" codes of deepseek_v2 spill registers"),
+        "{said}"
+    );
+    let row = |name: &str| {
+        let line = table.lines().find(|l| l.split_whitespace().next() == Some(name));
+        line.unwrap_or_else(|| panic!("no line of {name} in\n{table}")).split_whitespace().collect::<Vec<_>>()
+    };
+    // Of both products of a block of positions, the code has all that a plane needs.
+    let (heads, row) = (row("kernel"), row("dense_layer_P_c_KV_s_matrix1"));
+    assert_eq!(heads[heads.len() - 2..], ["tensor", "needed"]);
+    let [tensor, needed] = [row[row.len() - 2], row[row.len() - 1]].map(|n| n.parse().unwrap_or(0));
+    assert!(needed > 0 && tensor >= needed && tensor % needed == 0, "{table}");
 }
 
 #[test]

@@ -193,6 +193,13 @@ impl Tile {
         [2 * (left * narrow + products * right * wide), slab + lines + barriers].map(|bytes| bytes as usize)
     }
 
+    /// Products of tensor cores that a plane takes part in for a stage.
+    pub(super) fn products(self, body: &Function, plan: &FewPlan) -> u32 {
+        let times = plan.products.len() * multiplications(body, plan);
+        let wide = if self.groups { 1 } else { self.wide(plan) };
+        times as u32 * self.depth / 16 * self.high() * wide
+    }
+
     /// How many stages there are.
     pub(super) fn stages(self, body: &Function, plan: &FewPlan) -> u32 {
         let [stage, rest] = self.bytes(body, plan);

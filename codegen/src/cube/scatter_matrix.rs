@@ -75,6 +75,12 @@ impl OuterPlan {
         tiles::multiplications(self.sides.each_ref().map(|side| side.pieces as usize))
     }
 
+    /// Products of tensor cores that a plane takes part in for a stage of tiles of so many columns.
+    pub(super) fn products(&self, side: u32) -> u32 {
+        let of_depth = self.depth(side) / 16 * self.multiplications() as u32;
+        of_depth * (side / DOWN / 16) * (side / ACROSS / 8)
+    }
+
     /// Rows that are brought in at a time for tiles of so many columns.
     pub(super) fn depth(&self, side: u32) -> u32 {
         // What is split passes through registers: a pack of each factor a unit.

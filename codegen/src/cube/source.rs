@@ -15,7 +15,7 @@ use super::bulk;
 use super::edits::Edit;
 use super::emit::{COPIES, CUBES, GRIDS, GROUPS};
 use super::feed::TURNED_BYTES;
-use super::kernel::CubeIr;
+use super::kernel::{CubeIr, Form};
 use super::overlap;
 use super::refuse;
 use super::shape::{Cubes, LaunchShape};
@@ -58,6 +58,9 @@ pub struct Source {
     pub text: String,
     /// How it is launched.
     pub launch: LaunchShape,
+    /// Products of tensor cores that a plane takes part in for a stage of its tile, or a block of positions; none where it multiplies so
+    /// nothing.
+    pub tensor: u32,
     /// What it is known by in any program, whatever it is called: by this number [`Edits`](super::Edits) put other texts in its place.
     pub identity: u64,
 }
@@ -113,8 +116,23 @@ pub fn cuda_sources(kernel: &Kernel) -> Result<Vec<Source>, DeviceError> {
 /// One of the launches of a kernel.
 fn stage_source(stage: &Stage, target: Target) -> Result<Source, DeviceError> {
     let name = format!("{}{}", stage.kernel.name, stage.role.suffix());
-    let ir = stage.ir(target)?;
-    Ok(Source { name, text: written(&ir)?, launch: stage.shape(target), identity: ir.identity() })
+    source(name, &stage.ir(target)?, stage.shape(target))
+}
+
+fn source(name: String, ir: &CubeIr, launch: LaunchShape) -> Result<Source, DeviceError> {
+    let all = ir.kernels();
+    let tensor = all.into_iter().map(|(kernel, role)| products(kernel, role, ir.target())).sum();
+    Ok(Source { name, text: written(ir)?, launch, tensor, identity: ir.identity() })
+}
+
+/// As [`Source::tensor`] says.
+fn products(kernel: &Kernel, role: Role, target: Target) -> u32 {
+    match (role, Form::of(kernel, target)) {
+        (Role::Whole, Form::Matrix(plan, tile)) => tile.products(&kernel.body, &plan),
+        (Role::Whole, Form::ScatterMatrix(plan, side)) => plan.products(side),
+        (Role::Whole | Role::Part, Form::StreamMatrix(plan, tiling)) => plan.products(tiling),
+        (Role::Whole | Role::Part | Role::Merge | Role::Sort, _) => 0,
+    }
 }
 
 /// Kernels side by side in one grid, in CUDA C++ for sm_90. The entry is called as [`together_name`] says. `None` if there are none.
@@ -127,7 +145,7 @@ pub fn cuda_together_source(kernels: &[Kernel]) -> Result<Option<Source>, Device
         return Ok(None);
     };
     let ir = CubeIr::together(&irs);
-    Ok(Some(Source { name: together_name(kernels), text: written(&ir)?, launch, identity: ir.identity() }))
+    source(together_name(kernels), &ir, launch).map(Some)
 }
 
 /// The name of the entry of kernels side by side.

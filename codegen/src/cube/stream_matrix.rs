@@ -316,6 +316,13 @@ impl MatrixPlan {
         self.depths.iter().map(|d| d.next_multiple_of(16)).sum::<u32>() + t.columns
     }
 
+    /// Products of tensor cores that a plane takes part in for a block of positions.
+    pub(super) fn products(&self, t: Tiling) -> u32 {
+        let deep = self.depths.iter().map(|d| d.div_ceil(16)).sum::<u32>();
+        let weighed = if self.values.is_some() { t.positions / 16 } else { 0 };
+        if t.groups { deep + weighed } else { t.high * (deep * t.scored() + weighed * t.tiles()) }
+    }
+
     /// Bytes of shared memory.
     pub(crate) fn shared_bytes(&self, t: Tiling) -> usize {
         let [rows, keys, values, scores] = self.elements(t);
