@@ -4,7 +4,7 @@ use latentc_codegen::cube::{Target, cuda_source, ways};
 use latentc_codegen::program::{Kernel, KernelKind};
 
 use crate::bench::{emulated, inputs, kernel, on_cuda};
-use crate::groups::all_show;
+use crate::groups::{all_show, in_16_bits};
 use crate::matrix::{gradient, two_products, wider};
 
 /// The ways by such copies.
@@ -124,6 +124,7 @@ fn what_a_text_lacks_shows() {
         // Packs that are turned round otherwise than they are read, and a box from elsewhere.
         ("other packs", text.replace("0x40000040u << 32", "0x80000040u << 32")),
         ("another box", moved),
+        ("a row beyond the last", text.replace("< info.scalars_uint32[0];", "<= info.scalars_uint32[0];")),
     ];
     all_show(&way, &[20], broken.map(|(what, text)| (what.to_owned(), text)).to_vec());
     // What units bring themselves has to be there, and to be shown to products, before they say so.
@@ -140,6 +141,7 @@ fn what_a_text_lacks_shows() {
             "copies are not shown",
             text.replace("asm volatile(\"fence.proxy.async.shared::cta;\" ::: \"memory\");\n", ""),
         ),
+        ("sums in 16 bits", in_16_bits(&text)),
     ];
     all_show(&way, &[47], broken.map(|(what, text)| (what.to_owned(), text)).to_vec());
 }

@@ -96,6 +96,16 @@ pub(crate) fn all_show(kernel: &Kernel, sizes: &[usize], broken: Vec<(String, St
     });
 }
 
+/// The text with sums of 16 bits, wherever products are waited for.
+pub(crate) fn in_16_bits(text: &str) -> String {
+    let rounded = |line: &str| {
+        let sums = line.split("\"+f\"(").skip(1).filter(|_| line.contains("wgmma.wait_group"));
+        let names = sums.map(|rest| rest.split(')').next().unwrap_or_default());
+        names.map(|sum| format!(" {sum} = float(__nv_bfloat16({sum}));")).collect::<String>()
+    };
+    text.lines().map(|line| format!("{line}{}\n", rounded(line))).collect()
+}
+
 #[test]
 fn what_a_text_lacks_shows() {
     let way = grouped(&along(400)).swap_remove(0);
@@ -110,5 +120,6 @@ fn what_a_text_lacks_shows() {
         ("0x40000040u << 32", "0x80000040u << 32"),
     ];
     let broken = broken.map(|(from, to)| (format!("`{to}` in place of `{from}`"), text.replace(from, to)));
-    all_show(&way, &[20], broken.to_vec());
+    let sums = ("sums in 16 bits".to_owned(), in_16_bits(&text));
+    all_show(&way, &[20], broken.into_iter().chain([sums]).collect());
 }

@@ -1,10 +1,11 @@
 //! Products on tensor cores, in each of their ways and with all launches that they come to.
 
 use latentc_codegen::check::{Expected, launch, meaning};
-use latentc_codegen::cube::{Target, chosen, cuda_sources, ways};
+use latentc_codegen::cube::{Target, chosen, cuda_source, cuda_sources, ways};
 use latentc_codegen::program::{Kernel, KernelKind};
 
 use crate::bench::{emulated, inputs, kernel, on_cuda, shows_unawaited};
+use crate::groups::all_show;
 
 /// The ways on tensor cores.
 fn tiled(kernel: &Kernel) -> Vec<Kernel> {
@@ -195,17 +196,36 @@ fn products_of_different_operands_are_stored_one_by_one() {
     agree(&k, &[32], 3, &[35], &[]);
 }
 
-#[test]
-fn copies_that_are_not_awaited_show() {
-    // More than all stages.
+/// One whose depth is more than all stages hold.
+fn long() -> Kernel {
     let k = kernel(
         KernelKind::Contract,
         "long",
         "axes a0=n0, a1=24, a2=400\nparam p0: bf16[a0, a2]\nparam p1: bf16[a1, a2]\n\
          y: f32[a0, a1] = contract p0, p1 over a2\nreturn y",
     );
-    let way = &tiled(&k)[0];
-    shows_unawaited(way, "asm volatile(\"cp.async.wait_group %0;\" :: \"n\"(2) : \"memory\");", &[20]);
+    tiled(&k).swap_remove(0)
+}
+
+#[test]
+fn copies_that_are_not_awaited_show() {
+    shows_unawaited(&long(), "asm volatile(\"cp.async.wait_group %0;\" :: \"n\"(2) : \"memory\");", &[20]);
+}
+
+#[test]
+fn what_is_broken_shows() {
+    let way = long();
+    let text = cuda_source(&way).unwrap();
+    let narrow = |text: String, n: u32| {
+        text.replace(&format!("\"f\"(reg_c_{n})"), &format!("\"f\"(float(__half(reg_c_{n})))"))
+    };
+    let broken = [
+        ("a row beyond the last", text.replace("< info.scalars_uint32[0];", "<= info.scalars_uint32[0];")),
+        ("a depth beyond the last", text.replace("< uint32(400);", "<= uint32(400);")),
+        ("a pack that lies otherwise than it is read", text.replacen(" ^ ", " + 0 * ", 1)),
+        ("sums in 16 bits", (0..4).fold(format!("#include <cuda_fp16.h>\n{text}"), narrow)),
+    ];
+    all_show(&way, &[20], broken.map(|(what, text)| (what.to_owned(), text)).to_vec());
 }
 
 /// Experts for three groups of rows: some have none, one has most.

@@ -128,6 +128,12 @@ fn what_a_text_lacks_shows() {
     let untold = |text: &str| text.lines().filter(told).map(|line| format!("{line}\n")).collect();
     shows(boxes, "a block that nobody tells of", &untold);
     shows(boxes, "fewer bytes", &|text| text.replacen("\"n\"(16384)", "\"n\"(16368)", 1));
+    let beyond = |text: &str| text.replace("< info.scalars_uint32[1];", "<= info.scalars_uint32[1];");
+    shows(boxes, "a position beyond the last", &beyond);
+    shows(boxes, "rows that lie otherwise than they are read", &|text| text.replace(" ^ ", " + 0 * "));
+    shows(boxes, "boxes that are read otherwise than they lie", &|text| {
+        text.replace("0x4000004", "0x8000004")
+    });
 }
 
 #[test]
