@@ -1,20 +1,19 @@
 //! Every kernel of the published models, in real size, through NVIDIA's own compilers: no GPU is needed for that.
 
-use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use latentc_codegen::cube::{
-    Machine, Source, Tuning, cuda_sources, cuda_together_source, side_by_side, typical,
+    Machine, Source, Target, Tuning, cuda_sources, cuda_together_source, side_by_side, taken, typical,
 };
-use latentc_codegen::machine_code::{ARCHS, MachineCode};
-use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
-use latentc_codegen::program::Kernel;
+use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode};
+use latentc_codegen::nvrtc::{Cubin, Nvrtc, Toolkit};
+use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_models::config::ModelConfig;
 use latentc_passes::Graph;
 use latentc_tests::compiled;
+use rayon::prelude::*;
+use tempfile::TempDir;
 
 /// The model whose kernels are looked at instruction by instruction: to disassemble those of all takes three times as long as the rest.
 const LOOKED_AT: &str = "deepseek-v2-lite";
@@ -30,85 +29,147 @@ fn line(name: &str, code: &MachineCode) -> String {
     format!("{name:<66} {registers:>9} {spills:>6} {shared:>10} {occupancy:>9}% {wide:>7} {tensor:>6}\n")
 }
 
-#[test]
-fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
-    // The sources must come out without any toolkit; only what follows needs it.
-    let mut kernels: BTreeMap<String, (String, Kernel)> = BTreeMap::new();
-    let mut together: BTreeMap<String, Vec<Kernel>> = BTreeMap::new();
-    for name in [LOOKED_AT, "deepseek-v2", "deepseek-67b"] {
+/// What a kernel does, and how.
+fn text(kernel: &Kernel) -> String {
+    format!("{}\n{:?}", kernel.body, kernel.kind)
+}
+
+fn arch(name: &str) -> &'static Arch {
+    ARCHS.iter().find(|arch| arch.name == name).expect("it is one of them")
+}
+
+/// What the kernels of published models are compiled from in some of their ways. Each has a name that is the same from run to run: that of the
+/// first model and graph that has it, and the way.
+fn sources(models: &[&str], ways: impl Fn(&Kernel) -> Vec<Kernel>) -> Vec<(String, KernelKind, Source)> {
+    let (mut known, mut sources) = (BTreeSet::new(), Vec::new());
+    for &name in models {
         let config = ModelConfig::bundled(name).expect("bundled");
         for graph in Graph::ALL {
             let program = compiled(&config, graph).program;
-            let text = |k: &Kernel| format!("{}\n{:?}", k.body, k.kind);
-            for kernel in program.kernels.iter().flat_map(|k| typical(k, &Machine::HOPPER)) {
-                // By the first model and graph that has it: a name is the same from run to run.
-                let name = format!("{}/{}/{}", name, graph.name(), kernel.name);
-                kernels.entry(text(&kernel)).or_insert((name, kernel));
-            }
-            for group in program.together().into_iter().filter(|_| graph == Graph::Decode) {
-                let group = side_by_side(group, &Tuning::default()).expect("no tuning is wrong");
-                together.insert(group.iter().map(text).collect(), group);
+            for k in program.kernels.iter().flat_map(&ways).filter(|k| known.insert(text(k))) {
+                let all = cuda_sources(&k).unwrap_or_else(|e| panic!("{e}"));
+                let of = |source: &Source| format!("{name}/{}/{}", graph.name(), source.name);
+                sources.extend(all.into_iter().map(|source| (of(&source), k.kind, source)));
             }
         }
     }
-    let mut sources = Vec::new();
-    for (name, k) in kernels.into_values() {
-        let all = cuda_sources(&k).unwrap_or_else(|e| panic!("{e}"));
-        // What comes behind the kernel's name says which way it is, and which of its launches.
-        sources.extend(all.into_iter().map(|source| {
-            let way = source.name.strip_prefix(&k.name).unwrap_or(&source.name);
-            (format!("{name}{way}"), source)
-        }));
+    sources
+}
+
+/// The kernels that decode runs at the same time, in one source each.
+fn sources_together(models: &[&str]) -> Vec<(String, Source)> {
+    let mut together: BTreeMap<String, Vec<Kernel>> = BTreeMap::new();
+    for name in models {
+        let config = ModelConfig::bundled(name).expect("bundled");
+        let program = compiled(&config, Graph::Decode).program;
+        for group in program.together() {
+            let group = side_by_side(group, &Tuning::default()).expect("no tuning is wrong");
+            together.insert(group.iter().map(text).collect(), group);
+        }
     }
-    for group in together.into_values().filter(|group| !group.is_empty()) {
-        let source = cuda_together_source(&group).unwrap_or_else(|e| panic!("{e}"));
-        sources.extend(source.map(|source| (source.name.clone(), source)));
-    }
-    println!("{} distinct sources", sources.len());
-    let toolkit = match Toolkit::find() {
-        Ok(toolkit) => toolkit,
+    let groups = together.into_values().filter(|group| !group.is_empty());
+    let sources = groups.filter_map(|group| cuda_together_source(&group).unwrap_or_else(|e| panic!("{e}")));
+    sources.map(|source| (source.name.clone(), source)).collect()
+}
+
+/// NVIDIA's compilers, if they are here.
+fn compilers(test: &str) -> Option<(Nvrtc, Toolkit)> {
+    match Toolkit::find() {
+        Ok(toolkit) => Some((Nvrtc::load(&toolkit).expect("the toolkit that was found loads"), toolkit)),
         Err(e) => {
-            eprintln!("SKIPPED: every_kernel_of_the_bundled_models_is_accepted_for_sm_90a: {e}");
-            return;
+            eprintln!("SKIPPED: {test}: {e}");
+            None
         }
+    }
+}
+
+/// What work makes of all machine code for an architecture, with a folder for its files; by as many threads as there are cores, since most
+/// of the time is the compilers'.
+fn assembled<R: Send>(
+    (nvrtc, toolkit): &(Nvrtc, Toolkit),
+    arch: &str,
+    sources: &[(String, Source)],
+    work: impl Fn(&str, &Source, &Cubin, &Path) -> R + Sync,
+) -> Vec<R> {
+    let folder = || tempfile::tempdir().expect("a temporary folder");
+    let one = |folder: &mut TempDir, (name, source): &(String, Source)| {
+        let ptx = nvrtc.compile(&source.text, arch);
+        let ptx = ptx.unwrap_or_else(|e| panic!("{name}: {e}\n{}", source.text));
+        let cubin = toolkit.assemble(&ptx, arch, folder.path());
+        work(name, source, &cubin.unwrap_or_else(|e| panic!("{name}: {e}")), folder.path())
     };
-    let nvrtc = Nvrtc::load(&toolkit).expect("the toolkit that was found loads");
-    let (spilled, table) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
-    let arch = ARCHS.iter().find(|arch| arch.name == "sm_90a").expect("it is one of them");
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        while let Some((name, Source { text, launch, .. })) =
-            sources.get(next.fetch_add(1, Ordering::Relaxed))
-        {
-            let ptx = nvrtc.compile(text, arch.name).unwrap_or_else(|e| panic!("{name}: {e}\n{text}"));
-            let cubin = toolkit.assemble(&ptx, arch.name, folder.path());
-            let cubin = cubin.unwrap_or_else(|e| panic!("{name}: {e}"));
-            if cubin.resources.spill_bytes > 0 {
-                let found = format!("{name}: {:?}", cubin.resources);
-                spilled.lock().expect("no thread has panicked").push(found);
-            }
-            let Some(short) = name.strip_prefix(LOOKED_AT) else { continue };
-            let code = toolkit.disassemble(&cubin, folder.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
-            if waits_at_once(text) {
-                let early = before_the_wait(&code).unwrap_or_else(|| panic!("{name} does not wait:\n{code}"));
-                assert!(early.is_empty(), "{name} touches memory before it waits: {early:?}");
-            }
-            let code =
-                MachineCode::of(arch, cubin.resources, &code, launch.units, launch.shared_bytes as u32);
-            let short = short.trim_start_matches('/').to_owned();
-            let line = line(&short, &code);
-            table.lock().expect("no thread has panicked").insert(short, line);
-        }
-    };
-    // Most of the time is the compilers'.
-    let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
-    let spilled = spilled.into_inner().expect("no thread has panicked");
+    sources.par_iter().map_init(folder, one).collect()
+}
+
+/// Asserts that nothing was spilled; what was said of a kernel is that it was.
+fn none_spills(said: impl IntoIterator<Item = Option<String>>) {
+    let spilled: Vec<_> = said.into_iter().flatten().collect();
     assert!(spilled.is_empty(), "kernels that spill registers:\n{}", spilled.join("\n"));
+}
+
+fn spills(name: &str, cubin: &Cubin) -> Option<String> {
+    (cubin.resources.spill_bytes > 0).then(|| format!("{name}: {:?}", cubin.resources))
+}
+
+#[test]
+fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
+    // The sources must come out without any toolkit; only what follows needs it.
+    let models = [LOOKED_AT, "deepseek-v2", "deepseek-67b"];
+    let single = sources(&models, |k| typical(k, &Machine::HOPPER));
+    let mut sources: Vec<_> = single.into_iter().map(|(name, _, source)| (name, source)).collect();
+    sources.extend(sources_together(&models));
+    println!("{} distinct sources", sources.len());
+    let Some(compilers) = compilers("every_kernel_of_the_bundled_models_is_accepted_for_sm_90a") else {
+        return;
+    };
+    let arch = arch("sm_90a");
+    let found = assembled(&compilers, arch.name, &sources, |name, source, cubin, folder| {
+        let spilled = spills(name, cubin);
+        let Some(short) = name.strip_prefix(LOOKED_AT) else { return (spilled, None) };
+        let code = compilers.1.disassemble(cubin, folder).unwrap_or_else(|e| panic!("{name}: {e}"));
+        if waits_at_once(&source.text) {
+            let early = before_the_wait(&code).unwrap_or_else(|| panic!("{name} does not wait:\n{code}"));
+            assert!(early.is_empty(), "{name} touches memory before it waits: {early:?}");
+        }
+        let Source { launch, tensor, .. } = source;
+        let code = MachineCode::of(arch, cubin.resources, &code, launch.units, launch.shared_bytes as u32);
+        // What a stage needs stands there once, or some whole number of times.
+        let counted = code.instructions.tensor;
+        let times = if *tensor == 0 { counted == 0 } else { counted > 0 && counted.is_multiple_of(*tensor) };
+        assert!(times, "{name}: {counted} instructions of tensor cores, a stage needs {tensor}");
+        (spilled, Some(line(short.trim_start_matches('/'), &code)))
+    });
+    let (spilled, lines): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+    none_spills(spilled);
+    let lines: BTreeSet<_> = lines.into_iter().flatten().collect();
     let heads = ["registers", "spills", "shared KiB", "occupancy", "16-byte", "tensor"].join(" ");
-    let table: String = table.into_inner().expect("no thread has panicked").into_values().collect();
+    let table = lines.into_iter().collect::<String>();
     insta::assert_snapshot!(format!("{LOOKED_AT:<66} {heads}\n{table}"));
+}
+
+/// Of each way that is taken there with one token, with some, or with many, this compiles the longest text.
+#[test]
+fn the_longest_text_of_each_way_spills_nothing_for_other_architectures() {
+    for arch in ["sm_80", "sm_100"].map(arch) {
+        let ways = |k: &Kernel| {
+            let some = [16, 100].map(|n| vec![n; k.size_symbols().len()]);
+            let ways = taken(k, Target::Cuda, &arch.machine(), &some, &Tuning::default());
+            ways.expect("no tuning is wrong")
+        };
+        let mut longest: BTreeMap<String, (String, Source)> = BTreeMap::new();
+        for (name, kind, source) in sources(&[LOOKED_AT, "deepseek-v2"], ways) {
+            let way = format!("{kind:?}");
+            let known = longest.get(&way).map_or(0, |(_, known)| known.text.len());
+            if source.text.len() > known {
+                longest.insert(way, (name, source));
+            }
+        }
+        let longest: Vec<_> = longest.into_values().collect();
+        println!("{} sources for {}", longest.len(), arch.name);
+        let test = "the_longest_text_of_each_way_spills_nothing_for_other_architectures";
+        let Some(compilers) = compilers(test) else { return };
+        none_spills(assembled(&compilers, arch.name, &longest, |name, _, cubin, _| spills(name, cubin)));
+    }
 }
 
 /// Whether a text touches no memory before it waits for the grids ahead. Kernels side by side wait each by itself.
