@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use latentc_codegen::cube::{Bytes, Moves, Target as Language, choose, moves};
 use latentc_codegen::program::{Kernel, Step};
 use latentc_codegen::traffic::Traffic;
@@ -15,6 +15,7 @@ use crate::bench::{bound, fitting};
 use crate::held::HeldArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
+use crate::share::all_there;
 use crate::table::{grouped, short, table};
 use crate::target::Target;
 use crate::tuning::TuningArgs;
@@ -130,9 +131,7 @@ pub(crate) fn roofline(args: &Args) -> anyhow::Result<()> {
         let kernels = rows.collect::<anyhow::Result<_>>()?;
         graphs.push(OfGraph { graph: graph.name(), tokens, context, kernels });
     }
-    if let Some(name) = args.kernel.iter().find(|name| !names.contains(name)) {
-        bail!("{} has no kernel `{name}` in these graphs; it has {}", model.name, names.join(", "));
-    }
+    all_there(&model.name, &args.kernel, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
     let report = Report { model: model.name.clone(), batch: args.batch, graphs };
     if args.json {
         print_json(&report)?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::bail;
 use latentc_codegen::program::{Kernel, Program};
 
 /// The distinct kernels of all programs, in the order in which they are first met. The programs are renamed to match: what
@@ -12,9 +13,7 @@ pub(crate) fn share<'a>(programs: impl IntoIterator<Item = &'a mut Program>) -> 
     let mut taken = BTreeSet::new();
     for program in programs {
         for kernel in &mut program.kernels {
-            let mut nameless = kernel.body.clone();
-            nameless.name.clear();
-            let key = (kernel.kind.to_string(), nameless.to_string());
+            let key = (kernel.kind.to_string(), kernel.nameless().to_string());
             let at = *known.entry(key).or_insert_with(|| {
                 let mut new = kernel.clone();
                 new.name = free(&kernel.name, &mut taken);
@@ -26,6 +25,14 @@ pub(crate) fn share<'a>(programs: impl IntoIterator<Item = &'a mut Program>) -> 
         }
     }
     shared
+}
+
+/// Refuses a name that none of the kernels has.
+pub(crate) fn all_there(of: &str, wanted: &[String], known: &[&str]) -> anyhow::Result<()> {
+    match wanted.iter().find(|name| !known.contains(&name.as_str())) {
+        Some(name) => bail!("{of} has no kernel `{name}` here; it has {}", known.join(", ")),
+        None => Ok(()),
+    }
 }
 
 /// The name, numbered if it is taken.

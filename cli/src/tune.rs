@@ -14,6 +14,7 @@ use crate::held::HeldArgs;
 use crate::manifest::Hex;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice as Passes;
+use crate::share::all_there;
 use crate::table::table;
 use crate::target::{Job, Target, with_device};
 use crate::tuning::{Choice, File, Kernel, Trial, describe};
@@ -164,10 +165,7 @@ impl Job for Tune<'_> {
         }
         let known: BTreeSet<_> =
             runs.iter().flat_map(|(c, ..)| &c.program.kernels).map(|k| k.name.as_str()).collect();
-        if let Some(name) = args.kernel.iter().find(|name| !known.contains(name.as_str())) {
-            let known: Vec<_> = known.into_iter().collect();
-            bail!("{} has no kernel `{name}` in these graphs; it has {}", model.name, known.join(", "));
-        }
+        all_there(&model.name, &args.kernel, &Vec::from_iter(known))?;
         // Better now than after the work.
         write(&[])?;
         let mut tried: Vec<Tried> = Vec::new();

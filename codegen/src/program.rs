@@ -95,6 +95,11 @@ impl Kernel {
         symbols
     }
 
+    /// What it computes under no name: equal for kernels that compute the same, whatever they are called.
+    pub fn nameless(&self) -> Function {
+        Function { name: String::new(), ..self.body.clone() }
+    }
+
     /// What is behind each run-time size when the sizes are these; 0 behind what is none.
     pub fn number<'k>(&'k self, sizes: &'k [usize]) -> impl Fn(&str) -> usize + 'k {
         let symbols = self.size_symbols();

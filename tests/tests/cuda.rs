@@ -29,9 +29,9 @@ fn line(name: &str, code: &MachineCode) -> String {
     format!("{name:<66} {registers:>9} {spills:>6} {shared:>10} {occupancy:>9}% {wide:>7} {tensor:>6}\n")
 }
 
-/// What a kernel does, and how.
-fn text(kernel: &Kernel) -> String {
-    format!("{}\n{:?}", kernel.body, kernel.kind)
+/// What a kernel does and how, whatever it is called.
+fn nameless(kernel: &Kernel) -> String {
+    format!("{:?}\n{}", kernel.kind, kernel.nameless())
 }
 
 fn arch(name: &str) -> &'static Arch {
@@ -46,7 +46,7 @@ fn sources(models: &[&str], ways: impl Fn(&Kernel) -> Vec<Kernel>) -> Vec<(Strin
         let config = ModelConfig::bundled(name).expect("bundled");
         for graph in Graph::ALL {
             let program = compiled(&config, graph).program;
-            for k in program.kernels.iter().flat_map(&ways).filter(|k| known.insert(text(k))) {
+            for k in program.kernels.iter().flat_map(&ways).filter(|k| known.insert(nameless(k))) {
                 let all = cuda_sources(&k).unwrap_or_else(|e| panic!("{e}"));
                 let of = |source: &Source| format!("{name}/{}/{}", graph.name(), source.name);
                 sources.extend(all.into_iter().map(|source| (of(&source), k.kind, source)));
@@ -64,7 +64,7 @@ fn sources_together(models: &[&str]) -> Vec<(String, Source)> {
         let program = compiled(&config, Graph::Decode).program;
         for group in program.together() {
             let group = side_by_side(group, &Tuning::default()).expect("no tuning is wrong");
-            together.insert(group.iter().map(text).collect(), group);
+            together.insert(group.iter().map(nameless).collect(), group);
         }
     }
     let groups = together.into_values().filter(|group| !group.is_empty());

@@ -17,6 +17,7 @@ use crate::folder::write_file;
 use crate::held::HeldArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
+use crate::share::all_there;
 use crate::target::{Job, Target, with_texts};
 use crate::tuning::TuningArgs;
 use crate::{edits, opt, print, print_json, progress, size};
@@ -140,13 +141,8 @@ pub(crate) fn bench(args: &Args) -> anyhow::Result<()> {
         true => operation(args)?,
         false => whole_model(args)?,
     };
-    for name in &args.kernel {
-        let known = &subject.compiled.program.kernels;
-        if !known.iter().any(|k| k.name == *name) {
-            let known: Vec<_> = known.iter().map(|k| k.name.as_str()).collect();
-            bail!("{} has no kernel `{name}` in this graph; it has {}", subject.name, known.join(", "));
-        }
-    }
+    let known = subject.compiled.program.kernels.iter().map(|k| k.name.as_str());
+    all_there(&subject.name, &args.kernel, &known.collect::<Vec<_>>())?;
     drop(spinner);
     let (texts, tuned) = (args.from.read(args.target)?, args.tuning.read(args.target)?);
     with_texts(args.target, &texts, &tuned, Bench { args, subject })

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use latentc_codegen::check::{Outcome, Trial, cases, check_together, trials, trials_together};
@@ -31,7 +31,7 @@ use crate::edits::{self, Texts};
 use crate::held::HeldArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
-use crate::share::share;
+use crate::share::{all_there, share};
 use crate::table::table;
 use crate::tuning::TuningArgs;
 use crate::{print, print_json, progress, target, workers};
@@ -264,19 +264,9 @@ fn chosen(args: &Args, model: &Model, tuning: &Tuning) -> anyhow::Result<Chosen>
             }
         }
     }
-    let names = || {
-        let single = kernels.iter().map(|k| k.name.clone());
-        single.chain(together.iter().map(|group| together_name(group))).collect::<Vec<_>>()
-    };
-    for name in &args.kernel {
-        if !names().contains(name) {
-            return Err(anyhow!(
-                "{} has no kernel `{name}` in these graphs; it has {}",
-                model.name,
-                names().join(", ")
-            ));
-        }
-    }
+    let groups: Vec<_> = together.iter().map(|group| together_name(group)).collect();
+    let known = kernels.iter().map(|k| &k.name).chain(&groups).map(String::as_str);
+    all_there(&model.name, &args.kernel, &known.collect::<Vec<_>>())?;
     let wanted = |name: &String| args.kernel.is_empty() || args.kernel.contains(name);
     kernels.retain(|k| wanted(&k.name));
     together.retain(|group| wanted(&together_name(group)));

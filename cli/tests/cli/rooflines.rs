@@ -70,5 +70,5 @@ fn the_page_shows_what_is_printed() {
 #[test]
 fn a_kernel_that_is_not_there_is_named() {
     let said = error("roofline deepseek-v2-lite --graph decode --kernel mlp", &[]);
-    says(&said, &["deepseek-v2-lite has no kernel `mlp` in these graphs; it has dense_layer_"]);
+    says(&said, &["deepseek-v2-lite has no kernel `mlp` here; it has dense_layer_"]);
 }

@@ -181,8 +181,7 @@ impl CubeIr {
 
 /// What decides what a kernel computes, and how.
 fn known_by(kernel: &Kernel, target: Target, role: Role) -> String {
-    let nameless = Function { name: String::new(), ..kernel.body.clone() };
-    format!("{target:?} {:?} {role:?}\n{nameless}", kernel.kind)
+    format!("{target:?} {:?} {role:?}\n{}", kernel.kind, kernel.nameless())
 }
 
 /// The [identity](CubeIr::identity) that a kernel has by itself, of which no device need be able to run it as it is.
