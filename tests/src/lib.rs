@@ -6,7 +6,7 @@ use std::sync::Arc;
 use latentc_ir::DType;
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
-use latentc_passes::{Graph, Pass, Wanted, pipeline};
+use latentc_passes::{Pass, Wanted, pipeline};
 use latentc_runtime::checkpoint::{Checkpoint, TensorFile};
 use latentc_runtime::compiled::{Compiled, compile};
 
@@ -78,10 +78,11 @@ impl Case {
 }
 
 /// The compiled graph of a model as it is bundled, in bf16.
-pub fn compiled(config: &ModelConfig, graph: Graph) -> Compiled {
-    let goal = if graph.serves() { Goal::Logits } else { Goal::Loss };
+pub fn compiled(config: &ModelConfig, wanted: impl Into<Wanted>) -> Compiled {
+    let wanted = wanted.into();
+    let goal = if wanted.graph.serves() { Goal::Logits } else { Goal::Loss };
     let traced = trace(config, goal, DType::Bf16).expect("the bundled models are right");
-    compile(&traced.module, graph, &pipeline()).expect("the bundled models compile")
+    compile(&traced.module, wanted, &pipeline()).expect("the bundled models compile")
 }
 
 /// The largest difference of two slices of equal length.

@@ -17,7 +17,7 @@ use latentc_codegen::device::Device;
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::program::{Kernel, KernelKind, Program};
 use latentc_models::config::ModelConfig;
-use latentc_passes::Graph;
+use latentc_passes::{CacheForm, Codes, Graph, Wanted, WeightForm, encode};
 use latentc_tests::compiled;
 
 /// The models that are bundled as configurations.
@@ -29,19 +29,26 @@ const SEED: u64 = 1;
 /// Trials of one launch each, with the names of what they are of.
 type Trials = Vec<(String, Vec<Trial>)>;
 
+/// The one that is also held in fewer bits: weights and caches are codes with scales, and caches lie in pages.
+const NARROW: &str = "bench-moe-0.3b";
+
 /// All graphs of all models.
 fn programs() -> impl Iterator<Item = (String, Graph, Program)> {
-    MODELS.into_iter().flat_map(|name| {
+    let wide = MODELS.into_iter().flat_map(|name| Graph::ALL.map(|graph| (name, Wanted::from(graph))));
+    let narrow = [Graph::Prefill, Graph::Decode].map(|graph| {
+        let (cache, weights) = (CacheForm::new(Codes::Int8), WeightForm { group: encode::GROUP });
+        (NARROW, Wanted { graph, cache: Some(cache), page: Some(16), weights: Some(weights) })
+    });
+    wide.chain(narrow).map(|(name, wanted)| {
         let config = ModelConfig::bundled(name).expect("bundled");
-        Graph::ALL.map(|graph| (format!("{name}, {}", graph.name()), graph, compiled(&config, graph).program))
+        let held = if wanted.weights.is_some() { " in codes" } else { "" };
+        (format!("{name}, {}{held}", wanted.graph.name()), wanted.graph, compiled(&config, wanted).program)
     })
 }
 
 /// What a kernel does and how, whatever it is called.
 fn nameless(kernel: &Kernel) -> String {
-    let mut body = kernel.body.clone();
-    body.name.clear();
-    format!("{:?}\n{body}", kernel.kind)
+    format!("{:?}\n{}", kernel.kind, kernel.nameless())
 }
 
 /// Each kernel in each way that is taken with one token, with some, or with many.
