@@ -26,21 +26,8 @@ pub(super) struct Part<'a> {
 /// # Errors
 /// What of the text is not understood.
 pub(super) fn program(parts: &[Part<'_>]) -> Result<String, String> {
-    let mut text = String::new();
-    let mut includes: Vec<&str> = Vec::new();
-    for line in parts.iter().flat_map(|p| p.source.lines()).filter(|l| l.starts_with("#include")) {
-        if !includes.contains(&line) {
-            includes.push(line);
-        }
-    }
-    // CUDA has copies without any header.
-    if parts.iter().any(|p| p.source.contains("cp.async")) {
-        includes.push("#include \"latentc_narrow.h\"");
-    }
-    // All of them outside of any namespace; where they stand in the kernels, they are then there already.
-    for line in includes {
-        let _ = writeln!(text, "{line}");
-    }
+    // All headers outside of any namespace; where they stand in the kernels, they are then there already.
+    let mut text = String::from("#include \"kernels.h\"\n");
     for (n, part) in parts.iter().enumerate() {
         let _ = writeln!(text, "namespace kernel_{n} {{");
         if part.shared_bytes > 0 {

@@ -10,7 +10,8 @@ use super::translate::{self, Part};
 use crate::device::DeviceError;
 
 /// The headers that stand in for CUDA's, by the names under which kernels include them.
-const HEADERS: [(&str, &str); 10] = [
+const HEADERS: [(&str, &str); 11] = [
+    ("kernels.h", include_str!("include/kernels.h")),
     ("emulator.h", include_str!("include/emulator.h")),
     ("cuda_runtime.h", include_str!("include/cuda_runtime.h")),
     ("latentc_count.h", include_str!("include/latentc_count.h")),
@@ -41,6 +42,9 @@ const CHECKED: [&str; 6] = [
     "-fno-sanitize-recover=all",
     "-fno-strict-aliasing",
 ];
+
+/// The headers, read once for all that is checked. GCC finds them so beside the path that it looks for; to others they are headers still.
+const READY: [&str; 6] = ["-Iinclude", "-x", "c++-header", "include/kernels.h", "-o", "ready/kernels.h.gch"];
 
 /// For what units of the device do, which read and write for kernels. What is undefined is looked for in kernels themselves.
 const UNITS: [&str; 6] = ["-O1", "-fsanitize=address", "-c", "units.cpp", "-o", "units.o"];
@@ -95,7 +99,9 @@ impl Workshop {
             let path = workshop.path(name);
             std::fs::write(&path, text).map_err(|e| absent(format!("{}: {e}", path.display())))
         };
-        std::fs::create_dir(workshop.path("include")).map_err(|e| absent(e.to_string()))?;
+        for name in ["include", "ready"] {
+            std::fs::create_dir(workshop.path(name)).map_err(|e| absent(e.to_string()))?;
+        }
         for (name, text) in HEADERS {
             write(&format!("include/{name}"), text)?;
         }
@@ -104,10 +110,9 @@ impl Workshop {
         }
         // What runs the kernels is not checked itself: it switches threads millions of times.
         let runner = || workshop.compile(&["-O2", "-c", "emulator.cpp", "-o", "emulator.o"]);
-        let units =
-            || workshop.compile(&[&CHECKED[..], &["-O2", "-c", "units.cpp", "-o", "units.o"]].concat());
-        let (runner, units) = rayon::join(runner, units);
-        runner.and(units).map_err(absent)?;
+        let headers = || workshop.compile(&[&CHECKED[..], &READY].concat());
+        let (runner, headers) = rayon::join(runner, headers);
+        runner.and(headers).map_err(absent)?;
         Ok(workshop)
     }
 
@@ -135,7 +140,7 @@ impl Workshop {
             self.compile(&[&COUNTED[..], &["-Iinclude", &source, "-o", &object]].concat())?;
             self.compile(&[&object, "counter.o", "counted_units.o", "-o", name])?;
         } else {
-            let files = ["-Iinclude", &source, "emulator.o", "-o", name];
+            let files = ["-Iready", "-Iinclude", &source, "emulator.o", "-o", name];
             let units = parts.iter().any(|p| p.source.contains("asm"));
             if units {
                 self.units.get_or_init(|| self.compile(&UNITS)).clone()?;
