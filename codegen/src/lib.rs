@@ -15,6 +15,7 @@ pub mod few;
 mod fuse;
 pub mod grouped;
 pub mod host;
+pub mod joined;
 pub mod machine_code;
 pub mod map;
 pub mod memory;

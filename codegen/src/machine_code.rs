@@ -3,9 +3,11 @@
 //! Figures are *static*: an instruction counts once, however often it runs. They show at a glance what a change of a
 //! kernel did (registers that spill, accesses that are no longer wide, tensor cores that are not used), not how long it takes.
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::cube::Machine;
+use crate::joined::{Told, told};
 use crate::nvrtc::{Nvrtc, NvrtcError, Resources, Toolkit};
 
 /// What a multiprocessor of an architecture has room for: CUDA C++ Programming Guide, compute capabilities.
@@ -131,22 +133,32 @@ fn mnemonic(line: &str) -> Option<&str> {
     (!word.starts_with("/*")).then(|| word.trim_end_matches(';'))
 }
 
-/// Compiles a kernel's source for an architecture and looks at what came of it. `units` and `shared_bytes` are those of its launch.
-///
-/// # Errors
-/// What the compilers say, or a file that cannot be written.
-pub fn machine_code(
+/// A kernel's text, and what its launch has.
+#[derive(Clone, Copy, Debug)]
+pub struct Launched<'s> {
+    /// CUDA C++.
+    pub text: &'s str,
+    /// Units of a cube.
+    pub units: u32,
+    /// Bytes of shared memory.
+    pub shared_bytes: u32,
+}
+
+/// Compiles kernels for an architecture and looks at what came of them, in their order; by all cores. For each, or what the compilers say.
+pub fn machine_codes(
     (nvrtc, toolkit): (&Nvrtc, &Toolkit),
-    source: &str,
+    kernels: &[Launched<'_>],
     arch: &Arch,
-    units: u32,
-    shared_bytes: u32,
-) -> Result<MachineCode, NvrtcError> {
-    let dir = tempfile::tempdir().map_err(|e| NvrtcError::Io(std::env::temp_dir(), e.to_string()))?;
-    let ptx = nvrtc.compile(source, arch.name)?;
-    let cubin = toolkit.assemble(&ptx, arch.name, dir.path())?;
-    let text = toolkit.disassemble(&cubin, dir.path())?;
-    Ok(MachineCode::of(arch, cubin.resources, &text, units, shared_bytes))
+) -> Vec<Result<MachineCode, NvrtcError>> {
+    let compiled: Vec<_> = kernels.par_iter().map(|k| nvrtc.compile(k.text, arch.name)).collect();
+    let accepted: Vec<_> = compiled.iter().flatten().cloned().collect();
+    let mut told = told(toolkit, &accepted, arch.name).into_iter();
+    let one = |(ptx, kernel): (Result<String, NvrtcError>, &Launched<'_>)| {
+        ptx?;
+        let Told { resources, instructions } = told.next().expect("one for each that is accepted")?;
+        Ok(MachineCode::of(arch, resources, &instructions, kernel.units, kernel.shared_bytes))
+    };
+    compiled.into_iter().zip(kernels).map(one).collect()
 }
 
 impl MachineCode {

@@ -93,34 +93,39 @@ impl Toolkit {
     /// # Errors
     /// If the assembler refuses it or a file cannot be written.
     pub fn assemble(&self, ptx: &str, arch: &str, dir: &Path) -> Result<Cubin, NvrtcError> {
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |e: std::io::Error| NvrtcError::Io(path, e.to_string())
-        };
-        let (from, to) = (dir.join("kernel.ptx"), dir.join("kernel.cubin"));
-        std::fs::write(&from, ptx).map_err(io(&from))?;
-        let mut ptxas = Command::new(&self.ptxas);
-        ptxas.arg(format!("-arch={arch}")).arg("-v").arg(&from).arg("-o").arg(&to);
-        let output = ptxas.output().map_err(io(&self.ptxas))?;
-        // The report is on one stream or the other, by version.
-        let streams = [output.stderr, output.stdout].concat();
-        let report = String::from_utf8_lossy(&streams);
-        // Products of groups of planes that wait for one another are right, but idle for most of the time: it is said in a warning only.
-        if !output.status.success() || report.contains("wgmma.mma_async instructions are serialized") {
-            return Err(NvrtcError::Assemble(report.into_owned()));
-        }
-        let image = std::fs::read(&to).map_err(io(&to))?;
+        let (report, file) = self.assembled(ptx, arch, dir)?;
+        let image = std::fs::read(&file).map_err(|e| NvrtcError::Io(file, e.to_string()))?;
         Ok(Cubin { image, resources: Resources::read(&report) })
     }
 
-    /// The instructions of machine code as `cuobjdump` prints them.
+    /// Assembles PTX, and gives the assembler's report and the file with the machine code.
+    pub(crate) fn assembled(
+        &self,
+        ptx: &str,
+        arch: &str,
+        dir: &Path,
+    ) -> Result<(String, PathBuf), NvrtcError> {
+        let (from, to) = (dir.join("kernel.ptx"), dir.join("kernel.cubin"));
+        std::fs::write(&from, ptx).map_err(|e| NvrtcError::Io(from.clone(), e.to_string()))?;
+        let mut ptxas = Command::new(&self.ptxas);
+        ptxas.arg(format!("-arch={arch}")).arg("-v").arg(&from).arg("-o").arg(&to);
+        let output = ptxas.output().map_err(|e| NvrtcError::Io(self.ptxas.clone(), e.to_string()))?;
+        // The report is on one stream or the other, by version.
+        let streams = [output.stderr, output.stdout].concat();
+        let report = String::from_utf8_lossy(&streams).into_owned();
+        // Products of groups of planes that wait for one another are right, but idle for most of the time: it is said in a warning only.
+        if !output.status.success() || report.contains("wgmma.mma_async instructions are serialized") {
+            return Err(NvrtcError::Assemble(report));
+        }
+        Ok((report, to))
+    }
+
+    /// The instructions of a file with machine code as `cuobjdump` prints them.
     ///
     /// # Errors
-    /// If it does not know the code or a file cannot be written.
-    pub fn disassemble(&self, cubin: &Cubin, dir: &Path) -> Result<String, NvrtcError> {
-        let file = dir.join("kernel.cubin");
-        std::fs::write(&file, &cubin.image).map_err(|e| NvrtcError::Io(file.clone(), e.to_string()))?;
-        let output = Command::new(&self.cuobjdump).arg("-sass").arg(&file).output();
+    /// If it does not know the code.
+    pub(crate) fn disassembled(&self, file: &Path) -> Result<String, NvrtcError> {
+        let output = Command::new(&self.cuobjdump).arg("-sass").arg(file).output();
         let output = output.map_err(|e| NvrtcError::Io(self.cuobjdump.clone(), e.to_string()))?;
         if !output.status.success() {
             return Err(NvrtcError::Assemble(String::from_utf8_lossy(&output.stderr).into_owned()));
@@ -161,7 +166,7 @@ pub struct Resources {
 
 impl Resources {
     /// From the report of `ptxas -v`: the number before each known phrase.
-    fn read(report: &str) -> Resources {
+    pub(crate) fn read(report: &str) -> Resources {
         let before = |phrase: &str| -> u32 {
             let Some(at) = report.find(phrase) else { return 0 };
             let word = report[..at].rsplit(|c: char| !c.is_ascii_digit()).next();

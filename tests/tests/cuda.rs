@@ -1,13 +1,13 @@
 //! Every kernel of the published models, in real size, through NVIDIA's own compilers: no GPU is needed for that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use latentc_codegen::cube::{
     Machine, Source, Target, Tuning, cuda_sources, cuda_together_source, side_by_side, taken, typical,
 };
+use latentc_codegen::joined::{Told, told};
 use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode};
-use latentc_codegen::nvrtc::{Cubin, Nvrtc, Toolkit};
+use latentc_codegen::nvrtc::{Nvrtc, Resources, Toolkit};
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_models::config::ModelConfig;
 use latentc_passes::Graph;
@@ -83,32 +83,32 @@ fn compilers(test: &str) -> Option<(Nvrtc, Toolkit)> {
     }
 }
 
-/// What work makes of all machine code for an architecture, with a folder for its files; by as many threads as there are cores, since most
-/// of the time is the compilers'.
-fn assembled<R: Send>(
-    (nvrtc, toolkit): &(Nvrtc, Toolkit),
-    arch: &str,
-    sources: &[(String, Source)],
-    work: impl Fn(&str, &Source, &Cubin, &Path) -> R + Sync,
-) -> Vec<R> {
-    let folder = || tempfile::tempdir().expect("a temporary folder");
-    let one = |folder: &mut TempDir, (name, source): &(String, Source)| {
-        let ptx = nvrtc.compile(&source.text, arch);
-        let ptx = ptx.unwrap_or_else(|e| panic!("{name}: {e}\n{}", source.text));
-        let cubin = toolkit.assemble(&ptx, arch, folder.path());
-        work(name, source, &cubin.unwrap_or_else(|e| panic!("{name}: {e}")), folder.path())
+/// PTX for an architecture, of each source.
+fn ptx((nvrtc, _): &(Nvrtc, Toolkit), arch: &str, sources: &[(String, Source)]) -> Vec<String> {
+    let one = |(name, source): &(String, Source)| {
+        let made = nvrtc.compile(&source.text, arch);
+        made.unwrap_or_else(|e| panic!("{name}: {e}\n{}", source.text))
     };
-    sources.par_iter().map_init(folder, one).collect()
+    sources.par_iter().map(one).collect()
 }
 
-/// Asserts that nothing was spilled; what was said of a kernel is that it was.
-fn none_spills(said: impl IntoIterator<Item = Option<String>>) {
-    let spilled: Vec<_> = said.into_iter().flatten().collect();
+/// What each source takes of an architecture, told by those that spill.
+fn spilled(compilers: &(Nvrtc, Toolkit), arch: &str, sources: &[(String, Source)]) -> Vec<String> {
+    let folder = || tempfile::tempdir().expect("a temporary folder");
+    let ptx = ptx(compilers, arch, sources);
+    let one = |folder: &mut TempDir, (ptx, (name, _)): (&String, &(String, Source))| {
+        let cubin = compilers.1.assemble(ptx, arch, folder.path());
+        spills(name, cubin.unwrap_or_else(|e| panic!("{name}: {e}")).resources)
+    };
+    ptx.par_iter().zip(sources).map_init(folder, one).flatten().collect()
+}
+
+fn spills(name: &str, resources: Resources) -> Option<String> {
+    (resources.spill_bytes > 0).then(|| format!("{name}: {resources:?}"))
+}
+
+fn none_spills(spilled: &[String]) {
     assert!(spilled.is_empty(), "kernels that spill registers:\n{}", spilled.join("\n"));
-}
-
-fn spills(name: &str, cubin: &Cubin) -> Option<String> {
-    (cubin.resources.spill_bytes > 0).then(|| format!("{name}: {:?}", cubin.resources))
 }
 
 #[test]
@@ -123,25 +123,28 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
         return;
     };
     let arch = arch("sm_90a");
-    let found = assembled(&compilers, arch.name, &sources, |name, source, cubin, folder| {
-        let spilled = spills(name, cubin);
-        let Some(short) = name.strip_prefix(LOOKED_AT) else { return (spilled, None) };
-        let code = compilers.1.disassemble(cubin, folder).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let (looked_at, others): (Vec<_>, Vec<_>) =
+        sources.into_iter().partition(|(name, _)| name.starts_with(&format!("{LOOKED_AT}/")));
+    let mut spilled = spilled(&compilers, arch.name, &others);
+    let mut lines = BTreeSet::new();
+    let told = told(&compilers.1, &ptx(&compilers, arch.name, &looked_at), arch.name);
+    for ((name, source), told) in looked_at.iter().zip(told) {
+        let Told { resources, instructions } = told.unwrap_or_else(|e| panic!("{name}: {e}"));
+        spilled.extend(spills(name, resources));
         if waits_at_once(&source.text) {
-            let early = before_the_wait(&code).unwrap_or_else(|| panic!("{name} does not wait:\n{code}"));
+            let early = before_the_wait(&instructions);
+            let early = early.unwrap_or_else(|| panic!("{name} does not wait:\n{instructions}"));
             assert!(early.is_empty(), "{name} touches memory before it waits: {early:?}");
         }
         let Source { launch, tensor, .. } = source;
-        let code = MachineCode::of(arch, cubin.resources, &code, launch.units, launch.shared_bytes as u32);
+        let code = MachineCode::of(arch, resources, &instructions, launch.units, launch.shared_bytes as u32);
         // What a stage needs stands there once, or some whole number of times.
         let counted = code.instructions.tensor;
         let times = if *tensor == 0 { counted == 0 } else { counted > 0 && counted.is_multiple_of(*tensor) };
         assert!(times, "{name}: {counted} instructions of tensor cores, a stage needs {tensor}");
-        (spilled, Some(line(short.trim_start_matches('/'), &code)))
-    });
-    let (spilled, lines): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-    none_spills(spilled);
-    let lines: BTreeSet<_> = lines.into_iter().flatten().collect();
+        lines.insert(line(name.split_once('/').map_or("", |(_, short)| short), &code));
+    }
+    none_spills(&spilled);
     let heads = ["registers", "spills", "shared KiB", "occupancy", "16-byte", "tensor"].join(" ");
     let table = lines.into_iter().collect::<String>();
     insta::assert_snapshot!(format!("{LOOKED_AT:<66} {heads}\n{table}"));
@@ -168,7 +171,7 @@ fn the_longest_text_of_each_way_spills_nothing_for_other_architectures() {
         println!("{} sources for {}", longest.len(), arch.name);
         let test = "the_longest_text_of_each_way_spills_nothing_for_other_architectures";
         let Some(compilers) = compilers(test) else { return };
-        none_spills(assembled(&compilers, arch.name, &longest, |name, _, cubin, _| spills(name, cubin)));
+        none_spills(&spilled(&compilers, arch.name, &longest));
     }
 }
 

@@ -9,7 +9,7 @@ use latentc_codegen::cube::{
     Edits, Source, Target as Language, Tuning, cuda_sources, cuda_together_source, side_by_side, taken,
     together_name,
 };
-use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode, machine_code};
+use latentc_codegen::machine_code::{ARCHS, Arch, Launched, MachineCode, machine_codes};
 use latentc_codegen::nvrtc::{Nvrtc, Toolkit};
 use latentc_codegen::program::Kernel;
 use serde::Serialize;
@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::Args;
 use crate::edits::Texts;
 use crate::table::table;
-use crate::{print, print_json, progress, workers};
+use crate::{print, print_json, progress};
 
 /// All that was compiled, as `--json` prints it.
 #[derive(Serialize)]
@@ -143,15 +143,23 @@ fn rows(
         }
     }
     spinner.say(format!("compiling {} sources", codes.len()));
-    let compile = |(): &mut (), (row, arch, source): &(Row, &Arch, Source)| {
-        let (text, shape) = (edits.text(source.identity).unwrap_or(&source.text), &source.launch);
-        let shared = shape.shared_bytes as u32;
-        match machine_code((&nvrtc, &toolkit), text, arch, shape.units, shared) {
-            Ok(code) => Row { code: Some(code), ..row.clone() },
-            Err(e) => Row { error: Some(e.to_string()), ..row.clone() },
+    let mut rows: Vec<Row> = codes.iter().map(|(row, ..)| row.clone()).collect();
+    for arch in archs {
+        let numbers: Vec<_> = (0..codes.len()).filter(|n| codes[*n].1 == arch).collect();
+        let launched = numbers.iter().map(|n| {
+            let Source { identity, text, launch, .. } = &codes[*n].2;
+            let text = edits.text(*identity).unwrap_or(text);
+            Launched { text, units: launch.units, shared_bytes: launch.shared_bytes as u32 }
+        });
+        let made = machine_codes((&nvrtc, &toolkit), &launched.collect::<Vec<_>>(), arch);
+        for (n, made) in numbers.into_iter().zip(made) {
+            match made {
+                Ok(code) => rows[n].code = Some(code),
+                Err(e) => rows[n].error = Some(e.to_string()),
+            }
         }
-    };
-    Ok(workers::each(&codes, || (), compile))
+    }
+    Ok(rows)
 }
 
 fn text(report: &Report, kernels: usize, start: Instant) -> String {
