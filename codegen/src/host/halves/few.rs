@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::super::few::{Matrix, Rows};
 use super::{LANES, Lines, PACKED, load_pairs};
-use crate::host::simd::Held;
+use crate::host::simd::{Avx512, Held, Simd};
 
 /// Numbers that an instruction takes of each operand.
 const WIDTH: usize = 2 * LANES;
@@ -123,10 +123,12 @@ unsafe fn dots<const R: usize, const C: usize>(
             let mask = (1 << (k - whole)) - 1;
             meet(whole, w.map(|w| _mm512_maskz_loadu_epi16(mask, w.add(whole))));
         }
-        for (r, sums) in sums.iter().enumerate() {
-            for (c, &sum) in sums.iter().enumerate() {
+        for (n, four) in sums.as_flattened().chunks(4).enumerate() {
+            let sum = |n: usize| four.get(n).copied().unwrap_or(_mm512_setzero_ps());
+            let totals = Avx512::sums([sum(0), sum(1), sum(2), sum(3)]);
+            for (i, total) in totals.into_iter().enumerate().take(four.len()) {
+                let (r, c) = ((4 * n + i) / C, (4 * n + i) % C);
                 let to = y.data.add(r * y.row + (first + c * apart) * y.step);
-                let total = _mm512_reduce_add_ps(sum);
                 *to = if add { *to + total } else { total };
             }
         }
