@@ -33,10 +33,12 @@ const COMMON: [&str; 4] = ["-std=c++20", "-march=native", "-ffp-contract=off", "
 
 /// Not optimised: a check runs small sizes a few times, and compilers take three times as long to make a long kernel fast as that takes.
 /// Memory is looked at as other types all the time, as on a GPU.
-const CHECKED: [&str; 6] = [
+const CHECKED: [&str; 7] = [
     "-O0",
     "-g1",
     "-fsanitize=address,undefined",
+    // What is declared in a block has no pointers that outlive it, and to look for these takes compilers half of their time.
+    "-fno-sanitize-address-use-after-scope",
     // AddressSanitizer finds the same and says more.
     "-fno-sanitize=object-size",
     "-fno-sanitize-recover=all",
