@@ -51,8 +51,18 @@ const TURN: f64 = 32.0;
 /// As remarks and `latentc explain` call this.
 pub(crate) const NAME: &str = "fuse";
 
-/// For each value, whether it has memory of its own or shares that of another; and why.
-pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> (Vec<bool>, Vec<Remark>) {
+/// What has memory, and what is made where.
+pub(crate) struct Stored {
+    /// For each value, whether it has memory of its own or shares that of another.
+    pub(crate) values: Vec<bool>,
+    /// What is made by a kernel although it is stored: by what the kernel makes.
+    pub(crate) again: Vec<(ValueId, ValueId)>,
+    /// Why.
+    pub(crate) remarks: Vec<Remark>,
+}
+
+/// Decides which values of a function are stored.
+pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> Stored {
     let mut s = Storage {
         f,
         defs: f.defs(),
@@ -79,9 +89,10 @@ pub(crate) fn storage(f: &Function, sizes: &Sizes, machine: &Machine) -> (Vec<bo
     s.limit();
     s.views();
     s.rows();
+    let again = s.chosen_again();
     // In the order of the text, each value once: what was said of it last holds.
     let last: BTreeMap<usize, Remark> = s.remarks.into_iter().collect();
-    (s.stored, last.into_values().collect())
+    Stored { values: s.stored, again, remarks: last.into_values().collect() }
 }
 
 struct Storage<'a> {

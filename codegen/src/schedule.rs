@@ -7,7 +7,7 @@ use latentc_ir::{AxisId, Def, Function, Inst, Module, Op, Origin, Size, Type, Va
 use latentc_passes::stream_softmax::weighed;
 use latentc_passes::{Context, Machine, Pool, Remark, Sizes};
 
-use crate::fuse::{self, is_matrix_product, is_view, storage};
+use crate::fuse::{self, Stored, is_matrix_product, is_view, storage};
 use crate::program::{Buffer, BufferId, Kernel, KernelKind, Program, Role, Routine, Step};
 use crate::together::{self, together};
 
@@ -68,6 +68,8 @@ struct Scheduler<'a> {
     defs: Vec<Def<'a>>,
     /// Which values have memory of their own or share that of another.
     stored: Vec<bool>,
+    /// What a kernel makes although it is stored, by what the kernel makes.
+    again: Vec<(ValueId, ValueId)>,
     /// The buffer of each stored value that has been scheduled.
     buffers: BTreeMap<ValueId, BufferId>,
     routine: Routine,
@@ -103,8 +105,8 @@ impl<'a> Scheduler<'a> {
             steps: Vec::new(),
         };
         let defs = f.defs();
-        let (stored, remarks) = storage(f, sizes, machine);
-        Ok(Scheduler { f, defs, stored, buffers: BTreeMap::new(), routine, remarks })
+        let Stored { values: stored, again, remarks } = storage(f, sizes, machine);
+        Ok(Scheduler { f, defs, stored, again, buffers: BTreeMap::new(), routine, remarks })
     }
 
     fn run(mut self, kernels: &mut Vec<Kernel>) -> Result<Routine, ScheduleError> {
@@ -185,7 +187,9 @@ impl<'a> Scheduler<'a> {
         let Def::Inst(_, inst) = self.defs[root.0 as usize] else {
             unreachable!("only results are launched")
         };
-        let mut body = Body::new(self.f, &self.defs, &self.stored);
+        let mut stored = self.stored.clone();
+        self.again.iter().filter(|(by, _)| *by == root).for_each(|(_, made)| stored[made.0 as usize] = false);
+        let mut body = Body::new(self.f, &self.defs, &stored);
         let result = body.make(root, inst);
         body.spec.function.results = vec![result];
         let spec = body.spec;

@@ -3,6 +3,9 @@
 //! A value need not be stored if every kernel that reads it is a map which [`fits`] says can make it, and if making it there takes
 //! less time than the launch and the trip through memory. Where a product or a stream wants something that is made of it,
 //! that is stored instead, if it is the smaller: the gates of the experts that work for a token, not the scores of all.
+//!
+//! What a product is chosen by has to be stored. A kernel that gathers by it, and reads nothing else than what the choice was made of,
+//! chooses once more, if that takes less than a launch: it need not wait then, and may stand beside the one that stores the choice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,6 +88,37 @@ impl<'a> Storage<'a> {
         group.iter().for_each(|&g| self.store(g));
         instead.iter().for_each(|x| self.stored[x.0 as usize] = false);
         false
+    }
+
+    /// The kernels that make something again that is stored, by what they make, each with that.
+    pub(super) fn chosen_again(&mut self) -> Vec<(ValueId, ValueId)> {
+        let f = self.f;
+        let selects = |inst: &&Inst| matches!(inst.op, Op::TopK { .. } | Op::TopIndices { .. });
+        let made = f.body.iter().filter(|i| !is_view(f, i)).flat_map(|i| i.results.first().copied());
+        let stored: Vec<_> = made.filter(|&v| self.is_stored(v)).collect();
+        let mut again = Vec::new();
+        for v in f.body.iter().filter(selects).map(Inst::result).filter(|v| stored.contains(v)) {
+            let chosen_of = self.part(v).1;
+            for &root in stored.iter().filter(|&&r| r != v) {
+                let read = self.part(root).1;
+                if !read.contains(&v) || !read.iter().all(|x| *x == v || chosen_of.contains(x)) {
+                    continue;
+                }
+                let waits = self.machine.launch + self.launch(root);
+                self.stored[v.0 as usize] = false;
+                let (map, chooses) = (self.is_map(root), self.launch(root));
+                self.stored[v.0 as usize] = true;
+                if map && chooses < waits {
+                    again.push((root, v));
+                    let message = format!(
+                        "chooses by {} once more: so it takes {chooses:.1e} s, behind another launch {waits:.1e} s",
+                        self.names([&v])
+                    );
+                    self.say(Kind::Applied, root, message);
+                }
+            }
+        }
+        again
     }
 
     /// Stores what the kernel of a value folds, if it takes longer to walk all of the kernel in the few rows of the folds than to have

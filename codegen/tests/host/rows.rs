@@ -36,7 +36,8 @@ fn router(groups: bool, renormalised: bool, kept: bool) -> String {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-    /// Whatever its rule, a router is two kernels that read the scores: one for the indices, one for the gates.
+    /// Whatever its rule, a router is two kernels that read the scores, and stand side by side: one for the indices, and one for the gates,
+    /// which chooses once more.
     #[test]
     fn routers(groups: bool, renormalised: bool, kept: bool, prefill: bool, seed: u64) {
         let text = router(groups, renormalised, kept);
@@ -46,17 +47,17 @@ proptest! {
         let program = program.map_err(|e| TestCaseError::fail(e.to_string()))?;
         let mut maps = Vec::new();
         for step in &program.routines[0].steps {
-            let Step::Launch { kernel, inputs, .. } = step else { continue };
+            let Step::Launch { kernel, inputs, beside, .. } = step else { continue };
             if program.kernels[*kernel].kind == KernelKind::Map {
                 let names = inputs.iter().map(|&b| &*program.routines[0].buffer(b).name);
-                maps.push(names.collect::<Vec<_>>());
+                maps.push((names.collect::<Vec<_>>(), *beside));
             }
         }
         if kept {
             // What is returned has memory, and is read there.
             prop_assert!(maps.len() <= 3, "{}", program);
         } else {
-            prop_assert_eq!(maps, [vec!["l"], vec!["l", "at"]], "{}", program);
+            prop_assert_eq!(maps, [(vec!["l"], false), (vec!["l"], true)], "{}", program);
         }
         for kernel in &program.kernels {
             check(kernel, seed)?;
