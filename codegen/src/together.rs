@@ -7,6 +7,9 @@
 //!
 //! What takes much longer than a launch gains nothing, and streams are shared out over the device already: these stand alone. They go
 //! behind all that reads what they may write over, so that the largest values of a program, as logits and their gradient, have one place.
+//!
+//! Launches side by side take as long as the longest of them, about. So one that nobody waits for yet is put off to where something
+//! takes longer anyhow: the shared experts' last product stands beside the experts that were chosen, not beside the choice.
 
 use std::collections::BTreeSet;
 
@@ -31,10 +34,12 @@ pub(crate) fn together(
     sizes: &Sizes,
     machine: &Machine,
 ) -> Vec<Remark> {
+    // Where launches are longest, it matters least what stands beside what.
+    let sizes = &sizes.least();
     let mut steps = Vec::with_capacity(routine.steps.len());
     for part in routine.steps.chunk_by(|a, b| is_launch(a) && is_launch(b)) {
-        let short: Vec<_> = part.iter().map(|step| is_short(step, kernels, sizes, machine)).collect();
-        let groups = groups(part, &short, &|step| over(step, kernels));
+        let short: Vec<_> = part.iter().map(|step| short(step, kernels, sizes, machine)).collect();
+        let groups = groups(part, (&short, machine.launch), &|step| over(step, kernels));
         if groups.len() == part.len() {
             steps.extend_from_slice(part);
             continue;
@@ -74,9 +79,9 @@ fn is_launch(step: &Step) -> bool {
     matches!(step, Step::Launch { .. })
 }
 
-/// Whether a launch may stand beside others, at the sizes that the graph is made for.
-fn is_short(step: &Step, kernels: &[Kernel], sizes: &Sizes, machine: &Machine) -> bool {
-    let Step::Launch { kernel, sizes: own, .. } = step else { return false };
+/// The seconds that a launch takes at these sizes, if it may stand beside others.
+fn short(step: &Step, kernels: &[Kernel], sizes: &Sizes, machine: &Machine) -> Option<f64> {
+    let Step::Launch { kernel, sizes: own, .. } = step else { return None };
     let kernel = &kernels[*kernel];
     let own: Vec<_> = own
         .iter()
@@ -85,8 +90,9 @@ fn is_short(step: &Step, kernels: &[Kernel], sizes: &Sizes, machine: &Machine) -
             Size::Sym(s) => sizes.symbol(s),
         })
         .collect();
-    let seconds = Traffic::of_launch(kernel, &own).map(|t| machine.seconds(t.flops, t.bytes()));
-    kernel.kind != KernelKind::Stream && seconds.is_ok_and(|s| s < LONG * machine.launch)
+    let traffic = Traffic::of_launch(kernel, &own).ok()?;
+    let seconds = machine.seconds(traffic.flops, traffic.bytes());
+    (kernel.kind != KernelKind::Stream && seconds < LONG * machine.launch).then_some(seconds)
 }
 
 /// What the result of a launch may be written over, on whichever device.
@@ -96,11 +102,16 @@ fn over(step: &Step, kernels: &[Kernel]) -> Vec<BufferId> {
     in_place(&kernels[*kernel], &ANY).into_iter().map(|n| inputs[n]).collect()
 }
 
-/// An order of launches in which all that are short and ready go at once. What stands alone goes first, so that more is ready after it,
-/// but behind what reads what its result may be written `over`.
-fn groups(part: &[Step], short: &[bool], over: &dyn Fn(&Step) -> Vec<BufferId>) -> Vec<Vec<usize>> {
+/// An order of launches in which all that are short and ready go at once, but for those that are put off. What stands alone goes first, so
+/// that more is ready after it, but behind what reads what its result may be written `over`. The short ones come with their times, and all
+/// with that of a launch.
+fn groups(
+    part: &[Step],
+    (short, launch): (&[Option<f64>], f64),
+    over: &dyn Fn(&Step) -> Vec<BufferId>,
+) -> Vec<Vec<usize>> {
     let waits_for = |n: usize| {
-        let over = if short[n] { Vec::new() } else { over(&part[n]) };
+        let over = if short[n].is_some() { Vec::new() } else { over(&part[n]) };
         let reads = |m: usize| part[m].inputs().iter().any(|id| over.contains(id));
         (0..n).filter(|&m| waits(&part[n], &part[m]) || reads(m)).collect()
     };
@@ -110,14 +121,43 @@ fn groups(part: &[Step], short: &[bool], over: &dyn Fn(&Step) -> Vec<BufferId>) 
     while done.len() < part.len() {
         let ready = |n: &usize| !done.contains(n) && after[*n].iter().all(|m| done.contains(m));
         let ready: Vec<_> = (0..part.len()).filter(ready).collect();
-        let group = match ready.iter().find(|&&n| !short[n]) {
+        let group = match ready.iter().find(|&&n| short[n].is_none()) {
             Some(&alone) => vec![alone],
             None => ready,
         };
         done.extend(group.iter().copied());
         groups.push(group);
     }
+    while put_off(&mut groups, &after, (short, launch)) {}
+    groups.retain(|group| !group.is_empty());
     groups
+}
+
+/// Moves the launch that gains most by it to a later group, if any does.
+fn put_off(groups: &mut [Vec<usize>], after: &[Vec<usize>], (short, launch): (&[Option<f64>], f64)) -> bool {
+    let time = |group: &[usize], less: Option<usize>, more: Option<usize>| {
+        let own = group.iter().copied().filter(|&n| Some(n) != less).chain(more);
+        own.filter_map(|n| short[n]).reduce(f64::max).map_or(0.0, |longest| launch + longest)
+    };
+    let mut best: Option<(f64, usize, usize, usize)> = None;
+    for (from, group) in groups.iter().enumerate() {
+        for &n in group.iter().filter(|&&n| short[n].is_some()) {
+            let less = time(group, None, None) - time(group, Some(n), None);
+            let waiting = |group: &Vec<usize>| group.iter().any(|&m| after[m].contains(&n));
+            let later = groups.iter().enumerate().skip(from + 1).take_while(|(_, group)| !waiting(group));
+            for (to, group) in later.filter(|(_, g)| !g.is_empty() && g.iter().all(|&m| short[m].is_some())) {
+                let gain = less - (time(group, None, Some(n)) - time(group, None, None));
+                if gain > 0.0 && best.is_none_or(|(most, ..)| gain > most) {
+                    best = Some((gain, n, from, to));
+                }
+            }
+        }
+    }
+    let Some((_, n, from, to)) = best else { return false };
+    groups[from].retain(|&m| m != n);
+    // Its cubes come first: where not all fit on the device at once, those of the longer one begin as these end, not all at the end.
+    groups[to].insert(0, n);
+    true
 }
 
 /// Whether a step must come after one before it: it reads what that one writes, or writes what that one touches.
@@ -132,6 +172,9 @@ fn waits(step: &Step, before: &Step) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The time of a launch that may stand beside others.
+    const SHORT: Option<f64> = Some(1.0);
 
     /// A launch that reads these buffers and writes that one.
     fn launch(inputs: &[u32], output: u32) -> Step {
@@ -150,21 +193,36 @@ mod tests {
         // Two products of 0, what is made of each, and what is made of both.
         let part = [launch(&[0], 1), launch(&[1], 2), launch(&[0], 3), launch(&[3], 4), launch(&[2, 4], 5)];
         let none = |_: &Step| Vec::new();
-        assert_eq!(groups(&part, &[true; 5], &none), [vec![0, 2], vec![1, 3], vec![4]]);
+        assert_eq!(groups(&part, (&[SHORT; 5], 1.0), &none), [vec![0, 2], vec![1, 3], vec![4]]);
         // A long one goes as soon as it can, and the rest is not kept waiting for it alone.
-        let long = [true, false, true, true, true];
-        assert_eq!(groups(&part, &long, &none), [vec![0, 2], vec![1], vec![3], vec![4]]);
+        let long = [SHORT, None, SHORT, SHORT, SHORT];
+        assert_eq!(groups(&part, (&long, 1.0), &none), [vec![0, 2], vec![1], vec![3], vec![4]]);
     }
 
     #[test]
     fn what_is_written_over_waits_for_its_readers() {
         // The second reads 1, the third appends to it.
         let part = [launch(&[0], 1), launch(&[1], 2), launch(&[1, 0], 1), launch(&[1], 3)];
-        assert_eq!(groups(&part, &[true; 4], &|_| Vec::new()), [[0], [1], [2], [3]]);
+        assert_eq!(groups(&part, (&[SHORT; 4], 1.0), &|_| Vec::new()), [[0], [1], [2], [3]]);
         // Of 1 the second makes something short, and the third, which is long, what may lie where 1 does.
         let part = [launch(&[0], 1), launch(&[1], 2), launch(&[1], 3)];
-        let long = [true, true, false];
-        assert_eq!(groups(&part, &long, &|_| Vec::new()), [[0], [2], [1]]);
-        assert_eq!(groups(&part, &long, &|_| vec![BufferId(1)]), [[0], [1], [2]]);
+        let long = [SHORT, SHORT, None];
+        assert_eq!(groups(&part, (&long, 1.0), &|_| Vec::new()), [[0], [2], [1]]);
+        assert_eq!(groups(&part, (&long, 1.0), &|_| vec![BufferId(1)]), [[0], [1], [2]]);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_put_off_to_what_takes_longer() {
+        // 1 and 2 are made of 0, 3 of 1, and 4 of 2 and 3.
+        let part = [launch(&[0], 1), launch(&[0], 2), launch(&[1], 3), launch(&[2, 3], 4)];
+        let grouped = |times: [f64; 4]| groups(&part, (&times.map(Some), 1.0), &|_| Vec::new());
+        assert_eq!(grouped([1.0, 2.0, 3.0, 1.0]), [vec![0], vec![1, 2], vec![3]]);
+        // Where it is no longer than what it stands beside, nothing is gained, and less than nothing where the others are shorter.
+        assert_eq!(grouped([2.0, 2.0, 3.0, 1.0]), [vec![0, 1], vec![2], vec![3]]);
+        assert_eq!(grouped([2.0, 4.0, 1.0, 1.0]), [vec![0, 1], vec![2], vec![3]]);
+        // Where the longer one stands alone, nothing stands beside it.
+        let alone = [Some(1.0), Some(2.0), None, Some(1.0)];
+        let none = |_: &Step| Vec::new();
+        assert_eq!(groups(&part, (&alone, 1.0), &none), [vec![0, 1], vec![2], vec![3]]);
     }
 }

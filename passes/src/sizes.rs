@@ -59,6 +59,11 @@ impl Sizes {
         Sizes { t, ..self.clone() }
     }
 
+    /// The least that a run of the graph has, where that is far less: one sequence that has one new token.
+    pub fn least(&self) -> Sizes {
+        Sizes { b: if self.t == 1 { 1 } else { self.b }, ..self.clone() }
+    }
+
     /// The extent of an axis.
     pub fn extent(&self, axis: &Axis) -> u64 {
         self.of(&axis.size, axis.like.is_some())
