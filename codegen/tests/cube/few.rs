@@ -1,6 +1,6 @@
 //! Products with few rows, in each of their ways.
 
-use latentc_codegen::cube::{Target, ways};
+use latentc_codegen::cube::{LaunchShape, Target, ways};
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_ir::DType;
 
@@ -110,4 +110,37 @@ fn indexed(kernel: &Kernel, index: usize, choice: &[f64]) {
     for way in &ways[..2] {
         agree_on(way, &inputs(way, &[2], &[(index, choice)]), &[2], 3e-5);
     }
+}
+
+/// The launch of a product of one row with so many columns, and as many matrices as the row meets.
+fn of_a_row(columns: usize, depth: usize, matrices: usize) -> LaunchShape {
+    let (mut params, mut products) = (String::new(), String::new());
+    for n in 0..matrices {
+        params += &format!("param p{}: bf16[a1, a2]\n", n + 1);
+        products += &format!("y{n}: f32[a0, a1] = contract p{}, p0 over a2\n", n + 1);
+    }
+    let meet = if matrices == 2 { "y: f32[a0, a1] = mul y0, y1\nreturn y" } else { "return y0" };
+    let body =
+        format!("axes a0=n0, a1={columns}, a2={depth}\nparam p0: bf16[a0, a2]\n{params}{products}{meet}");
+    let all = ways(&kernel(KernelKind::Contract, "row", &body), Target::Cuda);
+    let row = all.iter().find(|w| matches!(w.kind, KernelKind::Few { rows: 1, .. }));
+    LaunchShape::of(row.expect("a row is few rows"))
+}
+
+/// What is on its way past the registers leaves room for four cubes on a multiprocessor of an H100, of 228 KiB, of which each cube costs one.
+#[test]
+fn four_cubes_of_a_row_run_at_once() {
+    for (columns, matrices) in [(2816, 2), (22528, 2), (10944, 1), (102_400, 1)] {
+        let shared = of_a_row(columns, 2048, matrices).shared_bytes;
+        assert!(shared > 32 << 10, "{shared} of {columns} columns");
+        assert!(shared <= (228 << 10) / 4 - (1 << 10), "{shared} of {columns} columns");
+    }
+}
+
+/// Where a unit has all that it reads on its way at once, cubes are few, since others stand beside them.
+#[test]
+fn more_cubes_are_made_of_deep_columns_than_of_flat_ones() {
+    let cubes = |columns, depth| of_a_row(columns, depth, 1).grid(|_| 1).expect("it can be numbered").0;
+    assert_eq!([cubes(2048, 2048), cubes(1024, 2048), cubes(512, 2048)], [256, 128, 64]);
+    assert_eq!([cubes(512, 5120), cubes(64, 2048)], [256, 64]);
 }

@@ -6,20 +6,28 @@
 
 use latentc_ir::Function;
 
-use super::tiling::elem_of;
+use super::tiling::rings;
 use super::{Few, Table, UNITS};
 use crate::cube::emit::{Emit, Pack, Shared, Val};
 
-/// Where packs on their way lie: for each product, some rounds of some packs of all units.
+/// Where packs on their way lie: for each product, its array and how many packs of a unit lie before its own, some rounds of some packs.
 pub(super) struct Ring {
-    memory: Vec<Shared>,
+    memory: Vec<(Shared, u32)>,
 }
 
 impl Ring {
     /// Room for as many as the tiling says.
     pub(super) fn new(e: &mut Emit, few: &Few<'_>, body: &Function) -> Ring {
-        let tables = few.plan.products.iter().map(|p| elem_of(body, p.table, few.target));
-        Ring { memory: tables.map(|elem| e.common(elem)).collect() }
+        let rings = rings(body, few.plan, few.target);
+        let arrays: Vec<_> = rings.iter().map(|&(elem, _)| e.common(elem)).collect();
+        let of = |p: usize| {
+            let found = rings.iter().zip(&arrays).find_map(|((_, own), &array)| {
+                let before = own.iter().position(|&n| n == p)?;
+                Some((array, before as u32 * few.t.slots()))
+            });
+            found.expect("each product has its packs in one of them")
+        };
+        Ring { memory: (0..few.plan.products.len()).map(of).collect() }
     }
 }
 
@@ -32,34 +40,34 @@ impl Few<'_> {
         tables: &[Table],
         packs: &[(usize, Val)],
     ) {
-        for (&(p, at), place) in packs.iter().zip(self.places(e, slot, packs.len())) {
+        for (&(p, at), (memory, place)) in packs.iter().zip(self.places(e, (ring, slot), packs.len())) {
             let pack = e.u32(self.t.pack);
             let (from, to) = (e.mul(at, pack), e.mul(place, pack));
-            e.copy_whole_ahead(tables[p].buf, from, ring.memory[p], to);
+            e.copy_whole_ahead(tables[p].buf, from, memory, to);
         }
     }
 
     /// What this unit has copied into a slot: packs in the order of a round.
     pub(super) fn copied(&self, e: &mut Emit, (ring, slot): (&Ring, Val)) -> Vec<Pack> {
-        let of_step = self.t.packs() as usize;
-        let places = self.places(e, slot, of_step * self.t.unroll as usize);
-        let each = self.t.each as usize;
-        let packs = places.into_iter().enumerate();
-        packs.map(|(n, at)| e.load_pack(ring.memory[n % of_step / each], at, self.t.pack, true)).collect()
+        let packs = (self.t.packs() * self.t.unroll) as usize;
+        let places = self.places(e, (ring, slot), packs).into_iter();
+        places.map(|(memory, at)| e.load_pack(memory, at, self.t.pack, true)).collect()
     }
 
-    /// The places of a round's packs in the memory of their products: units lie side by side, so that they meet in no bank.
-    fn places(&self, e: &mut Emit, slot: Val, packs: usize) -> Vec<Val> {
+    /// The places of a round's packs, in the order of the round: units lie side by side, so that they meet in no bank.
+    fn places(&self, e: &mut Emit, (ring, slot): (&Ring, Val), packs: usize) -> Vec<(Shared, Val)> {
         let t = &self.t;
         let (unit, units, of_slot) = (e.unit(), e.u32(UNITS), e.u32(t.unroll * t.each));
         let first = e.mul(slot, of_slot);
         (0..packs as u32)
             .map(|n| {
-                let (step, column) = (n / t.packs(), n % t.each);
-                let number = e.u32(step * t.each + column);
+                let (step, in_step) = (n / t.packs(), n % t.packs());
+                let (p, column) = (in_step / t.each, in_step % t.each);
+                let (memory, before) = ring.memory[p as usize];
+                let number = e.u32(before + step * t.each + column);
                 let number = e.add(first, number);
                 let before = e.mul(number, units);
-                e.add(before, unit)
+                (memory, e.add(before, unit))
             })
             .collect()
     }

@@ -1,6 +1,6 @@
 //! How a product with few rows is shared out to the units of cubes.
 
-use latentc_ir::{AxisId, Function, ValueId};
+use latentc_ir::{AxisId, Function};
 
 use super::{PLANE, UNITS, folds, vectors, whole_packs};
 use crate::contract::Rotation;
@@ -13,10 +13,13 @@ use crate::few::{FewPlan, FewProduct};
 /// Cubes that keep a large GPU busy: three for two multiprocessors. Texts are the same for all devices; how many rows a cube has is chosen
 /// at a launch.
 const BUSY: u64 = Machine::HOPPER.multiprocessors as u64 * 3 / 2;
+/// The same where all that a unit reads is on its way at once: one for three multiprocessors. Others stand beside them.
+const SPARSE: u64 = Machine::HOPPER.multiprocessors as u64 / 3;
 /// Packs that each unit has in flight in registers; twice as many for a single row of a single product, whose sums leave registers for them.
 const FLIGHT: u32 = 4;
-/// Packs that each unit has in flight past the registers, where not all that it reads has room in them.
-const RING: u32 = 12;
+/// Packs that each unit has in flight past the registers, where not all that it reads has room in them: so many that four cubes fit on a
+/// multiprocessor, and grids of that many cubes for each need not run in turns.
+const RING: u32 = 10;
 /// Those that it multiplies at once.
 const ROUND: u32 = 2;
 /// Sums that each unit keeps, at most.
@@ -102,9 +105,15 @@ impl Tiling {
             };
             // Whoever has one of two partners has both.
             let least = if Rotation::of(body).is_some() { 2 } else { 1 };
+            let wanted = |splits: u32, each: u32| {
+                let at_once = depth.is_some_and(|d| d <= steps(splits, (streams / each).max(1)));
+                if at_once { SPARSE } else { BUSY }
+            };
             while planes / (2 * t.splits) * t.each >= least
                 && fits(t.splits * 2, 1)
-                && cubes.is_some_and(|n| n * u64::from(t.splits) / u64::from(planes * t.each) < BUSY)
+                && cubes.is_some_and(|n| {
+                    n * u64::from(t.splits) / u64::from(planes * t.each) < wanted(t.splits, t.each)
+                })
             {
                 t.splits *= 2;
             }
@@ -188,14 +197,14 @@ impl Tiling {
         self.ring * self.unroll * self.each
     }
 
-    /// The large arrays of shared memory, which other kernels in the grid can have as well: for each narrow operand what is there of it, then for
-    /// each product the packs on their way.
+    /// The large arrays of shared memory, which other kernels in the grid can have as well: for each narrow operand what is there of it, then
+    /// the packs on their way, of all products that are stored alike in one.
     pub(crate) fn common(&self, body: &Function, plan: &FewPlan, target: Target) -> Vec<(Elem, usize)> {
         let narrow = (Elem::F32, self.staged() as usize);
         let mut all = vec![narrow; self.narrows as usize];
         if self.ring > 0 {
             let len = (UNITS * self.slots() * self.pack) as usize;
-            all.extend(plan.products.iter().map(|p| (elem_of(body, p.table, target), len)));
+            all.extend(rings(body, plan, target).into_iter().map(|(elem, of)| (elem, of.len() * len)));
         }
         all
     }
@@ -216,7 +225,15 @@ impl Tiling {
     }
 }
 
-/// How a wide operand is stored.
-pub(super) fn elem_of(body: &Function, table: ValueId, target: Target) -> Elem {
-    target.stored(body.ty(table).dtype).expect("checked for this target")
+/// The products whose wide operands are stored alike, by number.
+pub(super) fn rings(body: &Function, plan: &FewPlan, target: Target) -> Vec<(Elem, Vec<usize>)> {
+    let mut rings: Vec<(Elem, Vec<usize>)> = Vec::new();
+    for (n, p) in plan.products.iter().enumerate() {
+        let elem = target.stored(body.ty(p.table).dtype).expect("checked for this target");
+        match rings.iter_mut().find(|(of, _)| *of == elem) {
+            Some((_, products)) => products.push(n),
+            None => rings.push((elem, vec![n])),
+        }
+    }
+    rings
 }
