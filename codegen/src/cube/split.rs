@@ -18,7 +18,7 @@ pub(super) const HALF: usize = Machine::HOPPER.half();
 const PART: usize = 64;
 
 /// Parts that a unit reads at once, where they are merged.
-const AT_ONCE: u32 = 8;
+const AT_ONCE: u32 = 16;
 
 /// Which of the kernels with one body this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

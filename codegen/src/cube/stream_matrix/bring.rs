@@ -1,6 +1,6 @@
 //! How lines of operands come into shared memory.
 
-use latentc_ir::{AxisId, ValueId};
+use latentc_ir::{AxisId, DType, ValueId};
 use latentc_passes::page::Slots;
 
 use super::cube::Cube;
@@ -8,7 +8,7 @@ use super::{in_pages, packed};
 use crate::cube::emit::{Bin, Elem, Emit, Pack, Shared, Val};
 use crate::cube::expr::Exprs;
 use crate::cube::feed::Staged;
-use crate::cube::fragment::PACK;
+use crate::cube::fragment::{PACK, in_packs};
 use crate::cube::stream::{At, Span, index};
 use crate::few::gcd;
 use crate::stream::{Read, cone};
@@ -103,6 +103,12 @@ impl Cube<'_> {
                     .collect()
             }
         };
+        // What lies in packs of floats is rounded on its way.
+        let floats = (self.inputs)(leaf).filter(|_| {
+            let body = x.body();
+            body.params.contains(&leaf) && body.ty(leaf).dtype == DType::F32 && in_packs(body, leaf, axes)
+        });
+        let at_once = if floats.is_some() { 2 * at_once } else { at_once };
         let packs = width / PACK;
         let ((unit, units), ahead) = (self.bringing, buf.is_some() && self.plan.ahead);
         if packs == 0 {
@@ -156,8 +162,8 @@ impl Cube<'_> {
                 e.copy_ahead(exists, buf, at, to, place);
                 return None;
             }
-            Some(match buf {
-                Some(buf) => {
+            Some(match (buf, floats) {
+                (Some(buf), _) => {
                     let inside = e.lt(column, end);
                     let exists = e.and(exists, inside);
                     let nothing = e.zero_pack(self.elem, PACK);
@@ -171,7 +177,31 @@ impl Cube<'_> {
                     });
                     e.get_pack(&vars, &nothing)
                 }
-                None => {
+                (None, Some(buf)) => {
+                    let inside = e.lt(column, end);
+                    let exists = e.and(exists, inside);
+                    let nothing = e.zero_pack(Elem::F32, PACK / 2);
+                    let halves = [(); 2].map(|()| e.pack_var(&nothing));
+                    e.if_(exists, |e| {
+                        let at = wanted(e, x, column);
+                        let at = x.join(e, &at, memory);
+                        let width = e.u32(PACK / 2);
+                        let at = e.div(at, width);
+                        for (n, vars) in (0..).zip(&halves) {
+                            let n = e.u32(n);
+                            let at = e.add(at, n);
+                            let loaded = e.load_pack(buf, at, PACK / 2, true);
+                            e.set_pack(vars, &loaded);
+                        }
+                    });
+                    let halves = halves.map(|vars| e.get_pack(&vars, &nothing));
+                    let numbers: Vec<_> = halves
+                        .iter()
+                        .flat_map(|half| (0..PACK / 2).map(|n| e.element_of(half, n)).collect::<Vec<_>>())
+                        .collect();
+                    e.pack(self.elem, &numbers)
+                }
+                (None, None) => {
                     // Where the line is in a pool is asked once for all of the pack: there is such a line, in place of one that is not.
                     for &slots in &slots {
                         let at = index(&x.body().ty(slots).axes, &[batch, of_line]);

@@ -47,13 +47,6 @@ impl Planes<'_> {
     fn walk(&mut self, e: &mut Emit, x: &mut Exprs<'_>, (from, to): (Val, Val)) -> (OfRows, OfRows, Sums) {
         let (plan, t) = (self.cube.plan, self.cube.t);
         self.cube.find_rows(e, x);
-        for (n, p) in plan.scores.iter().enumerate() {
-            let (first, pitch) = (plan.row_first(n), plan.row_pitch());
-            let to = Place::Lines { to: self.left, first, pitch, stage: e.u32(0) };
-            let width = plan.depths[n].next_multiple_of(16);
-            let of = (p.rows, &p.depth[..], plan.depths[n]);
-            self.cube.bring(e, x, of, self.cube.rows, (e.u32(0), width, ROWS_AT_ONCE), to);
-        }
         let sight = self.cube.seen(e, x, (from, to));
         let (from, until) = (sight.from, sight.until);
         self.cube.positions.total = until;
@@ -73,6 +66,8 @@ impl Planes<'_> {
                 self.cube.read_now(e, x, from, zero, unit);
             });
         }
+        // The first block is on its way while the rows are brought.
+        self.bring_rows(e, x);
         e.for_step(from, until, step, |e, first| {
             x.scope(|x| {
                 if plan.ahead {
@@ -118,6 +113,18 @@ impl Planes<'_> {
         });
         self.cube.fold_units(e, [&max, &sum]);
         (max, sum, sums)
+    }
+
+    /// Brings the rows' operands into shared memory, where they stay.
+    fn bring_rows(&self, e: &mut Emit, x: &mut Exprs<'_>) {
+        let plan = self.cube.plan;
+        for (n, p) in plan.scores.iter().enumerate() {
+            let (first, pitch) = (plan.row_first(n), plan.row_pitch());
+            let to = Place::Lines { to: self.left, first, pitch, stage: e.u32(0) };
+            let width = plan.depths[n].next_multiple_of(16);
+            let of = (p.rows, &p.depth[..], plan.depths[n]);
+            self.cube.bring(e, x, of, self.cube.rows, (e.u32(0), width, ROWS_AT_ONCE), to);
+        }
     }
 
     /// Adds a block that lies in shared memory.

@@ -1,7 +1,7 @@
 //! What a cube of a stream leaves: elements of the result, or what is known of a part of the positions.
 
 use super::cube::{Cube, OfRows, Sums};
-use crate::cube::emit::{Buf, Cmp, Emit, Val};
+use crate::cube::emit::{Buf, Cmp, Elem, Emit, Val};
 use crate::cube::expr::Exprs;
 use crate::cube::fragment::in_packs;
 use crate::cube::split::KEPT;
@@ -58,17 +58,29 @@ impl Cube<'_> {
                 }
             });
         }
+        // Neighbours are stored at once. Of an even number of columns there is none of two without the other.
+        let paired = self.plan.columns.is_multiple_of(2);
         self.each(e, sums, |e, half, column, pair| {
-            for (right, sum) in (0..).zip(pair) {
-                let right = e.u32(right);
-                let number = e.add(self.columns.from, column);
-                let number = e.add(number, right);
+            let number = e.add(self.columns.from, column);
+            let keep = |e: &mut Emit, number: Val, store: &dyn Fn(&mut Emit, Val)| {
                 let column_exists = e.lt(number, columns);
                 let exists = e.and(self.mine[half].exists, column_exists);
                 e.if_(exists, |e| {
                     let at = e.add(lines[half], number);
-                    e.store(kept, at, sum);
+                    store(e, at);
                 });
+            };
+            if paired {
+                return keep(e, number, &|e, at| {
+                    let two = e.u32(2);
+                    let (at, pair) = (e.div(at, two), e.pack(Elem::F32, &pair));
+                    e.store_pack(kept, at, &pair);
+                });
+            }
+            for (right, sum) in (0..).zip(pair) {
+                let right = e.u32(right);
+                let number = e.add(number, right);
+                keep(e, number, &|e, at| e.store(kept, at, sum));
             }
         });
     }
