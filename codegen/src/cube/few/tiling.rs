@@ -161,7 +161,7 @@ impl Tiling {
     }
 
     /// Packs that a unit reads in a step.
-    pub(super) fn packs(&self) -> u32 {
+    pub(in crate::cube) fn packs(&self) -> u32 {
         self.products * self.each
     }
 
