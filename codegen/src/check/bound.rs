@@ -464,7 +464,11 @@ fn binary(op: Binary, (a, ea): (f64, f64), (b, eb): (f64, f64), y: f64, dtype: D
     let falls_either_way = if ea + eb > 0.0 && (a - b).abs() <= ea + eb { 1.0 } else { 0.0 };
     match op {
         Binary::Add | Binary::Sub => ea + eb,
-        Binary::Mul => a.abs() * eb + b.abs() * ea + ea * eb,
+        // Nothing times an error that has no bound is nothing.
+        Binary::Mul => {
+            let times = |x: f64, y: f64| if x == 0.0 || y == 0.0 { 0.0 } else { x * y };
+            times(a.abs(), eb) + times(b.abs(), ea) + times(ea, eb)
+        }
         Binary::Div if dtype.is_float() => {
             let rest = b.abs() - eb;
             if rest > 0.0 { (ea + y.abs() * eb) / rest + 3.0 * F32 * y.abs() } else { f64::INFINITY }

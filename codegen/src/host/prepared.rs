@@ -233,9 +233,11 @@ fn views_of<'m, 'a: 'm>(
     params: impl Iterator<Item = (ValueId, Option<View<'a>>)>,
     made: &'m [(ValueId, Buffer)],
 ) -> Vec<Option<View<'m>>> {
-    let params = params.map(|(v, view)| -> (ValueId, Option<View<'m>>) { (v, view) });
-    let made = made.iter().map(|(v, buffer)| (*v, Some(buffer.view())));
-    let known: Vec<_> = params.chain(made).collect();
+    let mut known: Vec<(ValueId, Option<View<'m>>)> = Vec::new();
+    for (v, view) in params {
+        known.push((v, view));
+    }
+    known.extend(made.iter().map(|(v, buffer)| (*v, Some(buffer.view()))));
     let of = |p: &ValueId| known.iter().find(|(v, _)| v == p).and_then(|(_, view)| *view);
     piece.body.params.iter().map(of).collect()
 }
