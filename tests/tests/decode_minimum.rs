@@ -125,7 +125,7 @@ fn a_token_costs_what_the_equations_make_it_cost() {
 }
 
 #[test]
-fn a_layer_of_experts_is_ten_launches_and_a_merge() {
+fn a_layer_of_experts_is_eleven_launches_and_a_merge() {
     let config = ModelConfig::bundled("deepseek-v2").expect("bundled");
     let traced = trace(&config, Goal::Logits, DType::Bf16).expect("the bundled models are right");
     let program = compile(&traced.module, Graph::Decode, &pipeline()).expect("it compiles").program;
@@ -136,7 +136,7 @@ fn a_layer_of_experts_is_ten_launches_and_a_merge() {
         Step::Call { .. } => false,
     });
     let (launches, merges) = (layer.groups().count(), streams.count());
-    assert!(launches + merges <= 11, "{launches} launches and {merges} merges");
+    assert!(launches + merges <= 12, "{launches} launches and {merges} merges");
     let text = program.to_string();
     let layer = text.split("\n\n").find(|routine| routine.starts_with("routine @moe_layer "));
     insta::assert_snapshot!(layer.expect("it was found above"));

@@ -5,7 +5,8 @@
 //! that is stored instead, if it is the smaller: the gates of the experts that work for a token, not the scores of all.
 //!
 //! What a product is chosen by has to be stored. A kernel that gathers by it, and reads nothing else than what the choice was made of,
-//! chooses once more, if that takes less than a launch: it need not wait then, and may stand beside the one that stores the choice.
+//! chooses once more, if that takes less than a launch: it need not wait then, and may stand beside the one that stores the choice. The two may
+//! round differently; so that this swaps equals at most, it has to gather what was compared, and there may be no other choice below.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -98,10 +99,19 @@ impl<'a> Storage<'a> {
         let stored: Vec<_> = made.filter(|&v| self.is_stored(v)).collect();
         let mut again = Vec::new();
         for v in f.body.iter().filter(selects).map(Inst::result).filter(|v| stored.contains(v)) {
-            let chosen_of = self.part(v).1;
+            let Def::Inst(_, choice) = self.defs[v.0 as usize] else { continue };
+            let (compared, (choosing, chosen_of)) = (choice.args[0], self.part(v));
+            if choosing.iter().copied().filter(|i| selects(i)).count() > 1 {
+                continue;
+            }
             for &root in stored.iter().filter(|&&r| r != v) {
-                let read = self.part(root).1;
-                if !read.contains(&v) || !read.iter().all(|x| *x == v || chosen_of.contains(x)) {
+                let (making, read) = self.part(root);
+                let alike = |inst: &&Inst| {
+                    !inst.args.contains(&v)
+                        || matches!(inst.op, Op::Gather { .. }) && inst.args == [compared, v]
+                };
+                let same = read.iter().all(|x| *x == v || chosen_of.contains(x));
+                if !read.contains(&v) || !same || !making.iter().all(alike) {
                     continue;
                 }
                 let waits = self.machine.launch + self.launch(root);
