@@ -65,6 +65,7 @@ fn the_readme_shows_what_happens() {
     }
     let commands = shown();
     assert!(commands.len() >= 6, "the README shows its commands in `console` blocks");
+    let mut wrong = Vec::new();
     for (line, output) in commands {
         let mut words = line.split_whitespace();
         let program = match words.next() {
@@ -79,12 +80,11 @@ fn the_readme_shows_what_happens() {
         assert!(run.status.success(), "$ {line}\n{}", String::from_utf8_lossy(&run.stderr));
         let printed = String::from_utf8_lossy(&run.stdout);
         let lines: Vec<_> = printed.lines().collect();
-        assert!(
-            lines_match(&output, &lines),
-            "$ {line}\nprints\n{printed}\nthe README says\n{}",
-            output.join("\n")
-        );
+        if !lines_match(&output, &lines) {
+            wrong.push(format!("$ {line}\nprints\n{printed}\nthe README says\n{}\n", output.join("\n")));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
