@@ -30,7 +30,6 @@ mod train;
 mod tune;
 mod tuning;
 mod verify;
-mod workers;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};

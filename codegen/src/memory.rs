@@ -571,15 +571,9 @@ impl Replay<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program::Routine;
+    use crate::program::{Routine, parsed};
 
     const LAYOUT: Layout = Layout { align: 4, page: 1 << 40, bytes: |d| d.bytes(), in_place: true };
-
-    fn kernel(kind: KernelKind, body: &str) -> Kernel {
-        let text = format!("module m entry @f\n\nfunc @f {{\n{body}  return y\n}}\n");
-        let body = latentc_ir::parse("m.ir", &text).expect("it parses").functions.remove(0);
-        Kernel { name: "f".to_owned(), kind, body }
-    }
 
     /// `s = a + c` with a, b, c and at last y made of each other by products: b of a, c of b, y of s.
     fn chain() -> Program {
@@ -618,7 +612,7 @@ mod tests {
                 launch(0, ["s", "w"], "y"),
             ],
         };
-        let kernels = vec![kernel(KernelKind::Contract, product), kernel(KernelKind::Map, sum)];
+        let kernels = vec![parsed(KernelKind::Contract, product), parsed(KernelKind::Map, sum)];
         Program { name: "m".to_owned(), kernels, routines: vec![routine], entry: "f".to_owned(), pool: None }
     }
 
@@ -671,7 +665,7 @@ mod tests {
     #[test]
     fn only_what_is_read_at_its_own_index_is_written_over() {
         let on = |layout: &Layout, text: &str| {
-            in_place(&kernel(KernelKind::Map, &format!("  axes a=3, b=4, c=4\n{text}")), layout)
+            in_place(&parsed(KernelKind::Map, &format!("  axes a=3, b=4, c=4\n{text}")), layout)
         };
         let replaced = |text: &str| on(&LAYOUT, text);
         let params = "  param p: f32[a=3, b=4]\n  param q: f32[b=4]\n  param r: f32[b=4, a=3]\n  param n: bf16[a=3, b=4]\n\n";

@@ -92,10 +92,8 @@ impl Toolkit {
     ///
     /// # Errors
     /// If the assembler refuses it or a file cannot be written.
-    pub fn assemble(&self, ptx: &str, arch: &str, dir: &Path) -> Result<Cubin, NvrtcError> {
-        let (report, file) = self.assembled(ptx, arch, dir)?;
-        let image = std::fs::read(&file).map_err(|e| NvrtcError::Io(file, e.to_string()))?;
-        Ok(Cubin { image, resources: Resources::read(&report) })
+    pub fn assemble(&self, ptx: &str, arch: &str, dir: &Path) -> Result<Resources, NvrtcError> {
+        Ok(Resources::read(&self.assembled(ptx, arch, dir)?.0))
     }
 
     /// Assembles PTX, and gives the assembler's report and the file with the machine code.
@@ -140,15 +138,6 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
         std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
     paths.sort();
     paths
-}
-
-/// Machine code of one kernel.
-#[derive(Clone, Debug)]
-pub struct Cubin {
-    /// The ELF file that a driver loads.
-    pub image: Vec<u8>,
-    /// What a thread of it takes.
-    pub resources: Resources,
 }
 
 /// What the assembler says that a thread takes.

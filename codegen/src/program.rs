@@ -422,3 +422,11 @@ impl fmt::Display for Program {
         Ok(())
     }
 }
+
+/// A kernel for tests, of the text of a body without its return of `y`.
+#[cfg(test)]
+pub(crate) fn parsed(kind: KernelKind, body: &str) -> Kernel {
+    let text = format!("module m entry @f\n\nfunc @f {{\n{body}  return y\n}}\n");
+    let body = latentc_ir::parse("m.ir", &text).expect("it parses").functions.remove(0);
+    Kernel { name: "f".to_owned(), kind, body }
+}

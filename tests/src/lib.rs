@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use latentc_codegen::program::Kernel;
 use latentc_ir::DType;
 use latentc_models::config::ModelConfig;
 use latentc_models::{Goal, trace};
@@ -83,6 +84,11 @@ pub fn compiled(config: &ModelConfig, wanted: impl Into<Wanted>) -> Compiled {
     let goal = if wanted.graph.serves() { Goal::Logits } else { Goal::Loss };
     let traced = trace(config, goal, DType::Bf16).expect("the bundled models are right");
     compile(&traced.module, wanted, &pipeline()).expect("the bundled models compile")
+}
+
+/// What a kernel does and how, whatever it is called.
+pub fn nameless(kernel: &Kernel) -> String {
+    format!("{:?}\n{}", kernel.kind, kernel.nameless())
 }
 
 /// The largest difference of two slices of equal length.

@@ -18,7 +18,7 @@ use latentc_codegen::emulate::Emulator;
 use latentc_codegen::program::{Kernel, KernelKind, Program};
 use latentc_models::config::ModelConfig;
 use latentc_passes::{CacheForm, Codes, Graph, Wanted, WeightForm, encode};
-use latentc_tests::compiled;
+use latentc_tests::{compiled, nameless};
 
 /// The models that are bundled as configurations.
 const MODELS: [&str; 4] = ["bench-moe-0.3b", "deepseek-v2-lite", "deepseek-v2", "deepseek-67b"];
@@ -44,11 +44,6 @@ fn programs() -> impl Iterator<Item = (String, Graph, Program)> {
         let held = if wanted.weights.is_some() { " in codes" } else { "" };
         (format!("{name}, {}{held}", wanted.graph.name()), wanted.graph, compiled(&config, wanted).program)
     })
-}
-
-/// What a kernel does and how, whatever it is called.
-fn nameless(kernel: &Kernel) -> String {
-    format!("{:?}\n{}", kernel.kind, kernel.nameless())
 }
 
 /// Each kernel in each way that is taken with one token, with some, or with many.

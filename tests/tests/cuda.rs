@@ -11,7 +11,7 @@ use latentc_codegen::nvrtc::{Nvrtc, Resources, Toolkit};
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_models::config::ModelConfig;
 use latentc_passes::Graph;
-use latentc_tests::compiled;
+use latentc_tests::{compiled, nameless};
 use rayon::prelude::*;
 use tempfile::TempDir;
 
@@ -27,11 +27,6 @@ fn line(name: &str, code: &MachineCode) -> String {
     let wide = wide.map_or_else(|| "-".to_owned(), |share| format!("{:.0}%", (share * 5.0).round() * 20.0));
     let (spills, tensor) = (code.resources.spill_bytes, code.instructions.tensor);
     format!("{name:<66} {registers:>9} {spills:>6} {shared:>10} {occupancy:>9}% {wide:>7} {tensor:>6}\n")
-}
-
-/// What a kernel does and how, whatever it is called.
-fn nameless(kernel: &Kernel) -> String {
-    format!("{:?}\n{}", kernel.kind, kernel.nameless())
 }
 
 fn arch(name: &str) -> &'static Arch {
@@ -97,8 +92,8 @@ fn spilled(compilers: &(Nvrtc, Toolkit), arch: &str, sources: &[(String, Source)
     let folder = || tempfile::tempdir().expect("a temporary folder");
     let ptx = ptx(compilers, arch, sources);
     let one = |folder: &mut TempDir, (ptx, (name, _)): (&String, &(String, Source))| {
-        let cubin = compilers.1.assemble(ptx, arch, folder.path());
-        spills(name, cubin.unwrap_or_else(|e| panic!("{name}: {e}")).resources)
+        let resources = compilers.1.assemble(ptx, arch, folder.path());
+        spills(name, resources.unwrap_or_else(|e| panic!("{name}: {e}")))
     };
     ptx.par_iter().zip(sources).map_init(folder, one).flatten().collect()
 }

@@ -25,6 +25,7 @@ use latentc_codegen::machine_code::ARCHS;
 use latentc_codegen::program::Kernel;
 use latentc_passes::Graph;
 use latentc_runtime::compiled::Compiled;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::edits::{self, Texts};
@@ -34,7 +35,7 @@ use crate::passes::Choice;
 use crate::share::{all_there, share};
 use crate::table::table;
 use crate::tuning::TuningArgs;
-use crate::{print, print_json, progress, target, workers};
+use crate::{print, print_json, progress, target};
 
 /// Runs every kernel of a model on small sizes with odd tails, and compares with a float64 interpreter of what it means.
 ///
@@ -204,8 +205,9 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
             // What does not compile says so when it is launched.
             let _ = emulator.prepare(&single.collect::<Vec<_>>());
             spinner.say("running kernels".to_owned());
+            let name = emulator.name();
             let one = |emulator: &mut Emulator, subject: &Subject| row(emulator, subject, args.seed);
-            (emulator.name(), workers::each(&subjects, || emulator.clone(), one))
+            (name, subjects.par_iter().map_init(|| emulator.clone(), one).collect())
         }
     };
     let mut report = finished(args, &model, &texts, rows);

@@ -411,14 +411,16 @@ fn cubes_at_once(kernel: &Kernel, form: &Form, role: Role) -> Option<u32> {
         Form::Stream(_) => Some(1),
         Form::Few(_, rows) if *rows > 1 => Some(2),
         // What is read waits in shared memory, which has room for no more cubes.
-        Form::Few(plan, rows) if few::Tiling::of(&kernel.body, plan, *rows, Target::Cuda).ring > 0 => {
+        Form::Few(plan, rows) => {
+            let tiling = few::Tiling::of(&kernel.body, plan, *rows, Target::Cuda);
+            if tiling.ring == 0 {
+                return None;
+            }
             let room = SHARED / LaunchShape::of(kernel).shared_bytes.max(1);
             // Four leave a unit 64 registers. Two columns of two products do not always have enough of them.
-            let several = few::Tiling::of(&kernel.body, plan, *rows, Target::Cuda).packs() > 2;
-            let most = if several && plan.products.len() > 1 { 3 } else { 4 };
+            let most = if tiling.packs() > 2 && plan.products.len() > 1 { 3 } else { 4 };
             u32::try_from(room).ok().filter(|room| (1..=4).contains(room)).map(|room| room.min(most))
         }
-        Form::Few(..) => None,
         Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) => None,
         // Those of these that need it say so by themselves.
         Form::ScatterMatrix(..) | Form::StreamMatrix(..) | Form::Matrix(..) => None,

@@ -98,9 +98,9 @@ impl<'a> Storage<'a> {
         let made = f.body.iter().filter(|i| !is_view(f, i)).flat_map(|i| i.results.first().copied());
         let stored: Vec<_> = made.filter(|&v| self.is_stored(v)).collect();
         let mut again = Vec::new();
-        for v in f.body.iter().filter(selects).map(Inst::result).filter(|v| stored.contains(v)) {
-            let Def::Inst(_, choice) = self.defs[v.0 as usize] else { continue };
-            let (compared, (choosing, chosen_of)) = (choice.args[0], self.part(v));
+        for choice in f.body.iter().filter(selects).filter(|i| stored.contains(&i.result())) {
+            let (v, compared) = (choice.result(), choice.args[0]);
+            let (choosing, chosen_of) = self.part(v);
             if choosing.iter().copied().filter(|i| selects(i)).count() > 1 {
                 continue;
             }

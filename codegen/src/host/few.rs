@@ -262,22 +262,22 @@ unsafe fn dots<S: Simd, E: Element, const R: usize, const C: usize, const U: usi
             pairs::<S, E, R, C, U>(x, w, at, &mut sums, 0);
             at += pair;
         }
-        let all = sums.as_flattened();
-        for (n, four) in all.chunks(4).enumerate() {
-            let added = |n: usize| {
-                let sums = four.get(n).map_or([].as_slice(), |sums| sums.as_flattened());
-                sums.iter().copied().reduce(|a, b| S::add(a, b)).unwrap_or(S::splat(0.0))
-            };
-            let totals = S::sums([added(0), added(1), added(2), added(3)]);
-            for (i, mut total) in totals.into_iter().enumerate().take(four.len()) {
-                let (r, c) = ((4 * n + i) / C, (4 * n + i) % C);
-                for at in whole..k {
-                    total += *x.data.add(r * x.row + at) * (*w[c].add(at)).wide();
-                }
-                let to = y.data.add(r * y.row + (first + c * apart) * y.step);
-                *to = if add { *to + total } else { total };
+        let mut added = [[S::splat(0.0); C]; R];
+        for (added, sums) in added.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+            let all = sums.as_flattened();
+            *added = all[0];
+            for &sum in &all[1..] {
+                *added = S::add(*added, sum);
             }
         }
+        S::sum_each(added.as_flattened(), |n, mut total| {
+            let (r, c) = (n / C, n % C);
+            for at in whole..k {
+                total += *x.data.add(r * x.row + at) * (*w[c].add(at)).wide();
+            }
+            let to = y.data.add(r * y.row + (first + c * apart) * y.step);
+            *to = if add { *to + total } else { total };
+        });
     }
 }
 

@@ -65,7 +65,7 @@ impl Prepared {
             Block { pieces: Arc::clone(pieces), starts, result: result..result + len }
         };
         let left = whole.left();
-        let Some(axis) = whole.rows(body).filter(|_| left > most) else {
+        let Some(axis) = (left > most).then(|| whole.rows(body)).flatten() else {
             let blocks = vec![block(&whole, None, 0)];
             return Ok(Prepared { extents, blocks });
         };
@@ -148,29 +148,9 @@ impl Pieces {
         let outermost = |v: ValueId| of(v).iter().copied().find(|a| self.extents[a.0 as usize] != 1);
         let axis = outermost(last.kernel.body.results[0])?;
         let made = first.iter().map(|plan| plan.kernel.body.results[0]);
-        let apart = |inst: &Inst| match inst.op {
-            Op::Position { axis: of } => of != axis,
-            Op::Append { .. } | Op::Past { .. } | Op::ScatterAdd { .. } => false,
-            Op::Softmax { .. } | Op::RmsNorm { .. } | Op::Call { .. } => false,
-            Op::Const(_)
-            | Op::Unary(_)
-            | Op::Binary(_)
-            | Op::Select
-            | Op::Cast
-            | Op::Broadcast { .. }
-            | Op::Contract
-            | Op::Reduce { .. }
-            | Op::Rename { .. }
-            | Op::Split { .. }
-            | Op::Merge { .. }
-            | Op::Slice { .. }
-            | Op::Concat { .. }
-            | Op::Pack { .. }
-            | Op::Unpack { .. }
-            | Op::Gather { .. }
-            | Op::TopK { .. }
-            | Op::TopIndices { .. }
-            | Op::Rope { .. } => !moved_axes(body, inst).contains(&axis),
+        let apart = |inst: &Inst| {
+            let of_all = matches!(inst.op, Op::Append { .. }) || inst.op == Op::Position { axis };
+            !of_all && !moved_axes(body, inst).contains(&axis)
         };
         let right = made.map(outermost).all(|found| found == Some(axis))
             && body.params.iter().all(|&v| !of(v).contains(&axis) || outermost(v) == Some(axis))
@@ -308,12 +288,11 @@ fn widened(kernel: &Kernel, inputs: &[Option<View<'_>>], extents: &[usize]) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::parsed;
 
     /// How many rows of its blocks a kernel has that leaves so many elements at most.
     fn blocks(text: &str, sizes: &[usize], most: usize) -> Vec<usize> {
-        let text = format!("module m entry @f\n\nfunc @f {{\n{text}}}\n");
-        let body = latentc_ir::parse("m.ir", &text).expect("it parses").functions.remove(0);
-        let kernel = Kernel { name: "f".to_owned(), kind: KernelKind::of(&body), body };
+        let kernel = parsed(KernelKind::Contract, text);
         let prepared = Prepared::new(&kernel, sizes, most).expect("it is a kernel");
         let width = elements(kernel.output(), &kernel.extents(sizes)) / sizes[0];
         prepared.blocks.iter().map(|block| block.result.len() / width).collect()
@@ -324,7 +303,7 @@ mod tests {
         // A prologue of 8 numbers a row and an epilogue, each of which leaves its own.
         let text = "  axes t, d=8, e=4\n  param x: f32[t, d=8]\n  param w: f32[e=4, d=8]\n\n  \
                     h: f32[t, d=8] = neg x\n  p: f32[t, e=4] = contract h, w over d\n  \
-                    y: f32[t, e=4] = neg p\n  return y\n";
+                    y: f32[t, e=4] = neg p\n";
         assert_eq!(blocks(text, &[10], 80), [10]);
         assert_eq!(blocks(text, &[10], 79), [5, 5]);
         assert_eq!(blocks(text, &[10], 24), [3, 3, 3, 1]);
@@ -334,11 +313,11 @@ mod tests {
     #[test]
     fn rows_that_depend_on_others_stay_together() {
         let sum = "  axes t, d=8, e=4\n  param x: f32[t, d=8]\n  param w: f32[t, e=4]\n\n  \
-                   h: f32[t, d=8] = neg x\n  y: f32[d=8, e=4] = contract h, w over t\n  return y\n";
+                   h: f32[t, d=8] = neg x\n  y: f32[d=8, e=4] = contract h, w over t\n";
         assert_eq!(blocks(sum, &[8], 1).len(), 1);
         let place = "  axes t, d=8, e=4\n  param x: f32[t, d=8]\n  param w: f32[e=4, d=8]\n\n  \
                      n: i32[t] = position of t\n  f: f32[t] = cast n\n  h: f32[t, d=8] = mul x, f\n  \
-                     y: f32[t, e=4] = contract h, w over d\n  return y\n";
+                     y: f32[t, e=4] = contract h, w over d\n";
         assert_eq!(blocks(place, &[8], 1).len(), 1);
     }
 }

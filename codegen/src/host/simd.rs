@@ -228,6 +228,21 @@ pub(super) trait Simd {
         // SAFETY: by the caller.
         v.map(|v| unsafe { Self::sum(v) })
     }
+
+    /// Tells the sum of each of some registers, with its number.
+    #[inline(always)]
+    unsafe fn sum_each(v: &[Self::V], mut tell: impl FnMut(usize, f32)) {
+        for (n, four) in v.chunks(4).enumerate() {
+            // SAFETY: by the caller.
+            let sums = unsafe {
+                let one = |i: usize| four.get(i).copied().unwrap_or(Self::splat(0.0));
+                Self::sums([one(0), one(1), one(2), one(3)])
+            };
+            for (i, &sum) in sums[..four.len()].iter().enumerate() {
+                tell(4 * n + i, sum);
+            }
+        }
+    }
 }
 
 /// No vector unit that is known here: arrays, which a compiler may make something of.

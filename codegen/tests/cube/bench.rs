@@ -113,7 +113,7 @@ pub(crate) fn cuda_text(name: &str, text: &str) -> Option<Resources> {
     let ptx = nvrtc.compile(text, "sm_90a").unwrap_or_else(|e| panic!("{e}\n{text}"));
     assert!(ptx.contains(&format!(".entry {name}(")), "the entry has another name");
     let dir = tempfile::tempdir().unwrap();
-    Some(kit.assemble(&ptx, "sm_90a", dir.path()).unwrap().resources)
+    Some(kit.assemble(&ptx, "sm_90a", dir.path()).unwrap())
 }
 
 /// Inputs of a kernel: random numbers, but for the parameters given.

@@ -6,7 +6,7 @@ use latentc_codegen::pieces::pieces;
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_ir::Tensor;
 
-fn kernel(body: &str) -> Kernel {
+pub(crate) fn kernel(body: &str) -> Kernel {
     let text = format!("module m entry @f\n\nfunc @f {{\n{body}\n}}\n");
     let module = latentc_ir::check("m.ir", &text).unwrap_or_else(|e| panic!("{}", e.render()));
     let body = module.functions[0].clone();

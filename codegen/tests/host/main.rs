@@ -368,11 +368,11 @@ fn a_bound_knows_of_subnormal_operands() {
 /// Which of two equal exponentials comes first hangs on how they are rounded: what is read there has no bound, times whatever.
 #[test]
 fn a_bound_knows_of_choices_that_hang_on_an_error() {
-    let text = "module m entry @m\n\nfunc @m {\n  axes a0=4, a1=2\n  param p0: f32[a0]\n  param p1: f32[a0]\n\n  \
-                x: f32[a0] = exp p0\n  i: i32[a1] = top_indices x over a0 into a1\n  \
-                g: f32[a1] = gather p1, i along a0\n  c: f32 = const 16.0\n  y: f32[a1] = mul g, c\n  return y\n}\n";
-    let body = latentc_ir::parse("m.ir", text).expect("it parses").functions.remove(0);
-    let kernel = Kernel { name: "m".to_owned(), kind: KernelKind::Map, body };
+    let kernel = codes::kernel(
+        "axes a0=4, a1=2\nparam p0: f32[a0]\nparam p1: f32[a0]\n\
+         x: f32[a0] = exp p0\ni: i32[a1] = top_indices x over a0 into a1\n\
+         g: f32[a1] = gather p1, i along a0\nc: f32 = const 16.0\ny: f32[a1] = mul g, c\nreturn y",
+    );
     let row = |data: [f64; 4]| Tensor { dtype: DType::F32, shape: vec![4], data: data.to_vec() };
     let expected = |x: [f64; 4]| {
         latentc_codegen::check::Expected::of(&kernel, &[row(x), row([1.0, 2.0, 3.0, 4.0])], &[]).unwrap()

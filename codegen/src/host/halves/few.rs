@@ -123,14 +123,10 @@ unsafe fn dots<const R: usize, const C: usize>(
             let mask = (1 << (k - whole)) - 1;
             meet(whole, w.map(|w| _mm512_maskz_loadu_epi16(mask, w.add(whole))));
         }
-        for (n, four) in sums.as_flattened().chunks(4).enumerate() {
-            let sum = |n: usize| four.get(n).copied().unwrap_or(_mm512_setzero_ps());
-            let totals = Avx512::sums([sum(0), sum(1), sum(2), sum(3)]);
-            for (i, total) in totals.into_iter().enumerate().take(four.len()) {
-                let (r, c) = ((4 * n + i) / C, (4 * n + i) % C);
-                let to = y.data.add(r * y.row + (first + c * apart) * y.step);
-                *to = if add { *to + total } else { total };
-            }
-        }
+        Avx512::sum_each(sums.as_flattened(), |n, total| {
+            let (r, c) = (n / C, n % C);
+            let to = y.data.add(r * y.row + (first + c * apart) * y.step);
+            *to = if add { *to + total } else { total };
+        });
     }
 }
