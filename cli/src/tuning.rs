@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -20,6 +20,10 @@ pub(crate) struct TuningArgs {
     /// way that is, `way` of each choice says; whoever changes it there has another.
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
+    /// Rounds the factors of products of f32 with f32 to 11 bits (tf32) where tensor cores can read both as they are stored. Without it, such
+    /// products err no more than f32 sums do, and take about twice as long. For cuda.
+    #[arg(long)]
+    tf32: bool,
 }
 
 /// The file.
@@ -89,14 +93,21 @@ pub(crate) struct Tuned {
 }
 
 impl TuningArgs {
-    /// The file, if one is given.
-    pub(crate) fn file(&self) -> Option<&Path> {
-        self.tuning.as_deref()
+    /// The same as it was given.
+    pub(crate) fn again(&self) -> String {
+        let file = self.tuning.as_ref().map(|file| format!(" --tuning {}", file.display()));
+        file.unwrap_or_default() + if self.tf32 { " --tf32" } else { "" }
     }
 
     /// Reads the choices; none if no file is given.
     pub(crate) fn read(&self, target: Target) -> anyhow::Result<Tuned> {
-        let Some(path) = &self.tuning else { return Ok(Tuned::default()) };
+        if self.tf32 && target != Target::Cuda {
+            bail!("--tf32: {} has no such products; leave it out, or give --target cuda", target.name());
+        }
+        let Some(path) = &self.tuning else {
+            let tuning = Tuning::default().with_tf32(self.tf32);
+            return Ok(Tuned { tuning: Arc::new(tuning), of: None });
+        };
         let shown = path.display();
         if target == Target::Host {
             bail!("--tuning {shown}: the host has one way to compute a kernel; give --target wgpu or cuda");
@@ -111,7 +122,7 @@ impl TuningArgs {
                 "{shown}: made for {was}, and this is for {is}; make one with `latentc tune … --target {is}`"
             );
         }
-        let mut tuning = Tuning::new(shown.to_string(), file.device.machine);
+        let mut tuning = Tuning::new(shown.to_string(), file.device.machine).with_tf32(self.tf32);
         for kernel in file.kernels {
             for choice in kernel.choices {
                 tuning.insert(kernel.identity.0, choice.up_to, choice.way);

@@ -195,6 +195,8 @@ pub enum KernelKind {
         bulk: bool,
         /// Parts that a summed axis is cut into, each added up by other cubes.
         parts: u8,
+        /// Whether operands in f32 are multiplied as tf32, without their last 13 bits; else as several numbers of 16 bits.
+        tf32: bool,
     },
 }
 

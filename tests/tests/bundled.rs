@@ -46,13 +46,17 @@ fn programs() -> impl Iterator<Item = (String, Graph, Program)> {
     })
 }
 
-/// Each kernel in each way that is taken with one token, with some, or with many.
+/// Each kernel in each way that is taken with one token, with some, or with many, also where f32 may be rounded as tf32.
 fn each(target: Target, machine: &Machine) -> Trials {
     let (mut kernels, mut small, mut trials) = (BTreeSet::new(), BTreeSet::new(), Trials::new());
     for (of, _, program) in programs() {
         for kernel in program.kernels.iter().filter(|k| kernels.insert(nameless(k))) {
             let some = [16, 100].map(|n| vec![n; kernel.size_symbols().len()]);
-            for way in taken(kernel, target, machine, &some, &Tuning::default()).expect("nothing is tuned") {
+            let ways = [false, true].map(|tf32| {
+                let tuning = Tuning::default().with_tf32(tf32);
+                taken(kernel, target, machine, &some, &tuning).expect("nothing is tuned")
+            });
+            for way in ways.concat() {
                 let name = format!("{of}: {} as {:?}", kernel.name, way.kind);
                 let trial = main_trial(&way);
                 if way.kind != kernel.kind && !is_expressible(&trial.kernel, target) {

@@ -151,11 +151,14 @@ fn the_longest_text_of_each_way_spills_nothing_for_other_architectures() {
     for arch in ["sm_80", "sm_100"].map(arch) {
         let ways = |k: &Kernel| {
             let some = [16, 100].map(|n| vec![n; k.size_symbols().len()]);
-            let ways = taken(k, Target::Cuda, &arch.machine(), &some, &Tuning::default());
-            ways.expect("no tuning is wrong")
+            let ways = [false, true].map(|tf32| {
+                let tuning = Tuning::default().with_tf32(tf32);
+                taken(k, Target::Cuda, &arch.machine(), &some, &tuning).expect("no tuning is wrong")
+            });
+            ways.concat()
         };
         let mut longest: BTreeMap<String, (String, Source)> = BTreeMap::new();
-        for (name, kind, source) in sources(&[LOOKED_AT, "deepseek-v2"], ways) {
+        for (name, kind, source) in sources(&[LOOKED_AT, "deepseek-v2", "bench-moe-0.3b"], ways) {
             let way = format!("{kind:?}");
             let known = longest.get(&way).map_or(0, |(_, known)| known.text.len());
             if source.text.len() > known {

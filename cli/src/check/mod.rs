@@ -529,9 +529,7 @@ fn replay(args: &Args, kernel: Option<&String>) -> String {
     if let Some(folder) = args.from.folder() {
         line += &format!(" --from {}", folder.display());
     }
-    if let Some(file) = args.tuning.file() {
-        line += &format!(" --tuning {}", file.display());
-    }
+    line += &args.tuning.again();
     line + &format!(" --seed {}", args.seed)
 }
 
@@ -555,7 +553,7 @@ mod tests {
             "latentc check tiny --kernel a --target host --graph decode --dtype f16 --skip inline,reassociate --seed 3",
             "latentc check tiny --kernel a --target wgpu --graph train --passes expand,inline --seed 1",
             "latentc check tiny --kernel a --target cuda --graph decode --cache int6 --cache-group 32 --cache-rotated-wide --seed 9",
-            "latentc check tiny --kernel a --target cuda --graph decode --cache fp8 --from out --tuning t.json --seed 9",
+            "latentc check tiny --kernel a --target cuda --graph decode --cache fp8 --from out --tuning t.json --tf32 --seed 9",
             "latentc check tiny --kernel a --target host --graph decode --cache int8 --weights int8 --weight-group 32 --seed 9",
         ] {
             let args = of(line);

@@ -144,3 +144,20 @@ fn a_tuning_is_for_a_target_that_has_ways() {
     let out = folder.path().join("out");
     says(&ok("compile {} --target cuda --tuning {} -o {}", &[&model, &file, &out]), &["0 of its 0 choices"]);
 }
+
+#[test]
+fn products_of_f32_are_rounded_where_that_is_asked_for() {
+    let folder = scratch();
+    let ways = |more: &str, name: &str| {
+        let out = folder.path().join(name);
+        ok(&format!("compile bench-moe-0.3b --target cuda --graph prefill -o {{}}{more}"), &[&out]);
+        let named = |file: &std::path::PathBuf| file.to_string_lossy().contains("_tf32_");
+        files(&out).into_keys().filter(named).count()
+    };
+    assert_eq!(ways("", "exact"), 0);
+    assert!(ways(" --tf32", "rounded") > 0);
+    says(
+        &error("run {} --tf32 --prompt-ids 1 --steps 1", &[&case("tiny")]),
+        &["--tf32: host has no such products", "--target cuda"],
+    );
+}

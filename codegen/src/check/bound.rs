@@ -60,16 +60,23 @@ impl Expected {
             return Err("the body has values that nothing defines".to_owned());
         }
         let mut errors: Vec<Vec<f64>> = values.iter().map(|v| vec![0.0; v.data.len()]).collect();
-        if matches!(kernel.kind, KernelKind::ScatterMatrix { .. }) {
-            for (factor, off) in split(body) {
-                errors[factor.0 as usize] =
-                    values[factor.0 as usize].data.iter().map(|x| off * x.abs()).collect();
-            }
+        let shortened = match kernel.kind {
+            KernelKind::ScatterMatrix { .. } => split(body),
+            KernelKind::Matrix { tf32: true, .. } => short(body),
+            _ => BTreeMap::new(),
+        };
+        let shorten = |v: ValueId, value: &Tensor, errors: &mut [f64]| {
+            let off = shortened.get(&v).copied().unwrap_or(0.0);
+            errors.iter_mut().zip(&value.data).for_each(|(error, x)| *error += off * x.abs());
+        };
+        for &v in &body.params {
+            shorten(v, &values[v.0 as usize], &mut errors[v.0 as usize]);
         }
         let mut run = Run { body, sizes: bound, values, errors };
         for inst in &body.body {
-            let error = run.error(inst)?;
-            run.errors[inst.result().0 as usize] = error;
+            let (v, mut error) = (inst.result(), run.error(inst)?);
+            shorten(v, &run.values[v.0 as usize], &mut error);
+            run.errors[v.0 as usize] = error;
         }
         let result = body.results[0].0 as usize;
         let fields = packed(body);
@@ -124,12 +131,18 @@ fn rounded(body: &Function) -> Result<Function, String> {
 
 /// The factors of a sum of outer products that tensor cores multiply as two numbers each, and how far off that is, by element:
 /// 2^-17. Of two such factors the second numbers, 2^-8 of each at most, are not multiplied with each other.
-fn split(body: &Function) -> Vec<(ValueId, f64)> {
-    let Some(plan) = ScatterPlan::of(body) else { return Vec::new() };
+fn split(body: &Function) -> BTreeMap<ValueId, f64> {
+    let Some(plan) = ScatterPlan::of(body) else { return BTreeMap::new() };
     let pieces = plan.narrow(body).1;
     let bits = if pieces.iter().all(|&n| n == 2) { 16 } else { 17 };
     let off = (-f64::from(bits)).exp2();
     plan.factors.iter().copied().zip(pieces).filter(|(_, n)| *n == 2).map(|(v, _)| (v, off)).collect()
+}
+
+/// The factors of products that tensor cores multiply as tf32: what is cut off is less than 2^-10 of each.
+fn short(body: &Function) -> BTreeMap<ValueId, f64> {
+    let products = body.body.iter().filter(|inst| inst.op == Op::Contract);
+    products.flat_map(|inst| &inst.args).map(|&v| (v, (-10f64).exp2())).collect()
 }
 
 /// Half a unit in the last place of 1.

@@ -23,6 +23,7 @@ use super::emit::{Buf, Cmp, Elem, Emit, Shared, Val, Var};
 use super::expr::Exprs;
 use super::feed::{Feed, Staged};
 use super::few::place;
+use super::fragment::Factor;
 use super::matrix::{self, Rows, Tile};
 use super::sums::Sums;
 use super::warpgroup::{self, Groups};
@@ -126,7 +127,7 @@ struct At<'r> {
 struct Bulk<'p> {
     plan: &'p FewPlan,
     tile: Tile,
-    elem: Elem,
+    factor: Factor,
     brought: Brought,
     left: Staged,
     right: Vec<Staged>,
@@ -148,10 +149,11 @@ pub(super) fn emit(
     which: Which<'_>,
     (narrow, output): ((Buf, Elem), Buf),
 ) {
-    let (body, elem) = (x.body(), narrow.1);
+    let (body, factor) = (x.body(), tile.factor(x.body(), plan));
     let Some(brought) = tile.brought(body, plan) else { return };
     let stages = tile.stages(body, plan);
     let [of_left, of_right] = tile.layouts(body, plan);
+    let elem = factor.elem();
     let left = Staged::new(e, elem, of_left, 1, stages);
     let right = plan.products.iter().map(|_| Staged::new(e, elem, of_right, 1, stages)).collect();
     let slab = plan.products.len() as u32 * tile.slab() * tile.slab_pitch(plan);
@@ -164,7 +166,7 @@ pub(super) fn emit(
         _ => None,
     };
     let (tell, registers) = if brought.left.is_some() { (1, ASKS) } else { (1 + COPIERS, COPIES) };
-    let bulk = Bulk { plan, tile, elem, brought, left, right, barriers, which, group, totals, narrow };
+    let bulk = Bulk { plan, tile, factor, brought, left, right, barriers, which, group, totals, narrow };
     let (unit, zero, multipliers) = (e.unit(), e.u32(0), e.u32(tile.multipliers()));
     let first = e.cmp(Cmp::Eq, unit, zero);
     e.if_(first, |e| barriers.make(e, (tell, tile.multipliers() / 32)));
@@ -230,7 +232,7 @@ impl Bulk<'_> {
     ) {
         let (plan, step) = (self.plan, e.u32(self.tile.depth));
         let (zero, one) = (e.u32(0), e.u32(1));
-        let (outer, depth) = (x.total(e, &plan.outer), x.total(e, &plan.inner));
+        let (outer, depth) = (x.total(e, &plan.outer), matrix::depth(e, x, plan, self.factor));
         let batch = x.split(e, batch, &plan.batch);
         e.for_step(zero, outer, one, |e, o| {
             x.scope(|x| {
@@ -300,8 +302,8 @@ impl Bulk<'_> {
             e.set(behind[LAG - 1], next);
         };
         self.each(e, x, |e, x, tile| {
-            let depth = x.total(e, &plan.inner);
-            let mut feed = Feed::new(self.elem, depth, unit);
+            let depth = matrix::depth(e, x, plan, self.factor);
+            let mut feed = Feed::new(self.factor, depth, unit);
             let steps = Offsets::of(e, x, &plan.inner, memory);
             feed.add(e, COPIERS, self.narrow, (&self.left, steps), |e, row| {
                 matrix::line(e, x, plan, memory, (tile.rows, row))
@@ -325,7 +327,7 @@ impl Bulk<'_> {
     fn multiply(&self, e: &mut Emit, x: &mut Exprs<'_>, slab: Shared, output: Buf) {
         let (plan, tile, stages) = (self.plan, self.tile, self.barriers.stages);
         let sums = Sums::new(e, (plan, tile));
-        let groups = Groups::new(e, self.elem, &sums, (&self.left, &self.right), stages);
+        let groups = Groups::new(e, self.factor, &sums, (&self.left, &self.right), stages);
         let (turn, none) = (Turn::new(e), e.u32(stages));
         // The stage that was multiplied before, if there is one.
         let before = e.var(none);

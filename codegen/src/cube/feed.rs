@@ -3,11 +3,11 @@
 //! An operand has some stages there, each with a tile's rows (or columns) by some numbers of depth. Where it is stored as it is multiplied, it
 //! is copied past the registers, in packs of 16 bytes: a copy is begun several stages before it is wanted. Where it is wider, what is read
 //! stays in registers while the stage at hand is multiplied, and is split into numbers of 16 bits that add up to it. What lies beyond an edge
-//! is 0 either way.
+//! is 0 either way. Depth is told in numbers of 16 bits, of which a [`Factor`] may be two.
 
 use super::contract::Offsets;
 use super::emit::{Bits, Buf, Elem, Emit, Pack, Shared, Val};
-use super::fragment::{PACK, keep_split, read_stored};
+use super::fragment::{Factor, PACK, keep_split, read_stored};
 
 /// How a tile of an operand lies in a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,8 +152,7 @@ pub(super) type Read = Vec<Option<Vec<Pack>>>;
 
 /// All that is brought in.
 pub(super) struct Feed<'s> {
-    /// Numbers of 16 bits.
-    elem: Elem,
+    factor: Factor,
     operands: Vec<&'s Staged>,
     /// Where a depth lies in each operand.
     steps: Vec<Offsets>,
@@ -167,8 +166,8 @@ pub(super) struct Feed<'s> {
 
 impl<'s> Feed<'s> {
     /// Of operands with this depth, brought by units with numbers from 0 on, of which this is one.
-    pub(super) fn new(elem: Elem, depth: Val, unit: Val) -> Feed<'s> {
-        Feed { elem, operands: Vec::new(), steps: Vec::new(), loads: Vec::new(), depth, whole: true, unit }
+    pub(super) fn new(factor: Factor, depth: Val, unit: Val) -> Feed<'s> {
+        Feed { factor, operands: Vec::new(), steps: Vec::new(), loads: Vec::new(), depth, whole: true, unit }
     }
 
     /// Adds an operand. `line` says where a row or column of the tile begins in its memory, and whether it exists; packs across lie in
@@ -197,7 +196,7 @@ impl<'s> Feed<'s> {
 
     /// Whether an operand is copied past the registers.
     fn copies(&self, load: &Load) -> bool {
-        load.elem == self.elem && self.operands[load.operand].pieces.len() == 1
+        load.elem == self.factor.stored() && self.operands[load.operand].pieces.len() == 1
     }
 
     /// Whether a load reads something from this depth on, and where that lies.
@@ -205,7 +204,9 @@ impl<'s> Feed<'s> {
         let k = e.add(k0, load.depth);
         let deep = e.lt(k, self.depth);
         let inside = if self.whole { load.exists } else { e.and(load.exists, deep) };
-        let step = self.steps[load.operand].at(e, k);
+        let halves = e.u32(self.factor.halves());
+        let number = e.div(k, halves);
+        let step = self.steps[load.operand].at(e, number);
         let at = e.add(base, load.start);
         (inside, e.add(at, step))
     }
@@ -249,7 +250,7 @@ impl<'s> Feed<'s> {
             let staged = self.operands[load.operand];
             let first = staged.first(e, stage);
             let place = e.add(first, load.place);
-            keep_split(e, self.elem, read, &staged.pieces, place);
+            keep_split(e, self.factor.elem(), read, &staged.pieces, place);
         }
     }
 }

@@ -10,6 +10,57 @@ use super::emit::{Array, Buf, Elem, Emit, Pack, Shared, Val};
 /// Elements of a pack of 16 bytes.
 pub(super) const PACK: u32 = 8;
 
+/// What tensor cores take numbers for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Factor {
+    /// As they are stored, or rounded: bf16 or f16.
+    Half(Elem),
+    /// f32 without its last 13 bits, 8 numbers of depth in place of 16. For all but the instructions that multiply, each is two numbers of 16
+    /// bits behind one another: these lie in shared memory and in registers as 16 numbers do (PTX ISA, "Matrix Fragments for mma.m16n8k8").
+    Tf32,
+}
+
+impl Factor {
+    /// As what it lies in shared memory and registers.
+    pub(super) fn elem(self) -> Elem {
+        match self {
+            Factor::Half(elem) => elem,
+            Factor::Tf32 => Elem::Bf16,
+        }
+    }
+
+    /// As what it lies in memory if nothing need be done to it.
+    pub(super) fn stored(self) -> Elem {
+        match self {
+            Factor::Half(elem) => elem,
+            Factor::Tf32 => Elem::F32,
+        }
+    }
+
+    /// Numbers of 16 bits that it is.
+    pub(super) fn halves(self) -> u32 {
+        (self.stored().bytes() / self.elem().bytes()) as u32
+    }
+
+    /// Its name in instructions, and how many of it they take at a time.
+    pub(super) fn named(self) -> &'static str {
+        match self {
+            Factor::Half(Elem::F16) => "f16",
+            Factor::Half(_) => "bf16",
+            Factor::Tf32 => "tf32",
+        }
+    }
+
+    /// Adds the product of what registers hold of 16 rows and 8 columns.
+    pub(super) fn multiply(self, e: &mut Emit, a: Array, b: Array, sum: Array) {
+        match self {
+            Factor::Half(elem) => e.multiply_matrices(a, b, sum, elem),
+            // CubeCL 0.10 wants registers of one number each for it.
+            Factor::Tf32 => e.of_groups("mma-tf32", &[sum, a, b], &[]),
+        }
+    }
+}
+
 /// Whether numbers of these axes that lie in one pack lie in one of a value, too.
 pub(super) fn in_packs(body: &Function, value: ValueId, axes: &[AxisId]) -> bool {
     let wide = |a: &&AxisId| body.axis(**a).size != Size::Fixed(1);

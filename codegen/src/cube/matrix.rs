@@ -9,7 +9,8 @@
 //! A *grouped* product has a matrix for each index. Its rows are those of the index, sorted by [`sort`](super::sort): a cube has rows of
 //! one group, and finds which in the same order as all others do.
 //!
-//! Operands in f32 are split into numbers of 16 bits that add up to them, which are multiplied one after the other.
+//! Operands in f32 are split into numbers of 16 bits that add up to them, which are multiplied one after the other. Where less will do,
+//! they are multiplied as tf32 in one go, just as they are stored; of these operands the depth must lie behind one another.
 
 use latentc_ir::{AxisId, DType, Function, Op, ValueId};
 
@@ -20,7 +21,7 @@ use super::epilogue::Epilogue;
 use super::expr::{Exprs, Fold};
 use super::feed::{Feed, Layout, Read, SPAN, Staged, TURNED_BYTES};
 use super::few::place;
-use super::fragment::{PACK, in_packs};
+use super::fragment::{Factor, PACK, in_packs};
 use super::sort::Group;
 use super::split::{HALF, SHARED};
 use super::sums::Sums;
@@ -43,7 +44,7 @@ pub(crate) struct Tile {
     pub(crate) rows: u32,
     /// Columns, of all products together.
     pub(crate) columns: u32,
-    /// Depth of a stage, an even number of times 16.
+    /// Depth of a stage in numbers of 16 bits, an even number of times 16.
     pub(super) depth: u32,
     /// Stages, at most.
     stages: u32,
@@ -60,6 +61,8 @@ pub(crate) struct Tile {
     pub(crate) cubes: u32,
     /// TFLOP/s that an H200 reaches with as many cubes as it has room for. Only what they are beside one another counts.
     pub(crate) rate: u32,
+    /// Whether operands in f32 are multiplied as tf32.
+    pub(crate) tf32: bool,
 }
 
 impl Tile {
@@ -90,6 +93,7 @@ impl Tile {
         slab: 0,
         cubes: 1,
         rate: 0,
+        tf32: false,
     };
 
     /// What those have of which groups of planes multiply together.
@@ -100,16 +104,29 @@ impl Tile {
 
     /// The tile of a way.
     pub(crate) fn of(kind: KernelKind) -> Option<Tile> {
-        Tile::ALL.into_iter().find(|tile| match kind {
+        Tile::all().find(|tile| match kind {
             KernelKind::Matrix { wide, parts, .. } => tile.way(wide, parts) == kind,
             _ => false,
         })
     }
 
+    /// All of them, those for tf32 last.
+    pub(crate) fn all() -> impl Iterator<Item = Tile> {
+        Tile::ALL.into_iter().chain(Tile::ALL.map(|tile| Tile { tf32: true, ..tile }))
+    }
+
     /// The way that has it.
     pub(crate) fn way(self, wide: u8, parts: u8) -> KernelKind {
         let (rows, columns) = (self.rows as u16, self.columns as u16);
-        KernelKind::Matrix { wide, rows, columns, groups: self.groups, bulk: self.bulk, parts }
+        KernelKind::Matrix {
+            wide,
+            rows,
+            columns,
+            groups: self.groups,
+            bulk: self.bulk,
+            parts,
+            tf32: self.tf32,
+        }
     }
 
     /// Units of a cube.
@@ -134,7 +151,38 @@ impl Tile {
 
     /// How the operands come, if it is the device that brings them and it can.
     pub(super) fn brought(self, body: &Function, plan: &FewPlan) -> Option<Brought> {
-        Brought::of(body, plan, self.layouts(body, plan)).filter(|_| self.bulk)
+        Brought::of(body, plan, self.layouts(body, plan), self.factor(body, plan)).filter(|_| self.bulk)
+    }
+
+    /// What operands are multiplied as: what one of them has 16 bits of, or bf16 where none has.
+    pub(super) fn factor(self, body: &Function, plan: &FewPlan) -> Factor {
+        let f16 = operands(plan).into_iter().any(|v| body.ty(v).dtype == DType::F16);
+        match (self.tf32, f16) {
+            (true, _) => Factor::Tf32,
+            (false, true) => Factor::Half(Elem::F16),
+            (false, false) => Factor::Half(Elem::Bf16),
+        }
+    }
+
+    /// How many factors stand for a number of the narrow operand, and of the wide ones.
+    fn pieces(self, body: &Function, plan: &FewPlan) -> [u32; 2] {
+        if self.tf32 {
+            return [1, 1];
+        }
+        let (wide, terms) = (operands(plan).map(|v| body.ty(v).dtype == DType::F32), summed(body, plan));
+        // Three have all 24 bits, two have 17.
+        let split = if terms.is_some_and(|terms| terms < forgiving(wide)) { 3 } else { 2 };
+        wide.map(|wide| if wide { split } else { 1 })
+    }
+
+    /// How often what is multiplied is, factor by factor.
+    pub(super) fn multiplications(self, body: &Function, plan: &FewPlan) -> usize {
+        tiles::multiplications(self.pieces(body, plan).map(|n| n as usize))
+    }
+
+    /// The depth that is multiplied where a sum has so many terms.
+    pub(super) fn filled(self, body: &Function, plan: &FewPlan, terms: u64) -> u64 {
+        terms.next_multiple_of((self.depth / self.factor(body, plan).halves()).into())
     }
 
     /// Tiles of 16 rows that a plane has.
@@ -186,7 +234,7 @@ impl Tile {
     fn bytes(self, body: &Function, plan: &FewPlan) -> [usize; 2] {
         let products = plan.products.len() as u32;
         let [narrow, wide] = self.layouts(body, plan).map(Layout::elements);
-        let [left, right] = pieces(body, plan);
+        let [left, right] = self.pieces(body, plan);
         let slab = 4 * products * self.slab() * self.slab_pitch(plan);
         let lines = if index(plan).is_some() { 4 * self.rows + Group::SHARED_BYTES } else { 0 };
         let barriers = if self.bulk { 4 * bulk::BARRIER_WORDS * self.stages } else { 0 };
@@ -195,7 +243,7 @@ impl Tile {
 
     /// Products of tensor cores that a plane takes part in for a stage.
     pub(super) fn products(self, body: &Function, plan: &FewPlan) -> u32 {
-        let times = plan.products.len() * multiplications(body, plan);
+        let times = plan.products.len() * self.multiplications(body, plan);
         let wide = if self.groups { 1 } else { self.wide(plan) };
         times as u32 * self.depth / 16 * self.high() * wide
     }
@@ -209,8 +257,11 @@ impl Tile {
 
     /// Whether a cube has room for it: where both operands are split, not for the widest.
     pub(crate) fn fits(self, body: &Function, plan: &FewPlan) -> bool {
-        let pieces = pieces(body, plan);
-        let both = pieces.iter().all(|n| *n > 1);
+        let both = self.pieces(body, plan).iter().all(|n| *n > 1);
+        let stored = |v: ValueId| body.ty(v).dtype == DType::F32;
+        if self.tf32 && !(operands(plan).into_iter().all(stored) && along(body, plan) && plan.along) {
+            return false;
+        }
         let (room, multiplied) = if self.groups {
             // Between what is laid out where it must be, something may be left empty.
             let whole =
@@ -239,19 +290,6 @@ pub(crate) fn index(plan: &FewPlan) -> Option<(AxisId, ValueId)> {
 /// Whether the numbers of a row lie behind one another in the narrow operand; if not, those of eight rows do.
 fn along(body: &Function, plan: &FewPlan) -> bool {
     in_packs(body, plan.products[0].narrow, &plan.inner)
-}
-
-/// How many numbers of 16 bits stand for one of the narrow operand, and of the wide ones.
-fn pieces(body: &Function, plan: &FewPlan) -> [u32; 2] {
-    let (wide, terms) = (operands(plan).map(|v| body.ty(v).dtype == DType::F32), summed(body, plan));
-    // Three have all 24 bits, two have 17.
-    let split = if terms.is_some_and(|terms| terms < forgiving(wide)) { 3 } else { 2 };
-    wide.map(|wide| if wide { split } else { 1 })
-}
-
-/// How often what is multiplied is, piece by piece.
-pub(super) fn multiplications(body: &Function, plan: &FewPlan) -> usize {
-    tiles::multiplications(pieces(body, plan).map(|n| n as usize))
 }
 
 /// The narrow operand and the first of the wide ones.
@@ -429,6 +467,12 @@ pub(super) fn line(
     (place(e, x, memory, &[(&plan.rows[..], &at[..])]), exists)
 }
 
+/// All depth of a stage's axes, in numbers of 16 bits.
+pub(super) fn depth(e: &mut Emit, x: &Exprs<'_>, plan: &FewPlan, factor: Factor) -> Val {
+    let (depth, halves) = (x.total(e, &plan.inner), e.u32(factor.halves()));
+    e.mul(depth, halves)
+}
+
 /// Multiplies a tile.
 fn multiply(
     e: &mut Emit,
@@ -443,19 +487,18 @@ fn multiply(
     let repeat = (&plan.batch[..], &batch_index[..]);
     let operands: Vec<ValueId> =
         [plan.products[0].narrow].into_iter().chain(plan.products.iter().map(|p| p.table)).collect();
-    // Of 16 bits; numbers in f32 are split into those of bf16.
-    let elems = operands.iter().map(|&v| buffer(v).1);
-    let elem = elems.into_iter().find(|&elem| elem != Elem::F32).unwrap_or(Elem::Bf16);
-    let ([narrow, wide], [left, right]) = (tile.layouts(body, plan), pieces(body, plan));
+    let factor = tile.factor(body, plan);
+    let elem = factor.elem();
+    let ([narrow, wide], [left, right]) = (tile.layouts(body, plan), tile.pieces(body, plan));
     let stages = tile.stages(body, plan);
     let left = Staged::new(e, elem, narrow, left, stages);
     let right: Vec<_> = plan.products.iter().map(|_| Staged::new(e, elem, wide, right, stages)).collect();
     let slab = plan.products.len() as u32 * tile.slab() * tile.slab_pitch(plan);
     let slab = e.shared(Elem::F32, slab as usize);
-    let depth = x.total(e, &plan.inner);
+    let depth = depth(e, x, plan, factor);
     let epilogue = Epilogue::of(body);
     let unit = e.unit();
-    let mut feed = Feed::new(elem, depth, unit);
+    let mut feed = Feed::new(factor, depth, unit);
     let memory = &body.ty(operands[0]).axes;
     let steps = Offsets::of(e, x, &plan.inner, memory);
     feed.add(e, tile.units(), buffer(operands[0]), (&left, steps), |e, row| {
@@ -485,9 +528,9 @@ fn multiply(
     let sums = Sums::new(e, (plan, tile));
     let (zero, one, outer) = (e.u32(0), e.u32(1), x.total(e, &plan.outer));
     let multiplied = if tile.groups {
-        Multiplied::Groups(Groups::new(e, elem, &sums, (&left, &right), stages))
+        Multiplied::Groups(Groups::new(e, factor, &sums, (&left, &right), stages))
     } else {
-        Multiplied::Planes(Box::new(Tiles::new(e, (plan, tile), (elem, &sums), &left, &right)))
+        Multiplied::Planes(Box::new(Tiles::new(e, (plan, tile), (factor, &sums), &left, &right)))
     };
     e.for_step(zero, outer, one, |e, o| {
         let outer_index = x.split(e, o, &plan.outer);

@@ -305,11 +305,11 @@ impl Launch<'_> {
         let body = self.body();
         let (rows, columns) = (self.total(&plan.rows), self.total(&plan.columns));
         let across = columns.div_ceil(tile.columns(plan).into());
-        let depth = self.total(&plan.inner).next_multiple_of(tile.depth.into()) * self.total(&plan.outer);
+        let depth = tile.filled(body, plan, self.total(&plan.inner)) * self.total(&plan.outer);
         let width = f64::from(tile.columns) * across as f64;
         let multiplied = |down: u64| {
             let elements = (down * u64::from(tile.rows)) as f64 * width * self.total(&plan.batch) as f64;
-            2.0 * elements * depth as f64 * matrix::multiplications(body, plan) as f64
+            2.0 * elements * depth as f64 * tile.multiplications(body, plan) as f64
         };
         let shares = |of_rows: u32| {
             vec![

@@ -1,8 +1,8 @@
 //! What the planes of a cube make of a tile that lies in shared memory: sums in registers.
 
-use super::emit::{Array, Elem, Emit, Val};
+use super::emit::{Array, Emit, Val};
 use super::feed::{Layout, Staged};
-use super::fragment::left;
+use super::fragment::{Factor, left};
 use super::matrix::Tile;
 use super::sums::Sums;
 use crate::few::FewPlan;
@@ -11,7 +11,7 @@ use crate::few::FewPlan;
 pub(super) struct Tiles<'p> {
     plan: &'p FewPlan,
     tile: Tile,
-    elem: Elem,
+    factor: Factor,
     left: &'p Staged,
     right: &'p [Staged],
     sums: &'p Sums<'p>,
@@ -103,11 +103,11 @@ impl<'p> Tiles<'p> {
     pub(super) fn new(
         e: &mut Emit,
         (plan, tile): (&'p FewPlan, Tile),
-        (elem, sums): (Elem, &'p Sums<'p>),
+        (factor, sums): (Factor, &'p Sums<'p>),
         left_operand: &'p Staged,
         right: &'p [Staged],
     ) -> Tiles<'p> {
-        let (high, wide) = (tile.high(), tile.wide(plan));
+        let (high, wide, elem) = (tile.high(), tile.wide(plan), factor.elem());
         let a = [0, 1].map(|_| (0..high).map(|_| left(e, elem)).collect());
         let b = [0, 1].map(|_| {
             let pairs = |e: &mut Emit| (0..wide.div_ceil(2)).map(|_| left(e, elem)).collect();
@@ -116,7 +116,7 @@ impl<'p> Tiles<'p> {
         let lane = sums.plane.lane;
         let rows = Named::new(e, lane, left_operand.layout, sums.row, true);
         let columns = Named::new(e, lane, right[0].layout, sums.column, false);
-        Tiles { plan, tile, elem, left: left_operand, right, sums, a, b, rows, columns }
+        Tiles { plan, tile, factor, left: left_operand, right, sums, a, b, rows, columns }
     }
 
     /// How many numbers each operand is made of.
@@ -191,14 +191,14 @@ impl<'p> Tiles<'p> {
         for (sums, pairs) in self.sums.all.iter().zip(&self.b[step.sets[1]]) {
             for (n, &pair) in pairs.iter().enumerate() {
                 for half in 0..(self.tile.wide(self.plan) as usize - 2 * n).min(2) {
-                    let b = e.array(self.elem, 2, 2);
+                    let b = e.array(self.factor.elem(), 2, 2);
                     for i in 0..2 {
                         let (from, to) = (e.u32(2 * half as u32 + i), e.u32(i));
                         let register = e.load(pair, from);
                         e.store(b, to, register);
                     }
                     for (row, &a) in sums.iter().zip(&self.a[step.sets[0]]) {
-                        e.multiply_matrices(a, b, row[2 * n + half], self.elem);
+                        self.factor.multiply(e, a, b, row[2 * n + half]);
                     }
                 }
             }

@@ -38,10 +38,11 @@ impl fmt::Display for Way {
                 write!(f, ", {}{}", 16 * u16::from(tall), if groups { ", groups" } else { "" })?;
                 write!(f, "{}", if bulk { ", boxes" } else { "" })?;
             }
-            KernelKind::Matrix { wide, rows, columns, groups, bulk, parts } => {
+            KernelKind::Matrix { wide, rows, columns, groups, bulk, parts, tf32 } => {
                 side = wide;
                 write!(f, ", {rows} x {columns}{}", if groups { ", groups" } else { "" })?;
                 write!(f, "{}", if bulk { ", boxes" } else { "" })?;
+                write!(f, "{}", if tf32 { ", tf32" } else { "" })?;
                 if parts > 1 {
                     write!(f, ", {parts} parts")?;
                 }
@@ -104,6 +105,8 @@ pub struct Tuning {
     file: String,
     /// The device that they are for, which is asked where no device is at hand.
     pub machine: Machine,
+    /// Whether products of f32 may be rounded as tf32.
+    tf32: bool,
     of: HashMap<u64, Vec<Entry>>,
 }
 
@@ -118,7 +121,12 @@ struct Entry {
 impl Tuning {
     /// None yet, from a file, for a device.
     pub fn new(file: String, machine: Machine) -> Tuning {
-        Tuning { file, machine, of: HashMap::new() }
+        Tuning { file, machine, ..Tuning::default() }
+    }
+
+    /// The same where products of f32 may be rounded as tf32, to 11 bits of each factor: the rules take such ways then.
+    pub fn with_tf32(self, tf32: bool) -> Tuning {
+        Tuning { tf32, ..self }
     }
 
     /// One choice: the way of a kernel of that [identity], as its text, where run-time sizes are of the class whose largest are these.
@@ -163,7 +171,7 @@ impl Choices {
         machine: &Machine,
         tuning: &Tuning,
     ) -> Result<Choices, DeviceError> {
-        let ways = Ways::of(kernel, target, machine);
+        let ways = Ways::of(kernel, target, machine).with_tf32(tuning.tf32);
         // Most runs have no tuning, and need not ask who a kernel is.
         if tuning.is_empty() {
             return Ok(Choices { ways, told: Vec::new(), identity: 0 });

@@ -20,9 +20,9 @@
 use std::fmt::Write;
 
 use super::bulk;
-use super::emit::{Array, Cmp, Elem, Emit, GROUPS, Shared, Val};
+use super::emit::{Array, Cmp, Emit, GROUPS, Shared, Val};
 use super::feed::{Feed, SPAN, Staged, TURNED_BYTES};
-use super::fragment::PACK;
+use super::fragment::{Factor, PACK};
 use super::sums::Sums;
 use super::tiles::steps;
 
@@ -31,7 +31,7 @@ pub(super) const ROWS: u32 = 64;
 
 /// The groups of planes of a cube.
 pub(super) struct Groups<'p> {
-    elem: Elem,
+    factor: Factor,
     sums: &'p Sums<'p>,
     left: &'p Staged,
     right: &'p [Staged],
@@ -44,7 +44,7 @@ impl<'p> Groups<'p> {
     /// For so many stages of both operands.
     pub(super) fn new(
         e: &mut Emit,
-        elem: Elem,
+        factor: Factor,
         sums: &'p Sums<'p>,
         (left, right): (&'p Staged, &'p [Staged]),
         stages: u32,
@@ -52,7 +52,7 @@ impl<'p> Groups<'p> {
         let (four, size) = (e.u32(4), e.u32(ROWS * sums.tile.high() * left.layout.depth));
         let number = e.div(sums.plane.number, four);
         let rows = e.mul(number, size);
-        Groups { elem, sums, left, right, stages, rows }
+        Groups { factor, sums, left, right, stages, rows }
     }
 
     /// Adds up all depth. `bases` is where each operand begins.
@@ -106,7 +106,7 @@ impl<'p> Groups<'p> {
                 for (m, sums) in sums.iter().enumerate() {
                     let line = ROWS * m as u32;
                     let left = Operand::of(self.left, step.pieces[0], (left_first, line, step.k));
-                    add(e, self.elem, sums, Left::Shared(left), right, true);
+                    add(e, self.factor, sums, Left::Shared(left), right, true);
                 }
             }
         }
@@ -159,19 +159,19 @@ pub(super) enum Left {
     Registers(Array),
 }
 
-/// Begins to add a product of 16 numbers of depth to sums, or to put it in their place.
-pub(super) fn add(e: &mut Emit, elem: Elem, sums: &[Array], left: Left, right: Operand, adds: bool) {
-    let (elem, adds) = (if elem == Elem::F16 { "f16" } else { "bf16" }, u32::from(adds));
+/// Begins to add a product of 16 numbers of depth, of 16 bits each, to sums, or to put it in their place.
+pub(super) fn add(e: &mut Emit, factor: Factor, sums: &[Array], left: Left, right: Operand, adds: bool) {
+    let (factor, adds) = (factor.named(), u32::from(adds));
     let of_right = right.word();
     let right = (right.memory, right.first);
     match left {
         Left::Shared(left) => {
-            let word = format!("mma {elem} {adds} {} {of_right}", left.word());
+            let word = format!("mma {factor} {adds} {} {of_right}", left.word());
             e.of_groups(&word, sums, &[(left.memory, left.first), right]);
         }
         Left::Registers(left) => {
             let registers: Vec<_> = sums.iter().copied().chain([left]).collect();
-            e.of_groups(&format!("mma-left {elem} {adds} {of_right}"), &registers, &[right]);
+            e.of_groups(&format!("mma-left {factor} {adds} {of_right}"), &registers, &[right]);
         }
     }
 }
@@ -253,37 +253,42 @@ fn instruction(text: &mut String, words: &[&str], arguments: &[&str]) {
             )
         }
         (
-            ["mma", elem, adds, across_left, lead_left, behind_left, across_right, lead_right, behind_right],
+            [
+                "mma",
+                factor,
+                adds,
+                across_left,
+                lead_left,
+                behind_left,
+                across_right,
+                lead_right,
+                behind_right,
+            ],
             [sums @ .., left, first_left, right, first_right],
         ) => {
-            let operands = [
-                descriptor((left, first_left), lead_left, behind_left),
-                descriptor((right, first_right), lead_right, behind_right),
-                format!("\"n\"({adds})"),
-                format!("\"n\"({across_left})"),
-                format!("\"n\"({across_right})"),
-            ];
-            let of = |[a, b, adds, ta, tb]: [String; 5]| (format!("{a}, {b}"), adds, format!("{ta}, {tb}"));
-            product(text, elem, sums, &operands, of)
+            let left = [descriptor((left, first_left), lead_left, behind_left)];
+            let right = descriptor((right, first_right), lead_right, behind_right);
+            product(text, factor, sums, (&left, right), adds, &[across_left, across_right])
         }
         (
-            ["mma-left", elem, adds, across_right, lead_right, behind_right],
+            ["mma-left", factor, adds, across_right, lead_right, behind_right],
             [sums @ .., left, right, first_right],
         ) => {
-            let register = |n: usize| format!("\"r\"(reinterpret_cast<uint32&>({left}[{n}]))");
-            let operands = [
-                register(0),
-                register(1),
-                register(2),
-                register(3),
-                descriptor((right, first_right), lead_right, behind_right),
-                format!("\"n\"({adds})"),
-                format!("\"n\"({across_right})"),
-            ];
-            let of = |[a, b, c, d, right, adds, across]: [String; 7]| {
-                (format!("{{{a}, {b}, {c}, {d}}}, {right}"), adds, across)
-            };
-            product(text, elem, sums, &operands, of)
+            let left = [0, 1, 2, 3].map(|n| register(left, n));
+            let right = descriptor((right, first_right), lead_right, behind_right);
+            product(text, factor, sums, (&left, right), adds, &[across_right])
+        }
+        (["mma-tf32"], [sums, left, right]) => {
+            let sum = |way: &'static str| (0..4).map(move |n| format!("\"{way}\"({sums}[{n}])"));
+            let factors = (0..4).map(|n| register(left, n)).chain((0..2).map(|n| register(right, n)));
+            let [before, after]: [Vec<_>; 2] = [sum("=f").collect(), factors.chain(sum("f")).collect()];
+            write!(
+                text,
+                "asm volatile(\"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {{%0, %1, %2, %3}}, \
+                 {{%4, %5, %6, %7}}, {{%8, %9}}, {{%10, %11, %12, %13}};\" : {} : {});",
+                before.join(", "),
+                after.join(", ")
+            )
         }
         // Nothing else is left there; the compiler says so if it is.
         _ => write!(text, "#error \"{}\"", words.join(" ")),
@@ -291,25 +296,40 @@ fn instruction(text: &mut String, words: &[&str], arguments: &[&str]) {
     debug_assert!(done.is_ok(), "a text can be written");
 }
 
-/// A product that is added to sums. `of` says how its other operands are named in the instruction, by their numbers: the factors, whether
-/// it adds, and which of the factors lie across.
-fn product<const N: usize>(
+/// The operand that two numbers in a register are.
+fn register(name: &str, n: usize) -> String {
+    format!("\"r\"(reinterpret_cast<uint32&>({name}[{n}]))")
+}
+
+/// A product that is added to sums. The left of its operands are four registers or what describes it; which of those that are described lie
+/// across is said where they may.
+fn product(
     text: &mut String,
-    elem: &str,
+    factor: &str,
     sums: &[&str],
-    operands: &[String; N],
-    of: impl FnOnce([String; N]) -> (String, String, String),
+    (left, right): (&[String], String),
+    adds: &str,
+    across: &[&str],
 ) -> std::fmt::Result {
+    let (depth, across) = if factor == "tf32" { (8, &[][..]) } else { (16, across) };
     let sums = registers(sums, false);
-    let list: Vec<_> = (0..sums.len()).map(|n| format!("%{n}")).collect();
-    let (factors, adds, across) = of(std::array::from_fn(|n| format!("%{}", sums.len() + n)));
+    let names = |from: usize, many: usize| (from..from + many).map(|n| format!("%{n}")).collect::<Vec<_>>();
+    let [all, of_right] = [sums.len(), sums.len() + left.len()];
+    let named = names(all, left.len()).join(", ");
+    let named = if left.len() > 1 { format!("{{{named}}}") } else { named };
+    let number = |n: &&str| format!("\"n\"({n})");
+    let operands: Vec<_> =
+        left.iter().cloned().chain([right, number(&adds)]).chain(across.iter().map(number)).collect();
+    let ones = names(of_right + 2, across.len());
     write!(
         text,
-        "asm volatile(\"{{.reg .pred p; setp.ne.b32 p, {adds}, 0; \
-         wgmma.mma_async.sync.aligned.m64n{}k16.f32.{elem}.{elem} {{{}}}, {factors}, p, 1, 1, {across};}}\" \
+        "asm volatile(\"{{.reg .pred p; setp.ne.b32 p, %{}, 0; \
+         wgmma.mma_async.sync.aligned.m64n{}k{depth}.f32.{factor}.{factor} {{{}}}, {named}, %{of_right}, p, {};}}\" \
          : {} : {});",
+        of_right + 1,
         2 * sums.len(),
-        list.join(", "),
+        names(0, all).join(", "),
+        [vec!["1".to_owned(), "1".to_owned()], ones].concat().join(", "),
         sums.join(", "),
         operands.join(", "),
     )

@@ -44,6 +44,8 @@ pub(crate) struct Ways {
     stream: Option<Tall>,
     /// Large tiles that keep the device busy.
     busy: usize,
+    /// Whether products of f32 are taken as tf32 where they can be.
+    tf32: bool,
 }
 
 /// Times 16 rows that a cube can have, in order, each with its bytes of shared memory, and the same of cubes whose planes multiply in groups,
@@ -126,7 +128,7 @@ impl Side {
     /// The same with the tiles of tensor cores for a kernel, and the number of launches that it comes to, if there are any.
     fn on_tensor_cores(mut self, kernel: &Kernel) -> Option<(usize, Side)> {
         let launches = Stages::of_matrix(kernel, self.wide.into(), 1)?.all.len();
-        for tile in Tile::ALL {
+        for tile in Tile::all() {
             let stages = Stages::of(&way(kernel, tile.way(self.wide, 1))).all;
             let fits = |stage: &Stage| {
                 let body = &stage.kernel.body;
@@ -136,6 +138,22 @@ impl Side {
             self.tiles.extend(bytes.filter(|_| stages.iter().all(fits)).map(|bytes| (tile, bytes)));
         }
         (!self.tiles.is_empty()).then_some((launches, self))
+    }
+
+    /// With the tiles that sums of so many terms may be made by: those for tf32, if these are asked for and there are some; else the others,
+    /// if they err no more than f32 does.
+    fn rounding(&self, tf32: bool, terms: usize) -> Option<Side> {
+        let tf32 = tf32 && self.tiles.iter().any(|(tile, _)| tile.tf32);
+        let tiles: Vec<_> = self.tiles.iter().copied().filter(|(tile, _)| tile.tf32 == tf32).collect();
+        let admitted = !tiles.is_empty() && (tf32 || terms >= self.least);
+        admitted.then(|| Side { tiles, ..self.clone() })
+    }
+
+    /// The lowest tiles, with the summed axis cut into any of so many parts.
+    fn in_parts(&self, parts: &[u8]) -> Vec<KernelKind> {
+        let low = self.tiles.iter().map(|(tile, _)| *tile).filter(|tile| tile.rows == Tile::ALL[0].rows);
+        let fits = |n: &&u8| self.deep.is_some_and(|deep| divides(deep, u64::from(**n)));
+        low.flat_map(|tile| parts.iter().filter(fits).map(move |&n| tile.way(self.wide, n))).collect()
     }
 
     /// The tile with so many rows, or the next one below where a device has none so large.
@@ -215,7 +233,12 @@ impl Ways {
         let outer = (kernel.kind == KernelKind::Scatter && target == Target::Cuda)
             .then(|| OuterPlan::of(&kernel.body))
             .flatten();
-        Ways { plain: kernel.kind, few, matrix, outer, stream, busy }
+        Ways { plain: kernel.kind, few, matrix, outer, stream, busy, tf32: false }
+    }
+
+    /// With or without products of f32 as tf32 where they can be: these err more than f32 does, so somebody must have asked for them.
+    pub(crate) fn with_tf32(self, tf32: bool) -> Ways {
+        Ways { tf32, ..self }
     }
 
     /// Those that need no more shared memory than this.
@@ -268,8 +291,8 @@ impl Ways {
             let sides = sides.iter().filter(|s| total(&s.rows) <= most);
             sides.max_by_key(|s| (total(&s.columns), s.wide)).cloned()
         };
-        let exact = self.matrix.iter().filter(|s| total(&s.summed) >= s.least);
-        let matrix = exact.max_by_key(|s| (s.lines_up, total(&s.columns), s.wide)).cloned();
+        let admitted = self.matrix.iter().filter_map(|s| s.rounding(self.tf32, total(&s.summed)));
+        let matrix = admitted.max_by_key(|s| (s.lines_up, total(&s.columns), s.wide));
         let grouped = matrix.as_ref().and_then(|s| {
             let (lines, groups) = s.lines.as_ref()?;
             Some((total(lines), *groups))
@@ -294,12 +317,7 @@ impl Ways {
 
     /// All of them, the plain one first.
     pub(crate) fn all(&self) -> Vec<KernelKind> {
-        let cut = |s: &Side| {
-            let parts = PARTS.into_iter().filter(|&n| s.deep.is_some_and(|deep| divides(deep, n.into())));
-            let low = s.tiles.first().map(|(tile, _)| *tile).filter(|tile| tile.rows == Tile::ALL[0].rows);
-            let (wide, parts) = (s.wide, parts.collect::<Vec<_>>());
-            low.into_iter().flat_map(move |tile| parts.clone().into_iter().map(move |n| tile.way(wide, n)))
-        };
+        let cut = |s: &Side| s.in_parts(&PARTS);
         let mut all = vec![self.plain];
         for kind in self.others().into_iter().chain(self.matrix.iter().flat_map(cut)) {
             if !all.contains(&kind) {
@@ -311,7 +329,8 @@ impl Ways {
 
     /// Whether one of them may be taken at these extents: tensor cores err no more than f32 does where sums are long enough.
     pub(crate) fn admits(&self, kind: KernelKind, extents: &[usize]) -> bool {
-        let KernelKind::Matrix { wide, .. } = kind else { return true };
+        // Whoever names a way for tf32 asks for it.
+        let KernelKind::Matrix { wide, tf32: false, .. } = kind else { return true };
         let total = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
         self.matrix.iter().any(|s| s.wide == wide && total(&s.summed) >= s.least)
     }
@@ -325,6 +344,7 @@ impl Ways {
         match kind {
             KernelKind::Few { wide, rows } => rows_of(&self.few, wide)
                 .is_some_and(|n| n <= 2 * FEW && usize::from(rows) <= n.max(1).next_power_of_two()),
+            KernelKind::Matrix { tf32: true, .. } if !self.tf32 => false,
             KernelKind::Matrix { wide, rows, .. } => {
                 let low = usize::from(rows) == Tile::ALL[0].rows as usize;
                 let fills = |n: usize| n >= FEWER / 2 && (low || usize::from(rows) <= 2 * n);
@@ -352,8 +372,7 @@ impl Ways {
         };
         let matrix = |s: &Side| {
             let whole = s.tiles.iter().map(|(tile, _)| tile.way(s.wide, 1));
-            let cut = s.deep.filter(|&n| divides(n, 2)).map(|_| Tile::ALL[0].way(s.wide, 2));
-            whole.chain(cut).collect::<Vec<_>>()
+            whole.chain(s.in_parts(&PARTS[..1])).collect::<Vec<_>>()
         };
         let stream = self.stream.iter().flat_map(Tall::ways);
         let outer = self.outer.iter().flat_map(|_| scatter_matrix::SIDES);
@@ -384,13 +403,14 @@ pub(crate) fn joins(kind: KernelKind) -> bool {
 pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
         KernelKind::Few { wide, rows } if kernel.kind != kind => format!("{}_few{wide}{rows}", kernel.name),
-        KernelKind::Matrix { wide, rows, columns, groups, bulk, parts } if kernel.kind != kind => {
+        KernelKind::Matrix { wide, rows, columns, groups, bulk, parts, tf32 } if kernel.kind != kind => {
             let by = match (bulk, groups) {
                 (true, _) => "bulk",
                 (false, true) => "groups",
                 (false, false) => "matrix",
             };
-            format!("{}_{by}{wide}{rows}x{columns}_{parts}", kernel.name)
+            let tf32 = if tf32 { "tf32_" } else { "" };
+            format!("{}_{tf32}{by}{wide}{rows}x{columns}_{parts}", kernel.name)
         }
         KernelKind::ScatterMatrix { side } if kernel.kind != kind => format!("{}_matrix{side}", kernel.name),
         KernelKind::StreamMatrix { tall, groups, bulk } if kernel.kind != kind => {

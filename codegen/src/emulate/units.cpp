@@ -44,20 +44,15 @@ void load(void* const* lanes) {
 
 void multiply_tiles(void* const* lanes) {
     whole("mma", lanes);
-    multiply(2 * 16 * 8 * 16);
     auto of = [&](unsigned lane) -> Operands& { return *static_cast<Operands*>(lanes[lane]); };
-    auto half = [&](unsigned word, int high) { return of(0).number(uint16_t(word >> 16 * high)); };
-    float left[16][16], right[8][16];
-    for (int k = 0; k < 16; ++k) {
-        int lane = k % 8 / 2;
-        for (int m = 0; m < 16; ++m) left[m][k] = half(of(m % 8 * 4 + lane).a[k / 8 * 2 + m / 8], k % 2);
-        for (int n = 0; n < 8; ++n) right[n][k] = half(of(n * 4 + lane).b[k / 8], k % 2);
-    }
+    multiply(2 * 16 * 8 * of(0).depth);
     float sums[16][8];
     for (int m = 0; m < 16; ++m)
         for (int n = 0; n < 8; ++n) {
             float sum = of(m % 8 * 4 + n / 2).c[m / 8 * 2 + n % 2];
-            for (int k = 0; k < 16; ++k) sum += left[m][k] * right[n][k];
+            // Of each depth, four lanes have a word.
+            for (int k = 0; k < 8; ++k)
+                sum = of(0).multiply(sum, of(m % 8 * 4 + k % 4).a[k / 4 * 2 + m / 8], of(n * 4 + k % 4).b[k / 4]);
             sums[m][n] = sum;
         }
     for (int m = 0; m < 16; ++m)
@@ -214,6 +209,9 @@ struct Described {
         return d;
     }
 
+    /// Two numbers of a row (or column), of which this is the first depth.
+    unsigned word(unsigned line, unsigned k) const { return at(line, k) | unsigned(at(line, k + 1)) << 16; }
+
     /// The number of a row (or column) and a depth.
     uint16_t at(unsigned line, unsigned k) const {
         unsigned place = across ? start + line / 64 * lead + k / 8 * stride + k % 8 * 128 + line % 64 * 2
@@ -223,29 +221,28 @@ struct Described {
     }
 };
 
-/// A product that a warp has begun: its operands, in f32 once they are read, and the sums and registers of each lane.
+/// A product that a warp has begun: its operands, in words of two numbers of 16 bits or one of 32 once they are read, and the sums and registers of each lane.
 struct Product {
     int columns;
     bool add, in_registers;
     Described a, b;
-    Number number;
+    Multiply multiply;
     bool read = false;
-    std::vector<float> left, right;
+    std::vector<unsigned> left, right;
     std::vector<std::vector<float*>> sums;
     std::vector<std::array<const unsigned*, 4>> registers;
 
-    /// Of the left operand, the number of a row of this warp and a depth. In registers it lies as that of `mma.m16n8k16` does.
-    uint16_t left_at(unsigned warp, unsigned m, unsigned k) const {
-        if (!in_registers) return a.at(warp % 4 * 16 + m, k);
-        return uint16_t(*registers[m % 8 * 4 + k % 8 / 2][k / 8 * 2 + m / 8] >> 16 * (k % 2));
+    /// Of the left operand, a word of a row of this warp. In registers it lies as that of `mma` does.
+    unsigned left_at(unsigned warp, unsigned m, unsigned k) const {
+        return in_registers ? *registers[m % 8 * 4 + k % 4][k / 4 * 2 + m / 8] : a.word(warp % 4 * 16 + m, 2 * k);
     }
 
     void read_operands(unsigned warp) {
         read = true;
         for (unsigned m = 0; m < 16; ++m)
-            for (unsigned k = 0; k < 16; ++k) left.push_back(number(left_at(warp, m, k)));
+            for (unsigned k = 0; k < 8; ++k) left.push_back(left_at(warp, m, k));
         for (int n = 0; n < columns; ++n)
-            for (unsigned k = 0; k < 16; ++k) right.push_back(number(b.at(n, k)));
+            for (unsigned k = 0; k < 8; ++k) right.push_back(b.word(n, 2 * k));
     }
 };
 
@@ -269,7 +266,7 @@ struct Products {
                 float* to = p.sums[m % 8 * 4 + n % 8 / 2][n / 8 * 4 + m / 8 * 2 + n % 2];
                 auto sum = pending.find(to);
                 float value = p.add ? sum->second.value : 0;
-                for (int k = 0; k < 16; ++k) value += p.left[m * 16 + k] * p.right[n * 16 + k];
+                for (int k = 0; k < 8; ++k) value = p.multiply(value, p.left[m * 8 + k], p.right[n * 8 + k]);
                 sum->second.value = value;
                 if (--sum->second.products == 0) {
                     *to = value;
@@ -302,22 +299,24 @@ void begin_product(void* const* lanes) {
     whole("wgmma", lanes);
     auto of = [&](unsigned lane) -> GroupOperands& { return *static_cast<GroupOperands*>(lanes[lane]); };
     const GroupOperands& one = of(0);
-    bool in_registers = one.count == 7;
-    if (one.sum_count != unsigned(one.columns) / 2 || (one.count != 5 && !in_registers))
+    // Those of 32 bits lie along the depth, and nothing is said of it.
+    bool along = one.depth == 8;
+    bool in_registers = !along && one.count == 7;
+    if (one.sum_count != unsigned(one.columns) / 2 || (one.count != (along ? 3 : 5) && !in_registers))
         fail("wgmma of %d columns with %u sums and %u operands behind them", one.columns, one.sum_count, one.count);
-    multiply(2 * 16 * one.columns * 16);
+    multiply(2 * 16 * one.columns * one.depth);
     for (unsigned n = 1; n < WARP; ++n)
         if ((!in_registers && of(n).values[0] != one.values[0]) || of(n).values[in_registers ? 4 : 1] != one.values[in_registers ? 4 : 1])
             fail("wgmma where lane %u describes other operands", n);
     if (unsigned writer = unseen(); writer != ~0u) fail("wgmma may read what thread %u has copied without a fence of proxies", writer);
     Products& products = emulate::products();
     if (!products.fenced) fail("wgmma in a group without wgmma.fence");
-    Product p{one.columns, false, in_registers, {}, {}, one.number};
+    Product p{one.columns, false, in_registers, {}, {}, one.multiply};
     if (in_registers) {
         p.b = Described::of(one.values[4], one.values[6]);
         p.add = one.values[5];
     } else {
-        p.a = Described::of(one.values[0], one.values[3]), p.b = Described::of(one.values[1], one.values[4]);
+        p.a = Described::of(one.values[0], !along && one.values[3]), p.b = Described::of(one.values[1], !along && one.values[4]);
         p.add = one.values[2];
     }
     for (unsigned n = 0; n < WARP; ++n) {

@@ -124,9 +124,15 @@ fn tensor_cores_rotate_and_append() {
             ),
         );
         let wanted = |w: &Kernel| match w.kind {
-            KernelKind::Matrix { wide: 0, rows, columns, groups: false, bulk: false, parts: of } => {
-                (rows, of) == (high, parts) && columns <= 128
-            }
+            KernelKind::Matrix {
+                wide: 0,
+                rows,
+                columns,
+                groups: false,
+                bulk: false,
+                parts: of,
+                tf32: false,
+            } => (rows, of) == (high, parts) && columns <= 128,
             _ => false,
         };
         let matrix: Vec<_> = ways(&k, Target::Cuda).into_iter().filter(wanted).collect();

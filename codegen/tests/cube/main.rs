@@ -29,4 +29,5 @@ mod stream_matrix;
 #[path = "../common/streams.rs"]
 mod streams;
 mod text;
+mod tf32;
 mod together;

@@ -9,7 +9,10 @@ use crate::groups::all_show;
 
 /// The ways on tensor cores.
 fn tiled(kernel: &Kernel) -> Vec<Kernel> {
-    ways(kernel, Target::Cuda).into_iter().filter(|w| matches!(w.kind, KernelKind::Matrix { .. })).collect()
+    ways(kernel, Target::Cuda)
+        .into_iter()
+        .filter(|w| matches!(w.kind, KernelKind::Matrix { tf32: false, .. }))
+        .collect()
 }
 
 /// Those with tiles of these rows mean what the kernel means, on the emulator at least, spilling nothing. They are so many launches.

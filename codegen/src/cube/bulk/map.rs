@@ -6,6 +6,7 @@ use super::COPIERS;
 use crate::cube::CubeIr;
 use crate::cube::epilogue::Epilogue;
 use crate::cube::feed::{Layout, SPAN};
+use crate::cube::fragment::Factor;
 use crate::cube::matrix::{self, Tile};
 use crate::cube::stream_matrix::MatrixPlan;
 use crate::few::FewPlan;
@@ -28,6 +29,8 @@ pub(in crate::cube) enum Of {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Map {
     value: ValueId,
+    /// Numbers of 16 bits that each number is: as such it is copied.
+    halves: u32,
     pub(super) dims: Vec<(Of, Vec<AxisId>, u32)>,
     pub(super) layout: Layout,
 }
@@ -84,7 +87,12 @@ impl Map {
                 Of::Chosen => 1,
             };
         }
-        Some(Map { value, dims, layout })
+        Some(Map { value, halves: 1, dims, layout })
+    }
+
+    /// Of numbers that are copied as so many of 16 bits each.
+    fn in_halves(self, halves: u32) -> Map {
+        Map { halves, ..self }
     }
 
     /// What it is where axes have these extents.
@@ -93,13 +101,15 @@ impl Map {
         let mut read = body.params.iter().filter(|p| CubeIr::reads(body, **p));
         let buffer = read.position(|p| *p == self.value)?;
         let mut stride = 2;
-        let dims = self.dims.iter().map(|(_, axes, width)| {
-            let (numbers, bytes) = (total(axes), stride);
+        let dims = self.dims.iter().enumerate().map(|(n, (_, axes, width))| {
+            let of_each = if n == 0 { self.halves.into() } else { 1 };
+            let (numbers, bytes) = (of_each * total(axes), stride);
             stride *= numbers;
             // Nothing is asked for where there is none, but maps have some.
             (numbers.max(1), bytes.max(2), *width)
         });
-        Some(Seen { buffer, dtype: body.ty(self.value).dtype, dims: dims.collect() })
+        let dtype = body.ty(self.value).dtype;
+        Some(Seen { buffer, dtype: if self.halves > 1 { DType::Bf16 } else { dtype }, dims: dims.collect() })
     }
 
     /// Bytes of all boxes of a stage.
@@ -125,12 +135,18 @@ pub(in crate::cube) struct Brought {
 
 impl Brought {
     /// `None` if the device cannot bring the wide operands.
-    pub(in crate::cube) fn of(body: &Function, plan: &FewPlan, layouts: [Layout; 2]) -> Option<Brought> {
+    pub(in crate::cube) fn of(
+        body: &Function,
+        plan: &FewPlan,
+        layouts: [Layout; 2],
+        factor: Factor,
+    ) -> Option<Brought> {
         let in_order =
             Epilogue::of(body).along(body, &plan.columns).is_none_or(|r| r.pairs == Pairs::Interleaved);
         let ([narrow, wide], operand) = (layouts, plan.products[0].narrow);
         let dtype = body.ty(operand).dtype;
-        let stored = dtype != DType::F32 && plan.products.iter().all(|p| body.ty(p.table).dtype == dtype);
+        let stored = (dtype == DType::F32) == (factor == Factor::Tf32)
+            && plan.products.iter().all(|p| body.ty(p.table).dtype == dtype);
         if !in_order || !stored || !narrow.shared_out(COPIERS) {
             return None;
         }
@@ -139,7 +155,11 @@ impl Brought {
             Some(_) => None,
         };
         let right = plan.products.iter().map(|p| Map::of(body, p.table, (&plan.columns, &plan.inner), wide));
-        Some(Brought { left, right: right.collect::<Option<_>>()? })
+        let halves = |map: Map| map.in_halves(factor.halves());
+        Some(Brought {
+            left: left.map(halves),
+            right: right.map(|map| map.map(halves)).collect::<Option<_>>()?,
+        })
     }
 
     /// All maps, in the order of a kernel's arguments.
@@ -177,9 +197,10 @@ fn of_kernel(kernel: &Kernel) -> Vec<Map> {
 pub(in crate::cube) fn told(kernel: &Kernel) -> Vec<(ValueId, String)> {
     let body = &kernel.body;
     let told = |map: &Map| {
-        let sizes = map.dims.iter().map(|(_, axes, _)| {
-            let sizes: Vec<_> = axes.iter().map(|a| body.axis(*a).size.to_string()).collect();
-            sizes.join(" * ")
+        let sizes = map.dims.iter().enumerate().map(|(n, (_, axes, _))| {
+            let each = (n == 0 && map.halves > 1).then(|| map.halves.to_string());
+            let sizes = each.into_iter().chain(axes.iter().map(|a| body.axis(*a).size.to_string()));
+            sizes.collect::<Vec<_>>().join(" * ")
         });
         let boxes: Vec<_> = map.dims.iter().map(|(.., width)| width.to_string()).collect();
         (map.value, format!("[{}] by boxes of {}", sizes.collect::<Vec<_>>().join(", "), boxes.join(" x ")))

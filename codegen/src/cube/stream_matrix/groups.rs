@@ -18,7 +18,7 @@ use crate::cube::bulk;
 use crate::cube::emit::{Array, Bin, Cmp, Elem, Emit, Shared, Un, Val};
 use crate::cube::expr::Exprs;
 use crate::cube::feed::{SPAN, Staged};
-use crate::cube::fragment::{left, round_to_left};
+use crate::cube::fragment::{Factor, left, round_to_left};
 use crate::cube::stream::{Span, least};
 use crate::cube::warpgroup::{Left, Operand, ROWS, add, await_but, commit, fence, show_written};
 use crate::stream::Monoid;
@@ -425,7 +425,7 @@ impl Groups<'_> {
                 for k in (0..plan.depths[p]).step_by(16) {
                     let of_rows = Operand::of(&self.rows[p], 0, (self.first_row, 0, k));
                     let of_positions = Operand::of(&self.keys[p], 0, (keys, 0, k));
-                    add(e, cube.elem, &sums[0], Left::Shared(of_rows), of_positions, adds);
+                    add(e, Factor::Half(cube.elem), &sums[0], Left::Shared(of_rows), of_positions, adds);
                     adds = true;
                 }
             }
@@ -449,7 +449,7 @@ impl Groups<'_> {
                 }
                 (None, None) => unreachable!("values that are no keys have memory of their own"),
             };
-            add(e, self.cube.elem, &self.sums[0], Left::Registers(weights), of_columns, true);
+            add(e, Factor::Half(self.cube.elem), &self.sums[0], Left::Registers(weights), of_columns, true);
         }
         commit(e);
     }

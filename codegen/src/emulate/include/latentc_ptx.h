@@ -16,21 +16,37 @@ struct Rows {
 /// column where the matrices are transposed.
 void load_matrices(int line, Rows mine);
 
-/// What 16 bits stand for.
-using Number = float (*)(uint16_t);
+/// Adds the products of what two words hold: of two numbers of 16 bits each, one after the other.
+using Multiply = float (*)(float sum, unsigned a, unsigned b);
 template <class T>
-float number(uint16_t bits) {
-    T x;
-    x.bits = bits;
-    return float(x);
+float halves(float sum, unsigned a, unsigned b) {
+    auto number = [](unsigned word, int high) {
+        T x;
+        x.bits = uint16_t(word >> 16 * high);
+        return float(x);
+    };
+    for (int high = 0; high < 2; ++high) sum += number(a, high) * number(b, high);
+    return sum;
+}
+/// The same of one number each, in f32, whose last 13 bits are not looked at.
+inline float tf32(float sum, unsigned a, unsigned b) {
+    auto number = [](unsigned word) {
+        float x;
+        word &= ~0x1fffu;
+        std::memcpy(&x, &word, 4);
+        return x;
+    };
+    return sum + number(a) * number(b);
 }
 
-/// What a lane brings to `mma.m16n8k16`.
+/// What a lane brings to `mma.m16n8k16`, or to `mma.m16n8k8` of numbers of 32 bits.
 struct Operands {
     float* d[4];
     unsigned a[4], b[2];
     float c[4];
-    Number number;
+    Multiply multiply;
+    /// Numbers of depth.
+    int depth;
 };
 
 /// `d = a b + c`, one product after the other.
@@ -67,18 +83,20 @@ LATENTC_LDMATRIX(, false)
 LATENTC_LDMATRIX(_trans, true)
 #undef LATENTC_LDMATRIX
 
-#define LATENTC_MMA(name, exponent)                                                                                  \
-    inline void ptx_mma_sync_aligned_m16n8k16_row_col_f32_##name##_##name##_f32(                                     \
+#define LATENTC_MMA(name, k, product)                                                                                \
+    inline void ptx_mma_sync_aligned_m16n8k##k##_row_col_f32_##name##_##name##_f32(                                  \
         float& d0, float& d1, float& d2, float& d3, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, \
         unsigned b1, float c0, float c1, float c2, float c3, int line = __builtin_LINE()) {                          \
         emulate::multiply_matrices(line, {{&d0, &d1, &d2, &d3},                                                      \
                                           {a0, a1, a2, a3},                                                          \
                                           {b0, b1},                                                                  \
                                           {c0, c1, c2, c3},                                                          \
-                                          emulate::number<emulate::Narrow<exponent>>});                              \
+                                          emulate::product,                                                          \
+                                          k});                                                                       \
     }
-LATENTC_MMA(bf16, 8)
-LATENTC_MMA(f16, 5)
+LATENTC_MMA(bf16, 16, halves<emulate::Narrow<8>>)
+LATENTC_MMA(f16, 16, halves<emulate::Narrow<5>>)
+LATENTC_MMA(tf32, 8, tf32)
 #undef LATENTC_MMA
 
 /// Waits for so many threads, of which some may have gone on.

@@ -8,10 +8,10 @@
 namespace emulate {
 
 /// What a lane brings to a product: its sums, then the descriptors of both operands, or four registers and the descriptor of the right one;
-/// whether it adds; and which of the described operands lie across.
+/// whether it adds; and which of the described operands lie across, if they may.
 struct GroupOperands {
-    int columns;
-    Number number;
+    int columns, depth;
+    Multiply multiply;
     /// The first have places, the others values; registers have both.
     float* sums[128];
     unsigned sum_count = 0;
@@ -30,12 +30,12 @@ struct GroupOperands {
     }
 };
 
-/// Begins to add a product of 64 rows, so many columns and 16 numbers of depth.
+/// Begins to add a product of 64 rows, so many columns and 16 numbers of depth, or 8 of 32 bits.
 void multiply_group(int line, GroupOperands& mine);
 
-template <class T, int columns, class... O>
-void product(int line, O&&... operands) {
-    GroupOperands mine{columns, number<T>};
+template <int columns, int depth, class... O>
+void product(int line, Multiply multiply, O&&... operands) {
+    GroupOperands mine{columns, depth, multiply};
     (mine.take(operands), ...);
     multiply_group(line, mine);
 }
@@ -58,17 +58,25 @@ void ptx_wgmma_commit_group_sync_aligned(int line = __builtin_LINE());
 /// What this thread has copied is seen by products from now on.
 void ptx_fence_proxy_async_shared_cta();
 
-#define ptx_wgmma_mma_async_sync_aligned_m64n64k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 64>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n80k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 80>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n96k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 96>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 128>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n160k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 160>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n192k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 192>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n256k16_f32_bf16_bf16(...) emulate::product<emulate::Narrow<8>, 256>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n64k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 64>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n80k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 80>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n96k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 96>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n128k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 128>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n160k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 160>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n192k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 192>(__LINE__, __VA_ARGS__)
-#define ptx_wgmma_mma_async_sync_aligned_m64n256k16_f32_f16_f16(...) emulate::product<emulate::Narrow<5>, 256>(__LINE__, __VA_ARGS__)
+#define LATENTC_WGMMA(columns, depth, multiply, ...) emulate::product<columns, depth>(__LINE__, multiply, __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n64k16_f32_bf16_bf16(...) LATENTC_WGMMA(64, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n80k16_f32_bf16_bf16(...) LATENTC_WGMMA(80, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n96k16_f32_bf16_bf16(...) LATENTC_WGMMA(96, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n128k16_f32_bf16_bf16(...) LATENTC_WGMMA(128, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n160k16_f32_bf16_bf16(...) LATENTC_WGMMA(160, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n192k16_f32_bf16_bf16(...) LATENTC_WGMMA(192, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n256k16_f32_bf16_bf16(...) LATENTC_WGMMA(256, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n64k16_f32_f16_f16(...) LATENTC_WGMMA(64, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n80k16_f32_f16_f16(...) LATENTC_WGMMA(80, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n96k16_f32_f16_f16(...) LATENTC_WGMMA(96, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n128k16_f32_f16_f16(...) LATENTC_WGMMA(128, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n160k16_f32_f16_f16(...) LATENTC_WGMMA(160, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n192k16_f32_f16_f16(...) LATENTC_WGMMA(192, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n256k16_f32_f16_f16(...) LATENTC_WGMMA(256, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n64k8_f32_tf32_tf32(...) LATENTC_WGMMA(64, 8, (emulate::tf32), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n80k8_f32_tf32_tf32(...) LATENTC_WGMMA(80, 8, (emulate::tf32), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n96k8_f32_tf32_tf32(...) LATENTC_WGMMA(96, 8, (emulate::tf32), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n128k8_f32_tf32_tf32(...) LATENTC_WGMMA(128, 8, (emulate::tf32), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n160k8_f32_tf32_tf32(...) LATENTC_WGMMA(160, 8, (emulate::tf32), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n192k8_f32_tf32_tf32(...) LATENTC_WGMMA(192, 8, (emulate::tf32), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n256k8_f32_tf32_tf32(...) LATENTC_WGMMA(256, 8, (emulate::tf32), __VA_ARGS__)
