@@ -126,11 +126,13 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
     for ((name, source), told) in looked_at.iter().zip(told) {
         let Told { resources, instructions } = told.unwrap_or_else(|e| panic!("{name}: {e}"));
         spilled.extend(spills(name, resources));
-        if waits_at_once(&source.text) {
-            let early = before_the_wait(&instructions);
-            let early = early.unwrap_or_else(|| panic!("{name} does not wait:\n{instructions}"));
-            assert!(early.is_empty(), "{name} touches memory before it waits: {early:?}");
+        let mut early =
+            before_the_wait(&instructions).unwrap_or_else(|| panic!("{name} does not wait:\n{instructions}"));
+        if !waits_at_once(&source.text) {
+            // What nobody writes, by the instructions that the text has for that.
+            early.retain(|line| !line.contains("LDG.E.NA.") && !line.contains("LDGSTS."));
         }
+        assert!(early.is_empty(), "{name} touches memory before it waits: {early:?}");
         let Source { launch, tensor, .. } = source;
         let code = MachineCode::of(arch, resources, &instructions, launch.units, launch.shared_bytes as u32);
         // What a stage needs stands there once, or some whole number of times.
@@ -180,8 +182,8 @@ fn waits_at_once(source: &str) -> bool {
     parts.len() == 2 && !body.contains("buffer_")
 }
 
-/// What machine code does with global memory before it waits. The compiler may not move what reads over the wait, even
-/// where nobody else is said to write; `None` if it does not wait.
+/// What machine code does with global memory before it waits. Compilers move what reads over the wait where nobody is said to write;
+/// `None` if it does not wait.
 fn before_the_wait(code: &str) -> Option<Vec<&str>> {
     let (before, _) = code.split_once("ACQBULK")?;
     let global = ["LDG", "STG", "LDGSTS", "ATOMG", "RED", "REDG", "UBLKCP", "UTMALDG"];
