@@ -37,12 +37,17 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// What is not said on the command line.
+const ENVIRONMENT: &str = "Environment:
+  LATENTC_CACHE  the folder below which compiled CUDA kernels are kept from run to run, or `off`;
+                 if not set, latentc in the user's folder of caches, such as ~/.cache";
+
 /// Compiles latent-attention mixture-of-experts models to GPU kernels.
 ///
 /// MODEL is a folder in Hugging Face form, a config.json, or the name of a bundled configuration
 /// (deepseek-v2, deepseek-v2-lite, deepseek-67b, bench-moe-0.3b). A path that exists comes first.
 #[derive(Parser)]
-#[command(name = "latentc", version, max_term_width = 100)]
+#[command(name = "latentc", version, max_term_width = 100, after_help = ENVIRONMENT)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -178,6 +178,10 @@ type Compile = unsafe extern "C" fn(Program, c_int, Strings) -> c_int;
 type GetSize = unsafe extern "C" fn(Program, *mut usize) -> c_int;
 type GetText = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
+type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
+
+/// What the library is called, where the system finds it.
+const NAMES: [&str; 4] = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll"];
 
 /// NVRTC, loaded.
 pub struct Nvrtc {
@@ -198,10 +202,60 @@ impl Nvrtc {
             unsafe { Library::new(path) }.map_err(|e| NvrtcError::Io(path.to_owned(), e.to_string()))
         };
         let builtins = toolkit.builtins.as_deref().map(open).transpose()?;
-        let includes = toolkit.include_dirs.iter().map(|d| format!("--include-path={}", d.display()));
+        Nvrtc::of(open(&toolkit.nvrtc)?, builtins, &toolkit.include_dirs)
+    }
+
+    /// Loads the library that the system finds by its name; headers are in these folders.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn installed(include_dirs: &[PathBuf]) -> Result<Nvrtc, NvrtcError> {
+        // SAFETY: as above.
+        let library = NAMES.iter().find_map(|name| unsafe { Library::new(name) }.ok());
+        let absent = || NvrtcError::Absent("libnvrtc.so is not on the library path".to_owned());
+        Nvrtc::of(library.ok_or_else(absent)?, None, include_dirs)
+    }
+
+    fn of(
+        library: Library,
+        builtins: Option<Library>,
+        include_dirs: &[PathBuf],
+    ) -> Result<Nvrtc, NvrtcError> {
+        let includes = include_dirs.iter().map(|d| format!("--include-path={}", d.display()));
         let options = includes.map(CString::new).collect::<Result<_, _>>();
         let options = options.map_err(|e| NvrtcError::Absent(e.to_string()))?;
-        Ok(Nvrtc { library: open(&toolkit.nvrtc)?, _builtins: builtins, options })
+        Ok(Nvrtc { library, _builtins: builtins, options })
+    }
+
+    /// What decides, beside a text, which [machine code](Nvrtc::machine_code) is made of it for an architecture: the compiler's
+    /// version and its options.
+    ///
+    /// # Errors
+    /// If the library does not say.
+    pub fn decided_by(&self, arch: &str) -> Result<String, NvrtcError> {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: the function has this type in every NVRTC, and both pointers outlive the call.
+        let code = unsafe { self.function::<Version>(c"nvrtcVersion")?(&raw mut major, &raw mut minor) };
+        if code != 0 {
+            return Err(NvrtcError::Compile(format!("no version, code {code}")));
+        }
+        let options = self.for_machine(arch)?;
+        let options: Vec<_> = options.iter().chain(&self.options).map(|o| o.to_string_lossy()).collect();
+        Ok(format!("nvrtc {major}.{minor} {}", options.join(" ")))
+    }
+
+    /// Options for machine code. Profilers show the lines of the text.
+    fn for_machine(&self, arch: &str) -> Result<[CString; 2], NvrtcError> {
+        Ok([text(format!("--gpu-architecture={arch}"))?, c"-lineinfo".to_owned()])
+    }
+
+    /// Compiles CUDA C++ to machine code of a real architecture, such as `sm_90a`, by any thread.
+    ///
+    /// # Errors
+    /// The compiler's log.
+    pub fn machine_code(&self, source: &str, arch: &str) -> Result<Vec<u8>, NvrtcError> {
+        let options = self.for_machine(arch)?;
+        self.made(source, &options, c"nvrtcGetCUBINSize", c"nvrtcGetCUBIN")
     }
 
     /// Compiles CUDA C++ to PTX for an architecture, such as `sm_90a`.
@@ -209,11 +263,22 @@ impl Nvrtc {
     /// # Errors
     /// The compiler's log.
     pub fn compile(&self, source: &str, arch: &str) -> Result<String, NvrtcError> {
-        let text = |s: String| CString::new(s).map_err(|e| NvrtcError::Compile(e.to_string()));
         // A virtual architecture, so that the result is PTX.
         let arch = text(format!("--gpu-architecture={}", arch.replace("sm_", "compute_")))?;
+        let ptx = self.made(source, &[arch], c"nvrtcGetPTXSize", c"nvrtcGetPTX")?;
+        Ok(read(&ptx))
+    }
+
+    /// What the pair of functions of these names, a size and an output of that size, give of a text.
+    fn made(
+        &self,
+        source: &str,
+        options: &[CString],
+        size: &CStr,
+        output: &CStr,
+    ) -> Result<Vec<u8>, NvrtcError> {
         let source = text(source.to_owned())?;
-        let options: Vec<_> = [&arch].into_iter().chain(&self.options).map(|o| o.as_ptr()).collect();
+        let options: Vec<_> = options.iter().chain(&self.options).map(|o| o.as_ptr()).collect();
         // SAFETY: the functions have these types in every NVRTC since 11, every pointer outlives its call, and the program is
         // destroyed once.
         unsafe {
@@ -227,9 +292,10 @@ impl Nvrtc {
             }
             let code = compile(program, options.len() as c_int, options.as_ptr());
             let result = if code == 0 {
-                self.output(program, c"nvrtcGetPTXSize", c"nvrtcGetPTX")
+                self.output(program, size, output)
             } else {
                 let log = self.output(program, c"nvrtcGetProgramLogSize", c"nvrtcGetProgramLog");
+                let log = log.map(|log| read(&log));
                 Err(NvrtcError::Compile(log.unwrap_or_else(|e| format!("code {code}, and {e}"))))
             };
             destroy(&raw mut program);
@@ -246,21 +312,30 @@ impl Nvrtc {
     }
 
     /// # Safety
-    /// The program must be alive, and the names those of a pair of functions that give a size and a text of that size.
-    unsafe fn output(&self, program: Program, size: &CStr, text: &CStr) -> Result<String, NvrtcError> {
-        // SAFETY: by this function's contract; the size counts the closing zero.
+    /// The program must be alive, and the names those of a pair of functions that give a size and an output of that size.
+    unsafe fn output(&self, program: Program, size: &CStr, output: &CStr) -> Result<Vec<u8>, NvrtcError> {
+        // SAFETY: by this function's contract.
         unsafe {
-            let (size, text): (GetSize, GetText) = (self.function(size)?, self.function(text)?);
+            let (size, output): (GetSize, GetText) = (self.function(size)?, self.function(output)?);
             let mut len = 0;
             if size(program, &raw mut len) != 0 {
                 return Err(NvrtcError::Compile("no size of the output".to_owned()));
             }
             let mut bytes = vec![0u8; len.max(1)];
-            if text(program, bytes.as_mut_ptr().cast()) != 0 {
+            if output(program, bytes.as_mut_ptr().cast()) != 0 {
                 return Err(NvrtcError::Compile("no output".to_owned()));
             }
-            let text = CStr::from_bytes_until_nul(&bytes).map_err(|e| NvrtcError::Compile(e.to_string()))?;
-            Ok(text.to_string_lossy().into_owned())
+            Ok(bytes)
         }
     }
+}
+
+/// A text as the library takes it.
+fn text(text: String) -> Result<CString, NvrtcError> {
+    CString::new(text).map_err(|e| NvrtcError::Compile(e.to_string()))
+}
+
+/// A text as the library gives it: up to its closing zero.
+fn read(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned()
 }

@@ -51,7 +51,7 @@ pub trait CubeRuntime: Runtime {
 }
 
 /// A device of a CubeCL runtime. Launches run in order, without waiting (one may be several on the device, several that may run at the same time one); errors of the device come out at the next
-/// [`read`](Device::read), or at the first launch of the kernel that causes them, if it does not compile.
+/// [`read`](Device::read) or [`wait`](Device::wait) at the latest, those of kernels that do not compile too.
 pub struct CubeDevice<R: CubeRuntime> {
     pub(super) client: ComputeClient<R>,
     name: String,
@@ -189,8 +189,10 @@ mod cuda {
     use super::super::driver::Driver;
     use super::super::queue::Own;
     use super::{CubeDevice, CubeRuntime, DeviceError, Machine, Target};
+    use crate::nvrtc::{Nvrtc, NvrtcError};
 
-    /// An NVIDIA GPU. Kernels are compiled by NVRTC, found by its name, with the headers under `CUDA_PATH`.
+    /// An NVIDIA GPU. Kernels are compiled by NVRTC, found by its name, with the headers under `CUDA_PATH`. What is compiled for devices of
+    /// compute capability 9.0 and later is kept in files: see [`CACHE`](crate::cube::CACHE).
     pub type CudaDevice = CubeDevice<CudaRuntime>;
 
     impl CubeRuntime for CudaRuntime {
@@ -210,23 +212,27 @@ mod cuda {
         pub fn open(ordinal: usize) -> Result<CudaDevice, DeviceError> {
             let absent = |why: String| Err(DeviceError::Absent("CUDA", why));
             // The bindings panic where a library is missing, so look first.
-            // SAFETY: these libraries do nothing when they are loaded.
-            let loads = |names: &[&str]| names.iter().any(|n| unsafe { libloading::Library::new(n) }.is_ok());
-            if !loads(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"]) {
+            // SAFETY: the library does nothing when it is loaded.
+            let loads = |name: &&str| unsafe { libloading::Library::new(name) }.is_ok();
+            if !["libcuda.so.1", "libcuda.so", "nvcuda.dll"].iter().any(loads) {
                 return absent("the driver's library libcuda.so.1 is not installed".to_owned());
-            }
-            if !loads(&["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll"]) {
-                return absent("the compiler's library libnvrtc.so is not on the library path".to_owned());
             }
             if !install::cuda_path().is_some_and(|path| path.join("include/cuda_runtime.h").is_file()) {
                 return absent("CUDA_PATH is not a folder with include/cuda_runtime.h".to_owned());
             }
+            let headers = [install::include_path(), install::cccl_include_path()];
+            let headers: Vec<_> = headers.into_iter().filter(|path| path.exists()).collect();
+            let nvrtc = match Nvrtc::installed(&headers) {
+                Ok(nvrtc) => nvrtc,
+                Err(NvrtcError::Absent(why)) => return absent(format!("the compiler's library {why}")),
+                Err(e) => return absent(e.to_string()),
+            };
             let count = CudaRuntime::enumerate_all_devices(&()).len();
             if ordinal >= count {
                 return absent(format!("the driver lists {count} devices, number {ordinal} is asked for"));
             }
             let client = CudaRuntime::client(&Ordinal::new(ordinal));
-            let driver = Driver::open(ordinal).map_err(|why| DeviceError::Absent("CUDA", why))?;
+            let driver = Driver::open(ordinal, nvrtc).map_err(|why| DeviceError::Absent("CUDA", why))?;
             let own = driver.map(|driver| Own::new(Box::new(driver)));
             let number = result::device::get(ordinal as i32);
             let name = number.and_then(result::device::get_name).unwrap_or_else(|_| "CUDA".to_owned());
@@ -332,8 +338,8 @@ impl<R: CubeRuntime> CubeDevice<R> {
 
     /// Waits until the device has taken all launches, and gives its errors.
     fn flush(&mut self) -> Result<(), DeviceError> {
-        if self.own.is_some() {
-            return Ok(());
+        if let Some(own) = &mut self.own {
+            return own.settled().map(drop);
         }
         let kernels = std::mem::take(&mut self.pending);
         caught(|| self.client.flush()).map_err(|why| DeviceError::Kernel { kernel: kernels.join(", "), why })
@@ -349,7 +355,8 @@ impl<R: CubeRuntime> CubeDevice<R> {
         if let Some(own) = &mut self.own {
             let places: Option<Vec<_>> =
                 buffers.into_iter().map(|b| b.place.as_ref().map(Place::address)).collect();
-            return own.launch(one, places, when).map_err(|why| refuse(one.ir.kernels()[0].0, why));
+            let none = || refuse(one.ir.first(), "a buffer has no place on the device's own queue");
+            return own.launch(one, places.ok_or_else(none)?, when);
         }
         let bindings = buffers.into_iter().map(|b| b.handle.clone().binding()).collect();
         let args = KernelArguments::new().with_buffers(bindings).with_info(one.info());
@@ -476,9 +483,9 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         let fail = |why: String| DeviceError::Memory { len, dtype, why };
         let (handle, place) = self.room(bytes.len()).map_err(fail)?;
         if let (Some(own), Some(place)) = (&mut self.own, &place) {
-            own.of_run = false;
+            own.leave_run();
             // SAFETY: the piece has room for them.
-            unsafe { own.queue.write(place.address(), &bytes) }.map_err(fail)?;
+            unsafe { own.settled()?.write(place.address(), &bytes) }.map_err(fail)?;
         }
         Ok(CubeBuffer { handle, dtype, len, place })
     }
@@ -496,7 +503,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
             self.pending.clear();
             let mut held = vec![0; bytes as usize];
             // SAFETY: the buffer has as many elements.
-            unsafe { own.queue.read(place.address(), &mut held) }.map_err(fail)?;
+            unsafe { own.settled()?.read(place.address(), &mut held) }.map_err(fail)?;
             return Ok(decode(elem, &held, len));
         }
         let handle = buffer.handle.clone();
@@ -511,7 +518,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         let before = |why| DeviceError::Kernel { kernel: "launched before".to_owned(), why };
         if let Some(own) = &mut self.own {
             let kernels = std::mem::take(&mut self.pending);
-            return own.queue.wait().map_err(|why| DeviceError::Kernel { kernel: kernels.join(", "), why });
+            return own.settled()?.wait().map_err(|why| DeviceError::Kernel { kernel: kernels.join(", "), why });
         }
         caught(|| block_on(self.client.sync())).map_err(before)
     }
@@ -652,8 +659,8 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
                     self.pending.push(Arc::clone(&prepared[n].name));
                 }
             }
-            // A kernel that does not compile is known by its name only as long as no other was launched.
-            if members.iter().any(|&n| ready[n].first) {
+            // To CubeCL, a kernel that does not compile is known by its name only as long as no other was launched.
+            if self.own.is_none() && members.iter().any(|&n| ready[n].first) {
                 self.flush()?;
             }
         }

@@ -1,29 +1,30 @@
 //! CUDA's driver, called directly.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
+use std::sync::{Arc, OnceLock};
 
 use cubecl_core::prelude::{KernelId, KernelMetadata};
-use cubecl_cuda::install;
 use cudarc::driver::{result, sys};
-use cudarc::nvrtc;
 use latentc_ir::DType;
 
 use super::bulk;
+use super::codes::Codes;
+use super::compiler::Compiler;
 use super::kernel::CubeIr;
 use super::overlap::WAIT;
 use super::queue::{Function, Queue};
 use super::shape::Grid;
 use super::source;
+use crate::nvrtc::Nvrtc;
 
-/// A stream in the context that CubeCL has, and kernels that were compiled for it.
+/// A stream in the context that CubeCL has, and the kernels that were launched on it.
 pub(super) struct Driver {
     context: sys::CUcontext,
     stream: sys::CUstream,
-    /// The architecture, as NVRTC is told.
-    arch: String,
-    functions: HashMap<KernelId, Function>,
+    compiler: Arc<Compiler>,
+    functions: HashMap<KernelId, Arc<Function>>,
 }
 
 // SAFETY: contexts and streams may be used from any thread; the context is made current in each call.
@@ -34,8 +35,8 @@ fn said(what: &str) -> impl FnOnce(result::DriverError) -> String + '_ {
 }
 
 impl Driver {
-    /// The device of that number, if it is one whose grids may begin early. CubeCL's client for it must be there.
-    pub(super) fn open(ordinal: usize) -> Result<Option<Driver>, String> {
+    /// The device of that number, if it is one whose grids may begin early, with a compiler for it. CubeCL's client for it must be there.
+    pub(super) fn open(ordinal: usize, nvrtc: Nvrtc) -> Result<Option<Driver>, String> {
         use sys::CUdevice_attribute as Attribute;
         let device = result::device::get(ordinal as i32).map_err(said("the device"))?;
         // SAFETY: it is a device.
@@ -51,8 +52,9 @@ impl Driver {
         unsafe { result::ctx::set_current(context) }.map_err(said("its context"))?;
         let kind = result::stream::StreamKind::NonBlocking;
         let stream = result::stream::create(kind).map_err(said("a stream"))?;
-        let arch = format!("--gpu-architecture=sm_{major}{minor}a");
-        Ok(Some(Driver { context, stream, arch, functions: HashMap::new() }))
+        let compiler = Compiler::new(nvrtc, format!("sm_{major}{minor}a"), Codes::of_user());
+        let compiler = Arc::new(compiler.map_err(|e| e.to_string())?);
+        Ok(Some(Driver { context, stream, compiler, functions: HashMap::new() }))
     }
 
     fn enter(&self) -> Result<(), String> {
@@ -60,43 +62,20 @@ impl Driver {
         unsafe { result::ctx::set_current(self.context) }.map_err(said("the device's context"))
     }
 
-    fn compile(&self, ir: &CubeIr) -> Result<Function, String> {
-        let source::Text { source, entry, units, shared_bytes } = source::cuda_launched(ir)?;
-        let waits = source.contains(WAIT);
-        let text = |s: String| CString::new(s).map_err(|e| e.to_string());
-        let (code, entry) = (text(source)?, text(entry)?);
-        let include = install::include_path();
-        let mut options = vec![self.arch.clone(), format!("--include-path={}", include.display())];
-        options.extend(
-            Some(install::cccl_include_path())
-                .filter(|p| p.exists())
-                .map(|p| format!("--include-path={}", p.display())),
-        );
-        options.push("-lineinfo".to_owned());
-        let program = nvrtc::result::create_program(&code, None).map_err(|e| e.to_string())?;
-        // SAFETY: the program is destroyed in the end, and not before.
-        let ptx = unsafe {
-            let compiled = nvrtc::result::compile_program(program, &options)
-                .and_then(|()| nvrtc::result::get_ptx(program));
-            let log = compiled.as_ref().err().map(|error| {
-                let log = nvrtc::result::get_program_log(program).unwrap_or_default();
-                let log: Vec<u8> = log.into_iter().map(|c| c as u8).collect();
-                let log = CStr::from_bytes_until_nul(&log).map(|l| l.to_string_lossy().into_owned());
-                format!("{error}: {}", log.unwrap_or_default())
-            });
-            let _ = nvrtc::result::destroy_program(program);
-            compiled.map_err(|_| log.unwrap_or_default())?
-        };
-        // SAFETY: the image is PTX that ends with a zero, and modules are never unloaded.
+    /// The driver's number for a kernel, whose code it is given. The context is current.
+    fn load(&self, function: &Function) -> Result<usize, String> {
+        let code = function.code.wait()?;
+        let entry = CString::new(function.entry.as_str()).map_err(|e| e.to_string())?;
+        // SAFETY: the code is an image for this device, and modules are never unloaded.
         let handle = unsafe {
-            let module = result::module::load_data(ptx.as_ptr().cast()).map_err(said("loading PTX"))?;
+            let module = result::module::load_data(code.as_ptr().cast()).map_err(said("loading code"))?;
             let handle = result::module::get_function(module, entry).map_err(said("the entry"))?;
             let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            result::function::set_function_attribute(handle, most, shared_bytes as i32)
+            result::function::set_function_attribute(handle, most, function.shared_bytes as i32)
                 .map_err(said("shared memory"))?;
             handle
         };
-        Ok(Function { handle: handle.expose_provenance(), units, shared_bytes, waits })
+        Ok(*function.handle.get_or_init(|| handle.expose_provenance()))
     }
 }
 
@@ -137,14 +116,16 @@ fn map(address: u64, seen: &bulk::Seen) -> Result<sys::CUtensorMap, String> {
 }
 
 impl Queue for Driver {
-    fn function(&mut self, ir: &CubeIr) -> Result<Function, String> {
+    fn function(&mut self, ir: &CubeIr) -> Result<Arc<Function>, String> {
         let id = ir.id();
         if let Some(known) = self.functions.get(&id) {
-            return Ok(*known);
+            return Ok(Arc::clone(known));
         }
-        self.enter()?;
-        let function = self.compile(ir)?;
-        self.functions.insert(id, function);
+        let source::Text { source, entry, units, shared_bytes } = source::cuda_launched(ir)?;
+        let (waits, handle) = (source.contains(WAIT), OnceLock::new());
+        let code = self.compiler.begin(source);
+        let function = Arc::new(Function { entry, units, shared_bytes, waits, code, handle });
+        self.functions.insert(id, Arc::clone(&function));
         Ok(function)
     }
 
@@ -158,6 +139,7 @@ impl Queue for Driver {
         early: bool,
     ) -> Result<(), String> {
         self.enter()?;
+        let handle = function.handle.get().copied().map_or_else(|| self.load(function), Ok)?;
         let maps = maps.iter().map(|seen| map(buffers[seen.buffer], seen)).collect::<Result<Vec<_>, _>>()?;
         let mut parameters: Vec<*mut c_void> =
             maps.iter().map(|map| std::ptr::from_ref(map).cast_mut().cast()).collect();
@@ -181,7 +163,7 @@ impl Queue for Driver {
             attrs: &raw mut attribute,
             numAttrs: early.into(),
         };
-        let handle = std::ptr::with_exposed_provenance_mut(function.handle);
+        let handle = std::ptr::with_exposed_provenance_mut(handle);
         // SAFETY: all that is pointed to lives until the driver has copied it; the rest is the caller's.
         unsafe { sys::cuLaunchKernelEx(&raw const config, handle, parameters.as_mut_ptr(), null_mut()) }
             .result()

@@ -149,6 +149,11 @@ impl CubeIr {
         self.parts.iter().map(|part| (&part.spec.kernel, part.role)).collect()
     }
 
+    /// The first of them.
+    pub(crate) fn first(&self) -> &Kernel {
+        &self.parts[0].spec.kernel
+    }
+
     /// The language that it is for.
     pub(crate) fn target(&self) -> Target {
         self.parts[0].spec.target

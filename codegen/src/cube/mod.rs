@@ -8,6 +8,10 @@
 //! `scatter_add` or a position of an `append` that lies outside writes nothing. The runtime checks token ids before it uploads them.
 
 mod bulk;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "without CUDA nothing is compiled here"))]
+mod codes;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "without CUDA nothing is compiled here"))]
+mod compiler;
 mod contract;
 mod device;
 #[cfg(feature = "cuda")]
@@ -46,6 +50,7 @@ mod tuning;
 mod warpgroup;
 mod ways;
 
+pub use codes::{CACHE, OFF};
 pub(crate) use bulk::{Seen, of_launch as maps_of};
 #[cfg(feature = "cuda")]
 pub use device::CudaDevice;

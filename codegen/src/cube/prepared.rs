@@ -30,8 +30,8 @@ pub(super) struct OneGrid {
     info: (Vec<u64>, usize),
     /// How the device sees the buffers that it copies by itself.
     pub(super) maps: Vec<bulk::Seen>,
-    /// What a driver compiled it to.
-    function: OnceLock<Function>,
+    /// What a driver has of it.
+    function: OnceLock<Arc<Function>>,
 }
 
 impl OneGrid {
@@ -47,16 +47,21 @@ impl OneGrid {
         &self.info.0
     }
 
-    /// What the driver behind a queue compiled it to. A grid belongs to one device.
+    /// The name of its kernel, or of the first of those side by side.
+    pub(super) fn name(&self) -> &str {
+        &self.ir.first().name
+    }
+
+    /// What the driver behind a queue has of it. A grid belongs to one device.
     ///
     /// # Errors
-    /// If it does not compile.
-    pub(super) fn function(&self, queue: &mut dyn Queue) -> Result<Function, String> {
+    /// If it cannot be written.
+    pub(super) fn function(&self, queue: &mut dyn Queue) -> Result<&Arc<Function>, String> {
         match self.function.get() {
-            Some(known) => Ok(*known),
+            Some(known) => Ok(known),
             None => {
                 let function = queue.function(&self.ir)?;
-                Ok(*self.function.get_or_init(|| function))
+                Ok(self.function.get_or_init(|| function))
             }
         }
     }
