@@ -29,8 +29,9 @@ use super::sums::Sums;
 use super::warpgroup::{self, Groups};
 use crate::few::FewPlan;
 use map::Of;
-pub(super) use map::{Brought, Map, told};
-pub(crate) use map::{Seen, of_launch};
+pub(super) use map::{Brought, told};
+pub(crate) use map::{Map, Seen, of_launch};
+pub(super) use map::{of_kernel, seen};
 
 /// Units that copy: a group of planes, so that registers can be taken from it.
 pub(super) const COPIERS: u32 = 128;

@@ -55,7 +55,8 @@ impl Codes {
         let path = self.file(made_of);
         let code = code(&fs::read(&path).ok()?, made_of)?.to_vec();
         // It was used today. Whoever may read and not write does without.
-        let _ = File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        let _ =
+            File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         Some(code)
     }
 

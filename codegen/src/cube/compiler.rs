@@ -100,7 +100,8 @@ mod tests {
             let codes = Codes::at(folder.path().to_owned());
             Arc::new(Compiler::new(nvrtc, "sm_90a".to_owned(), Some(codes)).unwrap())
         };
-        let text = |n: u32| format!("extern \"C\" __global__ void f(unsigned* y) {{ y[threadIdx.x] = {n}; }}");
+        let text =
+            |n: u32| format!("extern \"C\" __global__ void f(unsigned* y) {{ y[threadIdx.x] = {n}; }}");
         let first = compiler();
         let made = [1, 2].map(|n| first.begin(text(n)));
         let made = made.map(|code| code.wait().unwrap().to_vec());

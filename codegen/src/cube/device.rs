@@ -1,6 +1,5 @@
 //! The devices that CubeCL reaches.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,22 +17,16 @@ use latentc_ir::DType;
 
 use super::edits::Edits;
 use super::emit::Elem;
-use super::kernel::CubeIr;
 use super::machine::Machine;
-use super::prepared::{Does, Memory, OneGrid, Several};
+use super::prepared::{Does, OneGrid, Several};
+use super::preparer::Preparer;
 use super::queue::{Own, Place, When};
-use super::refuse;
-use super::shape::LaunchShape;
 use super::source::Task;
-use super::split::Split;
-use super::stages::{Kept, Stage, Stages};
 use super::target::Target;
-use super::tuning::{Choices, Chosen, Tuning, Way};
-use super::ways::way;
+use super::tuning::{Chosen, Tuning, Way};
 use crate::device::{Data, Device, DeviceError, Launch};
 use crate::memory::Layout;
-use crate::program::{Kernel, KernelKind};
-use crate::stream::StreamPlan;
+use crate::program::Kernel;
 
 /// A CubeCL runtime that kernels can be written for.
 pub trait CubeRuntime: Runtime {
@@ -55,36 +48,14 @@ pub trait CubeRuntime: Runtime {
 pub struct CubeDevice<R: CubeRuntime> {
     pub(super) client: ComputeClient<R>,
     name: String,
-    /// What was launched before, by kernel name. Two programs may use one name for different kernels.
-    kernels: HashMap<String, Vec<Compiled>>,
-    /// What launches came to before.
-    pub(super) memory: Memory,
+    /// What launches come to.
+    pub(super) preparer: Preparer,
     /// Memory between the two launches of a streamed softmax, and the thread that had it made.
     pub(super) between: Option<(ThreadId, CubeBuffer)>,
     /// The kernels launched since the device was last asked for errors.
     pending: Vec<Arc<str>>,
-    /// Texts that are compiled in place of kernels' own.
-    pub(super) edits: Arc<Edits>,
-    /// Ways that are taken in place of those of the rules.
-    pub(super) tuning: Arc<Tuning>,
-    /// What rules ask of the device.
-    pub(super) machine: Machine,
     /// The driver's queue, where it is used in place of CubeCL's.
     own: Option<Own>,
-}
-
-/// A kernel that was launched before.
-struct Compiled {
-    kernel: Kernel,
-    choices: Choices,
-    /// The ways that were taken.
-    taken: Vec<(KernelKind, Arc<Launches>)>,
-}
-
-/// What a kernel in one of its ways comes to: stages, each with its kernel for the device and how that is launched.
-pub(super) struct Launches {
-    pub(super) kept: Vec<Kept>,
-    pub(super) stages: Vec<(Stage, CubeIr, LaunchShape)>,
 }
 
 /// Memory of a [`CubeDevice`].
@@ -188,7 +159,7 @@ mod cuda {
 
     use super::super::driver::Driver;
     use super::super::queue::Own;
-    use super::{CubeDevice, CubeRuntime, DeviceError, Machine, Target};
+    use super::{CubeDevice, CubeRuntime, DeviceError, Target};
     use crate::nvrtc::{Nvrtc, NvrtcError};
 
     /// An NVIDIA GPU. Kernels are compiled by NVRTC, found by its name, with the headers under `CUDA_PATH`. What is compiled for devices of
@@ -236,10 +207,10 @@ mod cuda {
             let own = driver.map(|driver| Own::new(Box::new(driver)));
             let number = result::device::get(ordinal as i32);
             let name = number.and_then(result::device::get_name).unwrap_or_else(|_| "CUDA".to_owned());
-            let device = CubeDevice::new(client, format!("{name}, device {ordinal}"));
+            let mut device = CubeDevice::new(client, format!("{name}, device {ordinal}"));
             // Maps of operands are made for a driver that is called directly.
-            let machine = Machine { boxes: own.is_some(), ..device.machine };
-            Ok(CubeDevice { own, machine, ..device })
+            device.preparer.machine.boxes = own.is_some();
+            Ok(CubeDevice { own, ..device })
         }
     }
 }
@@ -247,7 +218,6 @@ mod cuda {
 impl<R: CubeRuntime> CubeDevice<R> {
     /// What a client reaches. Others may use it too: what they launch and what is launched here is done in order.
     pub fn new(client: ComputeClient<R>, name: String) -> CubeDevice<R> {
-        let (kernels, memory) = (HashMap::new(), Memory::default());
         let properties = client.properties();
         // CubeCL does not say which architecture a device is of: tensor maps came with 9.0, these modes of theirs with 10.0.
         let tma = &properties.features.tma;
@@ -259,23 +229,14 @@ impl<R: CubeRuntime> CubeDevice<R> {
             groups: tma.contains(Tma::Base) && !tma.contains(Tma::Im2colWide),
             boxes: false,
         };
-        CubeDevice {
-            client,
-            name,
-            kernels,
-            memory,
-            between: None,
-            pending: Vec::new(),
-            edits: Arc::default(),
-            tuning: Arc::default(),
-            machine,
-            own: None,
-        }
+        let preparer = Preparer::new(R::TARGET, properties.hardware.clone(), machine);
+        CubeDevice { client, name, preparer, between: None, pending: Vec::new(), own: None }
     }
 
     /// The same, with other texts in place of kernels' own.
-    pub fn with_edits(self, edits: Arc<Edits>) -> CubeDevice<R> {
-        CubeDevice { edits, ..self }
+    pub fn with_edits(mut self, edits: Arc<Edits>) -> CubeDevice<R> {
+        self.preparer.take_edits(edits);
+        self
     }
 
     /// The same, with ways in place of those that the rules say.
@@ -353,96 +314,22 @@ impl<R: CubeRuntime> CubeDevice<R> {
         when: When,
     ) -> Result<(), DeviceError> {
         if let Some(own) = &mut self.own {
-            let places: Option<Vec<_>> =
-                buffers.into_iter().map(|b| b.place.as_ref().map(Place::address)).collect();
-            let none = || refuse(one.ir.first(), "a buffer has no place on the device's own queue");
-            return own.launch(one, places.ok_or_else(none)?, when);
+            let places = buffers.into_iter().map(|b| b.place.as_ref().map(Place::address));
+            return own.launch(one, places, when);
         }
         let bindings = buffers.into_iter().map(|b| b.handle.clone().binding()).collect();
         let args = KernelArguments::new().with_buffers(bindings).with_info(one.info());
-        let task = Box::new(Task::<R::Compiler>::new(one.ir.clone()));
+        let task = Box::new(Task::<R::Compiler>::new(one.entry.ir.clone()));
         let (x, y, z) = one.grid;
         // SAFETY: a checked kernel stays inside of buffers that are as long as its types say, and they are.
         unsafe { self.client.launch_unchecked(task, CubeCount::Static(x, y, z), args) };
         Ok(())
-    }
-
-    /// The kernel ready to launch for these sizes, and whether this is its first launch in that way.
-    pub(super) fn compiled(
-        &mut self,
-        kernel: &Kernel,
-        sizes: &[usize],
-    ) -> Result<(Way, Arc<Launches>, bool), DeviceError> {
-        let known = self.kernels.entry(kernel.name.clone()).or_default();
-        let place = match known.iter().position(|c| c.kernel == *kernel) {
-            Some(place) => place,
-            None => {
-                let choices = Choices::of(kernel, R::TARGET, &self.machine, &self.tuning)?;
-                known.push(Compiled { kernel: kernel.clone(), choices, taken: Vec::new() });
-                known.len() - 1
-            }
-        };
-        let taken = known[place].choices.at(kernel, sizes, &self.tuning).way;
-        if let Some((_, launches)) = known[place].taken.iter().find(|(kind, ..)| *kind == taken.kind) {
-            return Ok((taken, Arc::clone(launches), false));
-        }
-        let Stages { kept, all } = Stages::of(&way(kernel, taken.kind));
-        let stages = all.into_iter().map(|stage| {
-            let (ir, shape) = compiled(&self.client, &stage)?;
-            Ok((stage, self.edits.apply(ir), shape))
-        });
-        let launches = Arc::new(Launches { kept, stages: stages.collect::<Result<_, DeviceError>>()? });
-        known[place].taken.push((taken.kind, Arc::clone(&launches)));
-        Ok((taken, launches, true))
-    }
-
-    /// The numbers of parts that are worth trying for a stream in one of its ways, that of the rules first; none for what is none.
-    fn parts(&self, kernel: &Kernel, kind: KernelKind, sizes: &[usize]) -> Vec<usize> {
-        let kernel = way(kernel, kind);
-        let plan = if kind.streams() { StreamPlan::of(&kernel.body).ok() } else { None };
-        let shape = LaunchShape::on(&kernel, R::TARGET);
-        let (Some(plan), Ok((x, y, _))) = (plan, shape.grid(kernel.number(sizes))) else { return Vec::new() };
-        let (cubes, extents) = ((x as usize * y as usize, shape.shared_bytes), kernel.extents(sizes));
-        let of = |told| Split::of(&plan, cubes, &extents, &self.machine, told).map_or(1, |split| split.parts);
-        let own = of(None);
-        let mut all = vec![own];
-        for more in [1, own / 2, 2 * own, 4 * own] {
-            let parts = of(Some(more));
-            if more > 0 && !all.contains(&parts) {
-                all.push(parts);
-            }
-        }
-        all
     }
 }
 
 /// The bytes of memory that so many take: a buffer of none cannot be bound, and drivers count in words.
 fn room(bytes: usize) -> usize {
     bytes.next_multiple_of(4).max(4)
-}
-
-/// A kernel that the device can run.
-fn compiled<R: CubeRuntime>(
-    client: &ComputeClient<R>,
-    stage: &Stage,
-) -> Result<(CubeIr, LaunchShape), DeviceError> {
-    let (kernel, shape) = (&stage.kernel, stage.shape(R::TARGET));
-    let ir = stage.ir(R::TARGET)?;
-    let hardware = &client.properties().hardware;
-    let buffers = stage.inputs.len() + 1;
-    if buffers > hardware.max_bindings as usize {
-        let most = hardware.max_bindings;
-        return Err(refuse(kernel, format!("{buffers} buffers, where the device takes {most}")));
-    }
-    if shape.units > hardware.max_units_per_cube.min(hardware.max_cube_dim.0) {
-        let most = hardware.max_units_per_cube;
-        return Err(refuse(kernel, format!("{} units a cube, where the device takes {most}", shape.units)));
-    }
-    if shape.shared_bytes > hardware.max_shared_memory_size {
-        let (need, most) = (shape.shared_bytes, hardware.max_shared_memory_size);
-        return Err(refuse(kernel, format!("{need} bytes of shared memory, where the device has {most}")));
-    }
-    Ok((ir, shape))
 }
 
 /// What a call of CubeCL came to. Where its own thread has panicked, it panics in turn.
@@ -518,43 +405,32 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         let before = |why| DeviceError::Kernel { kernel: "launched before".to_owned(), why };
         if let Some(own) = &mut self.own {
             let kernels = std::mem::take(&mut self.pending);
-            return own.settled()?.wait().map_err(|why| DeviceError::Kernel { kernel: kernels.join(", "), why });
+            return own
+                .settled()?
+                .wait()
+                .map_err(|why| DeviceError::Kernel { kernel: kernels.join(", "), why });
         }
         caught(|| block_on(self.client.sync())).map_err(before)
     }
 
     fn way(&self, kernel: &Kernel, sizes: &[usize]) -> Chosen {
-        match Choices::of(kernel, R::TARGET, &self.machine, &self.tuning) {
-            Ok(choices) => choices.at(kernel, sizes, &self.tuning),
-            // Whoever asks whether it is admitted is told.
-            Err(_) => Chosen::by_rule(kernel.kind),
-        }
+        self.preparer.way(kernel, sizes)
     }
 
     fn ways(&self, kernel: &Kernel, sizes: &[usize]) -> Vec<Way> {
-        let Ok(choices) = Choices::of(kernel, R::TARGET, &self.machine, &Tuning::default()) else {
-            return Vec::new();
-        };
-        let of = |kind: KernelKind| match self.parts(kernel, kind, sizes) {
-            none if none.is_empty() => vec![Way { kind, parts: None }],
-            all => all.into_iter().map(|n| Way { kind, parts: Some(n) }).collect(),
-        };
-        choices.candidates(&kernel.extents(sizes)).into_iter().flat_map(of).collect()
+        self.preparer.ways(kernel, sizes)
     }
 
     fn admits(&self, kernel: &Kernel) -> Result<(), DeviceError> {
-        Choices::of(kernel, R::TARGET, &self.machine, &self.tuning).map(drop)
+        self.preparer.admits(kernel)
     }
 
     fn take_ways(&mut self, tuning: Arc<Tuning>) {
-        self.tuning = tuning;
-        // What was found out before is by other choices.
-        self.kernels.clear();
-        self.memory = Memory::default();
+        self.preparer.take_ways(tuning);
     }
 
     fn machine(&self) -> Option<(Target, Machine)> {
-        Some((R::TARGET, self.machine))
+        Some((R::TARGET, self.preparer.machine))
     }
 
     fn layout(&self) -> Layout {
@@ -626,18 +502,7 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
                 prepared.push(of);
             }
         }
-        let known = if keyed { self.memory.arranged(&prepared) } else { None };
-        let arranged = match known {
-            Some(arranged) => arranged,
-            None => {
-                let kernels: Vec<_> = ready.iter().map(|r| r.kernel).collect();
-                let arranged = Arc::new(self.arrange(&kernels, prepared.clone())?);
-                if keyed {
-                    self.memory.keep_arranged(&arranged);
-                }
-                arranged
-            }
-        };
+        let arranged = self.preparer.arranged(&prepared, keyed)?;
         for (members, does) in &arranged.grids {
             let when = members.iter().map(|&n| prepared[n].when(ready[n].still)).min().unwrap_or(When::Alone);
             match does {
@@ -655,8 +520,8 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
                 }
             }
             for &n in members {
-                if self.pending.last() != Some(&prepared[n].name) {
-                    self.pending.push(Arc::clone(&prepared[n].name));
+                if self.pending.last() != Some(&prepared[n].launches.name) {
+                    self.pending.push(Arc::clone(&prepared[n].launches.name));
                 }
             }
             // To CubeCL, a kernel that does not compile is known by its name only as long as no other was launched.

@@ -25,6 +25,8 @@ pub(super) struct Driver {
     stream: sys::CUstream,
     compiler: Arc<Compiler>,
     functions: HashMap<KernelId, Arc<Function>>,
+    /// Where the arguments of the launch at hand lie.
+    parameters: Vec<*mut c_void>,
 }
 
 // SAFETY: contexts and streams may be used from any thread; the context is made current in each call.
@@ -54,7 +56,8 @@ impl Driver {
         let stream = result::stream::create(kind).map_err(said("a stream"))?;
         let compiler = Compiler::new(nvrtc, format!("sm_{major}{minor}a"), Codes::of_user());
         let compiler = Arc::new(compiler.map_err(|e| e.to_string())?);
-        Ok(Some(Driver { context, stream, compiler, functions: HashMap::new() }))
+        let (functions, parameters) = (HashMap::new(), Vec::new());
+        Ok(Some(Driver { context, stream, compiler, functions, parameters }))
     }
 
     fn enter(&self) -> Result<(), String> {
@@ -141,8 +144,9 @@ impl Queue for Driver {
         self.enter()?;
         let handle = function.handle.get().copied().map_or_else(|| self.load(function), Ok)?;
         let maps = maps.iter().map(|seen| map(buffers[seen.buffer], seen)).collect::<Result<Vec<_>, _>>()?;
-        let mut parameters: Vec<*mut c_void> =
-            maps.iter().map(|map| std::ptr::from_ref(map).cast_mut().cast()).collect();
+        let parameters = &mut self.parameters;
+        parameters.clear();
+        parameters.extend(maps.iter().map(|map| std::ptr::from_ref(map).cast_mut().cast::<c_void>()));
         parameters
             .extend(buffers.iter().map(|address| std::ptr::from_ref(address).cast_mut().cast::<c_void>()));
         // Sizes are passed by value, as one struct.

@@ -165,10 +165,10 @@ impl CubeIr {
         digest(self.parts.iter().flat_map(|p| known(p).into_bytes()))
     }
 
-    /// The maps of a launch with these run-time sizes, which come before its buffers.
-    pub(crate) fn maps(&self, sizes: &[usize]) -> Vec<bulk::Seen> {
+    /// Operands that the device copies by itself. Their maps come before a launch's buffers.
+    pub(crate) fn maps(&self) -> Vec<bulk::Map> {
         match &self.parts[..] {
-            [Part { spec, role: Role::Whole | Role::Part }] => bulk::of_launch(&spec.kernel, sizes),
+            [Part { spec, role: Role::Whole | Role::Part }] => bulk::of_kernel(&spec.kernel),
             _ => Vec::new(),
         }
     }

@@ -31,6 +31,7 @@ mod matrix;
 mod moves;
 mod overlap;
 mod prepared;
+mod preparer;
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "without CUDA no driver is called directly"))]
 mod queue;
 mod resident;
@@ -50,8 +51,8 @@ mod tuning;
 mod warpgroup;
 mod ways;
 
-pub use codes::{CACHE, OFF};
 pub(crate) use bulk::{Seen, of_launch as maps_of};
+pub use codes::{CACHE, OFF};
 #[cfg(feature = "cuda")]
 pub use device::CudaDevice;
 #[cfg(feature = "wgpu")]

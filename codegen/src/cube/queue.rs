@@ -124,6 +124,8 @@ pub(super) struct Own {
     of_run: bool,
     /// What begins with a launch whose kernel is still being compiled.
     waiting: VecDeque<Waiting>,
+    /// Where the buffers of the launch at hand lie.
+    buffers: Vec<u64>,
 }
 
 /// A launch that waits.
@@ -139,7 +141,7 @@ struct Waiting {
 
 impl Own {
     pub(super) fn new(queue: Box<dyn Queue>) -> Own {
-        Own { queue, pieces: Vec::new(), of_run: false, waiting: VecDeque::new() }
+        Own { queue, pieces: Vec::new(), of_run: false, waiting: VecDeque::new(), buffers: Vec::new() }
     }
 
     /// The queue, when all launches so far are in it.
@@ -198,14 +200,19 @@ impl Own {
     /// Launches a checked kernel on buffers as long as its types say.
     ///
     /// # Errors
-    /// Those of the driver; also of a launch before, which has waited.
+    /// If one of them has no place; and those of the driver, also of a launch before, which has waited.
     pub(super) fn launch(
         &mut self,
         one: &OneGrid,
-        buffers: Vec<u64>,
+        buffers: impl Iterator<Item = Option<u64>>,
         when: When,
     ) -> Result<(), DeviceError> {
-        let name = one.name();
+        let name = &one.kernel().name;
+        self.buffers.clear();
+        for place in buffers {
+            let none = || failed(name, "a buffer has no place on the device's own queue".to_owned());
+            self.buffers.push(place.ok_or_else(none)?);
+        }
         let function = one.function(&mut *self.queue).map_err(|why| failed(name, why))?;
         let early = function.waits && self.of_run && when == When::Early;
         self.of_run = when != When::Alone;
@@ -213,12 +220,12 @@ impl Own {
             // SAFETY: a checked kernel stays inside of buffers that are as long as its types say, and they are; what is dropped before the
             // queue is empty is kept as a piece. What is read before the wait is written by no launch of the run, and what was launched
             // before the run is done: its first launches begin when all before them are.
-            let done =
-                unsafe { self.queue.launch(function, one.grid, &buffers, &one.maps, one.words(), early) };
+            let (buffers, info) = (&self.buffers, one.words());
+            let done = unsafe { self.queue.launch(function, one.grid, buffers, &one.maps, info, early) };
             return done.map_err(|why| failed(name, why));
         }
         let (kernel, function, grid) = (name.to_owned(), Arc::clone(function), one.grid);
-        let (maps, info) = (one.maps.clone(), one.words().to_vec());
+        let (buffers, maps, info) = (self.buffers.clone(), one.maps.clone(), one.words().to_vec());
         self.waiting.push_back(Waiting { kernel, function, grid, buffers, maps, info, early });
         self.go_on(|next| next.code.is_there())
     }
@@ -255,12 +262,16 @@ mod tests {
 
     use super::*;
     use crate::cube::Target;
+    use crate::cube::prepared::Entry;
     use crate::program::{Kernel, KernelKind};
+
+    /// What was put into a queue.
+    type Log = Arc<Mutex<Vec<String>>>;
 
     /// A queue that notes what is put into it; kernels and their codes are given.
     struct Noted {
         functions: Vec<Arc<Function>>,
-        all: Arc<Mutex<Vec<String>>>,
+        all: Log,
     }
 
     impl Noted {
@@ -304,7 +315,7 @@ mod tests {
     }
 
     /// A queue of our own, what was put into it, and kernels of these names with their codes on their way.
-    fn own<const N: usize>(names: [&str; N]) -> (Own, Arc<Mutex<Vec<String>>>, [(OneGrid, Arc<Code>); N]) {
+    fn own<const N: usize>(names: [&str; N]) -> (Own, Log, [(OneGrid, Arc<Code>); N]) {
         let functions = names.map(|name| {
             let (entry, code, handle) = (name.to_owned(), Arc::<Code>::default(), OnceLock::new());
             Arc::new(Function { entry, units: 32, shared_bytes: 0, waits: true, code, handle })
@@ -313,14 +324,20 @@ mod tests {
             let text = "module m entry @f\n\nfunc @f {\n  axes a0=n0\n  param x: f32[a0]\n\n  y: f32[a0] = exp x\n  return y\n}\n";
             let body = latentc_ir::parse("m.ir", text).unwrap().functions.remove(0);
             let kernel = Kernel { name: name.to_owned(), kind: KernelKind::Map, body };
-            OneGrid::new(CubeIr::new(&kernel, Target::Cuda).unwrap(), (1, 1, 1), &[8], &[8, 8])
+            let entry = Entry::new(CubeIr::new(&kernel, Target::Cuda).unwrap());
+            OneGrid::new(&entry, (1, 1, 1), &[8], &[8, 8])
         });
         let codes = functions.each_ref().map(|f| Arc::clone(&f.code));
-        let all = Arc::<Mutex<Vec<String>>>::default();
+        let all = Log::default();
         let queue = Noted { functions: functions.to_vec(), all: Arc::clone(&all) };
         let mut codes = codes.into_iter();
         let kernels = grids.map(|grid| (grid, codes.next().unwrap()));
         (Own::new(Box::new(queue)), all, kernels)
+    }
+
+    /// The only buffer of a launch.
+    fn at(address: u64) -> impl Iterator<Item = Option<u64>> {
+        [Some(address)].into_iter()
     }
 
     #[test]
@@ -328,35 +345,35 @@ mod tests {
         let (mut own, all, [(a, a_code), (b, b_code), (c, c_code)]) = own(["a", "b", "c"]);
         let seen = || all.lock().unwrap().join(", ");
         b_code.arrive(Ok(Vec::new()));
-        own.launch(&a, vec![1], When::InOrder).unwrap();
-        own.launch(&b, vec![2], When::Early).unwrap();
-        own.launch(&a, vec![3], When::InOrder).unwrap();
+        own.launch(&a, at(1), When::InOrder).unwrap();
+        own.launch(&b, at(2), When::Early).unwrap();
+        own.launch(&a, at(3), When::InOrder).unwrap();
         assert_eq!(seen(), "");
         a_code.arrive(Ok(Vec::new()));
-        own.launch(&c, vec![4], When::Alone).unwrap();
+        own.launch(&c, at(4), When::Alone).unwrap();
         assert_eq!(seen(), "a [1], b [2] early, a [3]");
         std::thread::scope(|scope| {
             scope.spawn(|| c_code.arrive(Ok(Vec::new())));
             // SAFETY: it is only noted.
             unsafe { own.settled().unwrap().write(5, &[]) }.unwrap();
         });
-        own.launch(&b, vec![6], When::Early).unwrap();
+        own.launch(&b, at(6), When::Early).unwrap();
         assert_eq!(seen(), "a [1], b [2] early, a [3], c [4], write 5, b [6]");
     }
 
     #[test]
     fn nothing_is_launched_behind_what_does_not_compile() {
         let (mut own, all, [(a, a_code), (b, b_code)]) = own(["a", "b"]);
-        own.launch(&a, vec![1], When::InOrder).unwrap();
-        own.launch(&b, vec![2], When::InOrder).unwrap();
+        own.launch(&a, at(1), When::InOrder).unwrap();
+        own.launch(&b, at(2), When::InOrder).unwrap();
         b_code.arrive(Ok(Vec::new()));
         a_code.arrive(Err("line 3: what is this?".to_owned()));
         let error = own.settled().map(drop).unwrap_err();
         assert_eq!(error.to_string(), "kernel a: line 3: what is this?");
         own.settled().unwrap();
         assert!(all.lock().unwrap().is_empty());
-        own.launch(&b, vec![3], When::InOrder).unwrap();
-        let again = own.launch(&a, vec![4], When::InOrder).unwrap_err();
+        own.launch(&b, at(3), When::InOrder).unwrap();
+        let again = own.launch(&a, at(4), When::InOrder).unwrap_err();
         assert_eq!(again.to_string(), "kernel a: line 3: what is this?");
         assert_eq!(*all.lock().unwrap(), ["b [3]"]);
     }
@@ -365,7 +382,9 @@ mod tests {
     fn a_kernel_that_cannot_be_written_is_named() {
         let (mut own, ..) = own(["a"]);
         let (.., [(b, _)]) = self::own(["b"]);
-        let error = own.launch(&b, vec![1], When::InOrder).unwrap_err();
+        let error = own.launch(&b, at(1), When::InOrder).unwrap_err();
         assert_eq!(error.to_string(), "kernel b: it cannot be written");
+        let error = own.launch(&b, [Some(1), None].into_iter(), When::InOrder).unwrap_err();
+        assert_eq!(error.to_string(), "kernel b: a buffer has no place on the device's own queue");
     }
 }

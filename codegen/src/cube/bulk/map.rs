@@ -170,13 +170,20 @@ impl Brought {
 
 /// The maps of a launch of a kernel with these run-time sizes, in the order of its arguments; most kernels have none.
 pub(crate) fn of_launch(kernel: &Kernel, sizes: &[usize]) -> Vec<Seen> {
+    seen(&of_kernel(kernel), kernel, sizes)
+}
+
+/// The maps of a kernel at these run-time sizes.
+pub(in crate::cube) fn seen(maps: &[Map], kernel: &Kernel, sizes: &[usize]) -> Vec<Seen> {
+    if maps.is_empty() {
+        return Vec::new();
+    }
     let extents = kernel.extents(sizes);
-    of_kernel(kernel).iter().filter_map(|map| map.seen(&kernel.body, &extents)).collect()
+    maps.iter().filter_map(|map| map.seen(&kernel.body, &extents)).collect()
 }
 
 /// The maps of a kernel, if the device brings operands of it.
-fn of_kernel(kernel: &Kernel) -> Vec<Map> {
-    // Most launches have none: a plan, which takes as long as a launch, is made for those that do.
+pub(in crate::cube) fn of_kernel(kernel: &Kernel) -> Vec<Map> {
     let maps = match kernel.kind {
         KernelKind::Matrix { wide, bulk: true, .. } => Tile::of(kernel.kind).and_then(|tile| {
             let brought = tile.brought(&kernel.body, &matrix::plan(&kernel.body, wide.into())?)?;
