@@ -9,7 +9,7 @@ mod launch;
 mod room;
 mod sizes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use latentc_codegen::device::{self, Data, Device, DeviceError};
@@ -24,7 +24,7 @@ use crate::compiled::Compiled;
 use crate::load::{self, LoadError};
 use crate::places::Places;
 
-use sizes::{Extent, Sizes, past_symbols, unbound};
+use sizes::{Extent, Sizes, past_symbols, symbols};
 
 pub use given::{Given, Resident, Wanted};
 pub use launch::{Launch, Launcher, Source, at_once};
@@ -78,6 +78,8 @@ struct Loaded {
     keys: u64,
     /// The entry's is the last.
     instances: Vec<Instance>,
+    /// The sizes that a run must know.
+    symbols: BTreeSet<String>,
     /// Where temporaries lay in the last run, and the sizes that this is right for.
     plan: Option<(BTreeMap<String, u64>, Arc<Plan>)>,
     /// Whether the caller has memory for its results, so that they need no place in the plan.
@@ -220,12 +222,14 @@ impl<D: Device> Engine<D> {
         compiled.program.kernels.iter().try_for_each(|kernel| self.device.admits(kernel))?;
         let mut instances = Vec::new();
         self.instantiate(compiled, make, &compiled.program.entry, "", &mut instances)?;
+        let symbols = symbols(instances.iter().map(|i| &compiled.program.routines[i.routine]));
         self.graphs.push(Loaded {
             graph,
             guard: compiled.guard.clone(),
             program: Arc::new(compiled.program.clone()),
             keys: device::keys(compiled.program.kernels.len()),
             instances,
+            symbols,
             plan: None,
             elsewhere: false,
         });
@@ -478,8 +482,7 @@ impl<D: Device> Engine<D> {
             planned.entry(symbol.clone()).or_insert((past as u64).next_multiple_of(PAST));
             sizes.bound.entry(symbol).or_insert(past);
         }
-        let called = loaded.instances.iter().map(|i| &program.routines[i.routine]);
-        if let Some(symbol) = called.filter_map(|r| unbound(r, &sizes)).next() {
+        if let Some(symbol) = loaded.symbols.iter().find(|s| !sizes.bound.contains_key(*s)) {
             return Err(RunError::Argument(format!(
                 "no argument has the size `{symbol}` that the program needs"
             )));

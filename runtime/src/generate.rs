@@ -30,7 +30,7 @@ impl Sampler {
 
     /// The next token's id. Of equally likely ones, greedy takes the first.
     pub fn choose(&mut self, logits: &[f32]) -> i32 {
-        let best = logits.iter().enumerate().fold(0, |best, (i, x)| if *x > logits[best] { i } else { best });
+        let best = likeliest(logits);
         if self.temperature <= 0.0 {
             return best as i32;
         }
@@ -54,6 +54,19 @@ impl Sampler {
         }
         odds.last().map_or(best as i32, |o| o.0 as i32)
     }
+}
+
+/// The index of the largest, the first of equal ones. A token waits for it, so it is found by many lanes at once.
+fn likeliest(logits: &[f32]) -> usize {
+    const LANES: usize = 16;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        lanes = std::array::from_fn(|n| larger(lanes[n], chunk[n]));
+    }
+    let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+    logits.iter().position(|&x| x == largest).unwrap_or(0)
 }
 
 /// Continues a prompt by up to `steps` tokens, telling each to `emit`, which may end the text by returning false.
@@ -89,4 +102,23 @@ pub fn generate<D: Device>(
         graph = Graph::Decode;
     }
     Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_the_largest_is_the_likeliest() {
+        let mut random = SplitMix(3);
+        for len in [1, 15, 16, 17, 100] {
+            // Few values, so that many are equal.
+            let logits: Vec<f32> = (0..len).map(|_| (4.0 * random.unit()) as i32 as f32 - 9.0).collect();
+            let first = (0..len).find(|&n| logits.iter().all(|x| *x <= logits[n])).unwrap();
+            assert_eq!(likeliest(&logits), first, "{logits:?}");
+        }
+        assert_eq!(likeliest(&[f32::NEG_INFINITY; 40]), 0);
+        assert_eq!(likeliest(&[f32::NAN, 1.0, f32::NAN, 2.0]), 3);
+        assert_eq!(likeliest(&[f32::NAN; 20]), 0);
+    }
 }

@@ -1,6 +1,6 @@
 //! The run-time sizes of a run: what its arguments say of them, and which a program needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_codegen::program::{Buffer, Program, Role, Routine, Step};
 use latentc_ir::Size;
@@ -22,17 +22,21 @@ pub(super) fn past_symbols(program: &Program) -> Vec<String> {
     caches.filter_map(|b| b.dims.first()).filter(|d| d.fixed().is_none()).map(Size::to_string).collect()
 }
 
-/// A size that a buffer or a launch has and nothing gives.
-pub(super) fn unbound<'p>(routine: &'p Routine, sizes: &Sizes) -> Option<&'p str> {
-    let buffers = routine.buffers.iter().flat_map(|b| &b.dims);
-    let launches = routine.steps.iter().flat_map(|s| match s {
-        Step::Launch { sizes, .. } => &sizes[..],
-        Step::Call { .. } => &[],
+/// The run-time sizes that buffers and launches of these routines have.
+pub(super) fn symbols<'p>(routines: impl Iterator<Item = &'p Routine>) -> BTreeSet<String> {
+    let of = |routine: &'p Routine| {
+        let buffers = routine.buffers.iter().flat_map(|b| &b.dims);
+        let launches = routine.steps.iter().flat_map(|s| match s {
+            Step::Launch { sizes, .. } => &sizes[..],
+            Step::Call { .. } => &[],
+        });
+        buffers.chain(launches)
+    };
+    let named = routines.flat_map(of).filter_map(|size| match size {
+        Size::Sym(s) => Some(s.clone()),
+        Size::Fixed(_) => None,
     });
-    buffers.chain(launches).find_map(|size| match size {
-        Size::Sym(s) if !sizes.bound.contains_key(s) => Some(s.as_str()),
-        Size::Sym(_) | Size::Fixed(_) => None,
-    })
+    named.collect()
 }
 
 /// The run-time sizes of one run.
