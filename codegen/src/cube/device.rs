@@ -566,7 +566,8 @@ pub(super) fn encode(elem: Elem, data: &Data) -> Option<Vec<u8>> {
 /// The first `len` elements in these bytes.
 pub(super) fn decode(elem: Elem, bytes: &[u8], len: usize) -> Data {
     fn each<const N: usize, T>(bytes: &[u8], len: usize, one: impl Fn([u8; N]) -> T) -> Vec<T> {
-        bytes.as_chunks::<N>().0.iter().take(len).map(|c| one(*c)).collect()
+        let all = bytes.as_chunks::<N>().0;
+        all[..len.min(all.len())].iter().map(|c| one(*c)).collect()
     }
     match elem {
         Elem::F32 => Data::F32(each(bytes, len, f32::from_le_bytes)),

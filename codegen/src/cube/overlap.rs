@@ -7,6 +7,9 @@
 //! no launch of the run writes, weights, may be read before: products with few rows do so. They have to be read there by instructions of
 //! their own: `ptxas` takes plain reads from memory that nobody is said to write behind the wait, and behind barriers.
 //!
+//! What grids ahead may write must not be said to stay as it is: CubeCL says so of all that a kernel only reads (`const … __restrict__`), NVRTC makes
+//! it `ld.global.nc`, and `ptxas` moves such reads before the wait. So [`expand`] says it of nothing but what is read early anyhow.
+//!
 //! A kernel that waits is right in any launch; only a launch that allows it begins early (`queue`), and it does so only if
 //! what is read before the wait is known to stay as it is. The emulator gives nothing else out before all units of a block wait.
 //!
@@ -46,6 +49,36 @@ pub(crate) fn early_of(kernel: &Kernel) -> Vec<ValueId> {
 
 /// Instructions in place of what [`Emit`](super::emit::Emit) left in a text.
 pub(super) fn expand(text: &str) -> String {
+    let mut early = Vec::new();
+    let text = instructions(text, &mut early);
+    let Some((before, signature, after)) = signature(&text) else { return text };
+    let parameters: Vec<_> = signature.split(", ").map(|parameter| pointer(parameter, &early)).collect();
+    [before, &parameters.join(", "), after].concat()
+}
+
+/// The parameters of a text's entry, with what stands before and behind them.
+fn signature(text: &str) -> Option<(&str, &str, &str)> {
+    let entry = text.find("__global__")?;
+    let from = entry + text[entry..].find(" (\n")? + 3;
+    let to = from + text[from..].find("\n)")?;
+    Some((&text[..from], &text[from..to], &text[to..]))
+}
+
+/// A parameter: of pointers, those to results alone lead to what no other leads to, and those to what is `early` to what stays as it is.
+fn pointer(parameter: &str, early: &[String]) -> String {
+    const ONLY: &str = "* __restrict__ buffer_";
+    const ANY: &str = "* buffer_";
+    let name = parameter.trim().rsplit(' ').next().unwrap_or_default();
+    if parameter.trim_start().starts_with("const ") {
+        let stays = early.iter().any(|e| e == name);
+        if stays { parameter.to_owned() } else { parameter.replace(ONLY, ANY) }
+    } else {
+        parameter.replace(ANY, ONLY)
+    }
+}
+
+/// The same but for pointers. Tells which buffers are read before the wait.
+fn instructions(text: &str, early: &mut Vec<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut lines = text.split_inclusive('\n');
     while let Some(line) = lines.next() {
@@ -60,6 +93,7 @@ pub(super) fn expand(text: &str) -> String {
             "wait" => out += &grids("wait"),
             "load" => {
                 let [pointer, value] = [(); 2].map(|()| lines.next().unwrap_or_default());
+                early.extend(pointer.rsplit(['(', ')']).nth(1).map(str::to_owned));
                 out += pointer;
                 out += &load(value).unwrap_or_else(|| value.to_owned());
             }
@@ -103,5 +137,17 @@ mod tests {
         assert!(got.contains(": \"l\"(_tmp_0 + l_6) : \"memory\");\nconst wide l_7 = *reinterpret_cast<const wide*>(&l_7_words);\nb; \n#if "), "{got}");
         assert!(got.contains(&format!("asm volatile(\"{WAIT};\" ::: \"memory\");\n#endif\nc;\n")), "{got}");
         assert!(expand("// latentc: grid mistake\n").contains("#error \"mistake\""));
+    }
+
+    #[test]
+    fn nothing_but_what_is_read_early_is_said_to_stay_as_it_is() {
+        let text = "extern \"C\" __global__ void __launch_bounds__(256)f (\n    const __grid_constant__ tensor_map map_0, const float* __restrict__ buffer_0, \
+                    const wide* __restrict__ buffer_1, float* buffer_2, const __grid_constant__ info_st info\n) {\n\
+                    // latentc: grid load\n const wide *_tmp_0 = reinterpret_cast< const wide*>(buffer_1);\n\
+                    const wide l_7 = _tmp_0[l_6];\n// latentc: grid wait\n}\n";
+        let got = expand(text);
+        let wanted = "f (\n    const __grid_constant__ tensor_map map_0, const float* buffer_0, const wide* __restrict__ buffer_1, \
+                      float* __restrict__ buffer_2, const __grid_constant__ info_st info\n) {\n";
+        assert!(got.contains(wanted), "{got}");
     }
 }

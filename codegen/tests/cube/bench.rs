@@ -112,6 +112,9 @@ pub(crate) fn cuda_text(name: &str, text: &str) -> Option<Resources> {
     let (kit, nvrtc) = tools.as_ref()?;
     let ptx = nvrtc.compile(text, "sm_90a").unwrap_or_else(|e| panic!("{e}\n{text}"));
     assert!(ptx.contains(&format!(".entry {name}(")), "the entry has another name");
+    // What grids ahead may write is not read as what stays as it is: that is moved before the wait for them.
+    let early = text.contains("ld.global.L1::no_allocate");
+    assert!(early || !ptx.contains("ld.global.nc"), "{name} reads what may still be written\n{text}");
     let dir = tempfile::tempdir().unwrap();
     Some(kit.assemble(&ptx, "sm_90a", dir.path()).unwrap())
 }
