@@ -93,6 +93,19 @@ if wants eval; then
     try "train step on the host" 60 "${evaluate[@]}" --target host "${step[@]}" --out "$out/eval/host.safetensors" &&
     try "train steps agree" 20 "$python" scripts/gpu_table.py same "$out/eval/step.safetensors" \
       "$out/eval/host.safetensors" --tolerance 2e-3
+  # Greedy tokens, twice: launches that overlap may not depend on who is first. Of real widths: no kernel of the small case begins early.
+  model=$case_ made=
+  if [[ $sizes == real ]]; then
+    made=$(mktemp -d) && model=$made/model && try "init" 60 "$latentc" init bench-moe-0.3b -o "$model"
+  fi
+  goes_on() {
+    try "tokens, $1" 60 sh -c '"$@" >"$0"' "$out/eval/tokens.$1.txt" "$latentc" run "$model" --target "$2" \
+      --prompt-ids "$(seq -s, 5 36)" --steps 48 --ignore-eos
+  }
+  goes_on host host && goes_on once "$target" && goes_on again "$target" &&
+    try "tokens agree" 5 cmp "$out/eval/tokens.once.txt" "$out/eval/tokens.host.txt" &&
+    try "tokens agree again" 5 cmp "$out/eval/tokens.once.txt" "$out/eval/tokens.again.txt"
+  rm -rf "${made:-$out/eval/none}"
 fi
 
 # 2. NVIDIA's own checks of memory and races, on the small case.
