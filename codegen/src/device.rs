@@ -284,6 +284,12 @@ pub trait Device {
         None
     }
 
+    /// So many elements of long arrays are best worked on by one launch after the other before the next ones are, since what a launch
+    /// makes is near to the next. `None` if all at once is best.
+    fn near(&self) -> Option<usize> {
+        None
+    }
+
     /// Runs a kernel. `inputs` are its parameters in order, `sizes` its run-time sizes in the order of
     /// [`Kernel::size_symbols`]. A kernel that appends writes into `output` and is given `None` as its first input.
     ///

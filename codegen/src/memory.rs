@@ -8,18 +8,19 @@
 //! element at the same index and nothing else: see [`in_place`].
 
 mod account;
+mod in_place;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use latentc_ir::{DType, Inst, Op, Size, Type};
+use latentc_ir::{DType, Size};
 use serde::Serialize;
 
-use crate::map::MapPlan;
-use crate::program::{Buffer, BufferId, Kernel, KernelKind, Program, Role, Step};
+use crate::program::{Buffer, BufferId, Program, Role, Step};
 
 pub use account::Account;
+pub use in_place::{in_place, may_replace};
 
 /// What a plan must know of a device's memory.
 #[derive(Clone, Copy, Debug)]
@@ -177,47 +178,6 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-/// The parameters whose place the result of a kernel may take on a device: those whose elements are of the result's kind and length,
-/// laid out like it, that an element of the result needs at its own index only. Every other reader of that element would come too late, so all that is
-/// computed from the parameter must be elementwise, or folds of the row that the element is in: whoever walks a row has folded all of it
-/// before the first element is written, and nobody else reads it.
-pub fn in_place(kernel: &Kernel, layout: &Layout) -> Vec<usize> {
-    let body = &kernel.body;
-    let &[result] = &body.results[..] else { return Vec::new() };
-    if !layout.in_place
-        || kernel.kind != KernelKind::Map
-        || body.body.iter().any(|i| matches!(i.op, Op::Append { .. }))
-    {
-        return Vec::new();
-    }
-    let rows: Option<BTreeSet<_>> = MapPlan::of(body).rows.map(|rows| rows.into_iter().collect());
-    let is_fold = |inst: &Inst| matches!(inst.op, Op::Reduce { .. });
-    let in_row = |inst: &Inst| Some(body.ty(inst.result()).axes.iter().copied().collect()) == rows;
-    if !body.body.iter().filter(|i| is_fold(i)).all(in_row) {
-        return Vec::new();
-    }
-    let elementwise = |op: &Op| matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast);
-    let like = |a: &Type, b: &Type| {
-        let floats = a.dtype.is_float() && b.dtype.is_float();
-        let same = a.dtype == b.dtype || floats && (layout.bytes)(a.dtype) == (layout.bytes)(b.dtype);
-        same && a.axes == b.axes
-    };
-    let fits = |n: &usize| {
-        let param = body.params[*n];
-        let mut from = BTreeSet::from([param]);
-        like(body.ty(param), body.ty(result))
-            && body.body.iter().all(|inst| {
-                let reads = inst.args.iter().any(|a| from.contains(a));
-                // What is folded is there before anything is written.
-                if reads && !is_fold(inst) {
-                    from.extend(&inst.results);
-                }
-                !reads || elementwise(&inst.op) || is_fold(inst)
-            })
-    };
-    (0..body.params.len()).filter(fits).collect()
 }
 
 /// A temporary of the run.
@@ -571,7 +531,7 @@ impl Replay<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program::{Routine, parsed};
+    use crate::program::{KernelKind, Routine, parsed};
 
     const LAYOUT: Layout = Layout { align: 4, page: 1 << 40, bytes: |d| d.bytes(), in_place: true };
 
@@ -660,31 +620,5 @@ mod tests {
             large.starts_with("@f: `a` has 32000 bytes, where one allocation has 512 at most"),
             "{large}"
         );
-    }
-
-    #[test]
-    fn only_what_is_read_at_its_own_index_is_written_over() {
-        let on = |layout: &Layout, text: &str| {
-            in_place(&parsed(KernelKind::Map, &format!("  axes a=3, b=4, c=4\n{text}")), layout)
-        };
-        let replaced = |text: &str| on(&LAYOUT, text);
-        let params = "  param p: f32[a=3, b=4]\n  param q: f32[b=4]\n  param r: f32[b=4, a=3]\n  param n: bf16[a=3, b=4]\n\n";
-        let sum =
-            "  x: f32[a=3, b=4] = add p, q\n  z: f32[a=3, b=4] = mul x, r\n  y: f32[a=3, b=4] = add z, n\n";
-        // q is read by several elements, r lies in another order, n has shorter elements where these have a length of their own.
-        assert_eq!(replaced(&format!("{params}{sum}")), [0]);
-        assert_eq!(on(&Layout { bytes: |_| 4, ..LAYOUT }, &format!("{params}{sum}")), [0, 3]);
-        assert_eq!(on(&Layout { in_place: false, ..LAYOUT }, &format!("{params}{sum}")), [0; 0]);
-        let turned = "  x: f32[a=3, c=4] = rename p from b to c\n  z: f32[a=3, b=4] = rename x from c to b\n";
-        assert_eq!(replaced(&format!("{params}{turned}  y: f32[a=3, b=4] = add z, q\n")), [0; 0]);
-        // A row is folded before it is written; where a fold goes across rows, others come too late.
-        let row = "  s: f32[a=3] = reduce_sum p over b\n  y: f32[a=3, b=4] = div p, s\n";
-        assert_eq!(replaced(&format!("{params}{row}")), [0]);
-        let twice = "  m: f32[a=3] = reduce_max p over b\n  z: f32[a=3, b=4] = sub p, m\n  s: f32[a=3] = reduce_sum z over b\n  \
-                     y: f32[a=3, b=4] = div z, s\n";
-        assert_eq!(replaced(&format!("{params}{twice}")), [0]);
-        let across = "  s: f32[a=3] = reduce_sum p over b\n  t: f32[b=4] = reduce_sum p over a\n  z: f32[a=3, b=4] = div p, s\n  \
-                      y: f32[a=3, b=4] = div z, t\n";
-        assert_eq!(replaced(&format!("{params}{across}")), [0; 0]);
     }
 }

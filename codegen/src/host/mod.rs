@@ -21,12 +21,15 @@ mod stream;
 mod vector;
 mod walk;
 
+use std::cell::UnsafeCell;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 use latentc_ir::{DType, Type};
 use memmap2::{MmapOptions, MmapRaw};
+use rayon::prelude::*;
 
 use self::prepared::{Block, Prepared};
 use crate::device::{Data, Device, DeviceError, Floats, Launch, Remembered, SharedFloats};
@@ -44,6 +47,12 @@ pub struct Host {
 /// Elements that pieces of a kernel leave for each other at most, if no other number is given: a launch has them in memory for itself,
 /// and the next piece finds some of them in a cache.
 const MOST: usize = 1 << 22;
+
+/// Elements of each of a few arrays that are in a cache all together.
+const NEAR: usize = 1 << 16;
+
+/// As many elements as several large pages have.
+const LONG: usize = 1 << 22;
 
 impl Default for Host {
     fn default() -> Host {
@@ -122,6 +131,12 @@ impl Host {
         let Prepared { extents, blocks } = prepared;
         // What the result takes the place of is read through the output: no reference may be to what is written.
         let replaced = inputs.iter().position(|b| b.is_some_and(|b| b.is_at(output)));
+        let apart =
+            |(n, b): (usize, &Option<&Buffer>)| Some(n) == replaced || b.is_none_or(|b| !b.meets(output));
+        if !inputs.iter().enumerate().all(apart) {
+            let why = "the output has elements of an input".to_owned();
+            return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why });
+        }
         let apart = inputs.iter().enumerate().map(|(n, b)| b.filter(|_| Some(n) != replaced));
         let views: Vec<_> = apart.map(|b| b.map(Buffer::view)).collect();
         check(kernel, &views, output, extents)?;
@@ -144,34 +159,91 @@ impl Host {
 /// Elements in this machine's memory.
 #[derive(Debug)]
 pub enum Buffer {
-    /// Floats of its own.
+    /// Floats that nobody else has a part of.
     F32(Vec<f32>),
     /// Integers or truth values.
     I32(Vec<i32>),
     /// Floats that lie elsewhere, such as in a mapped file.
     Shared(Arc<dyn SharedFloats>),
-    /// A part of an arena.
+    /// Some of what others may have a part of, too.
     Part(Part),
 }
 
 /// Memory that buffers are parts of, which the system finds page by page when it is first written. Elements of all dtypes have four bytes
 /// here.
 #[derive(Debug)]
-pub struct Arena(Arc<MmapRaw>);
+pub struct Arena(Arc<Memory>);
 
-/// Elements `start..start + len` of an arena.
+/// Elements `start..start + len` of what several buffers lie in.
 #[derive(Debug)]
 pub struct Part {
-    arena: Arc<MmapRaw>,
+    memory: Arc<Memory>,
     start: usize,
     len: usize,
     float: bool,
 }
 
+/// Memory that several buffers lie in.
+#[derive(Debug)]
+enum Memory {
+    Mapped(MmapRaw),
+    Floats(Vec<UnsafeCell<f32>>),
+}
+
+// SAFETY: who writes to a part and who reads it is up to launches, which come one after the other.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn of(floats: Vec<f32>) -> Memory {
+        let mut floats = ManuallyDrop::new(floats);
+        let (first, len, room) = (floats.as_mut_ptr(), floats.len(), floats.capacity());
+        // SAFETY: a cell lies in memory as what it holds does, and nobody else has this vector.
+        Memory::Floats(unsafe { Vec::from_raw_parts(first.cast(), len, room) })
+    }
+
+    fn first(&self) -> *mut u32 {
+        match self {
+            Memory::Mapped(map) => map.as_mut_ptr().cast(),
+            Memory::Floats(floats) => floats.as_ptr().cast_mut().cast(),
+        }
+    }
+}
+
+/// Memory that the system finds in large pages, if it has any: they are found and looked up faster.
+fn mapped(bytes: usize) -> std::io::Result<MmapRaw> {
+    let memory = MmapRaw::from(MmapOptions::new().len(bytes).map_anon()?);
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    Ok(memory)
+}
+
 impl Part {
+    /// All of these floats: many are brought to where pages are large.
+    fn of(floats: Vec<f32>) -> Part {
+        let len = floats.len();
+        let large = (len >= LONG).then(|| mapped(size_of_val(&*floats)).ok()).flatten();
+        let memory = match large {
+            Some(map) => {
+                // SAFETY: the memory is as long, begins a page, is zero, and nobody else has it.
+                let to = unsafe { std::slice::from_raw_parts_mut(map.as_mut_ptr().cast::<f32>(), len) };
+                let copied = to.par_chunks_mut(NEAR).zip(floats.par_chunks(NEAR));
+                copied.for_each(|(to, from)| to.copy_from_slice(from));
+                Memory::Mapped(map)
+            }
+            None => Memory::of(floats),
+        };
+        Part { memory: Arc::new(memory), start: 0, len, float: true }
+    }
+
     /// The first element. It is that of a whole allocation, so that all of them may be reached from it.
     fn first(&self) -> *mut u32 {
-        self.arena.as_mut_ptr().cast::<u32>().wrapping_add(self.start)
+        self.memory.first().wrapping_add(self.start)
+    }
+
+    /// Whether both have an element.
+    fn meets(&self, other: &Part) -> bool {
+        let end = |part: &Part| part.start + part.len;
+        Arc::ptr_eq(&self.memory, &other.memory) && self.start.max(other.start) < end(self).min(end(other))
     }
 }
 
@@ -258,7 +330,7 @@ impl Buffer {
     /// So many elements, all of them zero.
     fn new(dtype: DType, len: usize) -> Result<Buffer, DeviceError> {
         Ok(match dtype.is_float() {
-            true => Buffer::F32(zeros(dtype, len)?),
+            true => Buffer::Part(Part::of(zeros(dtype, len)?)),
             false => Buffer::I32(zeros(dtype, len)?),
         })
     }
@@ -269,8 +341,8 @@ impl Buffer {
             Buffer::I32(v) => View::I(v),
             Buffer::Shared(s) if s.pieces() == 1 => s.piece(0).into(),
             Buffer::Shared(s) => View::Stack(&**s),
-            // SAFETY: `part` checked that the elements lie in the arena; any four bytes are a number of either kind; and by its
-            // contract no one writes to them while a launch reads.
+            // SAFETY: `part` and `window` checked that the elements lie there; any four bytes are a number of either kind; and no
+            // one writes to them while a launch reads, by the contract of `part` and because `run` refuses it.
             Buffer::Part(p) if p.float => {
                 View::F(unsafe { std::slice::from_raw_parts(p.first().cast(), p.len) })
             }
@@ -279,14 +351,14 @@ impl Buffer {
         }
     }
 
-    /// Whether both are the same part of one arena.
+    /// Whether both begin at the same element.
     fn is_at(&self, other: &Buffer) -> bool {
-        match (self, other) {
-            (Buffer::Part(a), Buffer::Part(b)) => {
-                Arc::ptr_eq(&a.arena, &b.arena) && a.start == b.start && a.len.min(b.len) > 0
-            }
-            _ => false,
-        }
+        matches!((self, other), (Buffer::Part(a), Buffer::Part(b)) if a.start == b.start && a.meets(b))
+    }
+
+    /// Whether both have an element.
+    fn meets(&self, other: &Buffer) -> bool {
+        matches!((self, other), (Buffer::Part(a), Buffer::Part(b)) if a.meets(b))
     }
 
     /// `None` if the elements belong to someone else.
@@ -330,7 +402,7 @@ impl Device for Host {
 
     fn upload(&mut self, dtype: DType, data: Data) -> Result<Buffer, DeviceError> {
         match data {
-            Data::F32(v) if dtype.is_float() => Ok(Buffer::F32(v)),
+            Data::F32(v) if dtype.is_float() => Ok(Buffer::Part(Part::of(v))),
             Data::I32(v) if !dtype.is_float() => Ok(Buffer::I32(v)),
             data => Err(DeviceError::Memory {
                 len: data.len(),
@@ -371,11 +443,7 @@ impl Device for Host {
     fn reserve(&mut self, bytes: u64) -> Result<Arena, DeviceError> {
         let fail = |e: std::io::Error| DeviceError::Arena { bytes, why: e.to_string() };
         let len = bytes.next_multiple_of(4).max(4) as usize;
-        let memory = MmapRaw::from(MmapOptions::new().len(len).map_anon().map_err(fail)?);
-        // Large pages are found and looked up faster; a system that has none does without.
-        #[cfg(target_os = "linux")]
-        let _ = memory.advise(memmap2::Advice::HugePage);
-        Ok(Arena(Arc::new(memory)))
+        Ok(Arena(Arc::new(Memory::Mapped(mapped(len).map_err(fail)?))))
     }
 
     unsafe fn part(
@@ -386,11 +454,28 @@ impl Device for Host {
         len: usize,
     ) -> Result<Buffer, DeviceError> {
         let start = offset as usize / 4;
-        if !offset.is_multiple_of(4) || start.checked_add(len).is_none_or(|end| end > arena.0.len() / 4) {
-            let why = format!("they do not fit at byte {offset} of {}", arena.0.len());
+        let room = match &*arena.0 {
+            Memory::Mapped(map) => map.len(),
+            Memory::Floats(floats) => 4 * floats.len(),
+        };
+        if !offset.is_multiple_of(4) || start.checked_add(len).is_none_or(|end| end > room / 4) {
+            let why = format!("they do not fit at byte {offset} of {room}");
             return Err(DeviceError::Memory { len, dtype, why });
         }
-        Ok(Buffer::Part(Part { arena: Arc::clone(&arena.0), start, len, float: dtype.is_float() }))
+        Ok(Buffer::Part(Part { memory: Arc::clone(&arena.0), start, len, float: dtype.is_float() }))
+    }
+
+    fn window(&mut self, buffer: &Buffer, range: Range<usize>) -> Option<Buffer> {
+        let Buffer::Part(whole) = buffer else { return None };
+        let inside = range.start <= range.end && range.end <= whole.len;
+        inside.then(|| {
+            let (memory, start) = (Arc::clone(&whole.memory), whole.start + range.start);
+            Buffer::Part(Part { memory, start, len: range.len(), float: whole.float })
+        })
+    }
+
+    fn near(&self) -> Option<usize> {
+        Some(NEAR)
     }
 
     fn launch(

@@ -11,6 +11,7 @@ mod rows;
 mod stream;
 #[path = "../common/streams.rs"]
 mod streams;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
