@@ -182,14 +182,10 @@ impl Optimizer {
         Ok(())
     }
 
-    /// One step of arrays on the device, in rows: of the parameters, their gradient, both moments, then the [`numbers`]. Returns the
-    /// parameters and the moments.
-    pub(crate) fn of_arrays<D: Device>(
-        &self,
-        engine: &mut Engine<D>,
-        args: Vec<Resident<D::Buffer>>,
-    ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
-        engine.run_given(self.adamw, args)
+    /// What makes a step of arrays in rows: of the parameters, their gradient, both moments, then the [`numbers`]. It returns the parameters
+    /// and the moments.
+    pub(crate) fn adamw(&self) -> Given {
+        self.adamw
     }
 }
 

@@ -53,13 +53,15 @@ func @loss {
 }
 "#;
 
-fn definition() -> Module {
-    latentc_ir::check("m.ir", TEXT).unwrap_or_else(|e| panic!("{}", e.render()))
+/// The network, with weights as they are in it or all in f32.
+fn definition(narrow: bool) -> Module {
+    let text = if narrow { TEXT.to_owned() } else { TEXT.replace("bf16", "f32") };
+    latentc_ir::check("m.ir", &text).unwrap_or_else(|e| panic!("{}", e.render()))
 }
 
 /// A training from a state, or from weights that are always the same.
-fn trainer<D: Device>(device: D, state: Option<State>) -> Trainer<D> {
-    let definition = definition();
+fn trainer<D: Device>(device: D, narrow: bool, state: Option<State>) -> Trainer<D> {
+    let definition = definition(narrow);
     let mut engine = Engine::new(device);
     let compiled = compile(&definition, Graph::Gradient, &pipeline()).expect("it compiles");
     // The trainer brings them.
@@ -101,36 +103,52 @@ fn close(got: &[f32], want: &[f32], what: &str) {
     );
 }
 
-#[test]
-fn a_state_on_a_device_is_that_of_the_host() {
-    let device = match WgpuDevice::open() {
-        Ok(device) => device,
-        Err(e) => return eprintln!("SKIPPED: a_state_on_a_device_is_that_of_the_host: {e}"),
-    };
-    let mut here = trainer(Host::new(), None);
-    let told = steps(&mut here, 0..3);
-    assert!(!here.is_resident());
-    let want = here.state().expect("it is here");
-    let mut there = trainer(device, None);
-    assert!(there.is_resident());
-    let before = steps(&mut there, 0..2);
-    let between = there.state().expect("the device is there");
-    let last = steps(&mut there, 2..3);
-    let state = there.state().expect("the device is there");
-    assert_eq!((state.steps, want.steps), (3, 3));
-    close(&state.p, &want.p, "p");
-    close(&state.m, &want.m, "m");
-    close(&state.v, &want.v, "v");
-    for (got, want) in before.iter().chain(&last).zip(&told) {
+/// What three steps make of a state, and what they tell, against the same of another training.
+fn agree<A: Device, B: Device>(a: &mut Trainer<A>, b: &mut Trainer<B>) {
+    let (told, want) = (steps(a, 0..3), steps(b, 0..3));
+    let (state, wanted) = (a.state().expect("it is there"), b.state().expect("it is there"));
+    assert_eq!((state.steps, wanted.steps), (3, 3));
+    close(&state.p, &wanted.p, "p");
+    close(&state.m, &wanted.m, "m");
+    close(&state.v, &wanted.v, "v");
+    for (got, want) in told.iter().zip(&want) {
         close(&[got.clipping.norm], &[want.clipping.norm], "the norm");
         close(&[got.results[0][0] as f32], &[want.results[0][0] as f32], "the loss");
     }
     assert!(told[2].results[0] != told[0].results[0] && told[0].clipping.coef < 1.0);
-    // What goes on from a state does so exactly.
-    let mut again = trainer(WgpuDevice::open().expect("it was there"), Some(between));
-    assert_eq!(steps(&mut again, 2..3), last);
-    let resumed = again.state().expect("the device is there");
+}
+
+/// Two steps and a third are what a training makes that goes on from the state between them, bit by bit.
+fn goes_on<D: Device>(device: impl Fn() -> D, narrow: bool) {
+    let mut whole = trainer(device(), narrow, None);
+    steps(&mut whole, 0..2);
+    let mut again = trainer(device(), narrow, Some(whole.state().expect("it is there")));
+    assert_eq!(steps(&mut again, 2..3), steps(&mut whole, 2..3));
+    let (got, want) = (again.state().expect("it is there"), whole.state().expect("it is there"));
     let bits = |x: &Arc<Vec<f32>>| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    let same = [(&resumed.p, &state.p), (&resumed.m, &state.m), (&resumed.v, &state.v)];
-    assert!(same.iter().all(|(got, want)| bits(got) == bits(want)));
+    assert!(
+        [(&got.p, &want.p), (&got.m, &want.m), (&got.v, &want.v)].iter().all(|(a, b)| bits(a) == bits(b))
+    );
+}
+
+#[test]
+fn a_state_on_a_device_is_that_of_the_host() {
+    if let Err(e) = WgpuDevice::open() {
+        return eprintln!("SKIPPED: a_state_on_a_device_is_that_of_the_host: {e}");
+    }
+    let device = || WgpuDevice::open().expect("it was there");
+    for narrow in [true, false] {
+        let mut there = trainer(device(), narrow, None);
+        // What is narrow is shared with the host as it is stored; all else is in memory of the device there, too.
+        let mut here = trainer(Host::new(), narrow, None);
+        assert!(there.is_resident() && here.is_resident() != narrow);
+        agree(&mut there, &mut here);
+    }
+    goes_on(device, true);
+}
+
+#[test]
+fn a_training_on_the_host_goes_on_exactly() {
+    goes_on(Host::new, true);
+    goes_on(Host::new, false);
 }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use latentc_codegen::device::{Data, Device, DeviceError};
+use latentc_codegen::memory::may_replace;
 use latentc_ir::{DType, Layout};
 use latentc_passes::Graph;
 
@@ -110,6 +111,11 @@ impl<D: Device> Engine<D> {
     ) -> Option<Resident<D::Buffer>> {
         let shape = vec![range.len() / columns.max(1), columns];
         Some(Resident { buffer: self.device.window(buffer, range)?, shape })
+    }
+
+    /// Whether a program may write its results, in order, where these of its arguments are.
+    pub(crate) fn may_replace(&self, program: Given, args: &[usize]) -> bool {
+        may_replace(&self.graphs[program.0].program, args, &self.device.layout())
     }
 
     /// What lies on the device.

@@ -4,8 +4,8 @@
 //!
 //! Parameters are f32 whatever the model computes in, and lie in one array with what the optimiser remembers ([`State`]). A step adds up
 //! the gradients of its texts, clips the sum, and lets the optimiser's programs move all parameters at once. Nothing depends on
-//! time, addresses or the order of threads: the same texts in the same order give the same bits. On a device with memory of its own the
-//! state stays there (`resident.rs`) until somebody asks for it.
+//! time, addresses or the order of threads: the same texts in the same order give the same bits. The state lies where the device computes,
+//! this machine's CPU too (`resident.rs`), until somebody asks for it.
 
 pub mod budget;
 pub mod data;
@@ -37,9 +37,9 @@ pub struct Trainer<D: Device> {
 
 /// What changes from step to step.
 enum Changes<B> {
-    /// In the host's memory, with room for a step's gradient.
+    /// In the order of stored tensors, with room for a step's gradient: what weights share, or are made of in 16 bits that the host reads.
     Here(State, Arc<Vec<f32>>),
-    /// In the device's.
+    /// In the order of the weights, in the device's memory.
     There(Memory<B>),
 }
 
@@ -82,7 +82,11 @@ impl<D: Device> Trainer<D> {
     ///
     /// # Errors
     /// If the state is not of this definition, or the device has no room.
-    pub fn new(mut engine: Engine<D>, definition: &Module, state: State) -> Result<Trainer<D>, TrainError> {
+    pub fn new(
+        mut engine: Engine<D>,
+        definition: &Module,
+        mut state: State,
+    ) -> Result<Trainer<D>, TrainError> {
         let optimizer = Optimizer::new(&mut engine)?;
         let gatherer = Gatherer::new(definition)?;
         let (want, have) = (gatherer.places().len(), state.p.len());
@@ -90,7 +94,7 @@ impl<D: Device> Trainer<D> {
             let what = format!("a state of {have} elements where the parameters take {want}");
             return Err(LoadError::Layout(what).into());
         }
-        let changes = match Memory::new(&mut engine, &gatherer, &state)? {
+        let changes = match Memory::new(&mut engine, &gatherer, &mut state)? {
             Some(memory) => Changes::There(memory),
             None => Changes::Here(state, Arc::new(zeros(want))),
         };
@@ -99,7 +103,7 @@ impl<D: Device> Trainer<D> {
         Ok(trainer)
     }
 
-    /// Parameters, moments, and the number of steps made. Where they lie on a device they are read from there.
+    /// Parameters, moments, and the number of steps made. Where they lie in the order of weights they are copied.
     ///
     /// # Errors
     /// If the device failed in an earlier launch.
@@ -110,7 +114,7 @@ impl<D: Device> Trainer<D> {
         }
     }
 
-    /// Whether they lie on a device that has memory of its own.
+    /// Whether they lie in the device's memory in the order of weights, so that programs write gradients to their places.
     pub fn is_resident(&self) -> bool {
         matches!(self.changes, Changes::There(_))
     }

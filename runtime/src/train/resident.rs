@@ -1,12 +1,14 @@
-//! What training changes, on a device that has memory of its own: it is read back only when somebody asks for it.
+//! What training changes, in the device's memory: it is read back only when somebody asks for it.
 //!
 //! Each weight with a gradient has whole rows of [`COLUMNS`] in a *part*: parameters, gradient and moments lie in buffers that are as long
 //! as the part, in the order of the weights' own elements. A run writes gradients to their places, a step is a few launches for a
-//! part however many weights it has, and the weights that programs read are windows of what it made.
+//! part however many weights it has, and the weights that programs read are windows of what it made. A CPU takes so much of a part at a time
+//! as its caches hold, and writes what changes where it was.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::bf16;
 use latentc_codegen::device::{Data, Device};
 use latentc_ir::{DType, Layout, scoped};
 
@@ -15,7 +17,7 @@ use crate::engine::{Engine, Given, Resident, RunError, Wanted};
 use crate::gradient::{Gatherer, Rows};
 use crate::load::LoadError;
 use crate::optimizer::{AdamW, Optimizer, State, numbers, program, scalar};
-use crate::places::COLUMNS;
+use crate::places::{COLUMNS, zeros};
 
 /// Elements of a part, at most, unless one weight has more: while a step is made, all that it changes of one part is there twice.
 const PART: usize = 1 << 26;
@@ -44,6 +46,15 @@ struct Part<B> {
     v: B,
     /// The gradient of the last run.
     g: B,
+    /// The sum of several runs' gradients, once there were several in a step.
+    sum: Option<B>,
+}
+
+impl<B> Part<B> {
+    /// The gradient of a step, of several runs or of one.
+    fn gradient(&self, several: bool) -> &B {
+        self.sum.as_ref().filter(|_| several).unwrap_or(&self.g)
+    }
 }
 
 struct Home {
@@ -52,15 +63,16 @@ struct Home {
 }
 
 impl<B> Memory<B> {
-    /// Brings a state to the device. `None` if that has no memory of its own, or if some element of a stored tensor belongs to no weight
-    /// or to two, or programs want weights in another order: then everything stays on the host.
+    /// Brings a state to the device; of what is brought nothing is left in `state`. `None` if some element of a stored tensor belongs to no
+    /// weight or to two, if programs want weights in another order, or in 16 bits of a device that holds these only where they are shared with
+    /// it: then the state stays as it is.
     ///
     /// # Errors
     /// If the device has no room.
     pub(super) fn new<D: Device<Buffer = B>>(
         engine: &mut Engine<D>,
         gatherer: &Gatherer,
-        state: &State,
+        state: &mut State,
     ) -> Result<Option<Memory<B>>, TrainError> {
         let probe = engine.device_mut().alloc(DType::F32, COLUMNS).map_err(RunError::from)?;
         if engine.window(&probe, 0..COLUMNS, COLUMNS).is_none() || !each_once(gatherer) {
@@ -79,6 +91,10 @@ impl<B> Memory<B> {
             }
             read.push((home, wanted));
         }
+        let shared: Arc<Vec<bf16>> = Arc::default();
+        if !dtypes.is_empty() && engine.device_mut().share(shared).is_some() {
+            return Ok(None);
+        }
         let page = engine.device_mut().layout().page / DType::F32.bytes();
         let most = PART.min(usize::try_from(page).unwrap_or(PART));
         let (mut homes, mut lens): (Vec<Home>, Vec<usize>) = (Vec::new(), Vec::new());
@@ -92,21 +108,26 @@ impl<B> Memory<B> {
             let start = lens.last().map_or(0, |len| len - rows);
             homes.push(Home { part: lens.len().saturating_sub(1), range: start..start + elements });
         }
-        let mut parts = Vec::with_capacity(lens.len());
-        for (n, &len) in lens.iter().enumerate() {
-            let mut upload = |array: Option<&[f32]>| {
-                let mut data = vec![0.0; len];
+        // One array after the other, so that none of them is there twice for longer than it takes.
+        let mut upload = |array: Option<&mut Arc<Vec<f32>>>| {
+            let array = array.map(std::mem::take);
+            let part = |(n, &len): (usize, &usize)| {
+                let mut data = zeros(len);
                 let here = homes.iter().zip(weights).filter(|(home, _)| home.part == n);
-                for (home, (layout, starts)) in here.filter(|_| array.is_some()) {
+                for (home, (layout, starts)) in here {
+                    let Some(from) = &array else { continue };
                     let to = &mut data[home.range.clone()];
-                    let from = array.unwrap_or_default();
                     each_span(layout, starts, |w, s| to[w].copy_from_slice(&from[s]));
                 }
                 engine.device_mut().upload(DType::F32, Data::F32(data)).map_err(RunError::from)
             };
-            let [p, m, v] = [&state.p, &state.m, &state.v].map(|array| upload(Some(array)));
-            parts.push(Part { len, p: p?, m: m?, v: v?, g: upload(None)? });
-        }
+            lens.iter().enumerate().map(part).collect::<Result<Vec<_>, _>>()
+        };
+        let (p, m) = (upload(Some(&mut state.p))?, upload(Some(&mut state.m))?);
+        let (v, g) = (upload(Some(&mut state.v))?, upload(None)?);
+        let arrays = p.into_iter().zip(m).zip(v).zip(g);
+        let part = |(&len, (((p, m), v), g))| Part { len, p, m, v, g, sum: None };
+        let parts = lens.iter().zip(arrays).map(part).collect();
         let sum = program(engine, "optimizer/sum.ir", SUM)?;
         let round = dtypes.into_iter().map(|dtype| Ok((dtype, program(engine, "round", &rounding(dtype))?)));
         let round = round.collect::<Result<_, LoadError>>()?;
@@ -152,8 +173,7 @@ impl<B> Memory<B> {
         stop: impl Fn() -> bool,
     ) -> Result<Option<Step>, TrainError> {
         let mut told = Told::new(texts);
-        // What several texts add up to.
-        let mut sums: Vec<Resident<B>> = Vec::new();
+        let several = texts.len() > 1;
         for (n, rows) in texts.iter().enumerate() {
             if stop() {
                 return Ok(None);
@@ -164,44 +184,33 @@ impl<B> Memory<B> {
                 places.push(Some(self.window(engine, home)?.buffer));
             }
             told.add(gatherer.bring(engine, rows, part as f32, |w| places[w].take())?, share);
-            if texts.len() > 1 {
-                let [before, share] = [if n == 0 { 0.0 } else { 1.0 }, share];
-                let mut next = Vec::with_capacity(self.parts.len());
-                for (k, part) in self.parts.iter().enumerate() {
-                    let sum = sums.get(k).map_or(&part.g, |sum| &sum.buffer);
-                    let arrays = [whole(engine, sum, part.len)?, whole(engine, &part.g, part.len)?];
-                    let factors = [scalar(engine, before)?, scalar(engine, share)?];
-                    let args = arrays.into_iter().chain(factors).collect();
-                    next.extend(engine.run_given(self.sum, args)?);
-                }
-                sums = next;
+            for part in self.parts.iter_mut().filter(|_| several) {
+                let sum = match part.sum.take() {
+                    Some(sum) => sum,
+                    None => engine
+                        .device_mut()
+                        .upload(DType::F32, Data::F32(zeros(part.len)))
+                        .map_err(RunError::from)?,
+                };
+                let factors = [if n == 0 { 0.0 } else { 1.0 }, share];
+                part.sum = remake(engine, self.sum, &[&sum, &part.g], part.len, &factors, &[0])?.pop();
             }
         }
-        let gradient = |n: usize, part: &Part<B>, engine: &mut Engine<D>| {
-            whole(engine, sums.get(n).map_or(&part.g, |sum| &sum.buffer), part.len)
-        };
         let mut norms = Vec::with_capacity(self.parts.len());
-        for (n, part) in self.parts.iter().enumerate() {
-            let gradient = gradient(n, part, engine)?;
+        for part in &self.parts {
+            let gradient = whole(engine, part.gradient(several), part.len)?;
             norms.push(optimizer.of_part(engine, gradient, with.most)?.norm);
         }
         let clipping = optimizer.of_norms(engine, norms, with.most)?;
-        let step = told.checked(clipping, self.steps + 1)?;
+        let step = told.checked(clipping, self.steps + 1).inspect_err(|_| {
+            // The next sum would begin with nothing times what is no number.
+            self.parts.iter_mut().for_each(|part| part.sum = None);
+        })?;
         self.steps += 1;
-        let mut scalars = Vec::new();
-        for x in numbers(with, self.steps, clipping.coef) {
-            scalars.push(scalar(engine, x)?.buffer);
-        }
-        for n in 0..self.parts.len() {
-            let part = &self.parts[n];
-            let mut args = vec![whole(engine, &part.p, part.len)?, gradient(n, part, engine)?];
-            args.extend([whole(engine, &part.m, part.len)?, whole(engine, &part.v, part.len)?]);
-            for x in &scalars {
-                let x = window(engine, x, 0..1, 1)?;
-                args.push(Resident { buffer: x.buffer, shape: Vec::new() });
-            }
-            let made = optimizer.of_arrays(engine, args)?.into_iter().map(|made| made.buffer);
-            let part = &mut self.parts[n];
+        let numbers = numbers(with, self.steps, clipping.coef);
+        for part in &mut self.parts {
+            let arrays = [&part.p, part.gradient(several), &part.m, &part.v];
+            let made = remake(engine, optimizer.adamw(), &arrays, part.len, &numbers, &[0, 2, 3])?;
             for (to, made) in [&mut part.p, &mut part.m, &mut part.v].into_iter().zip(made) {
                 *to = made;
             }
@@ -237,6 +246,41 @@ impl<B> Memory<B> {
     ) -> Result<Resident<B>, RunError> {
         window(engine, &self.parts[home.part].g, home.range.clone(), 1)
     }
+}
+
+/// Runs a program on arrays of so many elements, in rows, and on numbers behind them. Returns the arrays that its results take the place of,
+/// which are `changed`: themselves, if the program may write there and it is best done by few elements at a time; else others.
+fn remake<D: Device>(
+    engine: &mut Engine<D>,
+    program: Given,
+    arrays: &[&D::Buffer],
+    len: usize,
+    numbers: &[f64],
+    changed: &[usize],
+) -> Result<Vec<D::Buffer>, RunError> {
+    let near = engine.device().near().filter(|_| engine.may_replace(program, changed));
+    let mut made = Vec::with_capacity(changed.len());
+    for start in (0..len).step_by(near.unwrap_or(len).max(1)) {
+        let range = start..len.min(start + near.unwrap_or(len));
+        let mut args = Vec::with_capacity(arrays.len() + numbers.len());
+        for array in arrays {
+            args.push(window(engine, array, range.clone(), COLUMNS)?);
+        }
+        for &x in numbers {
+            args.push(scalar(engine, x)?);
+        }
+        let mut places = Vec::with_capacity(changed.len());
+        for &n in changed.iter().filter(|_| near.is_some()) {
+            places.push(Some(window(engine, arrays[n], range.clone(), COLUMNS)?.buffer));
+        }
+        let mut place = |n: usize| places.get_mut(n).and_then(Option::take);
+        made = engine.run_given_into(program, args, &mut place)?;
+    }
+    let whole = |(result, &n): (Resident<D::Buffer>, &usize)| match near {
+        Some(_) => Ok(window(engine, arrays[n], 0..len, COLUMNS)?.buffer),
+        None => Ok(result.buffer),
+    };
+    made.into_iter().zip(changed).map(whole).collect()
 }
 
 fn whole<D: Device>(
