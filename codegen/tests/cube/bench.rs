@@ -114,7 +114,9 @@ pub(crate) fn cuda_text(name: &str, text: &str) -> Option<Resources> {
     assert!(ptx.contains(&format!(".entry {name}(")), "the entry has another name");
     // What grids ahead may write is not read as what stays as it is: that is moved before the wait for them.
     let early = text.contains("ld.global.L1::no_allocate");
-    assert!(early || !ptx.contains("ld.global.nc"), "{name} reads what may still be written\n{text}");
+    // CUDA's functions of angles have a table that is read so.
+    let table = ptx.contains("__cudart_i2opi_f");
+    assert!(early || table || !ptx.contains("ld.global.nc"), "{name} reads what may still be written\n{text}");
     let dir = tempfile::tempdir().unwrap();
     Some(kit.assemble(&ptx, "sm_90a", dir.path()).unwrap())
 }
