@@ -64,17 +64,12 @@ fn signature(text: &str) -> Option<(&str, &str, &str)> {
     Some((&text[..from], &text[from..to], &text[to..]))
 }
 
-/// A parameter: of pointers, those to results alone lead to what no other leads to, and those to what is `early` to what stays as it is.
+/// A parameter: of pointers, those to what is `early` alone lead to what stays as it is. Nor may a result be said to be where nothing else is: then
+/// nobody would write what is read.
 fn pointer(parameter: &str, early: &[String]) -> String {
-    const ONLY: &str = "* __restrict__ buffer_";
-    const ANY: &str = "* buffer_";
     let name = parameter.trim().rsplit(' ').next().unwrap_or_default();
-    if parameter.trim_start().starts_with("const ") {
-        let stays = early.iter().any(|e| e == name);
-        if stays { parameter.to_owned() } else { parameter.replace(ONLY, ANY) }
-    } else {
-        parameter.replace(ANY, ONLY)
-    }
+    let stays = early.iter().any(|e| e == name);
+    if stays { parameter.to_owned() } else { parameter.replace("* __restrict__ buffer_", "* buffer_") }
 }
 
 /// The same but for pointers. Tells which buffers are read before the wait.
@@ -147,7 +142,7 @@ mod tests {
                     const wide l_7 = _tmp_0[l_6];\n// latentc: grid wait\n}\n";
         let got = expand(text);
         let wanted = "f (\n    const __grid_constant__ tensor_map map_0, const float* buffer_0, const wide* __restrict__ buffer_1, \
-                      float* __restrict__ buffer_2, const __grid_constant__ info_st info\n) {\n";
+                      float* buffer_2, const __grid_constant__ info_st info\n) {\n";
         assert!(got.contains(wanted), "{got}");
     }
 }

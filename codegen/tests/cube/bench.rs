@@ -116,7 +116,10 @@ pub(crate) fn cuda_text(name: &str, text: &str) -> Option<Resources> {
     let early = text.contains("ld.global.L1::no_allocate");
     // CUDA's functions of angles have a table that is read so.
     let table = ptx.contains("__cudart_i2opi_f");
-    assert!(early || table || !ptx.contains("ld.global.nc"), "{name} reads what may still be written\n{text}");
+    assert!(
+        early || table || !ptx.contains("ld.global.nc"),
+        "{name} reads what may still be written\n{text}"
+    );
     let dir = tempfile::tempdir().unwrap();
     Some(kit.assemble(&ptx, "sm_90a", dir.path()).unwrap())
 }
