@@ -105,7 +105,7 @@ if wants eval; then
   goes_on host host && goes_on once "$target" && goes_on again "$target" &&
     try "tokens agree" 5 cmp "$out/eval/tokens.once.txt" "$out/eval/tokens.host.txt" &&
     try "tokens agree again" 5 cmp "$out/eval/tokens.once.txt" "$out/eval/tokens.again.txt"
-  rm -rf "${made:-$out/eval/none}"
+  [[ -z $made ]] || rm -rf "$made"
 fi
 
 # 2. NVIDIA's own checks of memory and races, on the small case.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use latentc_codegen::cube::{Machine, Target, Tuning, taken};
 use latentc_codegen::program::Kernel;
 use latentc_ir::DType;
 use latentc_models::config::ModelConfig;
@@ -84,6 +85,21 @@ pub fn compiled(config: &ModelConfig, wanted: impl Into<Wanted>) -> Compiled {
     let goal = if wanted.graph.serves() { Goal::Logits } else { Goal::Loss };
     let traced = trace(config, goal, DType::Bf16).expect("the bundled models are right");
     compile(&traced.module, wanted, &pipeline()).expect("the bundled models compile")
+}
+
+/// A kernel in each way that is taken with one token, with some, or with many, also where f32 may be rounded as tf32. None twice.
+pub fn ways_taken(kernel: &Kernel, target: Target, machine: &Machine) -> Vec<Kernel> {
+    let some = [16, 100].map(|n| vec![n; kernel.size_symbols().len()]);
+    let mut all: Vec<Kernel> = Vec::new();
+    for tf32 in [false, true] {
+        let tuning = Tuning::default().with_tf32(tf32);
+        for way in taken(kernel, target, machine, &some, &tuning).expect("nothing is tuned") {
+            if all.iter().all(|known| known.kind != way.kind) {
+                all.push(way);
+            }
+        }
+    }
+    all
 }
 
 /// What a kernel does and how, whatever it is called.

@@ -10,15 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use latentc_codegen::check::{Outcome, Trial, check_together, main_trial, trials_together};
-use latentc_codegen::cube::{
-    Machine, Target, Tuning, WgpuDevice, chosen, is_expressible, side_by_side, taken,
-};
+use latentc_codegen::cube::{Machine, Target, Tuning, WgpuDevice, chosen, is_expressible, side_by_side};
 use latentc_codegen::device::Device;
 use latentc_codegen::emulate::Emulator;
 use latentc_codegen::program::{Kernel, KernelKind, Program};
 use latentc_models::config::ModelConfig;
 use latentc_passes::{CacheForm, Codes, Graph, Wanted, WeightForm, encode};
-use latentc_tests::{compiled, nameless};
+use latentc_tests::{compiled, nameless, ways_taken};
 
 /// The models that are bundled as configurations.
 const MODELS: [&str; 4] = ["bench-moe-0.3b", "deepseek-v2-lite", "deepseek-v2", "deepseek-67b"];
@@ -51,12 +49,7 @@ fn each(target: Target, machine: &Machine) -> Trials {
     let (mut kernels, mut small, mut trials) = (BTreeSet::new(), BTreeSet::new(), Trials::new());
     for (of, _, program) in programs() {
         for kernel in program.kernels.iter().filter(|k| kernels.insert(nameless(k))) {
-            let some = [16, 100].map(|n| vec![n; kernel.size_symbols().len()]);
-            let ways = [false, true].map(|tf32| {
-                let tuning = Tuning::default().with_tf32(tf32);
-                taken(kernel, target, machine, &some, &tuning).expect("nothing is tuned")
-            });
-            for way in ways.concat() {
+            for way in ways_taken(kernel, target, machine) {
                 let name = format!("{of}: {} as {:?}", kernel.name, way.kind);
                 let trial = main_trial(&way);
                 if way.kind != kernel.kind && !is_expressible(&trial.kernel, target) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_codegen::cube::{
-    Machine, Source, Target, Tuning, cuda_sources, cuda_together_source, side_by_side, taken, typical,
+    Machine, Source, Target, Tuning, cuda_sources, cuda_together_source, side_by_side, typical,
 };
 use latentc_codegen::joined::{Told, told};
 use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode};
@@ -11,7 +11,7 @@ use latentc_codegen::nvrtc::{Nvrtc, Resources, Toolkit};
 use latentc_codegen::program::{Kernel, KernelKind};
 use latentc_models::config::ModelConfig;
 use latentc_passes::Graph;
-use latentc_tests::{compiled, nameless};
+use latentc_tests::{compiled, nameless, ways_taken};
 use rayon::prelude::*;
 use tempfile::TempDir;
 
@@ -151,14 +151,7 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
 #[test]
 fn the_longest_text_of_each_way_spills_nothing_for_other_architectures() {
     for arch in ["sm_80", "sm_100"].map(arch) {
-        let ways = |k: &Kernel| {
-            let some = [16, 100].map(|n| vec![n; k.size_symbols().len()]);
-            let ways = [false, true].map(|tf32| {
-                let tuning = Tuning::default().with_tf32(tf32);
-                taken(k, Target::Cuda, &arch.machine(), &some, &tuning).expect("no tuning is wrong")
-            });
-            ways.concat()
-        };
+        let ways = |k: &Kernel| ways_taken(k, Target::Cuda, &arch.machine());
         let mut longest: BTreeMap<String, (String, Source)> = BTreeMap::new();
         for (name, kind, source) in sources(&[LOOKED_AT, "deepseek-v2", "bench-moe-0.3b"], ways) {
             let way = format!("{kind:?}");

@@ -42,7 +42,7 @@ impl Factor {
         (self.stored().bytes() / self.elem().bytes()) as u32
     }
 
-    /// Its name in instructions, and how many of it they take at a time.
+    /// Its name in instructions.
     pub(super) fn named(self) -> &'static str {
         match self {
             Factor::Half(Elem::F16) => "f16",
