@@ -4,6 +4,8 @@
 //! In a body such an operand is an expression like any other. It is known again here so that whoever reads codes byte by byte need not
 //! make it: it is never stored, and devices whose kernels take no expressions multiply with the codes.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use latentc_ir::{AxisId, Binary, Function, Inst, Op, Type, ValueId};
 
 /// An operand as codes.
@@ -20,6 +22,96 @@ pub struct Coded {
     pub fields: u64,
     /// The code of zero.
     pub centre: i32,
+}
+
+/// A tensor in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Its elements.
+    Elements(ValueId),
+    /// Words and scales.
+    Codes(Coded, [ValueId; 2]),
+}
+
+impl Table {
+    /// What lies in memory of it.
+    pub fn held(&self) -> &[ValueId] {
+        match self {
+            Table::Elements(elements) => std::slice::from_ref(elements),
+            Table::Codes(_, held) => held,
+        }
+    }
+
+    /// Its elements, if these lie in memory.
+    pub fn elements(&self) -> Option<ValueId> {
+        match *self {
+            Table::Elements(elements) => Some(elements),
+            Table::Codes(..) => None,
+        }
+    }
+}
+
+/// What an operand is read of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source<'f> {
+    /// What lies in memory.
+    pub table: Table,
+    /// The type of its elements, in the order in which they, or their codes, lie.
+    pub elements: Type,
+    /// What chooses rows of it; the operand is all of it if nothing does.
+    pub gather: Option<&'f Inst>,
+}
+
+impl<'f> Source<'f> {
+    /// That of a value: what it is gathered of, if it is that, elements or codes.
+    pub fn of(f: &'f Function, inst: Made<'f, '_>, value: ValueId) -> Source<'f> {
+        if let Some(coded) = Coded::of(f, inst, value) {
+            let rows = coded.rows(inst);
+            let held = rows.map_or(coded.held, |rows| rows.held);
+            let (table, elements) = (Table::Codes(coded, held), coded.elements(f.ty(held[1])));
+            return Source { table, elements, gather: rows.map(|rows| rows.gather) };
+        }
+        let gather = inst(value).filter(|i| matches!(i.op, Op::Gather { .. }));
+        let table = gather.map_or(value, |gather| gather.args[0]);
+        Source { table: Table::Elements(table), elements: f.ty(table).clone(), gather }
+    }
+}
+
+/// Has elements made of all codes that an operand is read of, so that rows of them are gathered, in place of rows of codes. Tells the value
+/// that these are; `None` if the operand is not read of codes.
+pub fn decode(body: &mut Function, value: ValueId) -> Option<ValueId> {
+    let Source { table: Table::Codes(coded, held), gather, .. } = Source::of(body, &made_in(body), value)
+    else {
+        return None;
+    };
+    let Some(Inst { op, args, .. }) = gather.cloned() else { return Some(value) };
+    let mut all: BTreeMap<ValueId, ValueId> = coded.held.into_iter().zip(held).collect();
+    let rows = |body: &Function, scales: ValueId| body.ty(scales).axes.len() - 1;
+    let (own, lines) = (rows(body, held[1]), rows(body, coded.held[1]));
+    let at = body.body.iter().position(|inst| inst.results.contains(&value))?;
+    let mut wanted = BTreeSet::from([value]);
+    let mut chain = Vec::new();
+    for inst in body.body[..=at].iter().rev() {
+        if wanted.contains(&inst.result()) && !all.contains_key(&inst.result()) {
+            wanted.extend(&inst.args);
+            chain.push(inst.clone());
+        }
+    }
+    let mut place = at;
+    for inst in chain.into_iter().rev().filter(|inst| !inst.args.is_empty()) {
+        let (name, ty) = (format!("{}_all", body.value(inst.result()).name), body.ty(inst.result()));
+        let axes = [&body.ty(held[1]).axes[..own], &ty.axes[lines..]].concat();
+        let ty = Type::new(ty.dtype, axes);
+        let args: Vec<_> = inst.args.iter().map(|a| *all.get(a).unwrap_or(a)).collect();
+        let made = body.push(inst.op, &args, &[(&name, ty)])[0];
+        all.insert(inst.results[0], made);
+        let made = body.body.pop()?;
+        body.body.insert(place, made);
+        place += 1;
+    }
+    let elements = all.get(&value).copied()?;
+    body.body[place] = Inst { op, args: vec![elements, args[1]], ..body.body[place].clone() };
+    Some(elements)
 }
 
 /// What rows of codes are gathered from.

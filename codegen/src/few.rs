@@ -1,14 +1,15 @@
 //! Products where one operand has few rows: the other is read once, and that is all the time they take.
 //!
-//! The *wide* operand is a parameter, or what an index chooses of one (the weights of an expert); its elements are wanted once for
-//! every few rows of the *narrow* one, which may be an expression. The axes fall into those that both share or an index has
-//! (*batch*), the narrow one's (*rows*), the wide one's (*columns*) and what is summed. How the wide one lies in memory says how it
-//! is walked: *along* its summed axes if these come last, or else *across* its columns.
+//! The *wide* operand lies in memory, as elements or as [codes](crate::coded), or is what an index chooses of what does (the weights of an
+//! expert); its elements are wanted once for every few rows of the *narrow* one, which may be an expression. The axes fall into those that
+//! both share or an index has (*batch*), the narrow one's (*rows*), the wide one's (*columns*) and what is summed. How the wide one lies in
+//! memory says how it is walked: *along* its summed axes if these come last, or else *across* its columns.
 
 use std::collections::BTreeSet;
 
-use latentc_ir::{AxisId, Function, Inst, Op, Pairs, Size, ValueId};
+use latentc_ir::{AxisId, Function, Inst, Op, Pairs, Size, Type, ValueId};
 
+use crate::coded::{Source, Table, made_in};
 use crate::contract::{ContractPlan, Rotation};
 use crate::map::made;
 
@@ -36,12 +37,24 @@ pub struct FewPlan {
 pub struct FewProduct {
     /// What the contraction makes.
     pub result: ValueId,
-    /// The parameter that is the wide operand, or that it is gathered from.
-    pub table: ValueId,
+    /// The wide operand, or what it is gathered from; parameters.
+    pub table: Table,
+    /// The type of its elements, in the order in which they lie.
+    pub elements: Type,
     /// Along which axis of the table it is gathered, and by which index.
     pub index: Option<(AxisId, ValueId)>,
     /// The narrow operand.
     pub narrow: ValueId,
+}
+
+impl FewProduct {
+    /// Elements of the wide operand that 16 bytes hold.
+    pub fn pack(&self) -> u64 {
+        match self.table {
+            Table::Elements(_) => (16 / self.elements.dtype.bytes()).max(1),
+            Table::Codes(coded, _) => 4 * coded.fields,
+        }
+    }
 }
 
 impl FewPlan {
@@ -65,7 +78,17 @@ impl FewPlan {
                 Some(_) => return None,
             }
         }
-        plan.filter(|plan| Rotation::of(body).is_none_or(|r| plan.has_partners(body, r)))
+        let plan = plan.filter(|plan| Rotation::of(body).is_none_or(|r| plan.has_partners(body, r)))?;
+        plan.factor(body).is_multiple_of(plan.least()).then_some(plan)
+    }
+
+    /// The fewest elements that can be read of a wide operand: those of a word, where one is held as codes.
+    pub fn least(&self) -> u64 {
+        let of = |p: &FewProduct| match p.table {
+            Table::Elements(_) => 1,
+            Table::Codes(coded, _) => coded.fields,
+        };
+        self.products.iter().map(of).max().unwrap_or(1)
     }
 
     /// Whether the partners of a rotation are columns side by side, or can be read as if they were.
@@ -79,14 +102,12 @@ impl FewPlan {
     }
 
     fn single(body: &Function, inst: &Inst, wide: ValueId, narrow: ValueId) -> Option<FewPlan> {
-        let (table, index) = if body.params.contains(&wide) {
-            (wide, None)
-        } else {
-            let made = body.body.iter().find(|i| i.result() == wide)?;
-            let Op::Gather { axis } = made.op else { return None };
-            (made.args[0], Some((axis, made.args[1])))
-        };
-        let (t, x, y) = (body.ty(table), body.ty(narrow), body.ty(inst.result()));
+        let Source { table, elements: t, gather } = Source::of(body, &made_in(body), wide);
+        let index = gather.and_then(|gather| match gather.op {
+            Op::Gather { axis } => Some((axis, gather.args[1])),
+            _ => None,
+        });
+        let (x, y) = (body.ty(narrow), body.ty(inst.result()));
         let chosen = |a: AxisId| index.is_some_and(|(_, i)| body.ty(i).has(a));
         let own = |a: AxisId| t.has(a) && index.is_none_or(|(along, _)| along != a);
         // An index must have something to choose from, and choose whole matrices.
@@ -95,7 +116,8 @@ impl FewPlan {
                 && !body.ty(i).axes.iter().any(|&a| own(a))
                 && !x.has(along)
         });
-        if !body.params.contains(&table) || !t.dtype.is_float() || !x.dtype.is_float() || !chooses {
+        let there = table.held().iter().all(|v| body.params.contains(v));
+        if !there || !t.dtype.is_float() || !x.dtype.is_float() || !chooses {
             return None;
         }
         let summed = body.summed(&inst.args, y);
@@ -125,7 +147,7 @@ impl FewPlan {
             t.axes.iter().copied().filter(|a| summed.contains(a)).collect()
         };
         let outer = summed.into_iter().filter(|a| !inner.contains(a)).collect();
-        let products = vec![FewProduct { result: inst.result(), table, index, narrow }];
+        let products = vec![FewProduct { result: inst.result(), table, elements: t, index, narrow }];
         Some(FewPlan { batch, rows, columns, outer, inner, along, products })
     }
 
@@ -140,14 +162,19 @@ impl FewPlan {
         distinct
     }
 
-    /// A number that surely divides the length of what lies behind one another in a wide operand and is walked together.
+    /// A number that surely divides the length of what lies behind one another in a wide operand and is walked together, with one scale if
+    /// it is held as codes.
     pub fn factor(&self, body: &Function) -> u64 {
         let known = |a: &AxisId| body.axis(*a).size.fixed().unwrap_or(1);
         let of = |p: &FewProduct| {
             let own = if self.along { &self.inner } else { &self.columns };
-            let run = body.ty(p.table).axes.iter().rev();
+            let run = p.elements.axes.iter().rev();
             let run = run.take_while(|a| own.contains(a) || body.axis(**a).size == Size::Fixed(1));
-            run.map(known).fold(1u64, u64::saturating_mul)
+            let run = run.map(known).fold(1u64, u64::saturating_mul);
+            match p.table {
+                Table::Elements(_) => run,
+                Table::Codes(coded, _) => gcd(run, coded.group),
+            }
         };
         self.products.iter().map(of).fold(0, gcd)
     }

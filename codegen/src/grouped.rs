@@ -7,7 +7,7 @@
 
 use latentc_ir::{AxisId, Function, Op, Type, ValueId};
 
-use crate::coded::{Coded, made_in};
+use crate::coded::{Source, Table, made_in};
 
 /// The parts of a grouped product.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,15 +30,6 @@ pub struct GroupedPlan {
     pub k: Vec<AxisId>,
 }
 
-/// What matrices are chosen of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Table {
-    /// Their elements.
-    Elements(ValueId),
-    /// Words and scales.
-    Codes(Coded, [ValueId; 2]),
-}
-
 impl GroupedPlan {
     /// Whether types of a table, an index, another operand and a result make a grouped product.
     pub fn fits(table: &Type, index: &Type, x: &Type, y: &Type) -> bool {
@@ -58,16 +49,8 @@ impl GroupedPlan {
         let &[a, b] = &product.args[..] else { return None };
         let y = body.ty(product.result());
         [(a, b), (b, a)].into_iter().find_map(|(own, x)| {
-            let (gather, table, t) = match Coded::of(body, &inst, own) {
-                Some(coded) => {
-                    let rows = coded.rows(&inst)?;
-                    (rows.gather, Table::Codes(coded, rows.held), coded.elements(body.ty(rows.held[1])))
-                }
-                None => {
-                    let gather = inst(own).filter(|_| others.len() == 1)?;
-                    (gather, Table::Elements(*gather.args.first()?), body.ty(*gather.args.first()?).clone())
-                }
-            };
+            let Source { table, elements: t, gather } = Source::of(body, &inst, own);
+            let gather = gather.filter(|_| table.elements().is_none() || others.len() == 1)?;
             let Op::Gather { axis } = gather.op else { return None };
             let index = gather.args[1];
             GroupedPlan::fits(&t, body.ty(index), body.ty(x), y).then(|| GroupedPlan {

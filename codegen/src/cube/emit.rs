@@ -253,6 +253,11 @@ impl Emit {
         let bits = self.u32(value.to_bits());
         let bits = self.var(bits);
         let bits = self.get(bits);
+        self.as_float(bits)
+    }
+
+    /// The float with these bits.
+    pub(crate) fn as_float(&mut self, bits: Val) -> Val {
         self.push(Operator::Reinterpret(UnaryOperator { input: bits.0 }), Elem::F32)
     }
 
@@ -754,15 +759,15 @@ impl Emit {
         self.builder.scope.register(Instruction::new(op, to.0));
     }
 
-    /// The same of 16 bytes that exist.
-    pub(crate) fn copy_whole_ahead(&mut self, from: Buf, at: Val, to: Shared, place: Val) {
-        let all = self.u32((16 / from.0.ty.size()) as u32);
+    /// The same of so many elements that exist, which are 4, 8 or 16 bytes.
+    pub(crate) fn copy_whole_ahead(&mut self, from: Buf, at: Val, to: Shared, place: Val, width: u32) {
+        let all = self.u32(width);
         let op = BarrierOps::CopyAsync {
             source: from.0,
             source_length: all.0,
             offset_source: at.0,
             offset_out: place.0,
-            copy_length: 16,
+            copy_length: width * from.0.ty.size() as u32,
             checked: false,
         };
         self.builder.scope.register(Instruction::new(op, to.0));

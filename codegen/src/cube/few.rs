@@ -15,6 +15,7 @@ mod multiply;
 mod ring;
 mod stage;
 mod tiling;
+mod wide;
 
 use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 
@@ -27,6 +28,7 @@ use crate::few::FewPlan;
 
 use ring::Ring;
 pub(crate) use tiling::Tiling;
+use wide::{Part, Wide};
 
 /// Units of a cube.
 pub(crate) const UNITS: u32 = 256;
@@ -44,11 +46,6 @@ fn vectors(target: Target) -> bool {
     target == Target::Cuda
 }
 
-/// Whether packs of a wide operand have the 16 bytes that CUDA can copy past the registers, or be told when to read.
-fn whole_packs(body: &Function, table: ValueId, pack: u32, target: Target) -> bool {
-    target == Target::Cuda && body.ty(table).dtype.bytes() * u64::from(pack) == PACK_BYTES
-}
-
 /// What is folded for each row.
 fn folds<'f>(body: &'f Function, plan: &FewPlan) -> Vec<(&'f Inst, Fold)> {
     let row = |a: &AxisId| plan.batch.contains(a) || plan.rows.contains(a);
@@ -63,7 +60,7 @@ pub(crate) fn early(body: &Function, plan: &FewPlan, rows: u32) -> Vec<ValueId> 
     if t.whole.is_none() || plan.products.iter().any(|p| p.index.is_some()) {
         return Vec::new();
     }
-    plan.products.iter().map(|p| p.table).collect()
+    plan.products.iter().flat_map(|p| p.table.held()).copied().collect()
 }
 
 /// Where the part of an index that a tensor has lies in it.
@@ -80,17 +77,6 @@ pub(super) fn place(e: &mut Emit, x: &Exprs<'_>, memory: &[AxisId], known: &[(&[
     at
 }
 
-/// A wide operand at one index of the batch and the outer axes.
-struct Table {
-    buf: Buf,
-    /// Where it begins, in elements.
-    base: Val,
-    /// Whether the index that chooses it is one of the axis.
-    exists: Option<Val>,
-    /// Whether its packs are [whole](whole_packs).
-    whole: bool,
-}
-
 /// A narrow operand's chunk in shared memory.
 struct Staged {
     value: ValueId,
@@ -104,8 +90,8 @@ struct Few<'p> {
     target: Target,
     /// The index in the batch.
     repeat: (&'p [AxisId], &'p [Val]),
-    /// For each product, its table.
-    buffers: Vec<Buf>,
+    /// For each product, what its wide operand is held in.
+    wides: Vec<Vec<(Part, Buf)>>,
     /// For each product, what its operand starts at for the columns of this unit.
     columns: Vec<Vec<Val>>,
     /// For each product, column and row.
@@ -155,7 +141,7 @@ pub(crate) fn emit<'a>(
         let each = if plan.along { t.each } else { t.pack };
         let row_sums = |e: &mut Emit| (0..t.rows).map(|_| e.var(zero)).collect::<Vec<_>>();
         let sums = plan.products.iter().map(|_| (0..each).map(|_| row_sums(e)).collect()).collect::<Vec<_>>();
-        let starts = plan.products.iter().map(|p| Offsets::of(e, x, &plan.columns, &body.ty(p.table).axes));
+        let starts = plan.products.iter().map(|p| Offsets::of(e, x, &plan.columns, &p.elements.axes));
         let starts: Vec<_> = starts.collect();
         // Beyond the last column, the last is read again.
         let first = first_column(e, plan, &t, column0);
@@ -170,10 +156,12 @@ pub(crate) fn emit<'a>(
             })
             .collect();
         let columns_at = starts.iter().map(|s| numbers.iter().map(|&n| s.at(e, n)).collect()).collect();
-        let buffers =
-            plan.products.iter().map(|p| buffer(p.table).expect("a table is a parameter, by the plan"));
-        let buffers = buffers.collect();
-        let few = Few { plan, t, target, repeat, buffers, columns: columns_at, sums, staged };
+        let wides = plan.products.iter().map(|p| {
+            let parts = Part::of(body, p, t.pack, target).into_iter();
+            parts.map(|part| (part, buffer(part.value).expect("a parameter, by the plan"))).collect()
+        });
+        let wides = wides.collect();
+        let few = Few { plan, t, target, repeat, wides, columns: columns_at, sums, staged };
         match t.whole {
             Some(outer) => few.at_once(e, x, &mut side, outer, fold),
             None => {
@@ -220,14 +208,14 @@ struct Span {
 }
 
 impl Few<'_> {
-    /// Where the wide operands begin at an index of the outer axes. What is known of elements is in scope.
-    fn tables(&self, e: &mut Emit, x: &mut Exprs<'_>, outer: Val) -> Vec<Table> {
+    /// The wide operands at an index of the outer axes. What is known of elements is in scope.
+    fn wides(&self, e: &mut Emit, x: &mut Exprs<'_>, outer: Val) -> Vec<Wide> {
         let outer_index = x.split(e, outer, &self.plan.outer);
         let known = [self.repeat, (&self.plan.outer[..], &outer_index[..])];
-        let products = self.plan.products.iter().zip(&self.buffers);
+        let products = self.plan.products.iter();
         products
-            .map(|(p, &buf)| {
-                let memory = &x.body().ty(p.table).axes;
+            .map(|p| {
+                let memory = &p.elements.axes;
                 let mut base = place(e, x, memory, &known);
                 let mut exists = None;
                 if let Some((along, index)) = p.index {
@@ -240,15 +228,14 @@ impl Few<'_> {
                     base = e.add(base, matrix);
                     exists = Some(ok);
                 }
-                let whole = whole_packs(x.body(), p.table, self.t.pack, self.target);
-                Table { buf, base, exists, whole }
+                Wide { base, exists }
             })
             .collect()
     }
 
-    /// Where indices of the inner axes lie in each table.
+    /// Where indices of the inner axes lie in each wide operand.
     fn deep(&self, e: &mut Emit, x: &Exprs<'_>) -> Vec<Offsets> {
-        let memory = self.plan.products.iter().map(|p| &x.body().ty(p.table).axes);
+        let memory = self.plan.products.iter().map(|p| &p.elements.axes);
         memory.map(|m| Offsets::of(e, x, &self.plan.inner, m)).collect()
     }
 
@@ -276,19 +263,18 @@ impl Few<'_> {
         let packs = |e: &mut Emit, x: &mut Exprs<'a>, round: Val| {
             x.scope(|x| {
                 let (o, round) = split(e, round);
-                let tables = self.tables(e, x, o);
-                let packs = self.packs(e, (&tables, &deep), &span, round);
-                (tables, packs)
+                let wides = self.wides(e, x, o);
+                self.packs(e, (&wides, &deep), &span, round)
             })
         };
         let read = |e: &mut Emit, x: &mut Exprs<'a>, round: Val| {
-            let (tables, packs) = packs(e, x, round);
-            self.load_all(e, &tables, &packs)
+            let packs = packs(e, x, round);
+            self.load_all(e, &packs)
         };
         let work = |e: &mut Emit, x: &mut Exprs<'a>, round: Val, packs: &[Pack]| {
             x.scope(|x| {
                 let (o, round) = split(e, round);
-                let exist: Vec<_> = self.tables(e, x, o).into_iter().map(|t| t.exists).collect();
+                let exist: Vec<_> = self.wides(e, x, o).into_iter().map(|w| w.exists).collect();
                 let before = e.mul(o, floats);
                 self.work(e, &exist, &span, (round, zero, before), packs);
             });
@@ -301,11 +287,11 @@ impl Few<'_> {
         };
         let last = e.u32(rounds);
         if self.t.ring > 0 {
-            let ring = Ring::new(e, self, x.body());
+            let ring = Ring::new(e, self);
             for n in 0..self.t.ring {
                 let n = e.u32(n);
-                let (tables, packs) = packs(e, x, n);
-                self.copy(e, (&ring, n), &tables, &packs);
+                let packs = packs(e, x, n);
+                self.copy(e, (&ring, n), &packs);
                 e.group_copies();
             }
             await_grids(e, x);
@@ -330,8 +316,8 @@ impl Few<'_> {
                 let next = e.add(round, slots);
                 let more = e.lt(next, last);
                 e.if_(more, |e| {
-                    let (tables, packs) = packs(e, x, next);
-                    self.copy(e, (&ring, slot), &tables, &packs);
+                    let packs = packs(e, x, next);
+                    self.copy(e, (&ring, slot), &packs);
                 });
                 // A group that may be empty: the last one has as many behind it as any.
                 e.group_copies();
@@ -366,15 +352,15 @@ impl Few<'_> {
         let outer = x.total(e, &self.plan.outer);
         e.for_step(zero, outer, one, |e, o| {
             x.scope(|x| {
-                let tables = self.tables(e, x, o);
-                let exist: Vec<_> = tables.iter().map(|t| t.exists).collect();
+                let wides = self.wides(e, x, o);
+                let exist: Vec<_> = wides.iter().map(|w| w.exists).collect();
                 let (depth, chunk) = (x.total(e, &self.plan.inner), e.u32(self.t.chunk));
                 e.for_step(zero, depth, chunk, |e, k0| {
                     let span = self.span(e, k0, depth);
                     let deep = self.deep(e, x);
                     let read = |e: &mut Emit, round| {
-                        let packs = self.packs(e, (&tables, &deep), &span, round);
-                        self.load_all(e, &tables, &packs)
+                        let packs = self.packs(e, (&wides, &deep), &span, round);
+                        self.load_all(e, &packs)
                     };
                     let work = |e: &mut Emit, round, packs: &[Pack]| {
                         self.work(e, &exist, &span, (round, k0, zero), packs)
@@ -395,20 +381,15 @@ impl Few<'_> {
     fn packs(
         &self,
         e: &mut Emit,
-        (tables, deep): (&[Table], &[Offsets]),
+        (wides, deep): (&[Wide], &[Offsets]),
         span: &Span,
         round: Val,
     ) -> Vec<(usize, Val)> {
         if self.plan.along {
-            self.packs_along(e, tables, span, round)
+            self.packs_along(e, wides, span, round)
         } else {
-            self.packs_across(e, (tables, deep), span, round)
+            self.packs_across(e, (wides, deep), span, round)
         }
-    }
-
-    /// Reads them into registers.
-    fn load_all(&self, e: &mut Emit, tables: &[Table], packs: &[(usize, Val)]) -> Vec<Pack> {
-        packs.iter().map(|&(p, at)| self.load(e, &tables[p], at)).collect()
     }
 
     /// Multiplies and adds up what a round has read. Its chunk begins at `k0`, and its part of the narrow operand so many floats on.
@@ -469,16 +450,6 @@ impl Few<'_> {
 
     fn vectors(&self) -> bool {
         vectors(self.target)
-    }
-
-    /// A pack of a table. Where several kernels with many columns a plane share a grid, registers are too few to hold what is read early: the
-    /// compiler would keep it on the stack.
-    fn load(&self, e: &mut Emit, table: &Table, at: Val) -> Pack {
-        let crowded = e.shares_grid() && self.t.each > 2;
-        if table.whole && !crowded {
-            return e.load_pack_now(table.buf, at, self.t.pack);
-        }
-        e.load_pack(table.buf, at, self.t.pack, self.vectors())
     }
 
     /// Runs rounds. What is read for the next is on its way while one is worked on; the first while the narrow operand is brought.

@@ -156,7 +156,7 @@ impl Tile {
 
     /// What operands are multiplied as: what one of them has 16 bits of, or bf16 where none has.
     pub(super) fn factor(self, body: &Function, plan: &FewPlan) -> Factor {
-        let f16 = operands(plan).into_iter().any(|v| body.ty(v).dtype == DType::F16);
+        let f16 = dtypes(body, plan).contains(&DType::F16);
         match (self.tf32, f16) {
             (true, _) => Factor::Tf32,
             (false, true) => Factor::Half(Elem::F16),
@@ -169,7 +169,7 @@ impl Tile {
         if self.tf32 {
             return [1, 1];
         }
-        let (wide, terms) = (operands(plan).map(|v| body.ty(v).dtype == DType::F32), summed(body, plan));
+        let (wide, terms) = (dtypes(body, plan).map(|dtype| dtype == DType::F32), summed(body, plan));
         // Three have all 24 bits, two have 17.
         let split = if terms.is_some_and(|terms| terms < forgiving(wide)) { 3 } else { 2 };
         wide.map(|wide| if wide { split } else { 1 })
@@ -258,8 +258,8 @@ impl Tile {
     /// Whether a cube has room for it: where both operands are split, not for the widest.
     pub(crate) fn fits(self, body: &Function, plan: &FewPlan) -> bool {
         let both = self.pieces(body, plan).iter().all(|n| *n > 1);
-        let stored = |v: ValueId| body.ty(v).dtype == DType::F32;
-        if self.tf32 && !(operands(plan).into_iter().all(stored) && along(body, plan) && plan.along) {
+        let stored = dtypes(body, plan) == [DType::F32; 2];
+        if self.tf32 && !(stored && along(body, plan) && plan.along) {
             return false;
         }
         let (room, multiplied) = if self.groups {
@@ -292,9 +292,9 @@ fn along(body: &Function, plan: &FewPlan) -> bool {
     in_packs(body, plan.products[0].narrow, &plan.inner)
 }
 
-/// The narrow operand and the first of the wide ones.
-fn operands(plan: &FewPlan) -> [ValueId; 2] {
-    [plan.products[0].narrow, plan.products[0].table]
+/// How the narrow operand and the wide ones are stored.
+fn dtypes(body: &Function, plan: &FewPlan) -> [DType; 2] {
+    [body.ty(plan.products[0].narrow).dtype, plan.products[0].elements.dtype]
 }
 
 /// The number of terms, if it is known.
@@ -317,7 +317,7 @@ pub(crate) fn least(body: &Function, plan: &FewPlan) -> u64 {
     if summed(body, plan).is_some() {
         0
     } else {
-        forgiving(operands(plan).map(|v| body.ty(v).dtype == DType::F32))
+        forgiving(dtypes(body, plan).map(|dtype| dtype == DType::F32))
     }
 }
 
@@ -326,14 +326,17 @@ pub(crate) fn least(body: &Function, plan: &FewPlan) -> u64 {
 pub(crate) fn plan(body: &Function, wide: usize) -> Option<FewPlan> {
     let mut plan = FewPlan::of(body, wide)?;
     let narrow = *plan.narrows().first()?;
-    let (dtype, tables) = (body.ty(narrow).dtype, body.ty(plan.products[0].table).dtype);
+    let (dtype, tables) = (body.ty(narrow).dtype, plan.products[0].elements.dtype);
     let multiplies = plan.narrows().len() == 1
         && plan.products.len() <= 2
         && matches!(
             (dtype, tables),
             (DType::Bf16 | DType::F32, DType::Bf16 | DType::F32) | (DType::F16, DType::F16)
         )
-        && plan.products.iter().all(|p| p.index == index(&plan) && body.ty(p.table).dtype == tables);
+        && plan
+            .products
+            .iter()
+            .all(|p| p.index == index(&plan) && p.elements.dtype == tables && p.table.elements().is_some());
     // What an epilogue folds would be folded for each element.
     let folds = body.body.iter().any(|i| i.op != Op::Contract && Fold::of(body, i).is_some());
     let whole = plan.factor(body).is_multiple_of(PACK.into());
@@ -485,8 +488,10 @@ fn multiply(
     let body = x.body();
     let batch_index = x.split(e, batch, &plan.batch);
     let repeat = (&plan.batch[..], &batch_index[..]);
-    let operands: Vec<ValueId> =
-        [plan.products[0].narrow].into_iter().chain(plan.products.iter().map(|p| p.table)).collect();
+    let operands: Vec<ValueId> = [plan.products[0].narrow]
+        .into_iter()
+        .chain(plan.products.iter().filter_map(|p| p.table.elements()))
+        .collect();
     let factor = tile.factor(body, plan);
     let elem = factor.elem();
     let ([narrow, wide], [left, right]) = (tile.layouts(body, plan), tile.pieces(body, plan));

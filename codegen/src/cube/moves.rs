@@ -330,7 +330,10 @@ impl Launch<'_> {
         let known = 4.0 * (groups + 2 + rows) as f64;
         let sorted = Bytes { by_block: found, distinct: known, memory: known };
         let mut moves = self.whole(&order, vec![sorted], multiplied(down));
-        for (n, p) in self.inputs().filter(|(_, p)| plan.products.iter().any(|product| product.table == *p)) {
+        for (n, p) in self
+            .inputs()
+            .filter(|(_, p)| plan.products.iter().any(|product| product.table.held().contains(p)))
+        {
             let matrix = self.bytes(p) / groups as f64;
             let distinct = matrix * filled as f64;
             moves.buffers[n][0] = Bytes { by_block: matrix * down as f64, distinct, memory: distinct };

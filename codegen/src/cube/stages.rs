@@ -4,7 +4,7 @@
 //! of a grouped one rows in the order of their groups. What does not come so is made by launches before, and what is made of it
 //! by one after; all of these are kernels with bodies of their own, cut out of the kernel's:
 //!
-//! - an operand that is an expression, such as a normed row, is stored by a map;
+//! - an operand that is an expression, such as a normed row, is stored by a map, and so are the elements of what is held as codes;
 //! - rows are sorted by their index ([`sort`](super::sort));
 //! - where an index is summed over (the experts of one token), products have different operands, or a summed axis is cut into parts so
 //!   that there are more tiles, each product is stored in f32, with what is still to be summed, and a map does that and makes the result.
@@ -23,6 +23,8 @@ use super::shape::LaunchShape;
 use super::sort;
 use super::split::Role;
 use super::target::Target;
+use crate::coded::decode;
+use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::few::FewPlan;
 use crate::program::{Kernel, KernelKind};
@@ -160,9 +162,19 @@ impl Stages {
         if parts == 1 && matrix::plan(body, wide).is_some_and(|plan| matrix::index(&plan).is_none()) {
             return Some(Stages::whole(kernel));
         }
-        let plan = FewPlan::of(body, wide)?;
+        FewPlan::of(body, wide)?;
+        let mut body = body.clone();
+        let operands: Vec<_> =
+            ContractPlan::of(&body).products(&body).iter().map(|p| p.operands[wide]).collect();
+        let coded: BTreeSet<_> = operands.into_iter().filter_map(|value| decode(&mut body, value)).collect();
+        let kernel = &Kernel { body, ..kernel.clone() };
+        let body = &kernel.body;
         let params = read(body).enumerate().map(|(n, p)| (p, Operand::Param(n)));
         let mut cut = Cut { kernel, wide, given: params.collect(), kept: Vec::new(), stages: Vec::new() };
+        for (n, elements) in coded.into_iter().enumerate() {
+            cut.store(elements, &format!("weights{n}"))?;
+        }
+        let plan = FewPlan::of(&cut.function(body, body.results[0]).0, wide)?;
         for (n, narrow) in plan.narrows().into_iter().enumerate() {
             if !body.params.contains(&narrow) {
                 cut.store(narrow, &format!("operand{n}"))?;
@@ -301,7 +313,8 @@ impl Cut<'_> {
             // The operands are the same memory with the axis as two.
             let mut alone = body.clone();
             body.body.pop();
-            for operand in cut.iter().flat_map(|_| [product.table, product.narrow]) {
+            for operand in cut.iter().flat_map(|_| [product.table.elements(), Some(product.narrow)]) {
+                let operand = operand?;
                 let (axis, part, rest) = cut?;
                 let axes = &mut alone.values[operand.0 as usize].ty.axes;
                 let at = axes.iter().position(|a| *a == axis)?;

@@ -14,8 +14,9 @@ use super::multiply::{Place, Way, are_halves, multiply, wide};
 use super::simd::Element;
 use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
 use super::{Shared, Spare, View, ViewMut};
+use crate::coded::Table;
 use crate::device::{DeviceError, Floats};
-use crate::grouped::{GroupedPlan, Table};
+use crate::grouped::GroupedPlan;
 use crate::map::strides;
 use crate::program::Kernel;
 

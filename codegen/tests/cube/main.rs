@@ -7,6 +7,7 @@
 
 mod bench;
 mod bulk;
+mod codes;
 mod contract;
 mod count;
 mod emulate;

@@ -146,7 +146,7 @@ impl Brought {
         let ([narrow, wide], operand) = (layouts, plan.products[0].narrow);
         let dtype = body.ty(operand).dtype;
         let stored = (dtype == DType::F32) == (factor == Factor::Tf32)
-            && plan.products.iter().all(|p| body.ty(p.table).dtype == dtype);
+            && plan.products.iter().all(|p| p.elements.dtype == dtype);
         if !in_order || !stored || !narrow.shared_out(COPIERS) {
             return None;
         }
@@ -154,7 +154,8 @@ impl Brought {
             None => Map::of(body, operand, (&plan.rows, &plan.inner), narrow),
             Some(_) => None,
         };
-        let right = plan.products.iter().map(|p| Map::of(body, p.table, (&plan.columns, &plan.inner), wide));
+        let right = plan.products.iter().map(|p| p.table.elements());
+        let right = right.map(|table| Map::of(body, table?, (&plan.columns, &plan.inner), wide));
         let halves = |map: Map| map.in_halves(factor.halves());
         Some(Brought {
             left: left.map(halves),

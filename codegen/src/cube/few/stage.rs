@@ -101,9 +101,9 @@ impl Few<'_> {
         });
     }
 
-    /// Neighbours along the inner axes that a unit brings at once: a pack, where the last of these is made of such.
+    /// Neighbours along the inner axes that a unit brings at once: a pack of up to 8, where the last of these is made of such.
     fn width(&self, x: &Exprs<'_>) -> u32 {
-        let pack = if self.plan.along { self.t.pack } else { 1 };
+        let pack = if self.plan.along { self.t.pack.min(8) } else { 1 };
         let last = self.plan.inner.last().and_then(|&a| x.body().axis(a).size.fixed());
         let packs = |n: u64| n.is_multiple_of(pack.into());
         if self.vectors() && pack >= 4 && last.is_some_and(packs) && packs(self.t.chunk.into()) {
@@ -124,17 +124,19 @@ impl Few<'_> {
         }
     }
 
-    /// Where an element of a row is kept. A plane reads packs of 8 in two halves: all first halves lie side by side, then all
-    /// second ones, so that its units meet in no bank.
+    /// Where an element of a row is kept. A plane reads packs of 8 or 16 in parts of 4: all first parts lie side by side, then all second
+    /// ones, and so on, so that its units meet in no bank.
     fn place_in_row(&self, e: &mut Emit, k: Val) -> Val {
-        if !self.plan.along || self.t.pack < 8 {
+        let parts = self.t.pack / 4;
+        if !self.plan.along || parts < 2 {
             return k;
         }
-        let [two, four, eight, half, whole] = [2, 4, 8, 4 * PLANE, 8 * PLANE].map(|n| e.u32(n));
+        let [parts, four, pack, of_part, whole] =
+            [parts, 4, self.t.pack, 4 * PLANE, self.t.pack * PLANE].map(|n| e.u32(n));
         let plane = e.u32(PLANE);
-        let (block, quarter, pack) = (e.div(k, whole), e.div(k, four), e.div(k, eight));
-        let (second, lane, rest) = (e.rem(quarter, two), e.rem(pack, plane), e.rem(k, four));
-        [(block, whole), (second, half), (lane, four)].into_iter().fold(rest, |at, (n, step)| {
+        let (block, quarter, number) = (e.div(k, whole), e.div(k, four), e.div(k, pack));
+        let (part, lane, rest) = (e.rem(quarter, parts), e.rem(number, plane), e.rem(k, four));
+        [(block, whole), (part, of_part), (lane, four)].into_iter().fold(rest, |at, (n, step)| {
             let more = e.mul(n, step);
             e.add(at, more)
         })

@@ -2,7 +2,8 @@
 
 use latentc_ir::{AxisId, Function};
 
-use super::{PLANE, UNITS, folds, vectors, whole_packs};
+use super::wide::Part;
+use super::{PACK_BYTES, PLANE, UNITS, folds, vectors};
 use crate::contract::Rotation;
 use crate::cube::emit::Elem;
 use crate::cube::machine::Machine;
@@ -59,8 +60,7 @@ impl Tiling {
         let fixed = |axes: &[AxisId]| axes.iter().filter_map(|&a| body.axis(a).size.fixed()).product::<u64>();
         let products = plan.products.len() as u32;
         let narrows = plan.narrows().len() as u32;
-        let widest = plan.products.iter().map(|p| body.ty(p.table).dtype.bytes()).max().unwrap_or(4);
-        let mut pack = (16 / widest as u32).max(1);
+        let mut pack = plan.products.iter().map(FewProduct::pack).min().unwrap_or(1) as u32;
         while !plan.factor(body).is_multiple_of(pack.into()) {
             pack /= 2;
         }
@@ -124,7 +124,7 @@ impl Tiling {
             t.columns = planes / t.splits * t.each;
             block = steps(t.splits, t.unroll) as u32;
         } else {
-            while t.pack > 1 && t.pack * rows * products > SUMS {
+            while u64::from(t.pack) > plan.least() && t.pack * rows * products > SUMS {
                 t.pack /= 2;
             }
             let enough = |lanes: u32| cubes.is_none_or(|n| n / u64::from(lanes * t.pack) >= BUSY);
@@ -149,15 +149,24 @@ impl Tiling {
                     t.unroll = t.least_waste(depth);
                 }
                 let all_in_registers = outer == 1 && u64::from(t.round(plan.along)) >= depth;
-                let copied = |p: &FewProduct| whole_packs(body, p.table, t.pack, target);
-                if !all_in_registers && plan.products.iter().all(copied) {
+                let parts = t.parts(body, plan, target);
+                let wide = parts.iter().flatten().all(|part| part.is_copied(target))
+                    && parts.iter().all(|parts| parts[0].bytes() as u64 == PACK_BYTES);
+                if !all_in_registers && wide {
                     t.unroll = t.unroll.min((ROUND / t.packs()).max(1));
                     let rounds = depth.div_ceil(t.round(plan.along).into()) * outer;
-                    t.ring = (RING / (t.packs() * t.unroll)).max(1).min(rounds as u32);
+                    let step: usize = parts.iter().flatten().map(|part| part.bytes()).sum();
+                    let round = step as u32 * t.each * t.unroll;
+                    t.ring = (RING * PACK_BYTES as u32 / round).max(1).min(rounds as u32);
                 }
             }
         }
         t
+    }
+
+    /// What each product's wide operand is held in.
+    fn parts(&self, body: &Function, plan: &FewPlan, target: Target) -> Vec<Vec<Part>> {
+        plan.products.iter().map(|p| Part::of(body, p, self.pack, target)).collect()
     }
 
     /// Packs that a unit reads in a step.
@@ -198,13 +207,14 @@ impl Tiling {
     }
 
     /// The large arrays of shared memory, which other kernels in the grid can have as well: for each narrow operand what is there of it, then
-    /// the packs on their way, of all products that are stored alike in one.
+    /// the packs on their way, of all parts that are stored alike in one.
     pub(crate) fn common(&self, body: &Function, plan: &FewPlan, target: Target) -> Vec<(Elem, usize)> {
         let narrow = (Elem::F32, self.staged() as usize);
         let mut all = vec![narrow; self.narrows as usize];
         if self.ring > 0 {
-            let len = (UNITS * self.slots() * self.pack) as usize;
-            all.extend(rings(body, plan, target).into_iter().map(|(elem, of)| (elem, of.len() * len)));
+            let len = UNITS * self.slots();
+            let parts = self.parts(body, plan, target).into_iter().flatten();
+            all.extend(rings(parts).into_iter().map(|(elem, width)| (elem, (len * width) as usize)));
         }
         all
     }
@@ -225,14 +235,13 @@ impl Tiling {
     }
 }
 
-/// The products whose wide operands are stored alike, by number.
-pub(super) fn rings(body: &Function, plan: &FewPlan, target: Target) -> Vec<(Elem, Vec<usize>)> {
-    let mut rings: Vec<(Elem, Vec<usize>)> = Vec::new();
-    for (n, p) in plan.products.iter().enumerate() {
-        let elem = target.stored(body.ty(p.table).dtype).expect("checked for this target");
+/// How much a pack has of parts that are stored alike, all together.
+pub(super) fn rings(parts: impl Iterator<Item = Part>) -> Vec<(Elem, u32)> {
+    let mut rings: Vec<(Elem, u32)> = Vec::new();
+    for Part { elem, width, .. } in parts {
         match rings.iter_mut().find(|(of, _)| *of == elem) {
-            Some((_, products)) => products.push(n),
-            None => rings.push((elem, vec![n])),
+            Some((_, all)) => *all += width,
+            None => rings.push((elem, width)),
         }
     }
     rings

@@ -146,7 +146,7 @@ impl Cube<'_> {
                 let at = index(memory, &[batch, of_line, (axes, &at[..])]);
                 let at = x.join(e, &at, memory);
                 let (to, place) = to.of(e, lines.count, (line, across));
-                e.copy_whole_ahead(buf, at, to, place);
+                e.copy_whole_ahead(buf, at, to, place, PACK);
                 return None;
             }
             let wanted = |e: &mut Emit, x: &mut Exprs<'_>, column: Val| {
