@@ -53,6 +53,8 @@ pub(crate) struct Exprs<'a> {
     pack: u32,
     /// Indices side by side, the first of them a multiple of how many they are: what is read at one is read at all, in one access.
     lanes: Vec<Vec<Val>>,
+    /// What these are as indices of other axes: for the first of them and the axes, all of them. In order of insertion.
+    parts: Vec<(Val, Vec<AxisId>, Vec<Vec<Val>>)>,
 }
 
 /// An index along a rotated axis.
@@ -79,8 +81,21 @@ impl<'a> Exprs<'a> {
             sources[inst.result().0 as usize] = Source::Inst(inst);
         }
         let (known, order, turns) = (HashMap::new(), Vec::new(), Vec::new());
-        let (rows, lanes) = (Vec::new(), Vec::new());
-        Exprs { body, target, extents, sources, place: None, rows, known, order, turns, pack: 1, lanes }
+        let (rows, lanes, parts) = (Vec::new(), Vec::new(), Vec::new());
+        Exprs {
+            body,
+            target,
+            extents,
+            sources,
+            place: None,
+            rows,
+            known,
+            order,
+            turns,
+            pack: 1,
+            lanes,
+            parts,
+        }
     }
 
     /// The body whose values these are.
@@ -162,8 +177,50 @@ impl<'a> Exprs<'a> {
     /// So many indices of these axes side by side, from the one with that number on, which is a multiple of how many they are; known as
     /// such to the end of the scope. The size of the last axis is a multiple, too.
     pub(crate) fn beside(&mut self, e: &mut Emit, axes: &[AxisId], first: Val, pack: u32) -> Vec<Vec<Val>> {
-        let index = self.split(e, first, axes);
-        let Some((&last, before)) = index.split_last() else { return vec![index] };
+        let first = self.split(e, first, axes);
+        self.beside_each(e, &first, pack)
+    }
+
+    /// As [`split`](Exprs::split), but of an index with others [beside](Exprs::beside) it, what all of them have in common is one value, and
+    /// those parts that lie beside one another are known to.
+    fn split_beside(&mut self, e: &mut Emit, index: Val, axes: &[AxisId]) -> Vec<Val> {
+        let lanes = self.lanes.iter().find(|lanes| lanes.contains(&index)).cloned();
+        let (Some(lanes), Some((&last, others))) = (lanes, axes.split_last()) else {
+            return self.split(e, index, axes);
+        };
+        let own = lanes.iter().position(|lane| *lane == index).expect("it is one of these");
+        if let Some((.., parts)) = self.parts.iter().find(|(of, with, _)| *of == lanes[0] && with == axes) {
+            return parts[own].clone();
+        }
+        let pack = lanes.len() as u64;
+        let parts: Vec<Vec<Val>> = match self.body.axis(last).size.fixed() {
+            // All within one run of the last axis.
+            Some(size) if size > 0 && size.is_multiple_of(pack) => {
+                let first = self.split(e, lanes[0], axes);
+                self.beside_each(e, &first, pack as u32)
+            }
+            // Whole runs of it.
+            Some(size) if size > 0 && pack.is_multiple_of(size) => {
+                let of_run = e.u32(size as u32);
+                let first = e.div(lanes[0], of_run);
+                let runs = self.beside_each(e, &[first], (pack / size) as u32);
+                let within = (0..size as u32).map(|n| e.u32(n)).collect::<Vec<_>>();
+                let mut parts = Vec::new();
+                for run in runs {
+                    let before = self.split_beside(e, run[0], others);
+                    parts.extend(within.iter().map(|&n| [&before[..], &[n]].concat()));
+                }
+                parts
+            }
+            Some(_) | None => lanes.iter().map(|&lane| self.split(e, lane, axes)).collect(),
+        };
+        self.parts.push((lanes[0], axes.to_vec(), parts.clone()));
+        parts[own].clone()
+    }
+
+    /// So many indices that differ in the last place, from a multiple of how many they are on; known to lie side by side.
+    fn beside_each(&mut self, e: &mut Emit, first: &[Val], pack: u32) -> Vec<Vec<Val>> {
+        let Some((&last, before)) = first.split_last() else { return vec![Vec::new()] };
         let lanes: Vec<_> = (0..pack)
             .map(|n| {
                 let n = e.u32(n);
@@ -184,7 +241,7 @@ impl<'a> Exprs<'a> {
         let n = ty.axes.iter().rposition(|a| size(a) != Some(1))?;
         let lanes = self.lanes.iter().find(|lanes| lanes.contains(&index[n]))?;
         let whole = size(&ty.axes[n]).is_some_and(|size| size.is_multiple_of(lanes.len() as u64));
-        (whole && ty.dtype.is_float()).then(|| (n, lanes.clone()))
+        (whole && (ty.dtype.is_float() || ty.dtype == DType::I32)).then(|| (n, lanes.clone()))
     }
 
     /// States what an element is, and forgets it at the end of the scope.
@@ -210,9 +267,11 @@ impl<'a> Exprs<'a> {
     /// Runs `body` in a scope of the kernel: what is computed there is known there only.
     pub(crate) fn scope<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
         let (outside, turns, lanes) = (self.order.len(), self.turns.len(), self.lanes.len());
+        let parts = self.parts.len();
         let result = body(self);
         self.turns.truncate(turns);
         self.lanes.truncate(lanes);
+        self.parts.truncate(parts);
         for key in self.order.drain(outside..) {
             self.known.remove(&key);
         }
@@ -341,7 +400,7 @@ impl<'a> Exprs<'a> {
                 self.operand(e, here, 0, &[(*axis, whole)])
             }
             Op::Merge { axes, into } => {
-                let parts = self.split(e, along(*into), axes);
+                let parts = self.split_beside(e, along(*into), axes);
                 let parts: Vec<_> = axes.iter().copied().zip(parts).collect();
                 self.operand(e, here, 0, &parts)
             }

@@ -207,7 +207,7 @@ impl Map {
 }
 
 /// How many elements of a domain, or terms of a row, a unit has at once: as many as 16 bytes hold of what is narrowest among what is read
-/// and written, if all ops leave neighbours side by side and axes are whole packs.
+/// and written, if all ops leave neighbours side by side, or make them of neighbours, and axes are whole packs.
 fn pack(body: &Function, domain: &[AxisId], walk: &Walk) -> u32 {
     let in_place = body.body.iter().all(|inst| match inst.op {
         Op::Const(_)
@@ -218,14 +218,18 @@ fn pack(body: &Function, domain: &[AxisId], walk: &Walk) -> u32 {
         | Op::Cast
         | Op::Rename { .. }
         | Op::Broadcast { .. }
+        | Op::Unpack { .. }
         | Op::Reduce { .. }
         | Op::Contract => true,
+        // Neighbours are so before, too, but for those of two runs.
+        Op::Merge { ref axes, .. } => {
+            let size = axes.last().and_then(|a| body.axis(*a).size.fixed());
+            size.is_some_and(|n| n > 0 && n.is_multiple_of(4))
+        }
         Op::Split { .. }
-        | Op::Merge { .. }
         | Op::Slice { .. }
         | Op::Concat { .. }
         | Op::Pack { .. }
-        | Op::Unpack { .. }
         | Op::Gather { .. }
         | Op::ScatterAdd { .. }
         | Op::TopK { .. }

@@ -17,11 +17,13 @@ use crate::device::DeviceError;
 use crate::few::FewPlan;
 use crate::program::{Kernel, KernelKind};
 
-/// Rows that a product with few rows has at most where there are no tensor cores for it: with as many, and eight at once, its matrix
-/// has been read four times. Plain tiles take as long for fewer as for 64.
+/// Rows that a product with few rows has at most where there are no tensor cores for it, or its matrix must be decoded for them: with as
+/// many, and eight at once, it has been read four times. Plain tiles take as long for fewer as for 64.
 const FEW: usize = 32;
 /// The same where there are: with as many rows, tiles of 32 take less time (measured on an H200).
 const FEWER: usize = 8;
+/// Rows for each group with which tiles take less time where its matrix must be decoded first: that takes as long as to read five of it.
+const DECODED: usize = 5;
 /// The most rows that are multiplied with what was read once.
 const ROWS: usize = 8;
 /// The least depth that is worth cubes of its own.
@@ -46,6 +48,8 @@ pub(crate) struct Ways {
     busy: usize,
     /// Whether products of f32 are taken as tf32 where they can be.
     tf32: bool,
+    /// Whether there are codes to be decoded before tensor cores multiply.
+    codes: bool,
 }
 
 /// Times 16 rows that a cube can have, in order, each with its bytes of shared memory, and the same of cubes whose planes multiply in groups,
@@ -99,6 +103,8 @@ struct Side {
     deep: Option<u64>,
     /// Of a grouped product, the axes of the index, and the groups.
     lines: Option<(Vec<AxisId>, usize)>,
+    /// Whether its matrices are held as codes.
+    codes: bool,
     /// Whether neighbours of the result are in one row of it: what tiles make is stored in whole lines of memory then.
     lines_up: bool,
     /// What is summed, and the fewest terms with which tensor cores err no more than f32 sums do.
@@ -121,8 +127,9 @@ impl Side {
         let lines = products[0].index.and_then(|(along, index)| {
             Some((body.ty(index).axes.clone(), body.axis(along).size.fixed()? as usize))
         });
+        let codes = products.iter().any(|p| p.table.elements().is_none());
         let (products, tiles) = (products.len(), Vec::new());
-        Some(Side { wide, rows, columns, batch, products, deep, lines, lines_up, summed, least, tiles })
+        Some(Side { wide, rows, columns, batch, products, deep, lines, codes, lines_up, summed, least, tiles })
     }
 
     /// The same with the tiles of tensor cores for a kernel, and the number of launches that it comes to, if there are any.
@@ -233,7 +240,8 @@ impl Ways {
         let outer = (kernel.kind == KernelKind::Scatter && target == Target::Cuda)
             .then(|| OuterPlan::of(&kernel.body))
             .flatten();
-        Ways { plain: kernel.kind, few, matrix, outer, stream, busy, tf32: false }
+        let codes = few.iter().any(|side| side.codes);
+        Ways { plain: kernel.kind, few, matrix, outer, stream, busy, tf32: false, codes }
     }
 
     /// With or without products of f32 as tf32 where they can be: these err more than f32 does, so somebody must have asked for them.
@@ -298,8 +306,9 @@ impl Ways {
             Some((total(lines), *groups))
         });
         // A row of a group reads its matrix alone, but where there are tiles.
-        let many = grouped.is_some_and(|(lines, groups)| lines >= groups);
-        let few = if matrix.is_some() { FEWER } else { FEW };
+        let each = if self.codes { DECODED } else { 1 };
+        let many = grouped.is_some_and(|(lines, groups)| lines >= each * groups);
+        let few = if matrix.is_some() && !self.codes { FEWER } else { FEW };
         if !many && let Some(side) = widest(&self.few, few) {
             let rows = total(&side.rows).clamp(1, ROWS).next_power_of_two() as u8;
             return KernelKind::Few { wide: side.wide, rows };

@@ -11,8 +11,9 @@ use latentc_passes::Kind;
 
 use super::{Storage, gathered, is_view};
 
-/// Buffers of a kernel, the result and the run-time sizes among them: WebGPU promises as many.
-pub(super) const BUFFERS: usize = 8;
+/// Buffers of a kernel, the result and the run-time sizes among them. WebGPU promises eight; what it runs on has more, as far as we know, and
+/// two products with weights in codes, of rows that choose among them, take ten.
+pub(super) const BUFFERS: usize = 10;
 
 /// Registers of a unit that hold numbers, where two cubes of 256 units share the 65,536 of a CUDA multiprocessor. Addresses and loops
 /// take a quarter of all.

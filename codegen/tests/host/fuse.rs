@@ -111,7 +111,7 @@ fn products_meet_as_far_as_there_are_registers() {
     assert_eq!(said.len(), 1, "{remarks:?}");
     assert!(
         said[0].starts_with(
-            "is stored, since the kernel of `s4` would take 8 buffers of 8 and 106 registers of 96"
+            "is stored, since the kernel of `s4` would take 8 buffers of 10 and 106 registers of 96"
         ),
         "{}",
         said[0]
@@ -135,13 +135,13 @@ fn residuals(count: usize) -> String {
 #[test]
 fn a_kernel_reads_as_many_buffers_as_every_target_gives() {
     assert_eq!(
-        launches(&residuals(4)),
-        "s3: f32[b, t, 512] = launch f_s3(W, x, r0, r1, r2, r3) over b, t\n",
-        "with the result and the sizes that is 8"
+        launches(&residuals(6)),
+        "s5: f32[b, t, 512] = launch f_s5(W, x, r0, r1, r2, r3, r4, r5) over b, t\n",
+        "with the result and the sizes that is 10"
     );
     assert_eq!(
-        launches(&residuals(6)),
+        launches(&residuals(8)),
         "s0: f32[b, t, 512] = launch f_s0(W, x, r0) over b, t\n\
-         s5: f32[b, t, 512] = launch f_s5(s0, r1, r2, r3, r4, r5) over b, t\n"
+         s7: f32[b, t, 512] = launch f_s7(s0, r1, r2, r3, r4, r5, r6, r7) over b, t\n"
     );
 }
