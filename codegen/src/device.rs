@@ -131,6 +131,9 @@ pub fn keys(count: usize) -> u64 {
 /// Sizes of one kernel that are remembered: layers of a run have the same ones.
 const SIZES: usize = 4;
 
+/// Stands for whatever a run-time size is, where nothing of what was found out hangs on it.
+pub(crate) const ANY: usize = usize::MAX;
+
 /// What was found out about kernels at some run-time sizes, by the [`key`](Launch::key) of their launches.
 #[derive(Debug)]
 pub(crate) struct Remembered<T>(HashMap<u64, AtSizes<T>>);
@@ -147,11 +150,13 @@ impl<T> Default for Remembered<T> {
 impl<T> Remembered<T> {
     /// That of the kernel of that key at these sizes.
     pub(crate) fn find(&self, key: u64, sizes: &[usize]) -> Option<Arc<T>> {
-        let (_, found) = self.0.get(&key)?.iter().find(|(known, _)| known == sizes)?;
+        let fits =
+            |known: &[usize]| known.iter().zip(sizes).all(|(known, size)| known == size || *known == ANY);
+        let (_, found) = self.0.get(&key)?.iter().find(|(known, _)| fits(known))?;
         Some(Arc::clone(found))
     }
 
-    /// Remembers it, and forgets what was found out long before.
+    /// Remembers it for these sizes, some of which may be [`ANY`], and forgets what was found out long before.
     pub(crate) fn keep(&mut self, key: u64, sizes: &[usize], found: &Arc<T>) {
         let known = self.0.entry(key).or_default();
         known.truncate(SIZES - 1);
@@ -181,6 +186,20 @@ pub trait Device {
     /// # Errors
     /// As for [`alloc`](Device::alloc).
     fn upload(&mut self, dtype: DType, data: Data) -> Result<Self::Buffer, DeviceError>;
+
+    /// Memory with these elements: that of `old`, of the same dtype, where the device can put them there.
+    ///
+    /// # Errors
+    /// As for [`alloc`](Device::alloc).
+    fn refill(
+        &mut self,
+        old: Option<Self::Buffer>,
+        dtype: DType,
+        data: &Data,
+    ) -> Result<Self::Buffer, DeviceError> {
+        drop(old);
+        self.upload(dtype, data.clone())
+    }
 
     /// Memory that holds these floats where they are, for a device that can use memory of the host. `None` if it cannot:
     /// the caller uploads them.
@@ -307,8 +326,14 @@ pub trait Device {
     ///
     /// # Errors
     /// As for [`launch`](Device::launch).
-    fn launch_together(&mut self, launches: Vec<Launch<'_, Self::Buffer>>) -> Result<(), DeviceError> {
-        launches.into_iter().try_for_each(|l| self.launch(l.kernel, l.inputs, l.output, l.sizes))
+    fn launch_together(
+        &mut self,
+        launches: &mut dyn Iterator<Item = Launch<'_, Self::Buffer>>,
+    ) -> Result<(), DeviceError> {
+        for launch in launches {
+            self.launch(launch.kernel, launch.inputs, launch.output, launch.sizes)?;
+        }
+        Ok(())
     }
 }
 

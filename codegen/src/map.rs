@@ -10,6 +10,7 @@
 //! host's vector machine or the shared memory of a cube. Through CubeCL such rows must be of fixed sizes and fit: see [`fits`].
 
 use latentc_ir::{AxisId, Binary, Function, Inst, Op, Reduce, Unary, ValueId};
+use smallvec::{SmallVec, smallvec};
 
 /// What the resident values of a row may take, in bytes. With what a cube folds over, it makes the 32 KiB of shared memory
 /// that every driver has.
@@ -269,9 +270,12 @@ pub fn made(body: &Function) -> ValueId {
     append(body).map_or(body.results[0], |append| append.args[1])
 }
 
+/// Steps along the axes of a tensor, of which few have more.
+pub type Steps = SmallVec<[usize; 6]>;
+
 /// The steps between neighbours along each axis of a dense tensor, in elements.
-pub fn strides(axes: &[AxisId], extents: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; axes.len()];
+pub fn strides(axes: &[AxisId], extents: &[usize]) -> Steps {
+    let mut strides: Steps = smallvec![1; axes.len()];
     for n in (1..axes.len()).rev() {
         strides[n - 1] = strides[n] * extents[axes[n].0 as usize];
     }

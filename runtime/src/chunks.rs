@@ -140,7 +140,7 @@ pub(crate) fn most(
 
 /// `len` tokens in as few chunks of at most `most` as there can be, none more than one longer than another: a short one at the end would be as
 /// slow as one that is too short.
-pub(crate) fn chunks(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn chunks(len: usize, most: usize) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
     let count = len.div_ceil(most.max(1)).max(1);
     (0..count).map(move |n| n * len / count..(n + 1) * len / count)
 }

@@ -5,26 +5,29 @@
 //! goes on with. Temporaries have places that a [`Plan`] gives them, in memory that is kept from run to run.
 
 mod given;
+mod laid;
 mod launch;
 mod room;
 mod sizes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use latentc_codegen::device::{self, Data, Device, DeviceError};
-use latentc_codegen::memory::{Place, Plan, PlanError};
+use latentc_codegen::memory::PlanError;
 use latentc_codegen::program::{Buffer, BufferId, Program, Role, Routine, Step};
 use latentc_ir::interp::scoped;
 use latentc_ir::{AxisId, DType, Factor, Function, Layout, Size, Weight};
 use latentc_passes::{Graph, Guard};
+use smallvec::SmallVec;
 
 use crate::checkpoint::Checkpoint;
 use crate::compiled::Compiled;
 use crate::load::{self, LoadError};
 use crate::places::Places;
 
-use sizes::{Extent, Sizes, past_symbols, symbols};
+use laid::{At, Laid};
+use sizes::{Extent, Names, Sizes};
 
 pub use given::{Given, Resident, Wanted};
 pub use launch::{Launch, Launcher, Source, at_once};
@@ -38,7 +41,7 @@ pub type Make<'m, D> =
     &'m mut dyn FnMut(&mut D, &str, &Function, &Weight) -> Result<Option<<D as Device>::Buffer>, LoadError>;
 
 /// Plans count with a past that is longer by less than so many positions, so that decode does not make one for every token.
-const PAST: u64 = 256;
+const PAST: usize = 256;
 
 /// Programs with their memory on a device.
 #[derive(Debug)]
@@ -79,30 +82,14 @@ struct Loaded {
     /// The entry's is the last.
     instances: Vec<Instance>,
     /// The sizes that a run must know.
-    symbols: BTreeSet<String>,
-    /// Where temporaries lay in the last run, and the sizes that this is right for.
-    plan: Option<(BTreeMap<String, u64>, Arc<Plan>)>,
+    names: Names,
+    /// Where arguments of a run are, and results that have no places in the plan.
+    args: Vec<Slot>,
+    results: Vec<Slot>,
+    /// The last run, laid out, and the sizes that its plan is right for.
+    laid: Option<(Sizes, Arc<Laid>)>,
     /// Whether the caller has memory for its results, so that they need no place in the plan.
     elsewhere: bool,
-}
-
-/// A buffer of a run.
-#[derive(Clone, Copy, Debug)]
-enum Where {
-    /// One that has memory of its own.
-    Held(Slot),
-    /// A temporary of so many elements.
-    Planned(Place, DType, usize),
-}
-
-impl Where {
-    /// Whether the two share memory that a plan has shared out.
-    fn meets(self, other: Where) -> bool {
-        match (self, other) {
-            (Where::Planned(a, ..), Where::Planned(b, ..)) => a.meets(b),
-            (Where::Held(_) | Where::Planned(..), _) => false,
-        }
-    }
 }
 
 /// A call of a routine: where its own buffers are, and the instances that it calls, by step.
@@ -167,6 +154,19 @@ impl Value {
         Value { data: Data::F32(data), shape: shape.to_vec() }
     }
 
+    /// Becomes other integers, in the memory of those that there were.
+    pub(crate) fn refill(&mut self, integers: &[i32], shape: [usize; 2]) {
+        let mut held = match std::mem::replace(&mut self.data, Data::I32(Vec::new())) {
+            Data::I32(held) => held,
+            Data::F32(_) => Vec::new(),
+        };
+        held.clear();
+        held.extend_from_slice(integers);
+        self.data = Data::I32(held);
+        self.shape.clear();
+        self.shape.extend(shape);
+    }
+
     fn extent(&self) -> Extent<'_> {
         Extent { shape: &self.shape, len: self.data.len() }
     }
@@ -222,15 +222,22 @@ impl<D: Device> Engine<D> {
         compiled.program.kernels.iter().try_for_each(|kernel| self.device.admits(kernel))?;
         let mut instances = Vec::new();
         self.instantiate(compiled, make, &compiled.program.entry, "", &mut instances)?;
-        let symbols = symbols(instances.iter().map(|i| &compiled.program.routines[i.routine]));
+        let mut routines = instances.iter().map(|i| &compiled.program.routines[i.routine]);
+        let names = Names::of(&compiled.program, routines.clone());
+        let entry = routines.next_back().expect("the entry is the last instance");
+        let mut empty = |count, source| (0..count).map(|_| self.place(None, source)).collect();
+        let (args, results) =
+            (empty(entry.params.len(), Source::Argument), empty(entry.results.len(), Source::Run));
         self.graphs.push(Loaded {
             graph,
             guard: compiled.guard.clone(),
             program: Arc::new(compiled.program.clone()),
             keys: device::keys(compiled.program.kernels.len()),
             instances,
-            symbols,
-            plan: None,
+            names,
+            args,
+            results,
+            laid: None,
             elsewhere: false,
         });
         Ok(self.graphs.len() - 1)
@@ -367,9 +374,9 @@ impl<D: Device> Engine<D> {
     /// If the graph was not added, arguments do not fit it or each other, or the device fails.
     pub fn run(&mut self, graph: Graph, args: &[Value], past: usize) -> Result<Vec<Value>, RunError> {
         let mut values = Vec::new();
-        self.run_seen(graph, args, past, |device, _, result| {
-            let data = device.read(&result.buffer, result.shape.iter().product())?;
-            values.push(Value { data, shape: result.shape.clone() });
+        self.run_seen(graph, args, past, |device, _, buffer, shape| {
+            let data = device.read(buffer, shape.iter().product())?;
+            values.push(Value { data, shape: shape.to_vec() });
             Ok(())
         })?;
         Ok(values)
@@ -388,11 +395,12 @@ impl<D: Device> Engine<D> {
         launcher: Launcher<'_, D>,
     ) -> Result<(), RunError> {
         let number = self.choose(graph, args.iter().map(Value::extent))?;
-        self.run_planned(number, args, past, launcher, |_, _, _| Ok(()))
+        self.run_planned(number, args, past, launcher)?;
+        Ok(())
     }
 
-    /// Runs a graph as [`run`](Engine::run) does, but shows each result to `see`, with its number, while it lies on the device. It is in
-    /// memory that the next run writes over.
+    /// Runs a graph as [`run`](Engine::run) does, but shows each result to `see`, with its number and extents, while it lies on the device. It
+    /// is in memory that the next run writes over.
     ///
     /// # Errors
     /// As for [`run`](Engine::run), and those of `see`.
@@ -401,16 +409,21 @@ impl<D: Device> Engine<D> {
         graph: Graph,
         args: &[Value],
         past: usize,
-        mut see: impl FnMut(&mut D, usize, &Resident<D::Buffer>) -> Result<(), RunError>,
+        mut see: impl FnMut(&mut D, usize, &D::Buffer, &[usize]) -> Result<(), RunError>,
     ) -> Result<(), RunError> {
         let number = self.choose(graph, args.iter().map(Value::extent))?;
-        self.run_planned(number, args, past, &mut at_once, |engine, run, entry| {
-            for n in 0..entry.results.len() {
-                let result = engine.result(run, entry, n)?;
-                see(&mut engine.device, n, &result)?;
-            }
-            Ok(())
-        })
+        let ready = self.run_planned(number, args, past, &mut at_once)?;
+        for (n, at) in ready.laid.results.iter().enumerate() {
+            let Some(At::Planned(place, dtype, dims)) = at else {
+                let entry = self.graphs[number].entry();
+                let name = &entry.buffer(entry.results[n]).name;
+                return Err(RunError::Argument(format!("nothing writes the result `{name}`")));
+            };
+            let shape: SmallVec<[usize; 8]> = dims.iter().map(|&d| ready.sizes.get(d)).collect();
+            let buffer = self.part(*place, *dtype, shape.iter().product())?;
+            see(&mut self.device, n, &buffer, &shape)?;
+        }
+        Ok(())
     }
 
     /// Waits until all launches so far are done.
@@ -421,31 +434,36 @@ impl<D: Device> Engine<D> {
         self.device.wait()
     }
 
-    fn run_planned<T>(
+    /// Runs a program whose results have places in the plan.
+    fn run_planned(
         &mut self,
         number: usize,
         args: &[Value],
         past: usize,
         launcher: Launcher<'_, D>,
-        then: impl FnOnce(&mut Self, &Run<'_>, &Routine) -> Result<T, RunError>,
-    ) -> Result<T, RunError> {
+    ) -> Result<Ready, RunError> {
         self.results_elsewhere(number, false);
         let ready = self.ready(number, args.iter().map(Value::extent), past)?;
-        let held = self.heap.len();
-        let mut run = ready.run(number);
-        let loaded = &self.graphs[number];
-        let (top, entry) = (loaded.top(), &run.program.routines[loaded.instances[loaded.top()].routine]);
-        let done = self.run_on(&mut run, top, args, launcher).and_then(|()| then(self, &run, entry));
-        // What was uploaded for this run alone lies behind all else.
-        self.forget(held);
-        done
+        self.set_args(number, args)?;
+        self.launch_all(&ready, launcher)?;
+        Ok(ready)
+    }
+
+    /// Brings arguments to their places, where those of the last run are.
+    fn set_args(&mut self, number: usize, args: &[Value]) -> Result<(), DeviceError> {
+        let Engine { device, graphs, heap, .. } = self;
+        let loaded = &graphs[number];
+        for ((param, &slot), value) in loaded.params().zip(&loaded.args).zip(args) {
+            heap[slot] = Some(device.refill(heap[slot].take(), param.dtype, &value.data)?);
+        }
+        Ok(())
     }
 
     /// Whether a program's results have places in the plan.
     fn results_elsewhere(&mut self, number: usize, elsewhere: bool) {
         let loaded = &mut self.graphs[number];
         if loaded.elsewhere != elsewhere {
-            (loaded.elsewhere, loaded.plan) = (elsewhere, None);
+            (loaded.elsewhere, loaded.laid) = (elsewhere, None);
         }
     }
 
@@ -457,9 +475,10 @@ impl<D: Device> Engine<D> {
         past: usize,
     ) -> Result<Ready, RunError> {
         let (sizes, planned) = self.sizes(number, args, past)?;
-        let plan = self.plan(number, planned)?;
+        let laid = self.plan(number, planned)?;
         self.begins = true;
-        Ok(Ready { program: Arc::clone(&self.graphs[number].program), plan, sizes })
+        let loaded = &self.graphs[number];
+        Ok(Ready { program: Arc::clone(&loaded.program), keys: loaded.keys, laid, sizes })
     }
 
     /// The sizes of a run of a program, and those that a plan is made for.
@@ -468,63 +487,13 @@ impl<D: Device> Engine<D> {
         number: usize,
         args: impl ExactSizeIterator<Item = Extent<'v>>,
         past: usize,
-    ) -> Result<(Sizes, BTreeMap<String, u64>), RunError> {
+    ) -> Result<(Sizes, Sizes), RunError> {
         let loaded = &self.graphs[number];
-        let program = &loaded.program;
-        let mut sizes = Sizes::of(&loaded.params(), args)?;
-        let mut planned: BTreeMap<String, u64> =
-            sizes.bound.iter().map(|(s, &n)| (s.clone(), n as u64)).collect();
-        if let Some(pool) = &program.pool {
-            planned.entry(pool.slots.clone()).or_insert(self.slots as u64);
-            sizes.bound.entry(pool.slots.clone()).or_insert(self.slots);
-        }
-        for symbol in past_symbols(program) {
-            planned.entry(symbol.clone()).or_insert((past as u64).next_multiple_of(PAST));
-            sizes.bound.entry(symbol).or_insert(past);
-        }
-        if let Some(symbol) = loaded.symbols.iter().find(|s| !sizes.bound.contains_key(*s)) {
-            return Err(RunError::Argument(format!(
-                "no argument has the size `{symbol}` that the program needs"
-            )));
-        }
+        let mut sizes = Sizes::of(&loaded.names, loaded.params(), args)?;
+        let mut planned = sizes.clone();
+        sizes.complete(&loaded.names, self.slots, past)?;
+        planned.complete(&loaded.names, self.slots, past.next_multiple_of(PAST))?;
         Ok((sizes, planned))
-    }
-
-    /// Gives places of the heap back, from one on.
-    fn forget(&mut self, from: Slot) {
-        self.heap.truncate(from);
-        self.sources.truncate(from);
-    }
-
-    fn run_on(
-        &mut self,
-        run: &mut Run<'_>,
-        top: usize,
-        args: &[Value],
-        launcher: Launcher<'_, D>,
-    ) -> Result<(), RunError> {
-        let routine = &run.program.routines[self.graphs[run.graph].instances[top].routine];
-        let mut params = Vec::new();
-        for (&id, value) in routine.params.iter().zip(args) {
-            let made = self.device.upload(routine.buffer(id).dtype, value.data.clone())?;
-            params.push(Where::Held(self.hold(made, Source::Argument)));
-        }
-        self.instance(run, top, &params, &[], launcher)
-    }
-
-    /// A result of the entry.
-    fn result(&mut self, run: &Run<'_>, entry: &Routine, n: usize) -> Result<Resident<D::Buffer>, RunError> {
-        let id = entry.results[n];
-        match run.place(0, entry, id) {
-            Some(Where::Planned(place, dtype, len)) => Ok(Resident {
-                buffer: self.part(place, dtype, len)?,
-                shape: entry.buffer(id).dims.iter().map(|d| run.sizes.get(d)).collect(),
-            }),
-            Some(Where::Held(_)) | None => {
-                let name = &entry.buffer(id).name;
-                Err(RunError::Argument(format!("nothing writes the result `{name}`")))
-            }
-        }
     }
 
     /// The program of a graph that is for arguments of these sizes.
@@ -537,11 +506,9 @@ impl<D: Device> Engine<D> {
         let fail = |why| Err(RunError::Argument(format!("the {} graph {why}", graph.name())));
         let Some((_, first)) = loaded().next() else { return fail("was not loaded".to_owned()) };
         // All of them have the same parameters.
-        let sizes = Sizes::of(&first.params(), args)?;
-        let admits = |guard: &Guard| {
-            let size = Size::Sym(guard.size.clone());
-            sizes.bound.get(&guard.size).is_some_and(|_| guard.admits(sizes.get(&size) as u64))
-        };
+        let sizes = Sizes::of(&first.names, first.params(), args)?;
+        let admits =
+            |guard: &Guard| sizes.find(&first.names, &guard.size).is_some_and(|n| guard.admits(n as u64));
         match loaded().find(|(_, g)| g.guard.as_ref().is_none_or(admits)) {
             Some((number, _)) => Ok(number),
             None => {
@@ -550,55 +517,6 @@ impl<D: Device> Engine<D> {
                 fail(format!("was loaded for {} only", guards.join(" and ")))
             }
         }
-    }
-
-    /// Runs an instance. `results` are those of its results that the caller has memory for: all of them, or none.
-    fn instance(
-        &mut self,
-        run: &mut Run<'_>,
-        n: usize,
-        params: &[Where],
-        results: &[Where],
-        launcher: Launcher<'_, D>,
-    ) -> Result<(), RunError> {
-        let call = run.calls;
-        run.calls += 1;
-        let instance = &self.graphs[run.graph].instances[n];
-        let routine = &run.program.routines[instance.routine];
-        let mut known: Vec<Option<Where>> = vec![None; routine.buffers.len()];
-        let passed = routine.results.iter().zip(results).chain(routine.params.iter().zip(params));
-        for (id, &at) in passed {
-            known[id.0 as usize] = Some(at);
-        }
-        for &(id, slot) in &instance.owned {
-            known[id.0 as usize] = Some(Where::Held(slot));
-        }
-        let calls = instance.calls.clone();
-        let mut at = 0;
-        for group in routine.groups() {
-            let mut ready = Vec::with_capacity(group.len());
-            for step in group {
-                let mut place = |id: &BufferId| {
-                    let known = &mut known[id.0 as usize];
-                    *known = known.or_else(|| run.place(call, routine, *id));
-                    known.expect("a buffer is written before it is read")
-                };
-                let inputs: Vec<_> = step.inputs().iter().map(&mut place).collect();
-                let outputs: Vec<_> = step.outputs().iter().map(&mut place).collect();
-                match step {
-                    Step::Launch { kernel, sizes, .. } => {
-                        let sizes = sizes.iter().map(|s| run.sizes.get(s)).collect();
-                        ready.push(self.operands(run.program, *kernel, inputs, outputs[0], sizes)?);
-                    }
-                    Step::Call { .. } => self.instance(run, calls[&at], &inputs, &outputs, launcher)?,
-                }
-                at += 1;
-            }
-            if !ready.is_empty() {
-                self.launch((run.program, self.graphs[run.graph].keys), ready, launcher)?;
-            }
-        }
-        Ok(())
     }
 
     fn hold(&mut self, buffer: D::Buffer, source: Source) -> Slot {
@@ -644,41 +562,23 @@ impl Loaded {
         self.instances.len() - 1
     }
 
+    /// The entry.
+    fn entry(&self) -> &Routine {
+        &self.program.routines[self.instances[self.top()].routine]
+    }
+
     /// The entry's parameters.
-    fn params(&self) -> Vec<&Buffer> {
-        let routine = &self.program.routines[self.instances[self.top()].routine];
-        routine.params.iter().map(|&p| routine.buffer(p)).collect()
+    fn params(&self) -> impl ExactSizeIterator<Item = &Buffer> + Clone {
+        let entry = self.entry();
+        entry.params.iter().map(|&p| entry.buffer(p))
     }
 }
 
 /// What a run is made with.
 struct Ready {
     program: Arc<Program>,
-    plan: Arc<Plan>,
+    /// As of [`Loaded`].
+    keys: u64,
+    laid: Arc<Laid>,
     sizes: Sizes,
-}
-
-impl Ready {
-    fn run(&self, graph: usize) -> Run<'_> {
-        Run { graph, program: &self.program, plan: &self.plan, sizes: &self.sizes, calls: 0 }
-    }
-}
-
-/// What the instances of one run have in common.
-struct Run<'a> {
-    graph: usize,
-    program: &'a Program,
-    plan: &'a Plan,
-    sizes: &'a Sizes,
-    /// How many calls have begun: the plan numbers them so.
-    calls: usize,
-}
-
-impl Run<'_> {
-    /// Where a temporary of a call lies.
-    fn place(&self, call: usize, routine: &Routine, id: BufferId) -> Option<Where> {
-        let buffer = routine.buffer(id);
-        let len = buffer.dims.iter().map(|d| self.sizes.get(d)).product();
-        Some(Where::Planned(self.plan.place(call, id)?, buffer.dtype, len))
-    }
 }

@@ -78,9 +78,9 @@ impl Rows {
         mut see: impl FnMut(usize, &[f32], &[usize]),
     ) -> Result<(), RunError> {
         let args = self.args(takes, part)?;
-        engine.run_seen(graph, &args, self.shape[1], |device, n, result| {
-            let len = result.shape.iter().product();
-            Ok(device.show(&result.buffer, len, &mut |floats| see(n, floats, &result.shape))?)
+        engine.run_seen(graph, &args, self.shape[1], |device, n, buffer, shape| {
+            let len = shape.iter().product();
+            Ok(device.show(buffer, len, &mut |floats| see(n, floats, shape))?)
         })
     }
 

@@ -18,6 +18,8 @@ pub struct Session<'e, D: Device> {
     past: usize,
     vocab: usize,
     pages: Option<Pages>,
+    /// What the last run was given, in memory that the next one's lies in.
+    args: Vec<Value>,
 }
 
 /// Tokens to read: one row per sequence, all rows equally long.
@@ -67,7 +69,7 @@ impl<'e, D: Device> Session<'e, D> {
             vocab.ok_or_else(|| RunError::Argument("no graph that makes logits was loaded".to_owned()))?;
         let pool = engine.pool().map(|pool| pool.page as usize);
         let pages = pool.map(|page| Pages::new(page, engine.pool_pages(), batch));
-        Ok(Session { engine, batch, capacity, past: 0, vocab: vocab as usize, pages })
+        Ok(Session { engine, batch, capacity, past: 0, vocab: vocab as usize, pages, args: Vec::new() })
     }
 
     /// Pages that are taken, and all there are; `None` if caches do not lie in pages.
@@ -133,14 +135,15 @@ impl<'e, D: Device> Session<'e, D> {
                 pages.write(row, positions).map_err(RunError::Argument)?;
             }
         }
-        let chunks: Vec<_> = chunks::chunks(tokens.len, self.most(graph, tokens, rows)?).collect();
-        if let [_] = chunks[..] {
+        let chunks = chunks::chunks(tokens.len, self.most(graph, tokens, rows)?);
+        if chunks.len() == 1 {
             return self.run(graph, tokens, at, rows);
         }
         // Memory for the last chunk, which has the longest past, is enough for all.
-        let last = Chunk::of(tokens, chunks[chunks.len() - 1].clone(), at, rows);
+        let last = chunks.clone().last().expect("there is a chunk");
+        let last = Chunk::of(tokens, last, at, rows);
         let past = self.past_with(tokens);
-        let shapes = self.shapes(&self.params(graph)?, last.tokens.len, last.rows, past)?;
+        let shapes = self.shapes(graph, last.tokens.len, last.rows, past)?;
         self.engine.reserve(graph, &shapes, past)?;
         let mut logits = Logits { data: vec![0.0; self.batch * rows * self.vocab], rows, vocab: self.vocab };
         for range in chunks {
@@ -167,7 +170,7 @@ impl<'e, D: Device> Session<'e, D> {
         // Asked for long prompts alone: a token of decode does not wait for it.
         chunks::most(tokens.len, |len| {
             let past = self.past_with(tokens);
-            let shapes = self.shapes(&self.params(graph)?, len, rows.min(len), past)?;
+            let shapes = self.shapes(graph, len, rows.min(len), past)?;
             let budget = chunks::budget(self.engine.holding());
             Ok(self.engine.temporaries(graph, &shapes, past)? <= budget)
         })
@@ -178,51 +181,86 @@ impl<'e, D: Device> Session<'e, D> {
         tokens.positions.iter().map(|&p| p as usize + 1).max().unwrap_or(0).max(self.past)
     }
 
-    /// What a graph takes, by name.
-    fn params(&self, graph: Graph) -> Result<Vec<String>, RunError> {
-        let program = self.engine.program(graph);
-        program
-            .and_then(|p| p.routine(&p.entry))
-            .map(|e| e.params.iter().map(|&p| e.buffer(p).name.clone()).collect())
-            .ok_or_else(|| RunError::Argument(format!("the {} graph was not loaded", graph.name())))
-    }
-
     /// The shapes of what a graph takes, for so many tokens of each sequence, rows of logits, and positions in the caches.
     fn shapes(
         &self,
-        params: &[String],
+        graph: Graph,
         len: usize,
         rows: usize,
         past: usize,
     ) -> Result<Vec<Vec<usize>>, RunError> {
-        let width = |name: &String| match (name.as_str(), &self.pages) {
-            ("tok" | "pos", _) => Ok(len),
-            ("at", _) => Ok(rows),
-            (TABLE, Some(pages)) => Ok(pages.width(past)),
-            (other, _) => {
-                Err(RunError::Argument(format!("the program wants `{other}`, which a session does not have")))
-            }
+        let width = |param: Param| match (param, &self.pages) {
+            (Param::Tokens | Param::Positions, _) => len,
+            (Param::Table, Some(pages)) => pages.width(past),
+            (Param::At | Param::Table, _) => rows,
         };
-        params.iter().map(|name| Ok(vec![self.batch, width(name)?])).collect()
+        params(self.engine, graph)?.map(|param| Ok(vec![self.batch, width(param?)])).collect()
     }
 
     /// One run.
     fn run(&mut self, graph: Graph, tokens: &Tokens, at: &[i32], rows: usize) -> Result<Logits, RunError> {
         self.past = self.past_with(tokens);
-        let params = self.params(graph)?;
-        let shapes = self.shapes(&params, tokens.len, rows, self.past)?;
-        let data = |name: &String| match (name.as_str(), &self.pages) {
-            ("tok", _) => tokens.ids.clone(),
-            ("pos", _) => tokens.positions.clone(),
-            (TABLE, Some(pages)) => pages.table(self.past),
-            _ => at.to_vec(),
-        };
-        let args: Vec<_> =
-            params.iter().zip(&shapes).map(|(name, shape)| Value::i32(data(name), shape)).collect();
-        let results = self.engine.run(graph, &args, self.past)?;
-        match results.into_iter().next() {
-            Some(Value { data: Data::F32(data), .. }) => Ok(Logits { data, rows, vocab: self.vocab }),
-            _ => Err(RunError::Argument("the program makes no logits".to_owned())),
+        let mut taken = 0;
+        for param in params(self.engine, graph)? {
+            let table;
+            let (ids, width) = match (param?, &self.pages) {
+                (Param::Tokens, _) => (&tokens.ids[..], tokens.len),
+                (Param::Positions, _) => (&tokens.positions[..], tokens.len),
+                (Param::Table, Some(pages)) => {
+                    table = pages.table(self.past);
+                    (&table[..], pages.width(self.past))
+                }
+                (Param::At | Param::Table, _) => (at, rows),
+            };
+            if self.args.len() == taken {
+                self.args.push(Value::i32(Vec::new(), &[0, 0]));
+            }
+            self.args[taken].refill(ids, [self.batch, width]);
+            taken += 1;
+        }
+        let mut logits = None;
+        self.engine.run_seen(graph, &self.args[..taken], self.past, |device, n, buffer, shape| {
+            if n == 0 {
+                logits = Some(device.read(buffer, shape.iter().product())?);
+            }
+            Ok(())
+        })?;
+        match logits {
+            Some(Data::F32(data)) => Ok(Logits { data, rows, vocab: self.vocab }),
+            Some(Data::I32(_)) | None => Err(RunError::Argument("the program makes no logits".to_owned())),
         }
     }
+}
+
+/// What a program that serves may take.
+#[derive(Clone, Copy)]
+enum Param {
+    /// Ids.
+    Tokens,
+    /// Where each of them stands.
+    Positions,
+    /// The rows that logits are asked for of.
+    At,
+    /// The pages of each sequence.
+    Table,
+}
+
+/// What a graph takes, in order.
+fn params<D: Device>(
+    engine: &Engine<D>,
+    graph: Graph,
+) -> Result<impl Iterator<Item = Result<Param, RunError>>, RunError> {
+    let none = || RunError::Argument(format!("the {} graph was not loaded", graph.name()));
+    let program = engine.program(graph).ok_or_else(none)?;
+    let entry = program.routine(&program.entry).ok_or_else(none)?;
+    let paged = engine.pool().is_some();
+    Ok(entry.params.iter().map(move |&id| match entry.buffer(id).name.as_str() {
+        "tok" => Ok(Param::Tokens),
+        "pos" => Ok(Param::Positions),
+        "at" => Ok(Param::At),
+        TABLE if paged => Ok(Param::Table),
+        other => {
+            Err(RunError::Argument(format!("the program wants `{other}`, which a session does not have")))
+        }
+    }))
 }

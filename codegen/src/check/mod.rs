@@ -341,7 +341,7 @@ fn launch_together<D: Device>(
         outputs.push(output(device, kernel, args, sizes)?);
     }
     let launches = work.iter().zip(&inputs).zip(&mut outputs);
-    let launches = launches.map(|(((kernel, _, sizes), inputs), output)| Launch {
+    let mut launches = launches.map(|(((kernel, _, sizes), inputs), output)| Launch {
         kernel,
         inputs,
         output,
@@ -349,7 +349,7 @@ fn launch_together<D: Device>(
         key: None,
         still: None,
     });
-    device.launch_together(launches.collect())?;
+    device.launch_together(&mut launches)?;
     let mut results = Vec::with_capacity(work.len());
     for ((kernel, _, sizes), output) in work.iter().zip(&outputs) {
         let shape = shape(kernel, sizes);

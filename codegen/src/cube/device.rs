@@ -488,10 +488,15 @@ impl<R: CubeRuntime> Device for CubeDevice<R> {
         output: &mut CubeBuffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
-        self.launch_together(vec![Launch { kernel, inputs, output, sizes, key: None, still: None }])
+        let launch = Launch { kernel, inputs, output, sizes, key: None, still: None };
+        self.launch_together(&mut std::iter::once(launch))
     }
 
-    fn launch_together(&mut self, launches: Vec<Launch<'_, CubeBuffer>>) -> Result<(), DeviceError> {
+    fn launch_together(
+        &mut self,
+        launches: &mut dyn Iterator<Item = Launch<'_, CubeBuffer>>,
+    ) -> Result<(), DeviceError> {
+        let launches: Vec<_> = launches.collect();
         // What is not known by a key is not looked up.
         let keyed = launches.iter().all(|l| l.key.is_some());
         let mut ready = Vec::with_capacity(launches.len());

@@ -408,10 +408,14 @@ impl Device for Emulator {
         output: &mut EmulatorBuffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
-        self.launch_together(vec![Launch { kernel, inputs, output, sizes, key: None, still: None }])
+        let launch = Launch { kernel, inputs, output, sizes, key: None, still: None };
+        self.launch_together(&mut std::iter::once(launch))
     }
 
-    fn launch_together(&mut self, launches: Vec<Launch<'_, EmulatorBuffer>>) -> Result<(), DeviceError> {
+    fn launch_together(
+        &mut self,
+        launches: &mut dyn Iterator<Item = Launch<'_, EmulatorBuffer>>,
+    ) -> Result<(), DeviceError> {
         let mut grids: Vec<Vec<Ready<'_>>> = Vec::new();
         for launch in launches {
             let Some(ready) = self.ready(launch)? else { continue };

@@ -1,9 +1,12 @@
 //! Matrices of codes: a byte for each element, and a scale for each group of them that lie behind one another. Few rows meet the codes in
 //! registers, where they become numbers; for many, columns are widened block by block.
 
+use smallvec::SmallVec;
+
 use super::few::{self, LANES, Matrix, Rows, SIDE};
 use super::multiply::Place;
 use super::simd::{Held, Plain, Simd, Unit, on_best_unit};
+use super::spare::with_floats;
 
 /// Codes from one of them on. Groups are counted from the first of the tensor on.
 #[derive(Clone, Copy)]
@@ -27,11 +30,14 @@ impl<'a> Codes<'a> {
         whole.then_some(Codes { codes, scales, group, centre: centre as f32, first: 0 })
     }
 
+    /// How many there are.
+    pub(super) fn len(self) -> usize {
+        self.codes.len()
+    }
+
     /// The numbers that all of them stand for.
-    pub(super) fn all(self) -> Vec<f32> {
-        let mut numbers = vec![0.0; self.codes.len()];
-        self.line(0, &mut numbers);
-        numbers
+    pub(super) fn all(self, numbers: &mut [f32]) {
+        self.line(0, numbers);
     }
 
     /// One number.
@@ -73,6 +79,9 @@ on_best_unit! {
 const AHEAD: usize = 1 << 13;
 /// Bytes that come from memory together.
 const LINE: usize = 64;
+
+/// Sums of groups that need no memory of the heap: those of four rows of 4,096 numbers, in groups of 64.
+const SUMS: usize = 256;
 
 /// Whether sums are over whole groups. What a loop steps by is then one, and not one because it is never taken.
 fn sums_groups(matrix: &Matrix<Codes<'_>>, k: usize) -> bool {
@@ -131,23 +140,24 @@ unsafe fn product(
     size: (usize, usize),
     add: bool,
 ) {
-    let mut dense = Vec::new();
-    // SAFETY: by the caller.
-    let x = if sums_groups(&matrix, size.1) {
-        unsafe { few::dense::<u8>(unit, x, size.1, &mut dense) }
-    } else {
-        x
-    };
-    // SAFETY: by the caller, and since the unit is one that the CPU has.
-    unsafe {
-        match unit {
-            Unit::Plain => rows::<Plain>(x, matrix, y, size, add),
-            #[cfg(target_arch = "x86_64")]
-            Unit::Avx2 => avx2(x, matrix, y, size, add),
-            #[cfg(target_arch = "x86_64")]
-            Unit::Avx512 => avx512(x, matrix, y, size, add),
+    with_floats(|dense| {
+        let x = if sums_groups(&matrix, size.1) {
+            // SAFETY: by the caller.
+            unsafe { few::dense::<u8>(unit, x, size.1, dense) }
+        } else {
+            x
+        };
+        // SAFETY: by the caller, and since the unit is one that the CPU has.
+        unsafe {
+            match unit {
+                Unit::Plain => rows::<Plain>(x, matrix, y, size, add),
+                #[cfg(target_arch = "x86_64")]
+                Unit::Avx2 => avx2(x, matrix, y, size, add),
+                #[cfg(target_arch = "x86_64")]
+                Unit::Avx512 => avx512(x, matrix, y, size, add),
+            }
         }
-    }
+    });
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -225,7 +235,7 @@ unsafe fn dot<S: Simd, const R: usize, const U: usize>(
     // SAFETY: by the caller: summands are below `k`, rows below `R`, columns below `n`. Each column begins with a group.
     unsafe {
         let sum = |first: usize| std::slice::from_raw_parts(x.data.add(first), whole).iter().sum::<f32>();
-        let sums_of_x: Vec<f32> = starts.map(sum).collect();
+        let sums_of_x: SmallVec<[f32; SUMS]> = starts.map(sum).collect();
         for column in 0..n {
             let (codes, scales) = matrix.data.at(column * matrix.column).pointers();
             let mut totals = [S::splat(0.0); R];
@@ -395,7 +405,8 @@ mod tests {
                 }
             }
         }
-        let numbers = all.all();
+        let mut numbers = vec![0.0; all.len()];
+        all.all(&mut numbers);
         assert!(numbers.iter().enumerate().all(|(at, &x)| f64::from(x) == number(at)));
     }
 

@@ -6,9 +6,11 @@ use rayon::prelude::*;
 
 use super::coded::Codes;
 use super::few::{Dense, Matrix, Rows};
-use super::multiply::{Place, Way, are_halves, multiplies_halves, multiply, wide};
+use super::map::{Strided, fail};
+use super::multiply::{Place, Way, are_halves, copied, multiplies_halves, multiply, widen};
 use super::simd::on_best_unit;
-use super::walk::{Loop, merge, place, step, take_longest, turns};
+use super::spare::{Spare, Takes};
+use super::walk::{Loop, Loops, merge, place, step, take_longest, turns};
 use super::{Shared, View, ViewMut};
 use crate::coded::{Coded, made_in};
 use crate::contract::ContractPlan;
@@ -46,74 +48,121 @@ on_best_unit! {
     }
 }
 
-/// Runs a contraction. `extents` are those of the body's axes.
-pub(super) fn run(
-    kernel: &Kernel,
-    inputs: &[Option<View<'_>>],
-    output: ViewMut<'_>,
-    extents: &[usize],
-) -> Result<(), DeviceError> {
-    let body = &kernel.body;
-    let fail = |why: &str| DeviceError::Kernel { kernel: kernel.name.clone(), why: why.into() };
-    let inst =
-        body.body.last().filter(|i| i.op == Op::Contract).ok_or_else(|| fail("the body is no product"))?;
-    let view = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|p| inputs[p]);
-    let operand = |n: usize| match Coded::of(body, &made_in(body), inst.args[n]) {
-        Some(coded) => codes(&coded, coded.held.map(view)).map(Operand::Codes),
-        None => view(inst.args[n]).and_then(View::floats).map(Operand::Floats),
-    };
-    let operand = |n: usize| operand(n).ok_or_else(|| fail("a contraction needs floats"));
-    let operands = [operand(0)?, operand(1)?];
-    let ViewMut::F(y) = output else { return Err(fail("the result must be memory of its own")) };
-
-    let types = [body.ty(inst.args[0]), body.ty(inst.args[1]), body.ty(inst.result())];
-    let steps = types.map(|t| strides(&t.axes, extents));
-    let tensors = [0, 1, 2].map(|n| (&types[n].axes[..], &steps[n][..]));
-    let product = Product::new(extents, tensors, are_halves(body, &inst.args));
-    if let (Some(along), [Operand::Floats(Floats::F32(a)), Operand::Floats(Floats::F32(b))]) =
-        (product.side_by_side(), operands)
-    {
-        // SAFETY: as below.
-        unsafe { product.add_rows([a, b], Shared(y.as_mut_ptr()), along) };
-        return Ok(());
-    }
-    // The operand with fewer rows is multiplied with the other, which is read as it is stored; for products of bf16 it is all the same
-    // which of them has fewer, so neither is copied.
-    let x = match operands {
-        [Operand::Floats(Floats::F32(_)), Operand::Floats(Floats::Bf16(_))] if product.in_halves() => 0,
-        [Operand::Floats(Floats::Bf16(_)), Operand::Floats(Floats::F32(_))] if product.in_halves() => 1,
-        _ => product.rows_of(),
-    };
-    let copy;
-    let rows = match operands[x] {
-        Operand::Floats(Floats::F32(rows)) => rows,
-        Operand::Floats(narrow) => {
-            copy = wide(narrow);
-            &copy
-        }
-        Operand::Codes(codes) => {
-            copy = codes.all();
-            &copy
-        }
-    };
-    let y = Shared(y.as_mut_ptr());
-    // SAFETY: `check` made sure that each buffer holds all indices of its type.
-    unsafe {
-        match operands[1 - x] {
-            Operand::Floats(Floats::F32(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
-            Operand::Floats(Floats::Bf16(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
-            Operand::Floats(Floats::F16(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
-            Operand::Codes(w) => product.run((x, rows), w, y, true),
-        }
-    }
-    Ok(())
+/// A contraction at some sizes.
+pub(super) struct Contraction {
+    operands: [Operand; 2],
+    product: Product,
 }
 
-/// What a contraction reads.
+/// What is multiplied: parameters by their numbers.
+enum Operand {
+    Floats(usize),
+    Codes(Coded, [usize; 2]),
+}
+
+/// The same where it lies.
 #[derive(Clone, Copy)]
-enum Operand<'a> {
+enum Elements<'a> {
     Floats(Floats<'a>),
     Codes(Codes<'a>),
+}
+
+impl Contraction {
+    /// Of a kernel without prologues and epilogues. `extents` are those of the body's axes.
+    pub(super) fn new(kernel: &Kernel, extents: &[usize]) -> Result<Contraction, DeviceError> {
+        let body = &kernel.body;
+        let product = body.body.last().filter(|i| i.op == Op::Contract);
+        let inst = product.ok_or_else(|| fail(kernel, "the body is no product"))?;
+        let param = |v: ValueId| {
+            let found = body.params.iter().position(|p| *p == v);
+            found.ok_or_else(|| fail(kernel, "an operand is no parameter"))
+        };
+        let operand = |n: usize| {
+            Ok::<_, DeviceError>(match Coded::of(body, &made_in(body), inst.args[n]) {
+                Some(coded) => Operand::Codes(coded, [param(coded.held[0])?, param(coded.held[1])?]),
+                None => Operand::Floats(param(inst.args[n])?),
+            })
+        };
+        let types = [inst.args[0], inst.args[1], inst.result()].map(|v| &body.ty(v).axes[..]);
+        let plan = ContractPlan::new(types[0], types[1], types[2]);
+        let steps = types.map(|axes| strides(axes, extents));
+        let tensors = [0, 1, 2].map(|n| (types[n], &steps[n][..]));
+        let product = Product::new(&plan, extents, tensors, are_halves(body, &inst.args));
+        Ok(Contraction { operands: [operand(0)?, operand(1)?], product })
+    }
+
+    /// What it takes of each thread's.
+    pub(super) fn takes(&self, takes: &mut Takes) {
+        let Product { m, n, k, .. } = &self.product;
+        takes.floats(copied(m.0.min(n.0), k.0));
+    }
+
+    /// Computes the kernel that this is of.
+    pub(super) fn run(
+        &self,
+        kernel: &Kernel,
+        inputs: &[Option<View<'_>>],
+        output: ViewMut<'_>,
+        spare: &mut Spare,
+    ) -> Result<(), DeviceError> {
+        let product = &self.product;
+        let elements = |n: usize| {
+            let found = match &self.operands[n] {
+                Operand::Floats(param) => inputs[*param].and_then(View::floats).map(Elements::Floats),
+                Operand::Codes(coded, held) => {
+                    codes(coded, held.map(|param| inputs[param])).map(Elements::Codes)
+                }
+            };
+            found.ok_or_else(|| fail(kernel, "a contraction needs floats"))
+        };
+        let operands = [elements(0)?, elements(1)?];
+        let ViewMut::F(y) = output else {
+            return Err(fail(kernel, "the result must be memory of its own"));
+        };
+        if let (Some(along), [Elements::Floats(Floats::F32(a)), Elements::Floats(Floats::F32(b))]) =
+            (product.side_by_side(), operands)
+        {
+            // SAFETY: as below.
+            unsafe { product.add_rows([a, b], Shared(y.as_mut_ptr()), along) };
+            return Ok(());
+        }
+        // The operand with fewer rows is multiplied with the other, which is read as it is stored; for products of bf16 it is all the same
+        // which of them has fewer, so neither is copied.
+        let x = match operands {
+            [Elements::Floats(Floats::F32(_)), Elements::Floats(Floats::Bf16(_))] if product.in_halves() => 0,
+            [Elements::Floats(Floats::Bf16(_)), Elements::Floats(Floats::F32(_))] if product.in_halves() => 1,
+            _ => product.rows_of(),
+        };
+        let len = match operands[x] {
+            Elements::Floats(Floats::F32(_)) => 0,
+            Elements::Floats(narrow) => narrow.len(),
+            Elements::Codes(codes) => codes.len(),
+        };
+        let mut copy = spare.take(true, len)?;
+        let rows = match operands[x] {
+            Elements::Floats(Floats::F32(rows)) => rows,
+            Elements::Floats(narrow) => {
+                widen(narrow, copy.floats());
+                copy.floats()
+            }
+            Elements::Codes(codes) => {
+                codes.all(copy.floats());
+                copy.floats()
+            }
+        };
+        let y = Shared(y.as_mut_ptr());
+        // SAFETY: `check` made sure that each buffer holds all indices of its type.
+        unsafe {
+            match operands[1 - x] {
+                Elements::Floats(Floats::F32(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
+                Elements::Floats(Floats::Bf16(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
+                Elements::Floats(Floats::F16(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
+                Elements::Codes(w) => product.run((x, rows), w, y, true),
+            }
+        }
+        spare.give(copy);
+        Ok(())
+    }
 }
 
 /// The codes of an operand, in the memory of its words and scales.
@@ -125,21 +174,26 @@ pub(super) fn codes<'a>(coded: &Coded, held: [Option<View<'a>>; 2]) -> Option<Co
 /// A product of two strided tensors, summed over their common axes into a third: matrix products in loops.
 pub(super) struct Product {
     /// What does not fit into one matrix, where results differ.
-    outer: Vec<Loop<3>>,
+    outer: Loops<3>,
     m: Loop<3>,
     n: Loop<3>,
     k: Loop<3>,
     /// What does not fit into one matrix, where results add up.
-    inner: Vec<Loop<3>>,
+    inner: Loops<3>,
     /// Whether both operands are of [type](are_halves) bf16.
     halves: bool,
 }
 
 impl Product {
-    /// For two operands and a result, given by their axes and steps. Both operands may be of [type](are_halves) bf16.
-    pub(super) fn new(extents: &[usize], tensors: [(&[AxisId], &[usize]); 3], halves: bool) -> Product {
-        let plan = ContractPlan::new(tensors[0].0, tensors[1].0, tensors[2].0);
-        let loops = |group: &[AxisId]| -> Vec<Loop<3>> {
+    /// For two operands and a result, given by their axes and steps, and the plan for these axes. Both operands may be of
+    /// [type](are_halves) bf16.
+    pub(super) fn new(
+        plan: &ContractPlan,
+        extents: &[usize],
+        tensors: [Strided<'_>; 3],
+        halves: bool,
+    ) -> Product {
+        let loops = |group: &[AxisId]| -> Loops<3> {
             let one = |&axis: &AxisId| {
                 (extents[axis.0 as usize], tensors.map(|(axes, steps)| step(axis, axes, steps)))
             };
@@ -148,8 +202,8 @@ impl Product {
         let (mut outer, mut m, mut n, mut inner) =
             (loops(&plan.batch), loops(&plan.m), loops(&plan.n), loops(&plan.k));
         let (gm, gn, gk) = (take_longest(&mut m), take_longest(&mut n), take_longest(&mut inner));
-        outer.append(&mut m);
-        outer.append(&mut n);
+        outer.extend(m);
+        outer.extend(n);
         Product { outer, m: gm, n: gn, k: gk, inner, halves }
     }
 

@@ -5,6 +5,7 @@
 //! columns (*axpy*).
 
 use super::simd::{Element, Plain, Simd, Unit};
+use super::spare::with_floats;
 
 /// Rows that are carried through the matrix together.
 const ROWS: usize = 4;
@@ -60,22 +61,24 @@ pub(super) unsafe fn product<E: Element>(
     (n, k): (usize, usize),
     add: bool,
 ) {
-    let mut copied = Vec::new();
-    // SAFETY: by the caller.
-    let x = if matrix.along == 1 { unsafe { dense::<E>(unit, x, k, &mut copied) } } else { x };
-    // SAFETY: by the caller, and since the unit is one that the CPU has.
-    unsafe {
-        match unit {
-            Unit::Plain => rows::<Plain, E>(x, matrix, y, (n, k), add),
-            #[cfg(target_arch = "x86_64")]
-            Unit::Avx2 => avx2(x, matrix, y, (n, k), add),
-            #[cfg(target_arch = "x86_64")]
-            Unit::Avx512 => avx512(x, matrix, y, (n, k), add),
+    with_floats(|copied| {
+        // SAFETY: by the caller.
+        let x = if matrix.along == 1 { unsafe { dense::<E>(unit, x, k, copied) } } else { x };
+        // SAFETY: by the caller, and since the unit is one that the CPU has.
+        unsafe {
+            match unit {
+                Unit::Plain => rows::<Plain, E>(x, matrix, y, (n, k), add),
+                #[cfg(target_arch = "x86_64")]
+                Unit::Avx2 => avx2(x, matrix, y, (n, k), add),
+                #[cfg(target_arch = "x86_64")]
+                Unit::Avx512 => avx512(x, matrix, y, (n, k), add),
+            }
         }
-    }
+    });
 }
 
-/// Rows with the `k` numbers of each side by side, in the order in which those of a matrix are loaded; copied if they are not so.
+/// Rows with the `k` numbers of each side by side, in the order in which those of a matrix are loaded; copied if they are not so, in the place
+/// of what was copied before.
 ///
 /// # Safety
 /// They must be readable.
@@ -88,6 +91,7 @@ pub(super) unsafe fn dense<E: Element>(
     if x.step == 1 && !E::ALTERNATE {
         return x;
     }
+    copied.clear();
     copied.reserve(x.count * k);
     for row in 0..x.count {
         // SAFETY: by the caller.

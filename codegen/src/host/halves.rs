@@ -146,6 +146,15 @@ pub(super) unsafe fn product(
     PACKED.set(packed);
 }
 
+/// Has this thread have room for so many words.
+pub(super) fn reserve(words: usize) {
+    let mut packed = PACKED.take();
+    if packed.len() < words {
+        packed.resize(words, 0);
+    }
+    PACKED.set(packed);
+}
+
 thread_local! {
     /// Where lines across are packed, or rows are rounded.
     static PACKED: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };

@@ -4,14 +4,18 @@
 //! points side by side. What remains of a value when the outer axes are fixed is its *row*: a dense
 //! vector in a lane of the thread. An instruction makes one row from others by walking strided loops.
 
+use std::ops::Range;
+
 use latentc_ir::{AxisId, DType, Fields, Function, Inst, Op, ValueId};
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
-use super::vector::{Fault, Lane, What};
-use super::walk::{Nest, offset, step};
+use super::spare::{Own, Takes};
+use super::vector::{Fault, What};
+use super::walk::{Nest, index, offset, step};
 use super::{Shared, View, ViewMut};
 use crate::device::DeviceError;
-use crate::map::{MapPlan, moved_axes, strides};
+use crate::map::{MapPlan, Steps, moved_axes, strides};
 use crate::program::Kernel;
 
 /// Rows of about this many elements keep lanes in the cache and the cost of an instruction's start small.
@@ -19,16 +23,6 @@ const ROW: usize = 1024;
 
 /// Below this many elements a launch is not worth a second thread.
 const SMALL: usize = 1 << 14;
-
-/// Runs a map kernel. `extents` are those of the body's axes.
-pub(super) fn run(
-    kernel: &Kernel,
-    inputs: &[Option<View<'_>>],
-    output: ViewMut<'_>,
-    extents: &[usize],
-) -> Result<(), DeviceError> {
-    Machine::compile(kernel, extents, None)?.run(kernel, inputs, output)
-}
 
 #[derive(Clone, Copy)]
 enum Out {
@@ -93,8 +87,18 @@ struct Store {
     nest: Nest<2>,
     /// The lane of the result and its length, if its row lies in the output as it does in the lane: it is made there.
     direct: Option<(usize, usize)>,
-    /// For an append: the positions, the loops over them (steps of position, row and output), the cache's step and extent.
-    positions: Option<(Source, Nest<3>, usize, usize)>,
+    /// Of an append.
+    positions: Option<Positions>,
+}
+
+/// Where an append puts rows.
+struct Positions {
+    source: Source,
+    /// The loops over positions, rows and output.
+    rows: Nest<3>,
+    /// The cache's axis of positions and the step along it. Its extent may be another in each run.
+    axis: AxisId,
+    step: usize,
 }
 
 impl Machine {
@@ -134,37 +138,49 @@ impl Machine {
         Ok(Machine { outer, points, replaced, instrs, lanes, work, store })
     }
 
-    /// Computes the kernel that these are the instructions of.
+    /// What it takes of each thread's.
+    pub(super) fn takes(&self, takes: &mut Takes) {
+        self.lanes.iter().enumerate().for_each(|(n, lane)| takes.lane(n, lane.len));
+        self.instrs.iter().for_each(|instr| takes.row(instr.what.row()));
+    }
+
+    /// Computes the kernel that these are the instructions of. `extents` are those of the body's axes: as before, but that of an axis that is
+    /// appended to.
     pub(super) fn run(
         &self,
         kernel: &Kernel,
         inputs: &[Option<View<'_>>],
         output: ViewMut<'_>,
+        extents: &[usize],
     ) -> Result<(), DeviceError> {
         let out = match output {
             ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
             ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
         };
-        let in_place = |lane: usize| self.store.direct.is_some_and(|(direct, _)| direct == lane);
-        let lane = |(n, l): (usize, &LaneType)| Lane::new(l.float, if in_place(n) { 0 } else { l.len });
-        let lanes = || self.lanes.iter().enumerate().map(lane).collect::<Vec<_>>();
-        let point = |p: usize, lanes: &mut [Lane]| self.point((kernel, inputs), p, lanes, out);
+        let from = (kernel, inputs, extents);
+        let rows = |points: Range<usize>| {
+            Own::with(self.lanes.len(), |own| {
+                for (n, lane) in self.lanes.iter().enumerate() {
+                    let in_place = self.store.direct.is_some_and(|(direct, _)| direct == n);
+                    own.lanes[n].fit(lane.float, if in_place { 0 } else { lane.len });
+                }
+                points.into_iter().try_for_each(|p| self.point(from, p, own, out))
+            })
+        };
         if self.points * self.work < SMALL {
-            let mut lanes = lanes();
-            return (0..self.points).try_for_each(|p| point(p, &mut lanes));
+            return rows(0..self.points);
         }
         let chunk = (SMALL / self.work).clamp(1, 1 << 16);
-        (0..self.points.div_ceil(chunk)).into_par_iter().try_for_each_init(lanes, |lanes, c| {
-            (c * chunk..self.points.min((c + 1) * chunk)).try_for_each(|p| point(p, lanes))
-        })
+        let chunks = (0..self.points.div_ceil(chunk)).into_par_iter();
+        chunks.try_for_each(|c| rows(c * chunk..self.points.min((c + 1) * chunk)))
     }
 
     /// Computes the rows of one outer point.
     fn point(
         &self,
-        (kernel, inputs): (&Kernel, &[Option<View<'_>>]),
+        (kernel, inputs, extents): (&Kernel, &[Option<View<'_>>], &[usize]),
         point: usize,
-        lanes: &mut [Lane],
+        Own { lanes, room, .. }: &mut Own,
         out: Out,
     ) -> Result<(), DeviceError> {
         let at = |steps: &[usize]| offset(point, &self.outer, steps);
@@ -184,7 +200,7 @@ impl Machine {
         }
         for instr in &self.instrs {
             // The result's lane is taken out, so that the others can be read meanwhile; no instruction reads what it writes.
-            let mut lane = std::mem::replace(&mut lanes[instr.lane], Lane::I(Vec::new()));
+            let mut lane = std::mem::take(&mut lanes[instr.lane]);
             let done = {
                 let result = match (out, s.direct) {
                     // SAFETY: `check` made sure that the output holds all indices of its type, and this point's row is a block of
@@ -206,11 +222,7 @@ impl Machine {
                         Place::Input(i) => tail(inputs[i], start),
                     }
                 };
-                instr.what.run(&arg, result, &|axis| {
-                    let mut steps = vec![0; self.outer.len()];
-                    steps[axis] = 1;
-                    at(&steps)
-                })
+                instr.what.run(&arg, result, &|axis| index(point, &self.outer, axis), room)
             };
             lanes[instr.lane] = lane;
             done.map_err(|e| fault(kernel, e))?;
@@ -235,7 +247,8 @@ impl Machine {
         };
         match &s.positions {
             None => s.nest.each(|[to, from], n, steps| write(to, from, n, steps)),
-            Some((source, rows, cache_step, extent)) => {
+            Some(Positions { source, rows, axis, step }) => {
+                let extent = extents[axis.0 as usize];
                 let View::I(pos) = view(source) else {
                     return Err(fail(kernel, "positions are integers"));
                 };
@@ -243,17 +256,16 @@ impl Machine {
                 rows.each(|[p, from, to], n, steps| {
                     for i in 0..n {
                         let position = pos[p + i * steps[0]];
-                        if position < 0 || position as usize >= *extent {
+                        if position < 0 || position as usize >= extent {
                             fault = Some(i64::from(position));
                             continue;
                         }
-                        let (from, to) =
-                            (from + i * steps[1], to + i * steps[2] + position as usize * cache_step);
+                        let (from, to) = (from + i * steps[1], to + i * steps[2] + position as usize * step);
                         s.nest.each(|[t, f], n, steps| write(to + t, from + f, n, steps));
                     }
                 });
                 if let Some(index) = fault {
-                    return Err(DeviceError::Index { kernel: kernel.name.clone(), index, size: *extent });
+                    return Err(DeviceError::Index { kernel: kernel.name.clone(), index, size: extent });
                 }
             }
         }
@@ -372,7 +384,7 @@ impl Compiler<'_> {
     }
 
     /// Where a value's row is, its axes, and the steps along them.
-    fn source(&self, v: ValueId) -> (Source, Vec<AxisId>, Vec<usize>) {
+    fn source(&self, v: ValueId) -> (Source, Vec<AxisId>, Steps) {
         let axes = &self.body.ty(v).axes;
         match self.lane_of[v.0 as usize] {
             Some(lane) => {
@@ -401,7 +413,7 @@ impl Compiler<'_> {
         Replaced { lane, outer, nest: self.nest(&row, [(&row, &row_steps), (&axes, &steps)]) }
     }
 
-    fn new_lane(&mut self, v: ValueId) -> (usize, Vec<AxisId>, Vec<usize>) {
+    fn new_lane(&mut self, v: ValueId) -> (usize, Vec<AxisId>, Steps) {
         let row = self.row(v);
         let len = row.iter().map(|&a| self.extent(a)).product();
         self.work += len;
@@ -571,10 +583,13 @@ impl Compiler<'_> {
             outer: self.outer.iter().map(|&a| step(a, out, &place)).collect(),
             nest: self.nest(&rest, [(out, &place), (&axes, &steps)]),
             direct: None,
-            positions: Some((pos, rows, step(to, out, &out_steps), self.extent(to))),
+            positions: Some(Positions { source: pos, rows, axis: to, step: step(to, out, &out_steps) }),
         }
     }
 }
+
+/// Axes of a tensor, of which few have more.
+pub(super) type Axes = SmallVec<[AxisId; 6]>;
 
 /// A tensor's axes and the steps along them.
 pub(super) type Strided<'a> = (&'a [AxisId], &'a [usize]);
@@ -623,8 +638,8 @@ pub(super) fn split(
     axis: AxisId,
     into: &[AxisId],
     extents: &[usize],
-) -> (Vec<AxisId>, Vec<usize>) {
-    let (mut new_axes, mut new_steps) = (Vec::new(), Vec::new());
+) -> (Axes, Steps) {
+    let (mut new_axes, mut new_steps) = (Axes::new(), Steps::new());
     for (&a, &s) in axes.iter().zip(steps) {
         if a == axis {
             for (&part, inner) in into.iter().zip(strides(into, extents)) {

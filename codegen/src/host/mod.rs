@@ -17,6 +17,7 @@ mod multiply;
 mod prepared;
 mod scatter;
 mod simd;
+mod spare;
 mod stream;
 mod vector;
 mod walk;
@@ -30,8 +31,10 @@ use half::{bf16, f16};
 use latentc_ir::{DType, Type};
 use memmap2::{MmapOptions, MmapRaw};
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
-use self::prepared::{Block, Prepared};
+use self::prepared::Prepared;
+use self::spare::{Spare, Takes};
 use crate::device::{Data, Device, DeviceError, Floats, Launch, Remembered, SharedFloats};
 use crate::memory::Layout;
 use crate::program::Kernel;
@@ -41,6 +44,10 @@ pub struct Host {
     /// What launches come to, by their [`key`](Launch::key): to find it out takes longer than some kernels run on one row.
     prepared: Remembered<Prepared>,
     spare: Spare,
+    /// What all threads have.
+    takes: Takes,
+    /// Those of the axes of a launch, while it runs.
+    extents: Vec<usize>,
     most: usize,
 }
 
@@ -56,32 +63,13 @@ const LONG: usize = 1 << 22;
 
 impl Default for Host {
     fn default() -> Host {
-        Host { prepared: Remembered::default(), spare: Spare::default(), most: MOST }
-    }
-}
-
-/// Memory that launches need for themselves, kept from one to the next: pages that the system has to find and to clear cost more
-/// than most of what is done with them.
-#[derive(Debug, Default)]
-struct Spare(Vec<Vec<f32>>);
-
-impl Spare {
-    /// So many elements or more, with any content: the shortest piece that is long enough, or a longer one in the place of the
-    /// longest.
-    fn take(&mut self, len: usize) -> Result<Vec<f32>, DeviceError> {
-        let enough = (0..self.0.len()).filter(|&i| self.0[i].len() >= len).min_by_key(|&i| self.0[i].len());
-        if let Some(i) = enough {
-            return Ok(self.0.swap_remove(i));
+        Host {
+            prepared: Remembered::default(),
+            spare: Spare::default(),
+            takes: Takes::default(),
+            extents: Vec::new(),
+            most: MOST,
         }
-        if let Some(longest) = (0..self.0.len()).max_by_key(|&i| self.0[i].len()) {
-            self.0.swap_remove(longest);
-        }
-        zeros(DType::F32, len)
-    }
-
-    /// Gives a piece back.
-    fn give(&mut self, v: Vec<f32>) {
-        self.0.push(v);
     }
 }
 
@@ -115,8 +103,9 @@ impl Host {
             return Ok(found);
         }
         let made = Arc::new(Prepared::new(kernel, sizes, self.most)?);
+        self.takes.bring(&made.takes());
         if let Some(key) = key {
-            self.prepared.keep(key, sizes, &made);
+            self.prepared.keep(key, &made.sizes, &made);
         }
         Ok(made)
     }
@@ -124,35 +113,26 @@ impl Host {
     fn run(
         &mut self,
         kernel: &Kernel,
-        prepared: &Prepared,
         inputs: &[Option<&Buffer>],
         output: &mut Buffer,
+        sizes: &[usize],
+        key: Option<u64>,
     ) -> Result<(), DeviceError> {
-        let Prepared { extents, blocks } = prepared;
+        let prepared = self.prepared(kernel, sizes, key)?;
+        prepared.extents(sizes, &mut self.extents);
+        let fail = |why: &str| Err(map::fail(kernel, why));
         // What the result takes the place of is read through the output: no reference may be to what is written.
         let replaced = inputs.iter().position(|b| b.is_some_and(|b| b.is_at(output)));
         let apart =
             |(n, b): (usize, &Option<&Buffer>)| Some(n) == replaced || b.is_none_or(|b| !b.meets(output));
         if !inputs.iter().enumerate().all(apart) {
-            let why = "the output has elements of an input".to_owned();
-            return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why });
+            return fail("the output has elements of an input");
         }
         let apart = inputs.iter().enumerate().map(|(n, b)| b.filter(|_| Some(n) != replaced));
-        let views: Vec<_> = apart.map(|b| b.map(Buffer::view)).collect();
-        check(kernel, &views, output, extents)?;
-        let Some(mut output) = output.view_mut() else {
-            let why = "the output is read-only".to_owned();
-            return Err(DeviceError::Kernel { kernel: kernel.name.clone(), why });
-        };
-        for Block { pieces, starts, result } in blocks {
-            let params = kernel.body.params.iter().zip(&views).zip(starts);
-            let params = params.map(|((&v, &view), &start)| match start {
-                0 => (v, view),
-                _ => (v, view.map(|view| map::tail(Some(view), start))),
-            });
-            pieces.run(params, output.part(result.clone()), replaced, &mut self.spare)?;
-        }
-        Ok(())
+        let views: SmallVec<[_; 10]> = apart.map(|b| b.map(Buffer::view)).collect();
+        check(kernel, &views, output, &self.extents)?;
+        let Some(output) = output.view_mut() else { return fail("the output is read-only") };
+        prepared.run(kernel, &views, output, replaced, &mut self.extents, &mut self.spare)
     }
 }
 
@@ -283,12 +263,28 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Floats in f32 and in one piece, as all loops can read them.
-    fn widened(self) -> Option<Vec<f32>> {
+    /// Puts floats somewhere in f32 and in one piece, as all loops can read them.
+    fn widen(self, to: &mut [f32]) {
         match self {
-            View::Stack(s) => Some((0..s.pieces()).flat_map(|n| multiply::wide(s.piece(n))).collect()),
-            view => view.floats().map(multiply::wide),
+            View::Stack(s) => {
+                let each = s.piece(0).len().max(1);
+                to.chunks_mut(each).enumerate().for_each(|(n, to)| multiply::widen(s.piece(n), to));
+            }
+            view => {
+                if let Some(floats) = view.floats() {
+                    multiply::widen(floats, to);
+                }
+            }
         }
+    }
+
+    /// The same in memory of their own; `None` if they are integers.
+    fn widened(self) -> Option<Vec<f32>> {
+        self.is_float().then(|| {
+            let mut wide = vec![0.0; self.len()];
+            self.widen(&mut wide);
+            wide
+        })
     }
 }
 
@@ -412,6 +408,17 @@ impl Device for Host {
         }
     }
 
+    fn refill(&mut self, old: Option<Buffer>, dtype: DType, data: &Data) -> Result<Buffer, DeviceError> {
+        match (old, data) {
+            (Some(Buffer::I32(mut held)), Data::I32(data)) if !dtype.is_float() => {
+                held.clear();
+                held.extend_from_slice(data);
+                Ok(Buffer::I32(held))
+            }
+            (_, data) => self.upload(dtype, data.clone()),
+        }
+    }
+
     fn share(&mut self, data: Arc<dyn SharedFloats>) -> Option<Buffer> {
         Some(Buffer::Shared(data))
     }
@@ -485,16 +492,18 @@ impl Device for Host {
         output: &mut Buffer,
         sizes: &[usize],
     ) -> Result<(), DeviceError> {
-        let prepared = self.prepared(kernel, sizes, None)?;
-        self.run(kernel, &prepared, inputs, output)
+        self.run(kernel, inputs, output, sizes, None)
     }
 
-    fn launch_together(&mut self, launches: Vec<Launch<'_, Buffer>>) -> Result<(), DeviceError> {
+    fn launch_together(
+        &mut self,
+        launches: &mut dyn Iterator<Item = Launch<'_, Buffer>>,
+    ) -> Result<(), DeviceError> {
         awake::stay();
-        launches.into_iter().try_for_each(|Launch { kernel, inputs, output, sizes, key, still: _ }| {
-            let prepared = self.prepared(kernel, sizes, key)?;
-            self.run(kernel, &prepared, inputs, output)
-        })
+        for Launch { kernel, inputs, output, sizes, key, still: _ } in launches {
+            self.run(kernel, inputs, output, sizes, key)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,15 +1,15 @@
 //! A matrix product on the CPU, by what it is bound by: a few rows stream the matrix as it is stored ([`few`]), many go to the
 //! `gemm` crate, or to the CPU's own products of bf16 where both operands are of that type ([`halves`](super::halves)).
 
-use std::cell::Cell;
-
 use gemm::Parallelism;
 use latentc_ir::{DType, Function, ValueId};
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
 use super::Shared;
 use super::few::{self, Dense, Matrix, Rows};
 use super::simd::{Element, Held, Unit, on_best_unit};
+use super::spare::with_floats;
 use crate::device::Floats;
 
 /// With so many rows or less a product waits for the matrix, not for arithmetic, or would wait for it to be packed.
@@ -156,6 +156,11 @@ impl Way {
     }
 }
 
+/// How many floats so many rows of `k` are, at most, where they are few and brought into another order, or into registers' length.
+pub(super) fn copied(rows: usize, k: usize) -> usize {
+    rows.min(FEW) * k.next_multiple_of(2 * few::LANES)
+}
+
 /// So many columns of `k` as have about so many elements, but not so many that a thread has none. They fill two registers side by side.
 fn columns_of(elements: usize, n: usize, k: usize) -> usize {
     let each = n.div_ceil(rayon::current_num_threads()).max(1);
@@ -238,38 +243,34 @@ pub(super) unsafe fn product(
         // SAFETY: by the caller.
         return unsafe { gemm(x, matrix, y, (n, k), add, parallelism) };
     }
-    // A thread that waits for others may begin another product meanwhile, and then finds nothing here.
-    let mut turned = SCRATCH.take();
-    if turned.len() < x.count * n {
-        turned.resize(x.count * n, 0.0);
-    }
-    let to = Rows { data: turned.as_mut_ptr(), count: x.count, row: 1, step: x.count };
-    // SAFETY: by the caller, and there is so much scratch.
-    unsafe { gemm(x, matrix, to, (n, k), false, parallelism) };
-    let data = Shared(y.data);
-    let block = |first: usize| {
-        let rows = first..x.count.min(first + SIDE);
-        // SAFETY: by the caller; each row is in one block.
-        let lines = rows.map(|row| unsafe { std::slice::from_raw_parts_mut(data.get().add(row * y.row), n) });
-        turn(&turned, x.count, first, &mut lines.collect::<Vec<_>>(), add);
-    };
-    let blocks = x.count.div_ceil(SIDE);
-    match parallelism {
-        Parallelism::None => (0..blocks).for_each(|n| block(n * SIDE)),
-        Parallelism::Rayon(_) => (0..blocks).into_par_iter().for_each(|n| block(n * SIDE)),
-    }
-    SCRATCH.set(turned);
+    with_floats(|turned| {
+        if turned.len() < x.count * n {
+            turned.resize(x.count * n, 0.0);
+        }
+        let to = Rows { data: turned.as_mut_ptr(), count: x.count, row: 1, step: x.count };
+        // SAFETY: by the caller, and there is so much scratch.
+        unsafe { gemm(x, matrix, to, (n, k), false, parallelism) };
+        let data = Shared(y.data);
+        let block = |first: usize| {
+            let rows = first..x.count.min(first + SIDE);
+            let line = |row: usize| {
+                // SAFETY: by the caller; each row is in one block.
+                unsafe { std::slice::from_raw_parts_mut(data.get().add(row * y.row), n) }
+            };
+            turn(turned, x.count, first, &mut rows.map(line).collect::<SmallVec<[_; SIDE]>>(), add);
+        };
+        let blocks = x.count.div_ceil(SIDE);
+        match parallelism {
+            Parallelism::None => (0..blocks).for_each(|n| block(n * SIDE)),
+            Parallelism::Rayon(_) => (0..blocks).into_par_iter().for_each(|n| block(n * SIDE)),
+        }
+    });
 }
 
 /// Elements of a result that is turned at most, so that each thread keeps little for it: 16 MiB.
 const TURNED: usize = 1 << 22;
 /// Rows and columns that are turned at once.
 const SIDE: usize = 16;
-
-thread_local! {
-    /// Where products are made transposed.
-    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
 
 on_best_unit! {
     /// Writes rows of a matrix, or adds them, from one in which columns of `height` are contiguous: the first row is `first`.
@@ -332,11 +333,11 @@ unsafe fn gemm(
     }
 }
 
-/// Floats in f32: what is small is not worth another loop.
-pub(super) fn wide(floats: Floats<'_>) -> Vec<f32> {
+/// Puts floats somewhere in f32: what is small is not worth another loop.
+pub(super) fn widen(floats: Floats<'_>, to: &mut [f32]) {
     match floats {
-        Floats::F32(x) => x.to_vec(),
-        Floats::Bf16(x) => x.iter().map(|x| x.wide()).collect(),
-        Floats::F16(x) => x.iter().map(|x| x.wide()).collect(),
+        Floats::F32(x) => to.copy_from_slice(x),
+        Floats::Bf16(x) => to.iter_mut().zip(x).for_each(|(to, x)| *to = x.wide()),
+        Floats::F16(x) => to.iter_mut().zip(x).for_each(|(to, x)| *to = x.wide()),
     }
 }

@@ -10,9 +10,10 @@ use latentc_ir::AxisId;
 use rayon::prelude::*;
 
 use super::few::{Dense, Matrix, Rows};
-use super::multiply::{product, wide};
-use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
-use super::{Shared, Spare, View, ViewMut};
+use super::multiply::{product, widen};
+use super::spare::Spare;
+use super::walk::{Loop, Loops, merge, offset, place, step, take_longest, turns};
+use super::{Shared, View, ViewMut};
 use crate::device::{DeviceError, Floats};
 use crate::map::strides;
 use crate::program::Kernel;
@@ -44,7 +45,11 @@ pub(super) fn run(
         let x = view(factor).and_then(View::floats).ok_or_else(wrong)?;
         copies.push(match x {
             Floats::F32(x) => Cow::Borrowed(x),
-            narrow => Cow::Owned(wide(narrow)),
+            narrow => {
+                let mut wide = vec![0.0; narrow.len()];
+                widen(narrow, &mut wide);
+                Cow::Owned(wide)
+            }
         });
     }
     copies.resize(2, Cow::Borrowed(&[1.0]));
@@ -81,7 +86,7 @@ pub(super) fn run(
         let groups = Groups { index, row_extents: &row_extents, size, step: e_step };
         return groups.multiply([side(0), side(1)], y, spare);
     }
-    let mut loops: Vec<Loop<3>> = merge(plan.columns.iter().map(|&a| {
+    let mut loops: Loops<3> = merge(plan.columns.iter().map(|&a| {
         let [p, q] = [0, 1].map(|n| step(a, x_axes[n], &x_steps[n]));
         (extent(&a), [p, q, step(a, y_axes, &y_steps)])
     }));
@@ -124,7 +129,7 @@ struct Side<'a> {
     /// From one row to the next, along each axis of the index.
     row: &'a [usize],
     /// Its columns, with steps in the factor, in a dense row of them, and in the result.
-    loops: Vec<Loop<3>>,
+    loops: Loops<3>,
 }
 
 /// Rows that belong together by an index.
@@ -144,9 +149,10 @@ impl Groups<'_> {
         self.index.iter().enumerate().for_each(|(row, &e)| of[e as usize].push(row));
         let order: Vec<usize> = of.iter().flatten().copied().collect();
         let widths = [0, 1].map(|n| turns(&sides[n].loops));
-        let mut packed = [spare.take(order.len() * widths[0])?, spare.take(order.len() * widths[1])?];
+        let mut packed =
+            [spare.take(true, order.len() * widths[0])?, spare.take(true, order.len() * widths[1])?];
         for (n, side) in sides.iter().enumerate() {
-            let rows = packed[n][..order.len() * widths[n]].par_chunks_mut(widths[n].max(1));
+            let rows = packed[n].floats().par_chunks_mut(widths[n].max(1));
             rows.zip(&order).for_each(|(to, &row)| {
                 let from = &side.x[offset(row, self.row_extents, side.row)..];
                 match side.loops[..] {
@@ -172,7 +178,7 @@ impl Groups<'_> {
             start += rows.len();
         }
         let out = Shared(y.as_mut_ptr());
-        let [a, b] = [&packed[0], &packed[1]];
+        let [a, b] = packed.each_mut().map(|lane| &*lane.floats());
         // The step along an axis of one element is never taken.
         let step = |(extent, steps): Loop<3>, of: usize| if extent == 1 { 1 } else { steps[of] };
         tasks.par_iter().for_each(|&(e, start, count, outer, first)| {

@@ -6,24 +6,28 @@
 //! tile by tile and gone with it. Threads share out batch and rows; if there are fewer of these than threads, also the
 //! streamed axis, whose parts are merged in order.
 
-use std::borrow::Cow;
+mod leaf;
 
 use gemm::Parallelism;
-use latentc_ir::{AxisId, DType, Function, Inst, Op, Reduce, ValueId};
+use latentc_ir::{AxisId, Function, Inst, Op, Reduce, ValueId};
 use rayon::prelude::*;
+use smallvec::{SmallVec, smallvec};
 
+use self::leaf::{Form, Leaf};
 use super::contract::Product;
 use super::few::{Dense, Matrix, Rows};
-use super::map::{self, elementwise, fail, fault, nest, scatter, split, tail};
+use super::map::{Strided, elementwise, fail, fault, nest, scatter};
 use super::multiply::{Way, are_halves, multiply};
 use super::simd::exp;
-use super::vector::{Lane, What, exponentials, folded};
-use super::walk::{Loop, merge, offset, place, step, take_longest, turns};
-use super::{Buffer, Shared, View, ViewMut};
+use super::spare::{Lane, Own, Spare, Takes};
+use super::vector::{What, exponentials, folded};
+use super::walk::{Loops, merge, offset, place, step, take_longest, turns};
+use super::{Shared, View, ViewMut};
+use crate::contract::ContractPlan;
 use crate::device::DeviceError;
-use crate::map::strides;
-use crate::program::{Kernel, KernelKind};
-use crate::stream::{Monoid, Read, StreamPlan, cone, defined, is_elementwise};
+use crate::map::{Steps, strides};
+use crate::program::Kernel;
+use crate::stream::{Monoid, StreamPlan, cone, defined, is_elementwise};
 
 /// Rows of a tile, at most.
 const ROWS: usize = 128;
@@ -37,181 +41,37 @@ const POSITIONS: usize = 128;
 /// Below this many multiply-adds a launch is not worth a second thread.
 const SMALL: usize = 1 << 15;
 
-/// Runs a streamed fold. `extents` are those of the body's axes.
-pub(super) fn run(
-    kernel: &Kernel,
-    inputs: &[Option<View<'_>>],
-    output: ViewMut<'_>,
-    extents: &[usize],
-) -> Result<(), DeviceError> {
-    let out = match output {
-        ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
-        ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
-    };
-    let mut s = Stream::new(kernel, inputs, extents, out)?;
-    let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
-    let (batch, rows, columns) = (size(&s.plan.batch), size(&s.plan.m), size(&s.plan.n));
-    if batch * rows * columns == 0 {
-        return Ok(());
-    }
-    let positions = extents[s.plan.along.0 as usize];
-    let units = batch * s.rows.iter().map(|r| r.1).product::<usize>();
-    let threads = rayon::current_num_threads();
-    if units < threads {
-        // Each thread has a tile at least, as in decode, where few rows would fill one with all positions.
-        let most = positions.div_ceil(threads.div_ceil(units));
-        s.positions = s.fit(most.max(POSITIONS));
-    }
-    let tiles = positions.div_ceil(s.positions);
-    if batch * rows * positions * columns < SMALL {
-        return (0..units).try_for_each(|u| s.finish(u, s.part(u, 0..tiles)?));
-    }
-    if units >= threads || tiles < 2 {
-        return (0..units).into_par_iter().try_for_each(|u| s.finish(u, s.part(u, 0..tiles)?));
-    }
-    let parts = tiles.min(threads.div_ceil(units));
-    let from = |p: usize| p * tiles / parts;
-    let states: Result<Vec<_>, _> = (0..units * parts)
-        .into_par_iter()
-        .map(|n| s.part(n / parts, from(n % parts)..from(n % parts + 1)))
-        .collect();
-    let mut states = states?.into_iter();
-    for unit in 0..units {
-        let mut of_unit = states.by_ref().take(parts);
-        let first = of_unit.next().expect("each unit has a part");
-        s.finish(unit, of_unit.fold(first, State::merge))?;
-    }
-    Ok(())
-}
-
-#[derive(Clone, Copy)]
-enum Out {
-    F(Shared<f32>),
-    I(Shared<i32>),
-}
-
-/// What is known of some positions for each row.
-struct State {
-    by: Monoid,
-    /// The largest score, but no less than the least float. Of a softmax; else it stays as it is.
-    max: Vec<f32>,
-    /// The sum of exponentials of scores less the maximum. Of a softmax.
-    sum: Vec<f32>,
-    /// The values times these exponentials, or weights, added up; or the largest weights. Rows of all of `n`.
-    acc: Vec<f32>,
-}
-
-impl State {
-    fn new(by: Monoid, rows: usize, columns: usize) -> State {
-        let nothing = if by == Monoid::Max { f32::NEG_INFINITY } else { 0.0 };
-        State { by, max: vec![f32::MIN; rows], sum: vec![0.0; rows], acc: vec![nothing; rows * columns] }
-    }
-
-    /// Both together.
-    fn merge(mut self, other: State) -> State {
-        let both = self.acc.iter_mut().zip(&other.acc);
-        match self.by {
-            Monoid::Softmax => {}
-            Monoid::Sum => {
-                both.for_each(|(a, b)| *a += b);
-                return self;
-            }
-            Monoid::Max => {
-                both.for_each(|(a, b)| *a = a.max(*b));
-                return self;
-            }
-        }
-        let columns = self.acc.len() / self.max.len().max(1);
-        for r in 0..self.max.len() {
-            let max = self.max[r].max(other.max[r]);
-            let (mine, theirs) = (exp(self.max[r] - max), exp(other.max[r] - max));
-            self.max[r] = max;
-            self.sum[r] = self.sum[r] * mine + other.sum[r] * theirs;
-            let row = r * columns..(r + 1) * columns;
-            for (a, b) in self.acc[row.clone()].iter_mut().zip(&other.acc[row]) {
-                *a = *a * mine + b * theirs;
-            }
-        }
-        self
-    }
-}
-
-/// Where a leaf's elements are.
-struct Leaf<'a> {
-    data: Held<'a>,
-    offset: usize,
-    axes: Vec<AxisId>,
-    steps: Vec<usize>,
-    /// Where positions of the streamed axis lie, if it is not one behind the other.
-    pages: Option<Pages<'a>>,
-}
-
-/// The table of pages that a leaf lies in.
-#[derive(Clone)]
-struct Pages<'a> {
-    table: &'a [i32],
-    axes: Vec<AxisId>,
-    steps: Vec<usize>,
-    /// The step from one page to the next.
-    next: usize,
-    /// The streamed axis.
-    along: AxisId,
-    /// Positions of a page.
-    page: usize,
-}
-
-impl Pages<'_> {
-    /// The slot of the first position of a tile.
-    fn slot(&self, from: &[usize]) -> usize {
-        let position = from[self.along.0 as usize];
-        let of_sequence = self.axes.iter().zip(&self.steps).map(|(a, step)| from[a.0 as usize] * step);
-        let place = self.table[of_sequence.sum::<usize>() + position / self.page * self.next];
-        place as usize * self.page + position % self.page
-    }
-}
-
-enum Held<'a> {
-    View(View<'a>),
-    Own(Buffer),
-}
-
-/// A launch.
-struct Stream<'a> {
-    kernel: &'a Kernel,
-    body: &'a Function,
+/// A streamed fold at some sizes, whatever the streamed axis is long.
+pub(super) struct Fold {
     plan: StreamPlan,
-    extents: &'a [usize],
-    leaves: Vec<Option<Leaf<'a>>>,
     /// What is computed in each tile, in order: first what the mask needs, then the scores.
-    mask: Vec<&'a Inst>,
-    scores: Vec<&'a Inst>,
+    mask: Vec<Made>,
+    scores: Vec<Made>,
     /// What is computed of the product.
-    epilogue: Vec<&'a Inst>,
+    epilogue: Vec<Made>,
+    leaves: Vec<Form>,
+    /// Which of them a value is, if it is one.
+    leaf_of: Vec<Option<usize>>,
+    /// The axes of rows and columns.
+    dense: Vec<AxisId>,
     /// For each axis of `m`, the extent of a tile and the number of tiles.
     rows: Vec<(usize, usize)>,
-    /// Positions of a tile.
-    positions: usize,
-    /// Positions of a page, if leaves lie in pages: each tile is in one.
-    page: Option<usize>,
+    /// The extents of a tile, which has so many positions at most.
+    tile: Vec<usize>,
     /// Whether weights and values are of [type](are_halves) bf16.
     halves: bool,
-    out: Out,
 }
 
-/// Parts of all axes, and the values there.
-struct Tile {
-    from: Vec<usize>,
-    extents: Vec<usize>,
-    lanes: Vec<Option<Lane>>,
+/// An instruction of a tile.
+struct Made {
+    inst: Inst,
+    /// Of a product: its groups of axes, and whether operands are of [type](are_halves) bf16.
+    product: Option<(ContractPlan, bool)>,
 }
 
-impl<'a> Stream<'a> {
-    fn new(
-        kernel: &'a Kernel,
-        inputs: &[Option<View<'a>>],
-        extents: &'a [usize],
-        out: Out,
-    ) -> Result<Stream<'a>, DeviceError> {
+impl Fold {
+    /// Of a kernel. `extents` are those of the body's axes.
+    pub(super) fn new(kernel: &Kernel, extents: &[usize]) -> Result<Fold, DeviceError> {
         let body = &kernel.body;
         let plan = StreamPlan::of(body).map_err(|why| fail(kernel, &why))?;
         let result = body.results[0];
@@ -226,48 +86,264 @@ impl<'a> Stream<'a> {
         let mut scores = above(plan.scores, &scored);
         scores.retain(|i| !mask.contains(i));
         let epilogue = above(result, &is_elementwise);
-        let halves = defined(body, plan.product).is_some_and(|fold| are_halves(body, &fold.args));
-        let mut s = Stream {
-            kernel,
-            body,
-            plan,
-            extents,
-            leaves: (0..body.values.len()).map(|_| None).collect(),
-            mask,
-            scores,
-            epilogue,
-            rows: Vec::new(),
-            positions: usize::MAX,
-            page: None,
-            halves,
-            out,
-        };
-        let used = [&s.mask, &s.scores, &s.epilogue].into_iter().flatten().flat_map(|i| &i.args);
-        let made = |v: ValueId| {
-            let mut all = [&s.mask, &s.scores, &s.epilogue].into_iter().flatten();
-            v == s.plan.product || all.any(|i| i.result() == v)
-        };
-        let roots = [s.plan.values, Some(s.plan.scores), s.plan.mask, Some(result)];
-        let leaves: Vec<_> = used.copied().chain(roots.into_iter().flatten()).filter(|&v| !made(v)).collect();
-        for v in leaves {
-            if s.leaves[v.0 as usize].is_none() {
-                let leaf = leaf((kernel, &s.plan), inputs, extents, v)?;
-                s.page = leaf.pages.as_ref().map(|p| p.page).or(s.page);
-                s.leaves[v.0 as usize] = Some(leaf);
+        let all = [&mask[..], &scores, &epilogue];
+        let made =
+            |v: ValueId| v == plan.product || all.iter().any(|part| part.iter().any(|i| i.result() == v));
+        let roots = [plan.values, Some(plan.scores), plan.mask, Some(result)];
+        let args = all.iter().flat_map(|part| part.iter()).flat_map(|i| &i.args);
+        let used = args.copied().chain(roots.into_iter().flatten());
+        let (mut leaves, mut leaf_of) = (Vec::new(), vec![None; body.values.len()]);
+        for v in used.filter(|&v| !made(v)) {
+            let of = &mut leaf_of[v.0 as usize];
+            if of.is_none() {
+                *of = Some(leaves.len());
+                leaves.push(Form::of((kernel, &plan), extents, v)?);
             }
         }
-        let mut left = ROWS;
-        for &a in s.plan.m.iter().rev() {
+        let halves = defined(body, plan.product).is_some_and(|fold| are_halves(body, &fold.args));
+        let dense = [&plan.m[..], &plan.n].concat();
+        let [mask, scores, epilogue] = all.map(|part| part.iter().map(|i| Made::new(body, i)).collect());
+        let mut tile = extents.to_vec();
+        let (mut rows, mut left) = (Vec::new(), ROWS);
+        for &a in plan.m.iter().rev() {
             let extent = extents[a.0 as usize].max(1);
             let tiles = extent.div_ceil(left.max(1));
             let each = extent.div_ceil(tiles);
-            s.rows.insert(0, (each, extent.div_ceil(each)));
+            rows.insert(0, (each, extent.div_ceil(each)));
             left = if tiles > 1 { 1 } else { left / each };
+            tile[a.0 as usize] = each;
         }
-        let rows: usize = s.rows.iter().map(|r| r.0).product();
-        let columns: usize = s.plan.n.iter().map(|&a| extents[a.0 as usize]).product();
-        s.positions = s.fit((SCORES / rows).min(VALUES / columns.max(1)).max(POSITIONS));
+        plan.batch.iter().for_each(|a| tile[a.0 as usize] = 1);
+        let height: usize = rows.iter().map(|r| r.0).product();
+        let columns: usize = plan.n.iter().map(|&a| extents[a.0 as usize]).product();
+        tile[plan.along.0 as usize] = (SCORES / height).min(VALUES / columns.max(1)).max(POSITIONS);
+        Ok(Fold { plan, mask, scores, epilogue, leaves, leaf_of, dense, rows, tile, halves })
+    }
+
+    /// Whether anything hangs on the extents of some axes.
+    pub(super) fn hangs_on(&self, is: &dyn Fn(AxisId) -> bool) -> bool {
+        let StreamPlan { batch, m, n, .. } = &self.plan;
+        batch.iter().chain(m).chain(n).any(|&a| is(a)) || self.leaves.iter().any(|leaf| leaf.hangs_on(is))
+    }
+
+    /// What it takes of each thread's: a lane for each value, for what is known, and for weights.
+    pub(super) fn takes(&self, body: &Function, takes: &mut Takes) {
+        let len = |v: ValueId| body.ty(v).axes.iter().map(|a| self.tile[a.0 as usize]).product::<usize>();
+        let values = body.values.len();
+        for made in [&self.mask, &self.scores, &self.epilogue].into_iter().flatten() {
+            let result = made.inst.result();
+            takes.lane(result.0 as usize, len(result));
+            if made.product.is_some() {
+                takes.floats(made.inst.args.iter().map(|&a| len(a)).min().unwrap_or(0));
+            }
+        }
+        takes.lane(self.plan.product.0 as usize, len(self.plan.product));
+        takes.lane(values, self.state());
+        takes.lane(values + 1, self.of_tile(&self.plan.m) * self.most());
+    }
+
+    fn of_tile(&self, axes: &[AxisId]) -> usize {
+        axes.iter().map(|a| self.tile[a.0 as usize]).product()
+    }
+
+    /// Positions of a tile, at most.
+    fn most(&self) -> usize {
+        self.tile[self.plan.along.0 as usize]
+    }
+
+    /// Numbers of what is known of a tile's rows.
+    fn state(&self) -> usize {
+        self.of_tile(&self.plan.m) * (2 + self.of_tile(&self.plan.n))
+    }
+
+    /// Computes the kernel that this is of. `extents` are those of the body's axes.
+    pub(super) fn run(
+        &self,
+        kernel: &Kernel,
+        inputs: &[Option<View<'_>>],
+        output: ViewMut<'_>,
+        extents: &[usize],
+        spare: &mut Spare,
+    ) -> Result<(), DeviceError> {
+        let out = match output {
+            ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
+            ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
+        };
+        let mut s = Stream::new(self, kernel, inputs, extents, out, spare)?;
+        let done = s.run(spare);
+        s.leaves.into_iter().filter_map(Leaf::into_lane).for_each(|lane| spare.give(lane));
+        done
+    }
+}
+
+impl Made {
+    fn new(body: &Function, inst: &Inst) -> Made {
+        let axes = |v: ValueId| &body.ty(v).axes[..];
+        let product = (inst.op == Op::Contract).then(|| {
+            let plan = ContractPlan::new(axes(inst.args[0]), axes(inst.args[1]), axes(inst.result()));
+            (plan, are_halves(body, &inst.args))
+        });
+        Made { inst: inst.clone(), product }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Out {
+    F(Shared<f32>),
+    I(Shared<i32>),
+}
+
+/// What is known of some positions for each row.
+struct State<'s> {
+    by: Monoid,
+    /// The largest score, but no less than the least float. Of a softmax; else it stays as it is.
+    max: &'s mut [f32],
+    /// The sum of exponentials of scores less the maximum. Of a softmax.
+    sum: &'s mut [f32],
+    /// The values times these exponentials, or weights, added up; or the largest weights. Rows of all of `n`.
+    acc: &'s mut [f32],
+}
+
+impl<'s> State<'s> {
+    /// In memory that has so many numbers or more.
+    fn at(by: Monoid, memory: &'s mut [f32], rows: usize, columns: usize) -> State<'s> {
+        let (max, rest) = memory.split_at_mut(rows);
+        let (sum, rest) = rest.split_at_mut(rows);
+        State { by, max, sum, acc: &mut rest[..rows * columns] }
+    }
+
+    /// Of no position.
+    fn clear(&mut self) {
+        self.max.fill(f32::MIN);
+        self.sum.fill(0.0);
+        self.acc.fill(if self.by == Monoid::Max { f32::NEG_INFINITY } else { 0.0 });
+    }
+
+    /// Both together.
+    fn merge(&mut self, other: &State<'_>) {
+        let both = self.acc.iter_mut().zip(&*other.acc);
+        match self.by {
+            Monoid::Softmax => {}
+            Monoid::Sum => return both.for_each(|(a, b)| *a += b),
+            Monoid::Max => return both.for_each(|(a, b)| *a = a.max(*b)),
+        }
+        let columns = self.acc.len() / self.max.len().max(1);
+        for r in 0..self.max.len() {
+            let max = self.max[r].max(other.max[r]);
+            let (mine, theirs) = (exp(self.max[r] - max), exp(other.max[r] - max));
+            self.max[r] = max;
+            self.sum[r] = self.sum[r] * mine + other.sum[r] * theirs;
+            let row = r * columns..(r + 1) * columns;
+            for (a, b) in self.acc[row.clone()].iter_mut().zip(&other.acc[row]) {
+                *a = *a * mine + b * theirs;
+            }
+        }
+    }
+}
+
+/// A launch.
+struct Stream<'a> {
+    kernel: &'a Kernel,
+    body: &'a Function,
+    fold: &'a Fold,
+    plan: &'a StreamPlan,
+    extents: &'a [usize],
+    leaves: SmallVec<[Leaf<'a>; 8]>,
+    /// Positions of a tile.
+    positions: usize,
+    /// Positions of a page, if leaves lie in pages: each tile is in one.
+    page: Option<usize>,
+    out: Out,
+}
+
+/// Parts of all axes, and the values there, by their numbers.
+struct Tile<'t> {
+    from: Extents,
+    extents: Extents,
+    lanes: &'t mut [Lane],
+    /// Which of them are there.
+    made: &'t mut Vec<bool>,
+}
+
+/// Of all axes of a body, of which few have more.
+type Extents = SmallVec<[usize; 24]>;
+
+impl<'a> Stream<'a> {
+    fn new(
+        fold: &'a Fold,
+        kernel: &'a Kernel,
+        inputs: &[Option<View<'a>>],
+        extents: &'a [usize],
+        out: Out,
+        spare: &mut Spare,
+    ) -> Result<Stream<'a>, DeviceError> {
+        let (body, plan) = (&kernel.body, &fold.plan);
+        let mut leaves = SmallVec::new();
+        for form in &fold.leaves {
+            leaves.push(form.leaf(kernel, inputs, extents, spare)?);
+        }
+        let page = leaves.iter().find_map(Leaf::page);
+        let mut s = Stream { kernel, body, fold, plan, extents, leaves, positions: usize::MAX, page, out };
+        s.positions = s.fit(fold.most());
         Ok(s)
+    }
+
+    fn run(&mut self, spare: &mut Spare) -> Result<(), DeviceError> {
+        let size = |axes: &[AxisId]| axes.iter().map(|a| self.extents[a.0 as usize]).product::<usize>();
+        let (batch, rows, columns) = (size(&self.plan.batch), size(&self.plan.m), size(&self.plan.n));
+        if batch * rows * columns == 0 {
+            return Ok(());
+        }
+        let positions = self.extents[self.plan.along.0 as usize];
+        let units = batch * self.fold.rows.iter().map(|r| r.1).product::<usize>();
+        let threads = rayon::current_num_threads();
+        if units < threads {
+            // Each thread has a tile at least, as in decode, where few rows would fill one with all positions.
+            let most = positions.div_ceil(threads.div_ceil(units));
+            self.positions = self.fit(most.max(POSITIONS));
+        }
+        let s = &*self;
+        let tiles = positions.div_ceil(s.positions);
+        // Each thread does whole units in its own memory.
+        let each = s.fold.state();
+        let whole = |unit: usize| {
+            s.with(|s, own| {
+                let n = s.body.values.len();
+                let mut memory = std::mem::take(&mut own.lanes[n]);
+                memory.fit(true, each);
+                let mut state = s.state(unit, memory.floats());
+                let done =
+                    s.part(unit, 0..tiles, &mut state, own).and_then(|()| s.finish(unit, &mut state, own));
+                own.lanes[n] = memory;
+                done
+            })
+        };
+        if batch * rows * positions * columns < SMALL {
+            return (0..units).try_for_each(whole);
+        }
+        if units >= threads || tiles < 2 {
+            return (0..units).into_par_iter().try_for_each(whole);
+        }
+        let parts = tiles.min(threads.div_ceil(units));
+        let from = |p: usize| p * tiles / parts;
+        let mut states = spare.take(true, units * parts * each)?;
+        states.floats().par_chunks_exact_mut(each).enumerate().try_for_each(|(n, memory)| {
+            let (unit, tiles) = (n / parts, from(n % parts)..from(n % parts + 1));
+            s.with(|s, own| s.part(unit, tiles, &mut s.state(unit, memory), own))
+        })?;
+        for (unit, memory) in states.floats().chunks_exact_mut(parts * each).enumerate() {
+            let (first, others) = memory.split_at_mut(each);
+            let mut first = s.state(unit, first);
+            others.chunks_exact_mut(each).for_each(|other| first.merge(&s.state(unit, other)));
+            s.with(|s, own| s.finish(unit, &mut first, own))?;
+        }
+        spare.give(states);
+        Ok(())
+    }
+
+    /// Does something in this thread's memory, which has a lane for each value and two more.
+    fn with<T>(&self, work: impl FnOnce(&Self, &mut Own) -> T) -> T {
+        Own::with(self.body.values.len() + 2, |own| work(self, own))
     }
 
     /// Positions of a tile, no more than before: as many as wanted, or as pages have some of each.
@@ -279,11 +355,12 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// The tile of a unit, with all of the streamed axis.
-    fn tile(&self, unit: usize) -> Tile {
-        let (mut from, mut extents) = (vec![0; self.extents.len()], self.extents.to_vec());
+    /// Where the rows of a unit begin, and how many they are; with all of the streamed axis.
+    fn unit(&self, unit: usize) -> (Extents, Extents) {
+        let (mut from, mut extents): (Extents, Extents) =
+            (smallvec![0; self.extents.len()], self.extents.into());
         let mut rest = unit;
-        for (&a, &(each, tiles)) in self.plan.m.iter().zip(&self.rows).rev() {
+        for (&a, &(each, tiles)) in self.plan.m.iter().zip(&self.fold.rows).rev() {
             let a = a.0 as usize;
             from[a] = rest % tiles * each;
             extents[a] = each.min(self.extents[a] - from[a]);
@@ -295,95 +372,113 @@ impl<'a> Stream<'a> {
             extents[a] = 1;
             rest /= self.extents[a];
         }
-        Tile { from, extents, lanes: (0..self.body.values.len()).map(|_| None).collect() }
+        (from, extents)
+    }
+
+    /// The tile of a unit, of which nothing is there.
+    fn tile<'t>(&self, unit: usize, lanes: &'t mut [Lane], made: &'t mut Vec<bool>) -> Tile<'t> {
+        let (from, extents) = self.unit(unit);
+        made.clear();
+        made.resize(self.body.values.len(), false);
+        Tile { from, extents, lanes, made }
+    }
+
+    /// What is known of a unit, in some memory.
+    fn state<'s>(&self, unit: usize, memory: &'s mut [f32]) -> State<'s> {
+        let (_, extents) = self.unit(unit);
+        let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
+        State::at(self.plan.by, memory, size(&self.plan.m), size(&self.plan.n))
     }
 
     /// What some tiles of the streamed axis come to for a unit.
-    fn part(&self, unit: usize, tiles: std::ops::Range<usize>) -> Result<State, DeviceError> {
-        let mut t = self.tile(unit);
-        let size = |axes: &[AxisId]| axes.iter().map(|a| t.extents[a.0 as usize]).product::<usize>();
-        let mut state = State::new(self.plan.by, size(&self.plan.m), size(&self.plan.n));
+    fn part(
+        &self,
+        unit: usize,
+        tiles: std::ops::Range<usize>,
+        state: &mut State<'_>,
+        Own { lanes, made, .. }: &mut Own,
+    ) -> Result<(), DeviceError> {
+        let (lanes, others) = lanes.split_at_mut(self.body.values.len());
+        let weights = &mut others[1];
+        let mut t = self.tile(unit, lanes, made);
+        state.clear();
         let along = self.plan.along.0 as usize;
-        let mut weights = vec![0.0; state.max.len() * self.positions];
+        weights.fit(true, state.max.len() * self.positions);
         let mut first = true;
         for n in tiles {
             t.from[along] = n * self.positions;
             t.extents[along] = self.positions.min(self.extents[along] - t.from[along]);
-            self.evaluate(&self.mask, &mut t, first)?;
+            self.evaluate(&self.fold.mask, &mut t, first)?;
             let hidden = self.plan.mask.is_some_and(|m| !self.any(m, &t));
             if !hidden {
-                self.evaluate(&self.scores, &mut t, first)?;
-                self.weigh(&t, &mut state, &mut weights)?;
+                self.evaluate(&self.fold.scores, &mut t, first)?;
+                self.weigh(&t, state, weights.floats())?;
                 first = false;
             }
         }
-        Ok(state)
+        Ok(())
     }
 
     /// Computes instructions of a tile; those that do not depend on the streamed axis only at first.
-    fn evaluate(&self, instructions: &[&Inst], t: &mut Tile, first: bool) -> Result<(), DeviceError> {
-        for inst in instructions {
-            let ty = self.body.ty(inst.result());
-            let done = t.lanes[inst.result().0 as usize].is_some();
-            if done && !first && !ty.has(self.plan.along) {
+    fn evaluate(&self, instructions: &[Made], t: &mut Tile<'_>, first: bool) -> Result<(), DeviceError> {
+        for made in instructions {
+            let result = made.inst.result();
+            let n = result.0 as usize;
+            if t.made[n] && !first && !self.body.ty(result).has(self.plan.along) {
                 continue;
             }
-            let steps = strides(&ty.axes, &t.extents);
-            let len = ty.axes.iter().map(|a| t.extents[a.0 as usize]).product();
-            let mut lane = t.lanes[inst.result().0 as usize].take();
-            if lane.as_ref().is_none_or(|l| l.view().len() != len) {
-                lane = Some(Lane::new(ty.dtype.is_float(), len));
-            }
-            let mut lane = lane.expect("just made");
-            let args: Vec<_> = inst.args.iter().map(|&a| self.operand(a, t)).collect();
-            let operands: Vec<_> = args.iter().map(|(_, axes, steps)| (*axes, &steps[..])).collect();
-            let result = (&ty.axes[..], &steps[..]);
-            if inst.op == Op::Contract {
-                let (View::F(a), View::F(b), Lane::F(y)) = (args[0].0, args[1].0, &mut lane) else {
-                    return Err(fail(self.kernel, "a contraction needs floats"));
-                };
-                let halves = are_halves(self.body, &inst.args);
-                let product = Product::new(&t.extents, [operands[0], operands[1], result], halves);
-                let (x, w) = if product.rows_of() == 0 { ((0, a), b) } else { ((1, b), a) };
-                // SAFETY: leaves hold all indices of their types, and the tile lies within; `y` was made for it.
-                unsafe { product.run(x, Dense(w.as_ptr()), Shared(y.as_mut_ptr()), false) };
+            let mut lane = std::mem::take(&mut t.lanes[n]);
+            let done = self.make(made, t, &mut lane);
+            (t.lanes[n], t.made[n]) = (lane, true);
+            done?;
+        }
+        Ok(())
+    }
+
+    /// Computes an instruction of a tile.
+    fn make(&self, Made { inst, product }: &Made, t: &Tile<'_>, lane: &mut Lane) -> Result<(), DeviceError> {
+        let ty = self.body.ty(inst.result());
+        let steps = strides(&ty.axes, &t.extents);
+        lane.fit(ty.dtype.is_float(), ty.axes.iter().map(|a| t.extents[a.0 as usize]).product());
+        let args: SmallVec<[_; 3]> = inst.args.iter().map(|&a| self.operand(a, t)).collect();
+        let operands: SmallVec<[Strided<'_>; 3]> =
+            args.iter().map(|(_, axes, steps)| (*axes, &steps[..])).collect();
+        let strided = (&ty.axes[..], &steps[..]);
+        if let Some((plan, halves)) = product {
+            let (View::F(a), View::F(b), ViewMut::F(y)) = (args[0].0, args[1].0, lane.view_mut()) else {
+                return Err(fail(self.kernel, "a contraction needs floats"));
+            };
+            let tensors = [operands[0], operands[1], strided];
+            let product = Product::new(plan, &t.extents, tensors, *halves);
+            let (x, w) = if product.rows_of() == 0 { ((0, a), b) } else { ((1, b), a) };
+            // SAFETY: leaves hold all indices of their types, and the tile lies within; `y` was made for it.
+            unsafe { product.run(x, Dense(w.as_ptr()), Shared(y.as_mut_ptr()), false) };
+        } else {
+            let what = if let Op::Position { axis } = inst.op {
+                let index = (&[axis][..], &[1][..]);
+                What::Iota(nest(&t.extents, strided.0, [strided, index]), t.from[axis.0 as usize])
             } else {
-                let what = if let Op::Position { axis } = inst.op {
-                    let index = (&[axis][..], &[1][..]);
-                    What::Iota(nest(&t.extents, result.0, [result, index]), t.from[axis.0 as usize])
-                } else {
-                    elementwise(self.body, inst, &t.extents, result, &operands)
-                        .map_err(|why| fail(self.kernel, &why))?
-                };
-                what.run(&|n| args[n].0, lane.view_mut(), &|_| 0).map_err(|e| fault(self.kernel, e))?;
-            }
-            t.lanes[inst.result().0 as usize] = Some(lane);
+                elementwise(self.body, inst, &t.extents, strided, &operands)
+                    .map_err(|why| fail(self.kernel, &why))?
+            };
+            let done = what.run(&|n| args[n].0, lane.view_mut(), &|_| 0, &mut Default::default());
+            done.map_err(|e| fault(self.kernel, e))?;
         }
         Ok(())
     }
 
     /// A value's elements in a tile, from its first one on, with axes and steps.
-    fn operand<'t>(&'t self, v: ValueId, t: &'t Tile) -> (View<'t>, &'t [AxisId], Cow<'t, [usize]>) {
-        if let Some(leaf) = &self.leaves[v.0 as usize] {
-            let view = match &leaf.data {
-                Held::View(view) => *view,
-                Held::Own(buffer) => buffer.view(),
-            };
-            let along = leaf.pages.as_ref().map(|pages| (pages.along, pages.slot(&t.from)));
-            let first = |a: &AxisId| match along {
-                Some((along, slot)) if along == *a => slot,
-                Some(_) | None => t.from[a.0 as usize],
-            };
-            let at = leaf.axes.iter().zip(&leaf.steps).map(|(a, s)| first(a) * s).sum::<usize>();
-            return (tail(Some(view), leaf.offset + at), &leaf.axes, Cow::Borrowed(&leaf.steps));
+    fn operand<'t>(&'t self, v: ValueId, t: &'t Tile<'_>) -> (View<'t>, &'t [AxisId], Steps) {
+        if let Some(n) = self.fold.leaf_of[v.0 as usize] {
+            return self.leaves[n].at(&t.from);
         }
         let axes = &self.body.ty(v).axes;
-        let lane = t.lanes[v.0 as usize].as_ref().expect("operands are leaves or come first");
-        (lane.view(), axes, Cow::Owned(strides(axes, &t.extents)))
+        debug_assert!(t.made[v.0 as usize], "operands are leaves or come first");
+        (t.lanes[v.0 as usize].view(), axes, strides(axes, &t.extents))
     }
 
     /// Whether a truth value is true anywhere in a tile.
-    fn any(&self, v: ValueId, t: &Tile) -> bool {
+    fn any(&self, v: ValueId, t: &Tile<'_>) -> bool {
         let (View::I(x), axes, steps) = self.operand(v, t) else { return true };
         let mut any = false;
         nest(&t.extents, axes, [(axes, &steps[..])]).each(|[at], n, [step]| {
@@ -393,14 +488,14 @@ impl<'a> Stream<'a> {
     }
 
     /// Adds a tile of positions to what is known of earlier ones. `weights` is room for its weights.
-    fn weigh(&self, t: &Tile, state: &mut State, weights: &mut [f32]) -> Result<(), DeviceError> {
+    fn weigh(&self, t: &Tile<'_>, state: &mut State<'_>, weights: &mut [f32]) -> Result<(), DeviceError> {
         let (View::F(x), axes, steps) = self.operand(self.plan.scores, t) else {
             return Err(fail(self.kernel, "scores are floats"));
         };
         let count = t.extents[self.plan.along.0 as usize];
         let along = step(self.plan.along, axes, &steps);
-        let m_extents: Vec<_> = self.plan.m.iter().map(|a| t.extents[a.0 as usize]).collect();
-        let m_steps: Vec<_> = self.plan.m.iter().map(|&a| step(a, axes, &steps)).collect();
+        let m_extents: Steps = self.plan.m.iter().map(|a| t.extents[a.0 as usize]).collect();
+        let m_steps: Steps = self.plan.m.iter().map(|&a| step(a, axes, &steps)).collect();
         let rows = state.max.len();
         let columns = state.acc.len() / rows;
         for (r, weights) in weights.chunks_exact_mut(count).take(rows).enumerate() {
@@ -435,7 +530,7 @@ impl<'a> Stream<'a> {
         };
         let dense = strides(&self.plan.n, self.extents);
         let one = |(&a, &to): (&AxisId, &usize)| (t.extents[a.0 as usize], [step(a, v_axes, &v_steps), to]);
-        let mut outer: Vec<Loop<2>> = merge(self.plan.n.iter().zip(&dense).map(one));
+        let mut outer: Loops<2> = merge(self.plan.n.iter().zip(&dense).map(one));
         let (width, [v_step, acc_step]) = take_longest(&mut outer);
         for turn in 0..turns(&outer) {
             let [v_at, acc_at] = place(&outer, turn);
@@ -447,7 +542,7 @@ impl<'a> Stream<'a> {
                 let matrix = Matrix { data: Dense(v.as_ptr().add(v_at)), column: v_step, along };
                 let acc = state.acc.as_mut_ptr().add(acc_at);
                 let to = Rows { data: acc, count: rows, row: columns, step: acc_step };
-                let way = Way::of(&matrix, &x, (width, count), self.halves);
+                let way = Way::of(&matrix, &x, (width, count), self.fold.halves);
                 multiply(way, x, matrix, to, (width, count), true, Parallelism::None);
             }
         }
@@ -455,25 +550,31 @@ impl<'a> Stream<'a> {
     }
 
     /// Divides, computes the epilogue, stores.
-    fn finish(&self, unit: usize, mut state: State) -> Result<(), DeviceError> {
-        let mut t = self.tile(unit);
+    fn finish(
+        &self,
+        unit: usize,
+        state: &mut State<'_>,
+        Own { lanes, made, .. }: &mut Own,
+    ) -> Result<(), DeviceError> {
+        let mut t = self.tile(unit, lanes, made);
         let columns = state.acc.len() / state.max.len();
         let softmax = state.by == Monoid::Softmax;
-        for (row, &sum) in state.acc.chunks_exact_mut(columns).zip(&state.sum).filter(|_| softmax) {
+        for (row, &mut sum) in state.acc.chunks_exact_mut(columns).zip(&mut *state.sum).filter(|_| softmax) {
             // A row of nothing but -inf is zeros.
             let divisor = if sum == 0.0 { 1.0 } else { sum };
             row.iter_mut().for_each(|y| *y /= divisor);
         }
+        let product = self.plan.product.0 as usize;
         let axes = &self.body.ty(self.plan.product).axes;
-        let mut made = vec![0.0; state.acc.len()];
         let steps = strides(axes, &t.extents);
-        let dense_axes = [&self.plan.m[..], &self.plan.n].concat();
-        let dense = strides(&dense_axes, &t.extents);
-        nest(&t.extents, axes, [(axes, &steps), (&dense_axes, &dense)]).each(|[to, from], n, s| {
+        let dense = strides(&self.fold.dense, &t.extents);
+        t.lanes[product].fit(true, state.acc.len());
+        let made = t.lanes[product].floats();
+        nest(&t.extents, axes, [(axes, &steps), (&self.fold.dense, &dense)]).each(|[to, from], n, s| {
             (0..n).for_each(|i| made[to + i * s[0]] = state.acc[from + i * s[1]]);
         });
-        t.lanes[self.plan.product.0 as usize] = Some(Lane::F(made));
-        self.evaluate(&self.epilogue, &mut t, true)?;
+        t.made[product] = true;
+        self.evaluate(&self.fold.epilogue, &mut t, true)?;
 
         let result = self.body.results[0];
         let axes = &self.body.ty(result).axes;
@@ -493,98 +594,4 @@ impl<'a> Stream<'a> {
         });
         Ok(())
     }
-}
-
-/// A leaf: a parameter, a view of a leaf, or computed as a map kernel would.
-fn leaf<'a>(
-    (kernel, plan): (&Kernel, &StreamPlan),
-    inputs: &[Option<View<'a>>],
-    extents: &[usize],
-    v: ValueId,
-) -> Result<Leaf<'a>, DeviceError> {
-    let body = &kernel.body;
-    let axes = body.ty(v).axes.clone();
-    let steps = strides(&axes, extents);
-    let Some(inst) = defined(body, v) else {
-        let input = body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
-        let view = input.ok_or_else(|| fail(kernel, "an input is missing"))?;
-        return Ok(Leaf { data: Held::View(view), offset: 0, axes, steps, pages: None });
-    };
-    let below = || leaf((kernel, plan), inputs, extents, inst.args[0]);
-    if let Some(leaf) = paged((kernel, plan), inputs, extents, inst)? {
-        return Ok(leaf);
-    }
-    let renamed = |mut leaf: Leaf<'a>, from: AxisId, to: AxisId| {
-        leaf.axes.iter_mut().filter(|a| **a == from).for_each(|a| *a = to);
-        leaf
-    };
-    if let Op::Rename { from, to } = inst.op {
-        return Ok(renamed(below()?, from, to));
-    }
-    if let Op::Slice { axis, into, start } = inst.op {
-        let mut leaf = below()?;
-        leaf.offset += start as usize * step(axis, &leaf.axes, &leaf.steps);
-        return Ok(renamed(leaf, axis, into));
-    }
-    if let Op::Split { axis, into } = &inst.op {
-        let mut leaf = below()?;
-        (leaf.axes, leaf.steps) = split(&leaf.axes, &leaf.steps, *axis, into, extents);
-        return Ok(leaf);
-    }
-    if inst.op == Op::Cast && [v, inst.args[0]].iter().all(|&v| body.ty(v).dtype.is_float()) {
-        return below();
-    }
-    let mut part = Function { results: vec![v], ..body.clone() };
-    let needed = cone(body, v, |_| true);
-    part.body.retain(|i| needed.contains(&i.result()));
-    let dtype = if body.ty(v).dtype.is_float() { DType::F32 } else { DType::I32 };
-    let mut data = Buffer::new(dtype, axes.iter().map(|a| extents[a.0 as usize]).product())?;
-    let part = Kernel { name: kernel.name.clone(), kind: KernelKind::Map, body: part };
-    let output = data.view_mut().ok_or_else(|| fail(kernel, "memory of its own is not its own"))?;
-    map::run(&part, inputs, output, extents)?;
-    Ok(Leaf { data: Held::Own(data), offset: 0, axes, steps, pages: None })
-}
-
-/// Pages of fewer positions are not worth a tile each.
-const PAGE: usize = 16;
-
-/// A leaf that lies in pages of a pool that is a parameter: each tile of it is in one.
-fn paged<'a>(
-    (kernel, plan): (&Kernel, &StreamPlan),
-    inputs: &[Option<View<'a>>],
-    extents: &[usize],
-    inst: &Inst,
-) -> Result<Option<Leaf<'a>>, DeviceError> {
-    let body = &kernel.body;
-    let Some(Read { pool, slot, slots, along }) = Read::of(body, inst) else { return Ok(None) };
-    let of_table = &body.ty(slots.table).axes;
-    let sequences: Vec<_> = of_table.iter().copied().filter(|a| *a != slots.pages).collect();
-    let page = slots.page as usize;
-    if along != plan.along || page < PAGE || !sequences.iter().all(|a| plan.batch.contains(a)) {
-        return Ok(None);
-    }
-    let input = |v: ValueId| body.params.iter().position(|p| *p == v).and_then(|n| inputs[n]);
-    let (Some(view), Some(View::I(table))) = (input(pool), input(slots.table)) else { return Ok(None) };
-    let extent = |a: AxisId| extents[a.0 as usize];
-    let (positions, there) = (extent(along), extent(slots.pages) * page);
-    if positions > there {
-        return Err(fail(
-            kernel,
-            &format!("{positions} positions are read, the table has pages for {there}"),
-        ));
-    }
-    let count: usize = of_table.iter().map(|&a| extent(a)).product();
-    let places = extent(slot) / page;
-    if let Some(&place) =
-        table[..count].iter().find(|&&place| usize::try_from(place).is_ok_and(|n| n >= places) || place < 0)
-    {
-        return Err(DeviceError::Index { kernel: kernel.name.clone(), index: place.into(), size: places });
-    }
-    let axes = body.ty(pool).axes.clone();
-    let steps = strides(&axes, extents);
-    let axes = axes.into_iter().map(|a| if a == slot { along } else { a }).collect();
-    let next = step(slots.pages, of_table, &strides(of_table, extents));
-    let of_sequence = sequences.iter().map(|&a| step(a, of_table, &strides(of_table, extents))).collect();
-    let pages = Pages { table, axes: sequences, steps: of_sequence, next, along, page };
-    Ok(Some(Leaf { data: Held::View(view), offset: 0, axes, steps, pages: Some(pages) }))
 }

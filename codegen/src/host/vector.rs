@@ -4,34 +4,9 @@ use half::{bf16, f16};
 use latentc_ir::{Binary, Fields, Pairs, Reduce, Unary};
 
 use super::simd::{exp, on_best_unit};
+use super::spare::Room;
 use super::walk::Nest;
 use super::{View, ViewMut};
-
-/// A thread's copy of a row.
-pub(super) enum Lane {
-    F(Vec<f32>),
-    I(Vec<i32>),
-}
-
-impl Lane {
-    pub(super) fn new(float: bool, len: usize) -> Lane {
-        if float { Lane::F(vec![0.0; len]) } else { Lane::I(vec![0; len]) }
-    }
-
-    pub(super) fn view(&self) -> View<'_> {
-        match self {
-            Lane::F(v) => View::F(v),
-            Lane::I(v) => View::I(v),
-        }
-    }
-
-    pub(super) fn view_mut(&mut self) -> ViewMut<'_> {
-        match self {
-            Lane::F(v) => ViewMut::F(v),
-            Lane::I(v) => ViewMut::I(v),
-        }
-    }
-}
 
 /// What an instruction does. A nest's first tensor is the result, the others are the operands in order.
 pub(super) enum What {
@@ -97,12 +72,32 @@ pub(super) enum Fault {
 }
 
 impl What {
+    /// Elements of the rows that it looks at as a whole.
+    pub(super) fn row(&self) -> usize {
+        match self {
+            What::TopK { n, .. } | What::TopIndices { n, .. } | What::Rope { n, .. } => *n,
+            What::Fill(_)
+            | What::OuterIndex(_)
+            | What::Iota(..)
+            | What::Unary(..)
+            | What::Binary(..)
+            | What::Select(_)
+            | What::Truth(_)
+            | What::Copy { .. }
+            | What::Reduce(..)
+            | What::Pack(..)
+            | What::Unpack(..)
+            | What::Gather { .. } => 0,
+        }
+    }
+
     /// Makes the row. `outer` gives the index along an outer axis.
     pub(super) fn run<'a>(
         &self,
         arg: &impl Fn(usize) -> View<'a>,
         result: ViewMut<'_>,
         outer: &impl Fn(usize) -> usize,
+        room: &mut Room,
     ) -> Result<(), Fault> {
         match self {
             What::Fill(x) => match result {
@@ -221,11 +216,13 @@ impl What {
             }
             What::TopK { rows, n, steps, k } => {
                 let (ViewMut::I(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
-                rank(rows, *n, steps[1], x, |to, rank, e| y[to + e * steps[0]] = i32::from(rank < *k));
+                rank(rows, *n, steps[1], x, &mut room.order, |to, rank, e| {
+                    y[to + e * steps[0]] = i32::from(rank < *k)
+                });
             }
             What::TopIndices { rows, n, steps, k } => {
                 let (ViewMut::I(y), View::F(x)) = (result, arg(0)) else { return Err(Fault::Kind) };
-                rank(rows, *n, steps[1], x, |to, rank, e| {
+                rank(rows, *n, steps[1], x, &mut room.order, |to, rank, e| {
                     if rank < *k {
                         y[to + rank * steps[0]] = e as i32;
                     }
@@ -237,7 +234,7 @@ impl What {
                 else {
                     return Err(Fault::Kind);
                 };
-                rope(rows, *n, *steps, *pairs, y, x, pos, freq);
+                rope(rows, *n, *steps, *pairs, y, x, (pos, freq), &mut room.angles);
             }
         }
         Ok(())
@@ -472,8 +469,14 @@ fn gather<A: Copy, Y>(
 }
 
 /// Tells for each row, by its place in the result, the rank of each of its elements.
-fn rank(rows: &Nest<2>, n: usize, step: usize, x: &[f32], mut tell: impl FnMut(usize, usize, usize)) {
-    let mut order: Vec<usize> = Vec::with_capacity(n);
+fn rank(
+    rows: &Nest<2>,
+    n: usize,
+    step: usize,
+    x: &[f32],
+    order: &mut Vec<usize>,
+    mut tell: impl FnMut(usize, usize, usize),
+) {
     rows.each(|[to, from], count, s| {
         for r in 0..count {
             let (to, from) = (to + r * s[0], from + r * s[1]);
@@ -490,7 +493,7 @@ fn rank(rows: &Nest<2>, n: usize, step: usize, x: &[f32], mut tell: impl FnMut(u
     });
 }
 
-#[expect(clippy::too_many_arguments, reason = "loops, axis, and the four tensors of the op")]
+#[expect(clippy::too_many_arguments, reason = "loops, axis, the four tensors of the op, and room")]
 fn rope(
     rows: &Nest<3>,
     n: usize,
@@ -498,25 +501,25 @@ fn rope(
     pairs: Pairs,
     y: &mut [f32],
     x: &[f32],
-    pos: &[i32],
-    freq: &[f32],
+    (pos, freq): (&[i32], &[f32]),
+    angles: &mut Vec<(f32, f32)>,
 ) {
     // Heads of one token share their angles. These are computed in f64: at position 100,000 an f32 angle is off by 0.004.
-    let mut angles: (Option<i32>, Vec<(f32, f32)>) = (None, Vec::with_capacity(n / 2));
+    let mut of = None;
     rows.each(|[to, from, p], count, s| {
         for r in 0..count {
             let (to, from, pos) = (to + r * s[0], from + r * s[1], pos[p + r * s[2]]);
-            if angles.0 != Some(pos) {
-                angles.0 = Some(pos);
-                angles.1.clear();
-                angles.1.extend(freq[..n / 2].iter().map(|&f| {
+            if of != Some(pos) {
+                of = Some(pos);
+                angles.clear();
+                angles.extend(freq[..n / 2].iter().map(|&f| {
                     let (sin, cos) = (f64::from(pos) * f64::from(f)).sin_cos();
                     (sin as f32, cos as f32)
                 }));
             }
             for i in 0..n {
                 let (j, partner, second) = pairs.of(i, n);
-                let (sin, cos) = angles.1[j];
+                let (sin, cos) = angles[j];
                 let (own, other) = (x[from + i * steps[1]], x[from + partner * steps[1]]);
                 y[to + i * steps[0]] = if second { own * cos + other * sin } else { own * cos - other * sin };
             }

@@ -1,13 +1,17 @@
 //! Walking several strided tensors together.
 
 use latentc_ir::AxisId;
+use smallvec::{SmallVec, smallvec};
 
 /// A loop over tensors that share its dimension: the extent, and for each tensor the step in elements.
 pub(super) type Loop<const N: usize> = (usize, [usize; N]);
 
+/// Loops, of which few nests have more.
+pub(super) type Loops<const N: usize> = SmallVec<[Loop<N>; 4]>;
+
 /// Loops given outermost first, without those of one turn. Neighbours that all tensors cross in one stride are one.
-pub(super) fn merge<const N: usize>(loops: impl IntoIterator<Item = Loop<N>>) -> Vec<Loop<N>> {
-    let mut merged: Vec<Loop<N>> = Vec::new();
+pub(super) fn merge<const N: usize>(loops: impl IntoIterator<Item = Loop<N>>) -> Loops<N> {
+    let mut merged: Loops<N> = SmallVec::new();
     for (extent, steps) in loops.into_iter().filter(|l| l.0 != 1) {
         match merged.last_mut() {
             Some((outer, outer_steps)) if (0..N).all(|n| outer_steps[n] == steps[n] * extent) => {
@@ -21,7 +25,7 @@ pub(super) fn merge<const N: usize>(loops: impl IntoIterator<Item = Loop<N>>) ->
 }
 
 /// Takes the longest of some loops; one of one turn if there is none.
-pub(super) fn take_longest<const N: usize>(loops: &mut Vec<Loop<N>>) -> Loop<N> {
+pub(super) fn take_longest<const N: usize>(loops: &mut Loops<N>) -> Loop<N> {
     let longest = (0..loops.len()).max_by_key(|&i| loops[i].0);
     longest.map_or((1, [0; N]), |i| loops.remove(i))
 }
@@ -46,7 +50,7 @@ pub(super) fn place<const N: usize>(loops: &[Loop<N>], mut turn: usize) -> [usiz
 /// A nest of loops, merged; never empty.
 #[derive(Clone, Debug)]
 pub(super) struct Nest<const N: usize> {
-    dims: Vec<Loop<N>>,
+    dims: Loops<N>,
 }
 
 impl<const N: usize> Nest<N> {
@@ -75,7 +79,7 @@ impl<const N: usize> Nest<N> {
     pub(super) fn starts(&self) -> Starts<'_, N> {
         let (last, outer) = self.dims.split_last().expect("a nest has a dimension");
         let left = if last.0 == 0 { 0 } else { turns(outer) };
-        Starts { outer, index: vec![0; outer.len()], at: [0; N], left }
+        Starts { outer, index: smallvec![0; outer.len()], at: [0; N], left }
     }
 
     /// Calls `inner` with the tensors' offsets, the length and the steps of each innermost loop. What is called so is not compiled for
@@ -89,7 +93,7 @@ impl<const N: usize> Nest<N> {
 /// An iterator over the places where the innermost loop of a nest begins.
 pub(super) struct Starts<'a, const N: usize> {
     outer: &'a [Loop<N>],
-    index: Vec<usize>,
+    index: SmallVec<[usize; 4]>,
     at: [usize; N],
     left: usize,
 }
@@ -128,6 +132,11 @@ pub(super) fn offset(mut index: usize, extents: &[usize], steps: &[usize]) -> us
     at
 }
 
+/// The index of that point along one of these axes.
+pub(super) fn index(point: usize, extents: &[usize], axis: usize) -> usize {
+    point / extents[axis + 1..].iter().product::<usize>().max(1) % extents[axis]
+}
+
 /// The step of an axis in a tensor with these axes and steps; 0 if it lacks the axis.
 pub(super) fn step(axis: AxisId, axes: &[AxisId], steps: &[usize]) -> usize {
     axes.iter().position(|&a| a == axis).map_or(0, |n| steps[n])
@@ -144,7 +153,7 @@ mod tests {
         nest.each(|at, n, steps| seen.extend((0..n).map(|i| [at[0] + i * steps[0], at[1] + i * steps[1]])));
         let want: Vec<_> = (0..24).map(|i| [i, i / 12 + i / 4 % 3 * 2 + i % 4 * 6]).collect();
         assert_eq!(seen, want);
-        assert_eq!(Nest::new([(2, [12]), (3, [4]), (4, [1])]).dims, vec![(24, [1])]);
+        assert_eq!(Nest::new([(2, [12]), (3, [4]), (4, [1])]).dims[..], [(24, [1])]);
     }
 
     #[test]

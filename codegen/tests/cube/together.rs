@@ -92,7 +92,7 @@ fn what_is_remembered_of_launches_is_right_for_others() {
         let mut outputs: Vec<_> = given.iter().map(&mut upload).collect();
         let inputs: Vec<_> = inputs.iter().map(|b| [Some(b)]).collect();
         let launches = chosen.iter().zip(&inputs).zip(&mut outputs);
-        let launches = launches.map(|((&(n, sizes), inputs), output)| Launch {
+        let mut launches = launches.map(|((&(n, sizes), inputs), output)| Launch {
             kernel: &kernels[n],
             inputs,
             output,
@@ -100,7 +100,7 @@ fn what_is_remembered_of_launches_is_right_for_others() {
             key: Some(keys + n as u64),
             still: None,
         });
-        device.launch_together(launches.collect()).unwrap();
+        device.launch_together(&mut launches).unwrap();
         for ((&(n, _), given), output) in chosen.iter().zip(&given).zip(&outputs) {
             let factor = [2.0, -1.0][n];
             let want: Vec<_> = given.iter().map(|x| factor * x).collect();

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use latentc_codegen::device::{Data, Device, DeviceError};
 use latentc_codegen::memory::may_replace;
+use latentc_codegen::program::Buffer;
 use latentc_ir::{DType, Layout};
 use latentc_passes::Graph;
 
-use super::{Engine, Extent, Held, Ready, RunError, Source, Value, Where, at_once};
+use super::{Engine, Extent, Held, Ready, RunError, Value, at_once};
 use crate::compiled::Compiled;
 use crate::load::{Lent, LoadError};
 
@@ -70,7 +71,7 @@ impl<D: Device> Engine<D> {
 
     /// The names of a program's arguments, in order, and how many axes each has.
     pub fn params(&self, program: Given) -> Vec<(String, usize)> {
-        self.graphs[program.0].params().iter().map(|p| (p.name.clone(), p.dims.len())).collect()
+        self.graphs[program.0].params().map(|p| (p.name.clone(), p.dims.len())).collect()
     }
 
     /// Gives a weight, or takes back what it was.
@@ -190,11 +191,8 @@ impl<D: Device> Engine<D> {
         let number = self.choose(graph, args.iter().map(Value::extent))?;
         self.results_elsewhere(number, true);
         let ready = self.ready(number, args.iter().map(Value::extent), past)?;
-        let loaded = &self.graphs[number];
-        let routine = &ready.program.routines[loaded.instances[loaded.top()].routine];
-        let device = &mut self.device;
-        let upload = |(&id, value): (_, &Value)| device.upload(routine.buffer(id).dtype, value.data.clone());
-        let args = routine.params.iter().zip(args).map(upload).collect::<Result<_, _>>()?;
+        let upload = |(param, value): (&Buffer, &Value)| self.device.upload(param.dtype, value.data.clone());
+        let args = self.graphs[number].params().zip(args).map(upload).collect::<Result<_, _>>()?;
         self.run_resident(&ready, number, args, place)
     }
 
@@ -206,9 +204,10 @@ impl<D: Device> Engine<D> {
         args: Vec<D::Buffer>,
         place: &mut dyn FnMut(usize) -> Option<D::Buffer>,
     ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
-        let held = self.heap.len();
+        let loaded = &self.graphs[number];
+        let slots: Vec<_> = loaded.args.iter().chain(&loaded.results).copied().collect();
         let results = self.run_between(ready, number, args, place);
-        self.forget(held);
+        slots.into_iter().for_each(|slot| self.heap[slot] = None);
         results
     }
 
@@ -219,24 +218,24 @@ impl<D: Device> Engine<D> {
         args: Vec<D::Buffer>,
         place: &mut dyn FnMut(usize) -> Option<D::Buffer>,
     ) -> Result<Vec<Resident<D::Buffer>>, RunError> {
-        let mut run = ready.run(number);
-        let loaded = &self.graphs[number];
-        let (top, routine) = (loaded.top(), &run.program.routines[loaded.instances[loaded.top()].routine]);
-        let params: Vec<_> =
-            args.into_iter().map(|arg| Where::Held(self.hold(arg, Source::Argument))).collect();
-        let mut slots = Vec::with_capacity(routine.results.len());
-        for (n, &id) in routine.results.iter().enumerate() {
-            let buffer = routine.buffer(id);
-            let shape: Vec<_> = buffer.dims.iter().map(|d| run.sizes.get(d)).collect();
-            let made = match place(n) {
-                Some(made) => made,
-                None => self.device.alloc(buffer.dtype, shape.iter().product())?,
-            };
-            slots.push((self.hold(made, Source::Run), shape));
+        let Engine { device, graphs, heap, .. } = self;
+        let loaded = &graphs[number];
+        for (&slot, arg) in loaded.args.iter().zip(args) {
+            heap[slot] = Some(arg);
         }
-        let results: Vec<_> = slots.iter().map(|&(slot, _)| Where::Held(slot)).collect();
-        self.instance(&mut run, top, &params, &results, &mut at_once)?;
-        let taken = slots.into_iter().map(|(slot, shape)| {
+        let entry = loaded.entry();
+        let mut made = Vec::with_capacity(entry.results.len());
+        for (n, (&id, &slot)) in entry.results.iter().zip(&loaded.results).enumerate() {
+            let buffer = entry.buffer(id);
+            let shape: Vec<_> = buffer.dims.iter().map(|d| ready.sizes.get(loaded.names.dim(d))).collect();
+            heap[slot] = Some(match place(n) {
+                Some(made) => made,
+                None => device.alloc(buffer.dtype, shape.iter().product())?,
+            });
+            made.push((slot, shape));
+        }
+        self.launch_all(ready, &mut at_once)?;
+        let taken = made.into_iter().map(|(slot, shape)| {
             let buffer = self.heap[slot].take().expect("results are held until they are taken");
             Resident { buffer, shape }
         });

@@ -2,10 +2,12 @@
 
 use latentc_codegen::device::{self, Device, DeviceError};
 use latentc_codegen::memory::Place;
-use latentc_codegen::program::{Kernel, Program};
+use latentc_codegen::program::Kernel;
 use latentc_ir::DType;
+use smallvec::SmallVec;
 
-use super::{Engine, Where};
+use super::laid::{At, LaidLaunch};
+use super::{Engine, Ready};
 
 /// What launches kernels of a run: one, or several that may run at the same time.
 pub type Launcher<'l, D> =
@@ -52,7 +54,7 @@ pub enum Source {
 /// # Errors
 /// Those of the device.
 pub fn at_once<D: Device>(device: &mut D, launches: &mut [Launch<'_, D::Buffer>]) -> Result<(), DeviceError> {
-    let plain = launches.iter_mut().map(|l| device::Launch {
+    let mut plain = launches.iter_mut().map(|l| device::Launch {
         kernel: l.kernel,
         inputs: l.inputs,
         output: &mut *l.output,
@@ -60,87 +62,97 @@ pub fn at_once<D: Device>(device: &mut D, launches: &mut [Launch<'_, D::Buffer>]
         key: Some(l.key),
         still: l.still,
     });
-    device.launch_together(plain.collect())
+    device.launch_together(&mut plain)
 }
 
-/// What a launch works on.
-pub(super) struct Operands<B> {
-    /// The kernel's.
-    number: usize,
-    inputs: Vec<Option<Where>>,
-    /// Those of them that are temporaries.
-    parts: Vec<Option<B>>,
-    output: Where,
+/// Inputs of a launch, and sizes: few have more, and those have them on the heap.
+type Few<T> = SmallVec<[T; 10]>;
+
+/// What a launch makes and brings along for itself.
+struct Operands<B> {
+    /// The inputs that are temporaries.
+    parts: Few<Option<B>>,
+    /// An output that is held is out of the heap meanwhile.
     out: B,
-    sizes: Vec<usize>,
+    sizes: Few<usize>,
 }
 
 impl<D: Device> Engine<D> {
-    /// What a launch works on. An output that is held is taken out of the heap.
-    pub(super) fn operands(
-        &mut self,
-        program: &Program,
-        number: usize,
-        inputs: Vec<Where>,
-        output: Where,
-        sizes: Vec<usize>,
-    ) -> Result<Operands<D::Buffer>, DeviceError> {
-        // Of a kernel that appends, the first input is the output.
-        let appends = program.kernels[number].cache().is_some();
-        let inputs = inputs.into_iter().enumerate().map(|(n, at)| (n > 0 || !appends).then_some(at));
-        let inputs: Vec<_> = inputs.collect();
-        let mut parts = Vec::with_capacity(inputs.len());
-        for at in &inputs {
-            parts.push(match at {
-                Some(Where::Planned(place, dtype, len)) => Some(self.part(*place, *dtype, *len)?),
-                Some(Where::Held(_)) | None => None,
-            });
-        }
-        let out = match output {
-            Where::Held(slot) => self.heap[slot].take().expect("outputs are held"),
-            Where::Planned(place, dtype, len) => self.part(place, dtype, len)?,
-        };
-        Ok(Operands { number, inputs, parts, output, out, sizes })
+    /// Does all launches of a run.
+    pub(super) fn launch_all(&mut self, ready: &Ready, launcher: Launcher<'_, D>) -> Result<(), DeviceError> {
+        ready.laid.groups().try_for_each(|group| self.launch(ready, group, launcher))
     }
 
-    pub(super) fn launch(
+    fn launch(
         &mut self,
-        (program, keys): (&Program, u64),
-        mut ready: Vec<Operands<D::Buffer>>,
+        ready: &Ready,
+        group: &[LaidLaunch],
         launcher: Launcher<'_, D>,
     ) -> Result<(), DeviceError> {
         let begins = std::mem::take(&mut self.begins);
-        let Engine { device, heap, sources, .. } = self;
-        let source = |at: &Option<Where>| match at {
-            Some(Where::Held(slot)) => sources[*slot],
-            Some(Where::Planned(..)) | None => Source::Run,
-        };
-        let from: Vec<Vec<_>> = ready.iter().map(|o| o.inputs.iter().map(source).collect()).collect();
-        let mut bound = Vec::with_capacity(ready.len());
-        for Operands { number, inputs, parts, output, out, sizes } in &mut ready {
-            let buffers = inputs.iter().zip(&*parts).map(|(at, part)| match at {
-                Some(Where::Held(slot)) => heap[*slot].as_ref(),
-                Some(Where::Planned(..)) | None => part.as_ref(),
+        let mut all: SmallVec<[Operands<D::Buffer>; 4]> = SmallVec::new();
+        for laid in group {
+            let mut parts = Few::new();
+            for at in &laid.inputs {
+                parts.push(at.as_ref().map(|at| self.temporary(ready, at)).transpose()?.flatten());
+            }
+            let out = match self.temporary(ready, &laid.output)? {
+                Some(part) => part,
+                None => self.slot(&laid.output).and_then(Option::take).expect("outputs are held"),
+            };
+            all.push(Operands {
+                parts,
+                out,
+                sizes: laid.sizes.iter().map(|&s| ready.sizes.get(s)).collect(),
             });
-            let in_place = inputs.iter().flatten().any(|at| at.meets(*output));
-            bound.push((*number, buffers.collect::<Vec<_>>(), out, in_place, &sizes[..]));
         }
-        let launches =
-            bound.iter_mut().zip(&from).map(|((number, inputs, output, in_place, sizes), from)| {
-                let (kernel, number, in_place) = (&program.kernels[*number], *number, *in_place);
-                let key = keys + number as u64;
-                let weights = from.iter().take(64).enumerate().filter(|(_, of)| **of == Source::Weight);
-                let still = weights.fold(0, |bits, (n, _)| bits | 1 << n);
-                let still = (!begins).then_some(still);
-                Launch { kernel, number, inputs, sources: from, output, in_place, sizes, key, still }
+        let Engine { device, heap, .. } = self;
+        let bound = group.iter().zip(&mut all).map(|(laid, Operands { parts, out, sizes })| {
+            let buffers = laid.inputs.iter().zip(&*parts).map(|(at, part)| match at {
+                Some(At::Held(slot)) => heap[*slot].as_ref(),
+                Some(At::Planned(..)) | None => part.as_ref(),
             });
-        let done = launcher(device, &mut launches.collect::<Vec<_>>());
-        for operands in ready {
-            if let Where::Held(slot) = operands.output {
-                heap[slot] = Some(operands.out);
+            (laid, buffers.collect::<Few<_>>(), out, &sizes[..])
+        });
+        let mut bound: SmallVec<[_; 4]> = bound.collect();
+        let launches = bound.iter_mut().map(|(laid, inputs, output, sizes)| Launch {
+            kernel: &ready.program.kernels[laid.kernel],
+            number: laid.kernel,
+            inputs,
+            sources: &laid.sources,
+            output,
+            in_place: laid.in_place,
+            sizes,
+            key: ready.keys + laid.kernel as u64,
+            still: (!begins).then_some(laid.still),
+        });
+        let done = launcher(device, &mut launches.collect::<SmallVec<[_; 4]>>());
+        drop(bound);
+        for (laid, operands) in group.iter().zip(all) {
+            if let Some(slot) = self.slot(&laid.output) {
+                *slot = Some(operands.out);
             }
         }
         done
+    }
+
+    /// The place of the heap where something is held.
+    fn slot(&mut self, at: &At) -> Option<&mut Option<D::Buffer>> {
+        match at {
+            At::Held(slot) => Some(&mut self.heap[*slot]),
+            At::Planned(..) => None,
+        }
+    }
+
+    /// The temporary that lies there; `None` if it is held.
+    fn temporary(&mut self, ready: &Ready, at: &At) -> Result<Option<D::Buffer>, DeviceError> {
+        match at {
+            At::Held(_) => Ok(None),
+            At::Planned(place, dtype, dims) => {
+                let len = dims.iter().map(|&d| ready.sizes.get(d)).product();
+                self.part(*place, *dtype, len).map(Some)
+            }
+        }
     }
 
     /// The temporary at a place of the plan.

@@ -1,6 +1,5 @@
 //! What an engine has in memory: caches, places for temporaries, and how much a run would take.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use latentc_codegen::device::{Device, DeviceError};
@@ -8,7 +7,8 @@ use latentc_codegen::memory::Plan;
 use latentc_ir::DType;
 use latentc_passes::{Graph, Pool};
 
-use super::sizes::Extent;
+use super::laid::Laid;
+use super::sizes::{Extent, Sizes};
 use super::{Engine, RunError};
 use crate::chunks::{self, Holding};
 
@@ -83,20 +83,21 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    /// The plan of a graph for these sizes, and the memory that it needs.
-    pub(super) fn plan(&mut self, graph: usize, sizes: BTreeMap<String, u64>) -> Result<Arc<Plan>, RunError> {
+    /// A run of a graph for these sizes, laid out, and the memory that it needs.
+    pub(super) fn plan(&mut self, graph: usize, sizes: Sizes) -> Result<Arc<Laid>, RunError> {
         let layout = self.device.layout();
         let loaded = &mut self.graphs[graph];
-        let plan = match &loaded.plan {
-            Some((of, plan)) if *of == sizes => Arc::clone(plan),
+        let laid = match &loaded.laid {
+            Some((of, laid)) if *of == sizes => Arc::clone(laid),
             _ => {
                 let make = if loaded.elsewhere { Plan::without_results } else { Plan::new };
-                let plan = Arc::new(make(&loaded.program, &sizes, &layout)?);
-                loaded.plan = Some((sizes, Arc::clone(&plan)));
-                plan
+                let plan = make(&loaded.program, &sizes.by_name(&loaded.names), &layout)?;
+                let laid = Arc::new(Laid::new(loaded, &plan, &self.sources));
+                loaded.laid = Some((sizes, Arc::clone(&laid)));
+                laid
             }
         };
-        for (n, &bytes) in plan.pages.iter().enumerate() {
+        for (n, &bytes) in laid.pages.iter().enumerate() {
             if self.pages.get(n).is_some_and(|(has, _)| *has >= bytes) {
                 continue;
             }
@@ -104,7 +105,7 @@ impl<D: Device> Engine<D> {
             self.pages.truncate(n);
             self.pages.push((bytes, self.device.reserve(bytes)?));
         }
-        Ok(plan)
+        Ok(laid)
     }
 
     /// What is held from run to run.
@@ -124,7 +125,8 @@ impl<D: Device> Engine<D> {
     ) -> Result<u64, RunError> {
         let number = self.choose(graph, extents(shapes))?;
         let (_, sizes) = self.sizes(number, extents(shapes), past)?;
-        chunks::temporaries(&self.graphs[number].program, &sizes, &self.device.layout())
+        let loaded = &self.graphs[number];
+        chunks::temporaries(&loaded.program, &sizes.by_name(&loaded.names), &self.device.layout())
     }
 
     /// Reserves memory for the temporaries of such a run, so that those before it, which need less, lie there too.

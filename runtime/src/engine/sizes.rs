@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_codegen::program::{Buffer, Program, Role, Routine, Step};
 use latentc_ir::Size;
+use smallvec::{SmallVec, smallvec};
 
 use super::RunError;
 
@@ -14,7 +15,7 @@ pub(super) struct Extent<'v> {
 }
 
 /// The sizes of the past: those that caches grow by, or that are read of pools.
-pub(super) fn past_symbols(program: &Program) -> Vec<String> {
+fn past_symbols(program: &Program) -> Vec<String> {
     if let Some(pool) = &program.pool {
         return pool.past.iter().cloned().collect();
     }
@@ -23,7 +24,7 @@ pub(super) fn past_symbols(program: &Program) -> Vec<String> {
 }
 
 /// The run-time sizes that buffers and launches of these routines have.
-pub(super) fn symbols<'p>(routines: impl Iterator<Item = &'p Routine>) -> BTreeSet<String> {
+fn symbols<'p>(routines: impl Iterator<Item = &'p Routine>) -> BTreeSet<String> {
     let of = |routine: &'p Routine| {
         let buffers = routine.buffers.iter().flat_map(|b| &b.dims);
         let launches = routine.steps.iter().flat_map(|s| match s {
@@ -39,26 +40,71 @@ pub(super) fn symbols<'p>(routines: impl Iterator<Item = &'p Routine>) -> BTreeS
     named.collect()
 }
 
-/// The run-time sizes of one run.
-pub(super) struct Sizes {
-    pub(super) bound: BTreeMap<String, usize>,
+/// The run-time sizes of a program, which are numbered.
+#[derive(Debug)]
+pub(super) struct Names {
+    /// In order.
+    all: Vec<String>,
+    /// Those of the past.
+    past: Vec<usize>,
+    /// That of the slots of pools.
+    slots: Option<usize>,
 }
 
+/// A size: its number, or which of a program's run-time sizes it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Dim {
+    Fixed(usize),
+    Named(usize),
+}
+
+impl Names {
+    /// Of a program, of which these routines run.
+    pub(super) fn of<'p>(program: &Program, routines: impl Iterator<Item = &'p Routine>) -> Names {
+        let mut all = symbols(routines);
+        let past = past_symbols(program);
+        all.extend(past.iter().cloned());
+        all.extend(program.pool.iter().map(|pool| pool.slots.clone()));
+        let mut names = Names { all: all.into_iter().collect(), past: Vec::new(), slots: None };
+        names.past = past.iter().filter_map(|name| names.number(name)).collect();
+        names.slots = program.pool.as_ref().and_then(|pool| names.number(&pool.slots));
+        names
+    }
+
+    fn number(&self, name: &str) -> Option<usize> {
+        self.all.binary_search_by(|known| known.as_str().cmp(name)).ok()
+    }
+
+    /// A size of the program.
+    pub(super) fn dim(&self, size: &Size) -> Dim {
+        match size {
+            Size::Fixed(n) => Dim::Fixed(*n as usize),
+            Size::Sym(name) => Dim::Named(self.number(name).expect("all names of the program are known")),
+        }
+    }
+}
+
+/// The run-time sizes of one run, by their numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sizes(SmallVec<[Option<usize>; 8]>);
+
 impl Sizes {
-    pub(super) fn of<'v>(
-        params: &[&Buffer],
+    /// What arguments say of them.
+    pub(super) fn of<'p, 'v>(
+        names: &Names,
+        params: impl ExactSizeIterator<Item = &'p Buffer> + Clone,
         args: impl ExactSizeIterator<Item = Extent<'v>>,
     ) -> Result<Sizes, RunError> {
         if params.len() != args.len() {
-            let names: Vec<_> = params.iter().map(|p| p.name.as_str()).collect();
+            let given: Vec<_> = params.map(|p| p.name.as_str()).collect();
             return Err(RunError::Argument(format!(
                 "the program takes ({}), {} given",
-                names.join(", "),
+                given.join(", "),
                 args.len()
             )));
         }
-        let mut bound: BTreeMap<String, usize> = BTreeMap::new();
-        for (p, Extent { shape, len }) in params.iter().zip(args) {
+        let mut bound: SmallVec<[Option<usize>; 8]> = smallvec![None; names.all.len()];
+        for (p, Extent { shape, len }) in params.zip(args) {
             let fail = |why: String| Err(RunError::Argument(format!("`{}`: {why}", p.name)));
             if p.dims.len() != shape.len() || shape.iter().product::<usize>() != len {
                 return fail(format!(
@@ -67,23 +113,54 @@ impl Sizes {
                 ));
             }
             for (d, &n) in p.dims.iter().zip(shape) {
-                let want = match d {
-                    Size::Fixed(k) => *k as usize,
-                    Size::Sym(s) => *bound.entry(s.clone()).or_insert(n),
+                let want = match names.dim(d) {
+                    Dim::Fixed(k) => k,
+                    Dim::Named(s) => *bound[s].get_or_insert(n),
                 };
                 if want != n {
                     return fail(format!("size {n} where {d} is {want}"));
                 }
             }
         }
-        Ok(Sizes { bound })
+        Ok(Sizes(bound))
     }
 
-    /// The number that a size stands for. All symbols of the program are bound before it runs.
-    pub(super) fn get(&self, size: &Size) -> usize {
-        match size {
-            Size::Fixed(n) => *n as usize,
-            Size::Sym(s) => self.bound[s],
+    /// Says what arguments do not say: slots of pools, and the positions of the past.
+    ///
+    /// # Errors
+    /// If a size is still not known.
+    pub(super) fn complete(&mut self, names: &Names, slots: usize, past: usize) -> Result<(), RunError> {
+        if let Some(number) = names.slots {
+            self.0[number].get_or_insert(slots);
         }
+        for &number in &names.past {
+            self.0[number].get_or_insert(past);
+        }
+        match self.0.iter().position(Option::is_none) {
+            None => Ok(()),
+            Some(number) => Err(RunError::Argument(format!(
+                "no argument has the size `{}` that the program needs",
+                names.all[number]
+            ))),
+        }
+    }
+
+    /// The number that a size stands for. All are known before a program runs.
+    pub(super) fn get(&self, dim: Dim) -> usize {
+        match dim {
+            Dim::Fixed(n) => n,
+            Dim::Named(number) => self.0[number].expect("a size is known"),
+        }
+    }
+
+    /// What is known of a name.
+    pub(super) fn find(&self, names: &Names, name: &str) -> Option<usize> {
+        names.number(name).and_then(|number| self.0[number])
+    }
+
+    /// All that are known.
+    pub(super) fn by_name(&self, names: &Names) -> BTreeMap<String, u64> {
+        let known = names.all.iter().zip(&self.0);
+        known.filter_map(|(name, n)| Some((name.clone(), (*n)? as u64))).collect()
     }
 }
