@@ -21,7 +21,7 @@ use super::split::{Role, SHARED};
 use super::stream_matrix::{self, MatrixPlan, Tiling};
 use super::target::Target;
 use super::{bulk, contract, few, matrix, overlap, refuse, scatter, sort, split, stream};
-use crate::contract::ContractPlan;
+use crate::contract::{ContractPlan, Rotation};
 use crate::device::DeviceError;
 use crate::digest::digest;
 use crate::few::FewPlan;
@@ -426,6 +426,8 @@ fn cubes_at_once(kernel: &Kernel, form: &Form, role: Role) -> Option<u32> {
             let most = if tiling.packs() > 2 && plan.products.len() > 1 { 3 } else { 4 };
             u32::try_from(room).ok().filter(|room| (1..=4).contains(room)).map(|room| room.min(most))
         }
+        // Where it may choose, ptxas spills around the slow path of an angle for sm_100, to have a fifth cube.
+        Form::Tiles(_) if Rotation::of(&kernel.body).is_some() => Some(4),
         Form::Map(_) | Form::Tiles(_) | Form::Scatter(_) => None,
         // Those of these that need it say so by themselves.
         Form::ScatterMatrix(..) | Form::StreamMatrix(..) | Form::Matrix(..) => None,

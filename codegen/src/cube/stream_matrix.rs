@@ -201,12 +201,14 @@ impl MatrixPlan {
             return None;
         }
         let narrow = self.columns <= 128;
+        // Twice 16 rows of two scores and of 128 columns are more than a unit has registers for.
+        let twice = self.columns <= if self.sums.len() > 1 { 64 } else { 128 };
         let (planes, across, high, positions) = match tall {
             1 => (4, 4, 1, [64, 32]),
             2 => (8, 4, 1, [32, 32]),
             4 if narrow => (4, 1, 1, [64, 32]),
             4 => (8, 2, 1, [64, 32]),
-            8 if narrow => (4, 1, 2, [32, 32]),
+            8 if twice => (4, 1, 2, [32, 32]),
             _ => return None,
         };
         let rows = 16 * u32::from(tall);

@@ -17,12 +17,14 @@ use crate::device::DeviceError;
 use crate::few::FewPlan;
 use crate::program::{Kernel, KernelKind};
 
-/// Rows that a product with few rows has at most where there are no tensor cores for it, or its matrix must be decoded for them: with as
-/// many, and eight at once, it has been read four times. Plain tiles take as long for fewer as for 64.
+/// Rows that a product with few rows has at most where there are no tensor cores for it: with as many, and eight at once, its matrix
+/// has been read four times. Plain tiles take as long for fewer as for 64.
 const FEW: usize = 32;
 /// The same where there are: with as many rows, tiles of 32 take less time (measured on an H200).
 const FEWER: usize = 8;
-/// Rows for each group with which tiles take less time where its matrix must be decoded first: that takes as long as to read five of it.
+/// The same where its matrix must be decoded for them, and the rows for each group with which that takes less time than to read it as often
+/// (both measured on an H200).
+const FEW_CODES: usize = 16;
 const DECODED: usize = 5;
 /// The most rows that are multiplied with what was read once.
 const ROWS: usize = 8;
@@ -129,7 +131,20 @@ impl Side {
         });
         let codes = products.iter().any(|p| p.table.elements().is_none());
         let (products, tiles) = (products.len(), Vec::new());
-        Some(Side { wide, rows, columns, batch, products, deep, lines, codes, lines_up, summed, least, tiles })
+        Some(Side {
+            wide,
+            rows,
+            columns,
+            batch,
+            products,
+            deep,
+            lines,
+            codes,
+            lines_up,
+            summed,
+            least,
+            tiles,
+        })
     }
 
     /// The same with the tiles of tensor cores for a kernel, and the number of launches that it comes to, if there are any.
@@ -308,7 +323,11 @@ impl Ways {
         // A row of a group reads its matrix alone, but where there are tiles.
         let each = if self.codes { DECODED } else { 1 };
         let many = grouped.is_some_and(|(lines, groups)| lines >= each * groups);
-        let few = if matrix.is_some() && !self.codes { FEWER } else { FEW };
+        let few = match (matrix.is_some(), self.codes) {
+            (false, _) => FEW,
+            (true, false) => FEWER,
+            (true, true) => FEW_CODES,
+        };
         if !many && let Some(side) = widest(&self.few, few) {
             let rows = total(&side.rows).clamp(1, ROWS).next_power_of_two() as u8;
             return KernelKind::Few { wide: side.wide, rows };
