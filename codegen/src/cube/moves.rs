@@ -237,13 +237,16 @@ impl Launch<'_> {
     fn read(&self, order: &Order, param: ValueId) -> Bytes {
         let (element, whole) = (self.element(param), self.bytes(param));
         let paths = along(self.body(), param);
-        let all: Bytes = paths.iter().map(|axes| self.read_along(order, axes, element, whole)).sum();
+        let all: Bytes = paths
+            .iter()
+            .map(|(axes, each)| self.read_along(order, axes, element / *each as f64, whole))
+            .sum();
         // Read in two places, it is still the same tensor; and where cubes share out axes of its own, each has a part of it.
         let tiles = order.shares.iter().map(|share| self.total(&share.axes).div_ceil(share.tile) as f64);
         let mut most = whole * tiles.product::<f64>();
         let own: BTreeSet<_> = self.body().ty(param).axes.iter().copied().collect();
         let mut shared = order.shares.iter().flat_map(|share| &share.axes).filter(|a| own.contains(a));
-        if shared.all(|a| paths.iter().all(|axes| axes.contains(a))) {
+        if shared.all(|a| paths.iter().all(|(axes, _)| axes.contains(a))) {
             most = most.min(self.read_along(order, &own, element, whole).by_block);
         }
         let by_block = all.by_block.min(most);
@@ -526,25 +529,35 @@ fn met_by_run(sizes: &[u64], kept: &[bool], from: u64, to: u64) -> u64 {
 struct Path {
     own: BTreeSet<AxisId>,
     folded: BTreeSet<AxisId>,
+    /// For so many indices of these side by side there is one element: a word of codes, or their scale.
+    each: u64,
 }
 
 /// The axes along which elements of a parameter reach the result, for each way that they take there: one element, or fewer, for each index.
-fn along(body: &Function, param: ValueId) -> BTreeSet<BTreeSet<AxisId>> {
+///
+/// Beside the axes, for how many indices side by side there is one element.
+fn along(body: &Function, param: ValueId) -> BTreeSet<(BTreeSet<AxisId>, u64)> {
     let mut of: Vec<BTreeSet<Path>> = vec![BTreeSet::new(); body.values.len()];
     let own = body.ty(param).axes.iter().copied().collect();
-    of[param.0 as usize].insert(Path { own, folded: BTreeSet::new() });
+    of[param.0 as usize].insert(Path { own, folded: BTreeSet::new(), each: 1 });
     for inst in &body.body {
         for (n, arg) in inst.args.iter().enumerate() {
-            for Path { own, mut folded } in of[arg.0 as usize].clone() {
+            for Path { own, mut folded, mut each } in of[arg.0 as usize].clone() {
+                if let Op::Merge { axes, .. } = &inst.op
+                    && axes.iter().any(|a| own.contains(a))
+                {
+                    let lacks = axes.iter().filter(|a| !own.contains(a));
+                    each *= lacks.filter_map(|a| body.axis(*a).size.fixed()).product::<u64>().max(1);
+                }
                 let Some(own) = through(body, inst, n, own) else { continue };
                 let (own, gone) = own.into_iter().partition(|&a| body.ty(inst.result()).has(a));
                 folded.extend::<BTreeSet<_>>(gone);
-                of[inst.result().0 as usize].insert(Path { own, folded });
+                of[inst.result().0 as usize].insert(Path { own, folded, each });
             }
         }
     }
     let ways = of.swap_remove(body.results[0].0 as usize).into_iter();
-    ways.map(|Path { own, folded }| own.union(&folded).copied().collect()).collect()
+    ways.map(|Path { own, folded, each }| (own.union(&folded).copied().collect(), each)).collect()
 }
 
 /// What axes of an operand become in the result, if it is read. What the result lacks is walked whole.

@@ -49,7 +49,7 @@ fn axes(groups: u64, group: u64) -> String {
 }
 
 /// Gate and up of a normed row: along the groups.
-fn along(columns: u64, groups: u64, group: u64) -> Kernel {
+pub(crate) fn along(columns: u64, groups: u64, group: u64) -> Kernel {
     let [gate, up] = ["gate", "up"].map(|name| matrix(name, "m", "k", None));
     let body = format!(
         "axes n=n0, m={columns}, {}\n{}{}param p: f32[n, k]\nparam gain: f32[k]\n{}{}\
@@ -67,7 +67,7 @@ fn along(columns: u64, groups: u64, group: u64) -> Kernel {
 }
 
 /// A matrix for each of three heads, by columns along the groups.
-fn across(depth: u64, groups: u64, group: u64) -> Kernel {
+pub(crate) fn across(depth: u64, groups: u64, group: u64) -> Kernel {
     let Matrix { params, body } = matrix("wide", "i, d", "k", None);
     let body = format!(
         "axes n=n0, i=3, d={depth}, {}\n{params}param p: f32[n, i, d]\n{body}\
@@ -78,7 +78,7 @@ fn across(depth: u64, groups: u64, group: u64) -> Kernel {
 }
 
 /// Those that an index chooses, added up.
-fn chosen(columns: u64, groups: u64, group: u64) -> Kernel {
+pub(crate) fn chosen(columns: u64, groups: u64, group: u64) -> Kernel {
     let Matrix { params, body } = matrix("wide", "m", "k", Some("n, t"));
     let body = format!(
         "axes n=n0, t=3, x=5, m={columns}, {}\n{params}param index: i32[n, t]\nparam p: bf16[n, t, k]\n{body}\

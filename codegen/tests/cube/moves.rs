@@ -6,6 +6,7 @@ use latentc_codegen::emulate::Count;
 use latentc_codegen::program::{Kernel, KernelKind};
 
 use crate::bench::{emulated, inputs, kernel, map};
+use crate::codes;
 use crate::streams::{causal, latent, paged, pages, put};
 
 /// A kernel in one of its ways, at sizes, with some of its inputs.
@@ -97,6 +98,9 @@ fn formulas_say_what_is_counted() {
         case(&map("rows", rows), &[12]).with(1, tokens(12, 40)),
         case(&contract("plain", plain), &[150]),
         case(&contract("few", product), &[1]),
+        case(&codes::along(37, 4, 32), &[2]),
+        case(&codes::across(19, 2, 32), &[2]),
+        case(&codes::chosen(21, 2, 32), &[1]).with(2, [4.0, 0.0, 2.0]),
         by(&contract("tiles", product), &[150], any),
         by(&contract("parts", product), &[150], |kind| matches!(kind, KernelKind::Matrix { parts: 2, .. })),
         by(&contract("groups", product), &[150], |kind| {
