@@ -16,7 +16,7 @@ use super::{Step, Told, TrainError};
 use crate::engine::{Engine, Given, Resident, RunError, Wanted};
 use crate::gradient::{Gatherer, Rows};
 use crate::load::LoadError;
-use crate::optimizer::{AdamW, Optimizer, State, numbers, program, scalar};
+use crate::optimizer::{AdamW, Optimizer, State, numbers, program};
 use crate::places::{COLUMNS, zeros};
 
 /// Elements of a part, at most, unless one weight has more: while a step is made, all that it changes of one part is there twice.
@@ -259,6 +259,7 @@ fn remake<D: Device>(
     changed: &[usize],
 ) -> Result<Vec<D::Buffer>, RunError> {
     let near = engine.device().near().filter(|_| engine.may_replace(program, changed));
+    let numbers = Arc::new(numbers.iter().map(|&x| x as f32).collect::<Vec<_>>());
     let mut made = Vec::with_capacity(changed.len());
     for start in (0..len).step_by(near.unwrap_or(len).max(1)) {
         let range = start..len.min(start + near.unwrap_or(len));
@@ -266,8 +267,8 @@ fn remake<D: Device>(
         for array in arrays {
             args.push(window(engine, array, range.clone(), COLUMNS)?);
         }
-        for &x in numbers {
-            args.push(scalar(engine, x)?);
+        for n in 0..numbers.len() {
+            args.push(engine.lend(&numbers, n..n + 1, Vec::new())?);
         }
         let mut places = Vec::with_capacity(changed.len());
         for &n in changed.iter().filter(|_| near.is_some()) {
