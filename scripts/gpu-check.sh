@@ -70,6 +70,11 @@ if wants check; then
     try "check $name" 90 sh -c '"$@" >"$0"' "$out/check/$name.json" \
       "$latentc" check "$model" --target "$target" --json "${graphs[@]}"
   done
+  # What reads weights in codes.
+  if [[ $sizes == real ]]; then
+    try "check bench-moe-0.3b.int8" 90 sh -c '"$@" >"$0"' "$out/check/bench-moe-0.3b.int8.json" \
+      "$latentc" check bench-moe-0.3b --target "$target" --json --weights int8
+  fi
   # What training runs besides.
   models=("$case_")
   [[ $sizes == real ]] && models+=(deepseek-v2-lite)

@@ -24,6 +24,15 @@ pub struct Way {
     pub parts: Option<usize>,
 }
 
+/// Who multiplies, and who brings what.
+fn by(groups: bool, bulk: bool) -> &'static str {
+    match (groups, bulk) {
+        (false, _) => "",
+        (true, false) => ", groups",
+        (true, true) => ", groups, boxes",
+    }
+}
+
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind)?;
@@ -35,13 +44,11 @@ impl fmt::Display for Way {
             }
             KernelKind::ScatterMatrix { side } => write!(f, ", {side}")?,
             KernelKind::StreamMatrix { tall, groups, bulk } => {
-                write!(f, ", {}{}", 16 * u16::from(tall), if groups { ", groups" } else { "" })?;
-                write!(f, "{}", if bulk { ", boxes" } else { "" })?;
+                write!(f, ", {}{}", 16 * u16::from(tall), by(groups, bulk))?;
             }
             KernelKind::Matrix { wide, rows, columns, groups, bulk, parts, tf32 } => {
                 side = wide;
-                write!(f, ", {rows} x {columns}{}", if groups { ", groups" } else { "" })?;
-                write!(f, "{}", if bulk { ", boxes" } else { "" })?;
+                write!(f, ", {rows} x {columns}{}", by(groups, bulk))?;
                 write!(f, "{}", if tf32 { ", tf32" } else { "" })?;
                 if parts > 1 {
                     write!(f, ", {parts} parts")?;

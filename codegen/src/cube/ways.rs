@@ -427,27 +427,26 @@ pub(crate) fn joins(kind: KernelKind) -> bool {
     }
 }
 
+/// Who multiplies, or brings what, as a part of a name.
+fn by(groups: bool, bulk: bool) -> &'static str {
+    match (groups, bulk) {
+        (false, _) => "matrix",
+        (true, false) => "groups",
+        (true, true) => "bulk",
+    }
+}
+
 /// A kernel computed that way.
 pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
         KernelKind::Few { wide, rows } if kernel.kind != kind => format!("{}_few{wide}{rows}", kernel.name),
         KernelKind::Matrix { wide, rows, columns, groups, bulk, parts, tf32 } if kernel.kind != kind => {
-            let by = match (bulk, groups) {
-                (true, _) => "bulk",
-                (false, true) => "groups",
-                (false, false) => "matrix",
-            };
             let tf32 = if tf32 { "tf32_" } else { "" };
-            format!("{}_{tf32}{by}{wide}{rows}x{columns}_{parts}", kernel.name)
+            format!("{}_{tf32}{}{wide}{rows}x{columns}_{parts}", kernel.name, by(groups, bulk))
         }
         KernelKind::ScatterMatrix { side } if kernel.kind != kind => format!("{}_matrix{side}", kernel.name),
         KernelKind::StreamMatrix { tall, groups, bulk } if kernel.kind != kind => {
-            let by = match (bulk, groups) {
-                (true, _) => "bulk",
-                (false, true) => "groups",
-                (false, false) => "matrix",
-            };
-            format!("{}_{by}{tall}", kernel.name)
+            format!("{}_{}{tall}", kernel.name, by(groups, bulk))
         }
         _ => kernel.name.clone(),
     };
