@@ -117,8 +117,9 @@ impl Prepared {
             return Ok(Prepared { sizes: known, axes, blocks });
         };
         let rows = extents[axis.0 as usize];
-        let count = rows.min(left.div_ceil(most.max(1)));
-        let each = rows.div_ceil(count);
+        let each = rows.div_ceil(rows.min(left.div_ceil(most.max(1))));
+        // Of few rows, so many at a time may be all of them in fewer blocks.
+        let count = rows.div_ceil(each);
         let of = |rows: usize| {
             let mut extents = extents.clone();
             extents[axis.0 as usize] = rows;
@@ -434,6 +435,7 @@ mod tests {
         assert_eq!(blocks(text, &[10], 79), [5, 5]);
         assert_eq!(blocks(text, &[10], 24), [3, 3, 3, 1]);
         assert_eq!(blocks(text, &[10], 1), [1; 10]);
+        assert_eq!(blocks(text, &[8], 12), [2; 4]);
     }
 
     #[test]
