@@ -23,7 +23,7 @@ use crate::program::Kernel;
 
 /// Groups are multiplied together as long as their rows and what is made of them have no more elements than these: what one launch needs for
 /// itself stays small, and near.
-const TOGETHER: usize = 1 << 23;
+const TOGETHER: usize = 1 << 21;
 /// Fewer elements than these are added up by one thread.
 const ALONE: usize = 1 << 16;
 /// Columns of the result that a task adds up are a multiple of these: a line of memory.
