@@ -56,7 +56,7 @@ fn sources(models: &[&str], ways: impl Fn(&Kernel) -> Vec<Kernel>) -> Vec<(Strin
 
 /// The kernels that decode runs at the same time, in one source each.
 fn sources_together(models: &[&str], machine: &Machine) -> Vec<(String, Source)> {
-    let tuning = Tuning::new(String::new(), machine.clone());
+    let tuning = Tuning::new(String::new(), *machine);
     let mut together: BTreeMap<String, Vec<Kernel>> = BTreeMap::new();
     for name in models {
         let config = ModelConfig::bundled(name).expect("bundled");
@@ -178,7 +178,7 @@ fn every_kernel_of_the_bundled_models_spills_nothing_for_other_architectures() {
 
 /// A kernel in the ways that a device takes where all run-time sizes are one, and where all are large.
 fn launched(kernel: &Kernel, machine: &Machine) -> Vec<Kernel> {
-    let tuning = Tuning::new(String::new(), machine.clone());
+    let tuning = Tuning::new(String::new(), *machine);
     let kinds = [1, 1000].map(|size| {
         let sizes = vec![size; kernel.size_symbols().len()];
         choose(kernel, Target::Cuda, &sizes, &tuning).expect("nothing is tuned").way.kind

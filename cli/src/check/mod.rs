@@ -191,19 +191,18 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
             one_by_one(args, &all(device.machine())?, device)
         }
         Target::Cuda => {
-            let device = CudaDevice::open(0)?.with_edits(edits());
-            one_by_one(args, &all(device.machine())?, device)
+            let mut device = CudaDevice::open(0)?.with_edits(edits());
+            let subjects = all(device.machine())?;
+            single(&subjects).for_each(|trial| device.begin(&trial.kernel, &trial.sizes));
+            one_by_one(args, &subjects, device)
         }
         Target::Emulate => {
             let mut emulator = Emulator::open(args.seed)?.with_edits(edits());
             let subjects = all(emulator.machine())?;
             let spinner = progress::spinner("compiling");
-            let single = subjects.iter().flat_map(|s| &s.trials).filter_map(|trial| match &trial[..] {
-                [one] => Some(chosen_way(&one.kernel, &one.sizes)),
-                _ => None,
-            });
+            let ways: Vec<_> = single(&subjects).map(|one| chosen_way(&one.kernel, &one.sizes)).collect();
             // What does not compile says so when it is launched.
-            let _ = emulator.prepare(&single.collect::<Vec<_>>());
+            let _ = emulator.prepare(&ways);
             spinner.say("running kernels".to_owned());
             let name = emulator.name();
             let one = |emulator: &mut Emulator, subject: &Subject| row(emulator, subject, args.seed);
@@ -394,6 +393,12 @@ fn finished(args: &Args, model: &Model, texts: &Texts, (device, kernels): Rows) 
         changed: texts.changed.iter().map(|(file, _)| file.clone()).collect(),
         differs: None,
     }
+}
+
+/// The trials of kernels that are launched by themselves.
+fn single(subjects: &[Subject]) -> impl Iterator<Item = &Trial> {
+    let alone = |trial: &'_ Vec<Trial>| trial.len() == 1;
+    subjects.iter().flat_map(|s| &s.trials).filter(move |trial| alone(trial)).flatten()
 }
 
 /// All cases of a subject, up to the first that fails.

@@ -306,6 +306,15 @@ impl<R: CubeRuntime> CubeDevice<R> {
         caught(|| self.client.flush()).map_err(|why| DeviceError::Kernel { kernel: kernels.join(", "), why })
     }
 
+    /// Begins to compile what a launch of a kernel at these run-time sizes wants, on other threads, where the driver is called directly. The
+    /// launch waits for it, and says what is wrong with it.
+    pub fn begin(&mut self, kernel: &Kernel, sizes: &[usize]) {
+        let Some(own) = &mut self.own else { return };
+        if let Ok((prepared, _)) = self.preparer.prepared(kernel, kernel.body.params.len(), sizes, None) {
+            prepared.launches.entries().for_each(|entry| own.begin(entry));
+        }
+    }
+
     /// Launches a checked kernel on buffers as long as its types say.
     pub(super) fn enqueue<'b>(
         &mut self,

@@ -38,6 +38,21 @@ impl Entry {
     pub(super) fn new(ir: CubeIr) -> Arc<Entry> {
         Arc::new(Entry { maps: ir.maps(), ir, function: OnceLock::new() })
     }
+
+    /// What the driver behind a queue has of it. It belongs to one device.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn function(&self, queue: &mut dyn Queue) -> Result<&Arc<Function>, String> {
+        let Entry { ir, function, .. } = self;
+        match function.get() {
+            Some(known) => Ok(known),
+            None => {
+                let new = queue.function(ir)?;
+                Ok(function.get_or_init(|| new))
+            }
+        }
+    }
 }
 
 /// What a kernel in one of its ways comes to at any sizes.
@@ -52,6 +67,14 @@ pub(super) struct Launches {
     pub(super) halves: Option<[Half; 2]>,
     /// The parameters that may be read before the grids ahead are done; none if that cannot be told.
     pub(super) early: Option<Vec<usize>>,
+}
+
+impl Launches {
+    /// All that they may launch.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        let halves = self.halves.iter().flatten().map(|half| &*half.entry);
+        self.stages.iter().map(|(_, entry, _)| &**entry).chain(halves)
+    }
 }
 
 /// One of the two that a stream can be split into, at any sizes.
@@ -87,21 +110,6 @@ impl OneGrid {
     /// Its kernel, or the first of those side by side.
     pub(super) fn kernel(&self) -> &Kernel {
         self.entry.ir.first()
-    }
-
-    /// What the driver behind a queue has of it. An entry belongs to one device.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub(super) fn function(&self, queue: &mut dyn Queue) -> Result<&Arc<Function>, String> {
-        let Entry { ir, function, .. } = &*self.entry;
-        match function.get() {
-            Some(known) => Ok(known),
-            None => {
-                let new = queue.function(ir)?;
-                Ok(function.get_or_init(|| new))
-            }
-        }
     }
 
     /// What a launch hands over besides its buffers.

@@ -19,7 +19,7 @@ use cubecl_core::server::Handle;
 use super::bulk;
 use super::compiler::Code;
 use super::kernel::CubeIr;
-use super::prepared::OneGrid;
+use super::prepared::{Entry, OneGrid};
 use super::shape::Grid;
 use crate::device::DeviceError;
 
@@ -144,6 +144,11 @@ impl Own {
         Own { queue, pieces: Vec::new(), of_run: false, waiting: VecDeque::new(), buffers: Vec::new() }
     }
 
+    /// Begins to compile what a launch wants. What cannot be written says so there.
+    pub(super) fn begin(&mut self, entry: &Entry) {
+        let _ = entry.function(&mut *self.queue);
+    }
+
     /// The queue, when all launches so far are in it.
     ///
     /// # Errors
@@ -213,7 +218,7 @@ impl Own {
             let none = || failed(name, "a buffer has no place on the device's own queue".to_owned());
             self.buffers.push(place.ok_or_else(none)?);
         }
-        let function = one.function(&mut *self.queue).map_err(|why| failed(name, why))?;
+        let function = one.entry.function(&mut *self.queue).map_err(|why| failed(name, why))?;
         let early = function.waits && self.of_run && when == When::Early;
         self.of_run = when != When::Alone;
         if self.waiting.is_empty() && function.code.is_there() {
@@ -262,7 +267,6 @@ mod tests {
 
     use super::*;
     use crate::cube::Target;
-    use crate::cube::prepared::Entry;
     use crate::program::{Kernel, KernelKind};
 
     /// What was put into a queue.
