@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_codegen::cube::{
-    Machine, Source, Target, Tuning, choose, cuda_sources, cuda_together_source, side_by_side, typical,
+    Machine, Source, Target, Tuning, Way, choose, cuda_sources, cuda_together_source, side_by_side, typical,
 };
 use latentc_codegen::joined::{Told, told};
 use latentc_codegen::machine_code::{ARCHS, Arch, MachineCode};
 use latentc_codegen::nvrtc::{Nvrtc, Resources, Toolkit};
-use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_codegen::program::Kernel;
 use latentc_models::config::ModelConfig;
 use latentc_passes::Graph;
 use latentc_tests::{compiled, nameless, ways_taken};
@@ -32,33 +32,42 @@ fn line(name: &str, code: &MachineCode) -> String {
     format!("{name:<66} {registers:>9} {spills:>6} {shared:>10} {occupancy:>9}% {wide:>7} {tensor:>6}\n")
 }
 
+/// What a kernel is compiled from.
+struct Text {
+    /// The same from run to run: of the first model and graph that has it, and the way.
+    name: String,
+    way: String,
+    source: Source,
+}
+
 fn arch(name: &str) -> &'static Arch {
     ARCHS.iter().find(|arch| arch.name == name).expect("it is one of them")
 }
 
-/// What the kernels of published models are compiled from in some of their ways. Each has a name that is the same from run to run: that of the
-/// first model and graph that has it, and the way.
-fn sources(models: &[&str], ways: impl Fn(&Kernel) -> Vec<Kernel>) -> Vec<(String, KernelKind, Source)> {
-    let (mut known, mut sources) = (BTreeSet::new(), Vec::new());
-    for &name in models {
+/// What the kernels of published models are compiled from in some of their ways.
+fn texts(ways: impl Fn(&Kernel) -> Vec<Kernel>) -> Vec<Text> {
+    let (mut known, mut texts) = (BTreeSet::new(), Vec::new());
+    for name in MODELS {
         let config = ModelConfig::bundled(name).expect("bundled");
         for graph in Graph::ALL {
             let program = compiled(&config, graph).program;
             for k in program.kernels.iter().flat_map(&ways).filter(|k| known.insert(nameless(k))) {
-                let all = cuda_sources(&k).unwrap_or_else(|e| panic!("{e}"));
-                let of = |source: &Source| format!("{name}/{}/{}", graph.name(), source.name);
-                sources.extend(all.into_iter().map(|source| (of(&source), k.kind, source)));
+                for source in cuda_sources(&k).unwrap_or_else(|e| panic!("{e}")) {
+                    let way = Way { kind: k.kind, parts: None }.to_string();
+                    let name = format!("{name}/{}/{}", graph.name(), source.name);
+                    texts.push(Text { name, way, source });
+                }
             }
         }
     }
-    sources
+    texts
 }
 
-/// The kernels that decode runs at the same time, in one source each.
-fn sources_together(models: &[&str], machine: &Machine) -> Vec<(String, Source)> {
+/// The kernels that decode runs at the same time, in one text each.
+fn texts_together(machine: &Machine) -> Vec<Text> {
     let tuning = Tuning::new(String::new(), *machine);
     let mut together: BTreeMap<String, Vec<Kernel>> = BTreeMap::new();
-    for name in models {
+    for name in MODELS {
         let config = ModelConfig::bundled(name).expect("bundled");
         let program = compiled(&config, Graph::Decode).program;
         for group in program.together() {
@@ -68,7 +77,8 @@ fn sources_together(models: &[&str], machine: &Machine) -> Vec<(String, Source)>
     }
     let groups = together.into_values().filter(|group| !group.is_empty());
     let sources = groups.filter_map(|group| cuda_together_source(&group).unwrap_or_else(|e| panic!("{e}")));
-    sources.map(|source| (source.name.clone(), source)).collect()
+    let text = |source: Source| Text { name: source.name.clone(), way: "side by side".to_owned(), source };
+    sources.map(text).collect()
 }
 
 /// NVIDIA's compilers, if they are here.
@@ -82,53 +92,79 @@ fn compilers(test: &str) -> Option<(Nvrtc, Toolkit)> {
     }
 }
 
-/// PTX for an architecture, of each source.
-fn ptx((nvrtc, _): &(Nvrtc, Toolkit), arch: &str, sources: &[(String, Source)]) -> Vec<String> {
-    let one = |(name, source): &(String, Source)| {
+/// PTX for an architecture, of each text.
+fn ptx((nvrtc, _): &(Nvrtc, Toolkit), arch: &str, texts: &[Text]) -> Vec<String> {
+    let one = |Text { name, source, .. }: &Text| {
         let made = nvrtc.compile(&source.text, arch);
         made.unwrap_or_else(|e| panic!("{name}: {e}\n{}", source.text))
     };
-    sources.par_iter().map(one).collect()
+    texts.par_iter().map(one).collect()
 }
 
-/// What each source takes of an architecture, told by those that spill.
-fn spilled(compilers: &(Nvrtc, Toolkit), arch: &str, sources: &[(String, Source)]) -> Vec<String> {
+/// What each text takes of an architecture.
+fn assembled(compilers: &(Nvrtc, Toolkit), arch: &str, texts: &[Text]) -> Vec<Resources> {
     let folder = || tempfile::tempdir().expect("a temporary folder");
-    let ptx = ptx(compilers, arch, sources);
-    let one = |folder: &mut TempDir, (ptx, (name, _)): (&String, &(String, Source))| {
+    let ptx = ptx(compilers, arch, texts);
+    let one = |folder: &mut TempDir, (ptx, text): (&String, &Text)| {
         let resources = compilers.1.assemble(ptx, arch, folder.path());
-        spills(name, resources.unwrap_or_else(|e| panic!("{name}: {e}")))
+        resources.unwrap_or_else(|e| panic!("{}: {e}", text.name))
     };
-    ptx.par_iter().zip(sources).map_init(folder, one).flatten().collect()
+    ptx.par_iter().zip(texts).map_init(folder, one).collect()
 }
 
-fn spills(name: &str, resources: Resources) -> Option<String> {
-    (resources.spill_bytes > 0).then(|| format!("{name}: {resources:?}"))
+/// What kernels take at most of an architecture, way by way: none of them spills.
+#[derive(Default)]
+struct Most {
+    ways: BTreeMap<String, (u32, u32, f64)>,
+    spilled: Vec<String>,
 }
 
-fn none_spills(spilled: &[String]) {
-    assert!(spilled.is_empty(), "kernels that spill registers:\n{}", spilled.join("\n"));
+impl Most {
+    fn add(&mut self, arch: &Arch, text: &Text, resources: Resources) {
+        if resources.spill_bytes > 0 {
+            self.spilled.push(format!("{}: {resources:?}", text.name));
+        }
+        let launch = &text.source.launch;
+        let shared = launch.shared_bytes as u32 + resources.shared_bytes;
+        let occupancy = arch.occupancy(launch.units, resources.registers, shared);
+        let most = self.ways.entry(text.way.clone()).or_insert((0, 0, 1.0));
+        *most = (most.0.max(resources.registers), most.1.max(shared), most.2.min(occupancy));
+    }
+
+    /// A line for each way, with some slack.
+    fn table(&self, arch: &Arch) -> String {
+        assert!(self.spilled.is_empty(), "kernels that spill registers:\n{}", self.spilled.join("\n"));
+        let line = |(way, (registers, shared, occupancy)): (&String, &(u32, u32, f64))| {
+            let (registers, shared) = (registers.next_multiple_of(16), shared.div_ceil(1 << 10));
+            let occupancy = (occupancy * 16.0).ceil() / 16.0 * 100.0;
+            format!("{way:<66} {registers:>9} {shared:>10} {occupancy:>9}%\n")
+        };
+        let lines: String = self.ways.iter().map(line).collect();
+        format!("{:<66} registers shared KiB occupancy\n{lines}", arch.name)
+    }
 }
 
 #[test]
 fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
-    // The sources must come out without any toolkit; only what follows needs it.
-    let single = sources(&MODELS, |k| typical(k, &Machine::HOPPER));
-    let mut sources: Vec<_> = single.into_iter().map(|(name, _, source)| (name, source)).collect();
-    sources.extend(sources_together(&MODELS, &Machine::HOPPER));
-    println!("{} distinct sources", sources.len());
+    // The texts must come out without any toolkit; only what follows needs it.
+    let mut texts = texts(|k| typical(k, &Machine::HOPPER));
+    texts.extend(texts_together(&Machine::HOPPER));
+    println!("{} distinct texts", texts.len());
     let Some(compilers) = compilers("every_kernel_of_the_bundled_models_is_accepted_for_sm_90a") else {
         return;
     };
     let arch = arch("sm_90a");
     let (looked_at, others): (Vec<_>, Vec<_>) =
-        sources.into_iter().partition(|(name, _)| name.starts_with(&format!("{LOOKED_AT}/")));
-    let mut spilled = spilled(&compilers, arch.name, &others);
+        texts.into_iter().partition(|text| text.name.starts_with(&format!("{LOOKED_AT}/")));
+    let mut most = Most::default();
+    let resources = assembled(&compilers, arch.name, &others);
+    others.iter().zip(resources).for_each(|(text, resources)| most.add(arch, text, resources));
     let mut lines = BTreeSet::new();
     let told = told(&compilers.1, &ptx(&compilers, arch.name, &looked_at), arch.name);
-    for ((name, source), told) in looked_at.iter().zip(told) {
+    for (text, told) in looked_at.iter().zip(told) {
+        let Text { name, source, .. } = text;
         let Told { resources, instructions } = told.unwrap_or_else(|e| panic!("{name}: {e}"));
-        spilled.extend(spills(name, resources));
+        most.add(arch, text, resources);
         let mut early =
             before_the_wait(&instructions).unwrap_or_else(|| panic!("{name} does not wait:\n{instructions}"));
         if !waits_at_once(&source.text) {
@@ -144,7 +180,7 @@ fn every_kernel_of_the_bundled_models_is_accepted_for_sm_90a() {
         assert!(times, "{name}: {counted} instructions of tensor cores, a stage needs {tensor}");
         lines.insert(line(name.split_once('/').map_or("", |(_, short)| short), &code));
     }
-    none_spills(&spilled);
+    insta::assert_snapshot!("what_kernels_take_of_sm_90a", most.table(arch));
     let heads = ["registers", "spills", "shared KiB", "occupancy", "16-byte", "tensor"].join(" ");
     let table = lines.into_iter().collect::<String>();
     insta::assert_snapshot!(format!("{LOOKED_AT:<66} {heads}\n{table}"));
@@ -157,22 +193,23 @@ fn every_kernel_of_the_bundled_models_spills_nothing_for_other_architectures() {
     let test = "every_kernel_of_the_bundled_models_spills_nothing_for_other_architectures";
     for arch in ["sm_80", "sm_100"].map(arch) {
         let machine = arch.machine();
-        let single = sources(&MODELS, |k| launched(k, &machine));
-        let mut all: Vec<_> = single.into_iter().map(|(name, _, source)| (name, source)).collect();
-        all.extend(sources_together(&MODELS, &machine));
-        let mut longest: BTreeMap<String, (String, Source)> = BTreeMap::new();
-        for (name, kind, source) in sources(&MODELS, |k| ways_taken(k, Target::Cuda, &machine)) {
-            let way = format!("{kind:?}");
-            let known = longest.get(&way).map_or(0, |(_, known)| known.text.len());
-            if source.text.len() > known {
-                longest.insert(way, (name, source));
+        let mut all = texts(|k| launched(k, &machine));
+        all.extend(texts_together(&machine));
+        let mut longest: BTreeMap<String, Text> = BTreeMap::new();
+        for text in texts(|k| ways_taken(k, Target::Cuda, &machine)) {
+            let known = longest.get(&text.way).map_or(0, |known| known.source.text.len());
+            if text.source.text.len() > known {
+                longest.insert(text.way.clone(), text);
             }
         }
-        let known: BTreeSet<_> = all.iter().map(|(_, source)| source.text.clone()).collect();
-        all.extend(longest.into_values().filter(|(_, source)| !known.contains(&source.text)));
-        println!("{} sources for {}", all.len(), arch.name);
+        let known: BTreeSet<_> = all.iter().map(|text| text.source.text.clone()).collect();
+        all.extend(longest.into_values().filter(|text| !known.contains(&text.source.text)));
+        println!("{} texts for {}", all.len(), arch.name);
         let Some(compilers) = compilers(test) else { return };
-        none_spills(&spilled(&compilers, arch.name, &all));
+        let mut most = Most::default();
+        let resources = assembled(&compilers, arch.name, &all);
+        all.iter().zip(resources).for_each(|(text, resources)| most.add(arch, text, resources));
+        insta::assert_snapshot!(format!("what_kernels_take_of_{}", arch.name), most.table(arch));
     }
 }
 
