@@ -17,6 +17,8 @@ pub(super) const HALF: usize = Machine::HOPPER.half();
 /// The fewest positions that are worth a part of their own.
 const PART: usize = 64;
 
+/// Positions that are worth a second cube for each multiprocessor.
+const LONG: usize = 3072;
 /// Parts that a unit reads at once, where they are merged.
 const AT_ONCE: u32 = 16;
 
@@ -69,7 +71,7 @@ pub(crate) struct Split {
 
 impl Split {
     /// Into as many parts as are `told`, or as keep a device busy (two cubes for each multiprocessor, or one where no two fit into its
-    /// shared memory), for a launch that would have so many cubes, each with so many bytes of shared memory. `None` if these are enough, or
+    /// shared memory, or where positions are few), for a launch that would have so many cubes, each with so many bytes of shared memory. `None` if these are enough, or
     /// the positions too few.
     pub(crate) fn of(
         plan: &StreamPlan,
@@ -81,7 +83,9 @@ impl Split {
         let busy = machine.at_once(shared_bytes);
         let size = |axes: &[AxisId]| axes.iter().map(|a| extents[a.0 as usize]).product::<usize>();
         let positions = extents[plan.along.0 as usize];
-        let parts = told.unwrap_or(busy / cubes.max(1)).min(positions / PART);
+        // Who has a cube for most multiprocessors gains less by two for each than it takes to merge so few positions (measured on an H200).
+        let enough = 4 * cubes >= 3 * machine.multiprocessors && positions < LONG;
+        let parts = told.unwrap_or(if enough { 1 } else { busy / cubes.max(1) }).min(positions / PART);
         if parts < 2 {
             return None;
         }
@@ -183,4 +187,31 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, kept: Buf,
         };
         finish(e, &mut x, plan, &known, y, output);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_shared_out_where_that_keeps_more_of_a_device_busy_than_it_costs() {
+        let text = "module m entry @f\n\nfunc @f {\naxes b=n0, h=16, k=64, s=n1\nparam q: bf16[b, h, k]\nparam c: bf16[b, s, k]\n\
+                    score: f32[b, h, s] = contract q, c over k\nP: bf16[b, h, s] = softmax score over s\n\
+                    o: f32[b, h, k] = contract P, c over s\nreturn o\n}\n";
+        let module = latentc_ir::check("m.ir", text).unwrap_or_else(|e| panic!("{}", e.render()));
+        let plan = StreamPlan::of(&module.functions[0]).expect("it streams");
+        let parts = |cubes: usize, positions: usize| {
+            let extents = [cubes, 16, 64, positions];
+            Split::of(&plan, (cubes, 64 << 10), &extents, &Machine::HOPPER, None)
+                .map_or(1, |split| split.parts)
+        };
+        assert_eq!([parts(1, 1024), parts(64, 1024)], [16, 4], "few cubes");
+        assert_eq!(
+            [parts(104, 2048), parts(128, 1024)],
+            [1, 1],
+            "a cube for most multiprocessors, and few positions"
+        );
+        assert_eq!([parts(104, 4096), parts(128, 4096)], [2, 2]);
+        assert_eq!(parts(200, 4096), 1);
+    }
 }
