@@ -31,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use latentc_ir::{AxisId, Def, Function, Inst, Op, Pairs, Size, Type, ValueId};
 use latentc_passes::{Kind, Machine, Remark, Sizes};
 
-use crate::coded::Coded;
+use crate::coded::{Coded, Source};
 use crate::contract::Rotation;
 use crate::grouped::GroupedPlan;
 use crate::scatter::is_product;
@@ -621,16 +621,11 @@ pub(crate) fn gathered<'f>(f: &'f Function, inst: &Inst, defs: &[Def<'f>]) -> Op
     };
     [(a, b), (b, a)].into_iter().find_map(|(x, other)| {
         // Rows of codes are gathered as words.
-        let coded = Coded::of(f, &made, x).and_then(|coded| {
-            let rows = coded.rows(&made)?;
-            Some((rows.gather, coded.elements(f.ty(rows.held[1]))))
-        });
-        let plain = || made(x).and_then(|gather| Some((gather, f.ty(*gather.args.first()?).clone())));
-        let (gather, table) = coded.or_else(plain)?;
+        let Source { elements: table, gather, .. } = Source::of(f, &made, x);
+        let gather = gather?;
         // What is multiplied with itself is gathered once, to be read.
-        let fits = matches!(gather.op, Op::Gather { .. })
-            && x != other
-            && GroupedPlan::fits(&table, f.ty(gather.args[1]), f.ty(other), f.ty(inst.result()));
+        let fits =
+            x != other && GroupedPlan::fits(&table, f.ty(gather.args[1]), f.ty(other), f.ty(inst.result()));
         fits.then_some(gather)
     })
 }

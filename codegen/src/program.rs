@@ -10,7 +10,7 @@ use latentc_ir::{DType, Function, Module, Op, Origin, Real, Size, Type, ValueId}
 use latentc_passes::Pool;
 use serde::{Deserialize, Serialize};
 
-use crate::coded::{Coded, made_in};
+use crate::coded::{Source, made_in};
 use crate::map::append;
 use crate::stream::folds;
 
@@ -204,10 +204,7 @@ impl KernelKind {
     /// The kind of the kernel with that body.
     pub fn of(body: &Function) -> KernelKind {
         let inst = made_in(body);
-        let gathers = |v: &ValueId| {
-            inst(*v).is_some_and(|i| matches!(i.op, Op::Gather { .. }))
-                || Coded::of(body, &inst, *v).is_some_and(|coded| coded.rows(&inst).is_some())
-        };
+        let gathers = |v: &ValueId| Source::of(body, &inst, *v).gather.is_some();
         let mut kind = KernelKind::Map;
         if body.body.iter().any(|i| matches!(i.op, Op::Softmax { .. })) || !folds(body).is_empty() {
             return KernelKind::Stream;

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use super::spare::{Own, Takes};
 use super::vector::{Fault, What};
 use super::walk::{Nest, index, offset, step};
-use super::{Shared, View, ViewMut};
+use super::{Out, Shared, View, ViewMut};
 use crate::device::DeviceError;
 use crate::map::{MapPlan, Steps, moved_axes, strides};
 use crate::program::Kernel;
@@ -23,12 +23,6 @@ const ROW: usize = 1024;
 
 /// Below this many elements a launch is not worth a second thread.
 const SMALL: usize = 1 << 14;
-
-#[derive(Clone, Copy)]
-enum Out {
-    F(Shared<f32>),
-    I(Shared<i32>),
-}
 
 /// What a lane must hold.
 struct LaneType {
@@ -153,10 +147,7 @@ impl Machine {
         output: ViewMut<'_>,
         extents: &[usize],
     ) -> Result<(), DeviceError> {
-        let out = match output {
-            ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
-            ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
-        };
+        let out = Out::from(output);
         let from = (kernel, inputs, extents);
         let rows = |points: Range<usize>| {
             Own::with(self.lanes.len(), |own| {

@@ -540,6 +540,22 @@ fn check(
     Ok(())
 }
 
+/// The memory of a result, of which each thread writes a part.
+#[derive(Clone, Copy)]
+enum Out {
+    F(Shared<f32>),
+    I(Shared<i32>),
+}
+
+impl From<ViewMut<'_>> for Out {
+    fn from(output: ViewMut<'_>) -> Out {
+        match output {
+            ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
+            ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
+        }
+    }
+}
+
 /// A pointer that threads may share, because each writes where no other reads or writes.
 #[derive(Clone, Copy)]
 struct Shared<T>(*mut T);

@@ -22,7 +22,7 @@ use super::simd::exp;
 use super::spare::{Lane, Own, Spare, Takes};
 use super::vector::{What, exponentials, folded};
 use super::walk::{Loops, merge, offset, place, step, take_longest, turns};
-use super::{Shared, View, ViewMut};
+use super::{Out, Shared, View, ViewMut};
 use crate::contract::ContractPlan;
 use crate::device::DeviceError;
 use crate::map::{Steps, strides};
@@ -165,10 +165,7 @@ impl Fold {
         extents: &[usize],
         spare: &mut Spare,
     ) -> Result<(), DeviceError> {
-        let out = match output {
-            ViewMut::F(v) => Out::F(Shared(v.as_mut_ptr())),
-            ViewMut::I(v) => Out::I(Shared(v.as_mut_ptr())),
-        };
+        let out = Out::from(output);
         let mut s = Stream::new(self, kernel, inputs, extents, out, spare)?;
         let done = s.run(spare);
         s.leaves.into_iter().filter_map(Leaf::into_lane).for_each(|lane| spare.give(lane));
@@ -185,12 +182,6 @@ impl Made {
         });
         Made { inst: inst.clone(), product }
     }
-}
-
-#[derive(Clone, Copy)]
-enum Out {
-    F(Shared<f32>),
-    I(Shared<i32>),
 }
 
 /// What is known of some positions for each row.
