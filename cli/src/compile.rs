@@ -14,7 +14,7 @@ use latentc_passes::{Graph, Guard};
 use latentc_runtime::compiled::Compiled;
 
 use crate::folder::NewFolder;
-use crate::held::HeldArgs;
+use crate::held::FormArgs;
 use crate::manifest::{self, Hex, KernelEntry, Manifest, Together};
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::{Choice, Validation};
@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Choice,
     #[command(flatten)]
-    held: HeldArgs,
+    form: FormArgs,
     #[command(flatten)]
     tuning: TuningArgs,
     /// Run what each pass was given and what it made on small instances of the model, and fail with the smallest program
@@ -78,13 +78,13 @@ pub(crate) fn compile(args: &Args) -> anyhow::Result<()> {
     let mut graphs: Vec<Compiled> = Vec::new();
     for graph in args.graph.iter().map(|&g| Graph::from(g)) {
         if !graphs.iter().any(|c| c.graph == graph) {
-            graphs.extend(model.compile(args.held.of(graph), dtype, &passes)?);
+            graphs.extend(model.compile(args.form.of(graph), dtype, &passes)?);
         }
     }
     let mut validation = args.validate.then(Validation::default);
     if let Some(validation) = &mut validation {
         for compiled in &graphs {
-            let cx = Guard::context(compiled.guard.as_ref(), args.held.of(compiled.graph));
+            let cx = Guard::context(compiled.guard.as_ref(), args.form.of(compiled.graph));
             validation.add(&passes, &cx, &compiled.stages, &spinner)?;
         }
         spinner.say("compiling".to_owned());

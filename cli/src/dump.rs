@@ -8,7 +8,7 @@ use latentc_codegen::schedule::schedule;
 use latentc_passes::Context;
 use serde_json::json;
 
-use crate::held::HeldArgs;
+use crate::held::FormArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::{self, Choice};
 use crate::{print, print_json};
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Choice,
     #[command(flatten)]
-    held: HeldArgs,
+    form: FormArgs,
     /// Print the names of all stages and their laws, and nothing else.
     #[arg(long)]
     print_pipeline: bool,
@@ -69,7 +69,7 @@ pub(crate) fn dump(args: &Args) -> anyhow::Result<()> {
         Some(SCHEDULE) | None => args.passes.pipeline(),
         Some(pass) => args.passes.up_to(pass)?,
     };
-    let mut cx = Context::new(args.held.of(graph));
+    let mut cx = Context::new(args.form.of(graph));
     let trace = model.trace(graph, model.dtype(args.dtype))?;
     let mut stages = latentc_passes::run(&trace, &mut cx, &passes)?;
     let module = stages.pop().map_or(trace, |(_, module)| module);

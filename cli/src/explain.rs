@@ -9,7 +9,7 @@ use latentc_ir::{Module, Origin, Poly, Symbols};
 use latentc_passes::{Candidate, Crossing, Graph, Remark, pipeline};
 use latentc_runtime::compiled::{Compiled, compile_variants};
 
-use crate::held::HeldArgs;
+use crate::held::FormArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::{print, print_json};
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Choice,
     #[command(flatten)]
-    held: HeldArgs,
+    form: FormArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,7 +49,7 @@ pub(crate) fn explain(args: &Args) -> anyhow::Result<()> {
     let model = Model::find(&args.model)?.to(&args.goal);
     let graph = args.graph.into();
     let trace = model.trace(graph, model.dtype(args.dtype))?;
-    let mut variants = compile_variants(&trace, args.held.of(graph), &args.passes.pipeline())?;
+    let mut variants = compile_variants(&trace, args.form.of(graph), &args.passes.pipeline())?;
     let guards: Vec<_> = variants.iter().filter_map(|v| Some(v.guard.as_ref()?.to_string())).collect();
     // What is said of the others differs in what is taken where, which the crossings say.
     let Some(Compiled { stages, remarks, .. }) = variants.pop() else { return Ok(()) };

@@ -1,8 +1,8 @@
-//! What caches and weights are held in.
+//! What caches and weights are held in, and what gradients are returned in.
 
 use clap::ValueEnum;
 use latentc_passes::quantise::GROUP;
-use latentc_passes::{CacheForm, Codes, Graph, Wanted, WeightForm, encode, page};
+use latentc_passes::{CacheForm, Codes, Gradients, Graph, Wanted, WeightForm, encode, page};
 
 /// The form of what is kept of each token, and of what is read for each.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -22,6 +22,25 @@ pub(crate) struct HeldArgs {
     cache_page: Option<u64>,
     #[command(flatten)]
     weights: WeightArgs,
+}
+
+/// The form of what any graph keeps, reads or returns.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct FormArgs {
+    #[command(flatten)]
+    held: HeldArgs,
+    /// What the gradient graph returns gradients of weights in.
+    #[arg(long, value_enum, value_name = "FORM", default_value_t)]
+    gradients: GradientsArg,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum GradientsArg {
+    /// f32, as they are summed: what `train` uses.
+    #[default]
+    Sums,
+    /// The dtype of their weight, rounded once: what PyTorch and burn have.
+    Weights,
 }
 
 /// The form of what is read for each token.
@@ -94,12 +113,28 @@ impl HeldArgs {
 
     /// A graph with caches and weights in that form.
     pub(crate) fn of(self, graph: impl Into<Graph>) -> Wanted {
-        Wanted {
-            graph: graph.into(),
-            cache: self.form(),
-            page: self.cache_page,
-            weights: self.weights.form(),
-        }
+        let (cache, page, weights) = (self.form(), self.cache_page, self.weights.form());
+        Wanted { cache, page, weights, ..graph.into().into() }
+    }
+}
+
+impl FormArgs {
+    /// As it is asked for on a command line.
+    pub(crate) fn words(self) -> String {
+        let gradients = match self.gradients {
+            GradientsArg::Sums => "",
+            GradientsArg::Weights => " --gradients weights",
+        };
+        self.held.words() + gradients
+    }
+
+    /// A graph with all it keeps, reads and returns in that form.
+    pub(crate) fn of(self, graph: impl Into<Graph>) -> Wanted {
+        let gradients = match self.gradients {
+            GradientsArg::Sums => Gradients::Sums,
+            GradientsArg::Weights => Gradients::Weights,
+        };
+        Wanted { gradients, ..self.held.of(graph) }
     }
 }
 

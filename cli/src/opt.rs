@@ -9,7 +9,7 @@ use latentc_ir::{Module, ParseError};
 use latentc_passes::{Context, Pass};
 
 use crate::folder::write_file;
-use crate::held::HeldArgs;
+use crate::held::FormArgs;
 use crate::model::GraphArg;
 use crate::passes::{Validation, named};
 use crate::{Rendered, colours, print, progress};
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = "prefill")]
     graph: GraphArg,
     #[command(flatten)]
-    held: HeldArgs,
+    form: FormArgs,
     /// New tokens of a sequence that costs are weighed for; as many as is usual for the graph if not given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     tokens: Option<u64>,
@@ -43,7 +43,7 @@ pub(crate) fn opt(args: &Args) -> anyhow::Result<()> {
     let passes: Vec<Pass> = args.passes.iter().map(|name| named(name)).collect::<Result<_, _>>()?;
     let (name, text) = read(&args.file)?;
     let module = check(&name, &text)?;
-    let mut cx = Context { tokens: args.tokens, ..Context::new(args.held.of(args.graph)) };
+    let mut cx = Context { tokens: args.tokens, ..Context::new(args.form.of(args.graph)) };
     let stages = latentc_passes::run(&module, &mut cx, &passes)?;
     if args.validate {
         let mut validation = Validation::default();

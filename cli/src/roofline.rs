@@ -12,7 +12,7 @@ use latentc_runtime::bench::Shape;
 use serde::Serialize;
 
 use crate::bench::{bound, fitting};
-use crate::held::HeldArgs;
+use crate::held::FormArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::share::all_there;
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Choice,
     #[command(flatten)]
-    held: HeldArgs,
+    form: FormArgs,
     #[command(flatten)]
     tuning: TuningArgs,
 }
@@ -109,7 +109,7 @@ pub(crate) fn roofline(args: &Args) -> anyhow::Result<()> {
         let (tokens, context) = if decodes { (1, args.context) } else { (args.tokens, args.tokens) };
         let shape = Shape { batch: args.batch as usize, tokens: tokens as usize, context: context as usize };
         let variants =
-            model.compile(args.held.of(graph), model.dtype(args.dtype), &args.passes.pipeline())?;
+            model.compile(args.form.of(graph), model.dtype(args.dtype), &args.passes.pipeline())?;
         let compiled = fitting(variants, |symbols| bound(symbols, shape))
             .ok_or_else(|| anyhow!("no {} graph of {} is for these sizes", graph.name(), model.name))?;
         let sizes = bound(&latentc_ir::Symbols::of(compiled.module()), shape);

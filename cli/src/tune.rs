@@ -10,7 +10,7 @@ use latentc_runtime::bench::{self, Arguments, Settings, Shape, Tried};
 
 use crate::bench::{bound, fitting, probe};
 use crate::folder::write_file;
-use crate::held::HeldArgs;
+use crate::held::FormArgs;
 use crate::manifest::Hex;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice as Passes;
@@ -78,7 +78,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Passes,
     #[command(flatten)]
-    held: HeldArgs,
+    form: FormArgs,
 }
 
 pub(crate) fn tune(args: &Args) -> anyhow::Result<()> {
@@ -156,7 +156,7 @@ impl Job for Tune<'_> {
         let spinner = progress::spinner("compiling");
         let mut runs = Vec::new();
         for (graph, shape) in self.runs() {
-            let variants = model.compile(args.held.of(graph), dtype, &passes)?;
+            let variants = model.compile(args.form.of(graph), dtype, &passes)?;
             let compiled = fitting(variants, |symbols| bound(symbols, shape)).ok_or_else(|| {
                 anyhow!("no program of the {} graph is for {} tokens", graph.name(), shape.tokens)
             })?;

@@ -19,7 +19,8 @@
 //! **Precision.** The adjoint of a value has the value's dtype; where several uses add up, the sum is made in f32 (f64 for f64) and
 //! rounded once. That of a product of bf16 operands is bf16, whatever the product is kept in: it is multiplied with one operand
 //! for the adjoint of the other, and more bits than these have would buy nothing but a second product on matrix units. Gradients of
-//! weights are f32, or f64, and so are products that are added up where an index says, which no memory holds. No loss is scaled, so f16 may lose small adjoints.
+//! weights are f32, or f64, unless [`Gradients::Weights`] are wanted; so are products that are added up where an index says, which no memory
+//! holds. No loss is scaled, so f16 may lose small adjoints.
 //!
 //! **Where there is no derivative.** What `top_k` and `top_indices` select is a constant. Of equals, `max` and `min` give to the
 //! first operand, `reduce_max` to all in equal parts; `abs` at 0 has the slope 1. Logarithms and roots have the slope 0 where their operand is not
@@ -46,16 +47,27 @@ pub use single::single;
 
 const NAME: &str = "differentiate";
 
+/// What gradients of weights are returned in. Either way they are summed in f32, or f64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gradients {
+    /// As they are summed: for whoever adds up those of several runs, and for optimisers that keep weights in f32.
+    #[default]
+    Sums,
+    /// Rounded once to the dtype of their weight, which for weights in 16 bits are half the bytes: what PyTorch and burn have. What is
+    /// added up where an index says stays as it is summed, since its sums grow in memory.
+    Weights,
+}
+
 /// The module that returns what the entry returns and the gradient of each weight. Functions that the entry does not reach
 /// are gone.
 ///
 /// # Errors
 /// If the entry's first result is no float without axes, or something has no derivative: a cache, or frequencies of a rotation
 /// that depend on weights.
-pub fn differentiate(module: &Module) -> Result<Module, PassError> {
+pub fn differentiate(module: &Module, form: Gradients) -> Result<Module, PassError> {
     let fail = |message| PassError { pass: NAME, function: module.entry.clone(), message };
     let all = candidates(module).map_err(fail)?;
-    keeping(module, &all.iter().map(|c| (c.function.as_str(), c.value.as_str())).collect())
+    keeping(module, &all.iter().map(|c| (c.function.as_str(), c.value.as_str())).collect(), form)
 }
 
 /// The same, with none but these values kept between the halves of functions, beside the results of calls. The entry's halves are one
@@ -63,12 +75,12 @@ pub fn differentiate(module: &Module) -> Result<Module, PassError> {
 ///
 /// # Errors
 /// As [`differentiate`].
-pub fn keeping(module: &Module, keep: &Keep) -> Result<Module, PassError> {
+pub fn keeping(module: &Module, keep: &Keep, form: Gradients) -> Result<Module, PassError> {
     let mut out = Module { name: module.name.clone(), functions: Vec::new(), entry: module.entry.clone() };
     let reached = reached(module);
     let mut known: BTreeMap<&str, Split> = BTreeMap::new();
     for f in module.functions.iter().filter(|f| reached.contains(f.name.as_str())) {
-        let joint = Joint::new(f, f.name == module.entry, &known)?;
+        let joint = Joint::new(f, f.name == module.entry, form, &known)?;
         if f.name == module.entry {
             out.functions.push(joint.whole());
             break;
@@ -161,6 +173,8 @@ struct Joint<'m> {
     /// The function so far. Its values begin with those of `old`, under the same numbers.
     f: Function,
     known: &'m BTreeMap<&'m str, Split>,
+    /// What gradients of weights are returned in.
+    form: Gradients,
     /// Instructions of the first half.
     forward: usize,
     /// Which values depend on a weight, or on a parameter whose adjoint a caller may want.
@@ -185,12 +199,14 @@ impl<'m> Joint<'m> {
     fn new(
         old: &'m Function,
         entry: bool,
+        form: Gradients,
         known: &'m BTreeMap<&'m str, Split>,
     ) -> Result<Joint<'m>, PassError> {
         let mut j = Joint {
             old,
             f: old.clone(),
             known,
+            form,
             forward: old.body.len(),
             active: Vec::new(),
             terms: Vec::new(),
@@ -395,15 +411,21 @@ impl<'m> Joint<'m> {
 
     fn adjoint_type(&self, v: ValueId) -> Type {
         let ty = self.f.ty(v);
-        let weight = self.old.weights.iter().any(|w| w.value == v);
         let narrow = |i: &Inst| i.args.iter().all(|&a| self.f.ty(a).dtype == DType::Bf16);
         let product = |i: &&Inst| i.op == Op::Contract && i.args.len() > 1 && i.result() == v;
         let dtype = match self.f.body[..self.forward].iter().find(product) {
-            _ if weight => wide(ty.dtype),
+            _ if self.is_weight(v) => match self.form {
+                Gradients::Sums => wide(ty.dtype),
+                Gradients::Weights => ty.dtype,
+            },
             Some(product) if narrow(product) => DType::Bf16,
             _ => ty.dtype,
         };
         Type::new(dtype, ty.axes.clone())
+    }
+
+    fn is_weight(&self, v: ValueId) -> bool {
+        self.old.weights.iter().any(|w| w.value == v)
     }
 
     /// Whether a value was read where an index says.
@@ -421,6 +443,10 @@ impl<'m> Joint<'m> {
         if matches!(&terms[..], [(Term::Op(Op::Contract | Op::Binary(Binary::Mul), _), _)])
             && self.gathered(v)
         {
+            ty.dtype = wide(ty.dtype);
+        }
+        // Nor is a gradient that nothing else is added to.
+        if matches!(&terms[..], [(Term::Op(Op::ScatterAdd { .. }, _), _)]) && self.is_weight(v) {
             ty.dtype = wide(ty.dtype);
         }
         let here = self.origins.clone();

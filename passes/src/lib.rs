@@ -27,6 +27,7 @@ use latentc_ir::expand::expand_in;
 use latentc_ir::{Function, Module, Op};
 
 pub use codes::Codes;
+pub use differentiate::Gradients;
 pub use encode::WeightForm;
 pub use machine::Machine;
 pub use page::Pool;
@@ -84,6 +85,8 @@ pub struct Context {
     pub page: Option<u64>,
     /// What weights are held in, if not as they are stored.
     pub weights: Option<WeightForm>,
+    /// What gradients of weights are returned in.
+    pub gradients: Gradients,
     /// New tokens of a sequence that costs are weighed for, if not as many as is usual for the graph.
     pub tokens: Option<u64>,
     /// What the passes did so far, and why.
@@ -93,12 +96,13 @@ pub struct Context {
 impl Context {
     /// For what is wanted, on the default machine.
     pub fn new(wanted: impl Into<Wanted>) -> Context {
-        let Wanted { graph, cache, page, weights } = wanted.into();
+        let Wanted { graph, cache, page, weights, gradients } = wanted.into();
         Context {
             graph,
             cache,
             page,
             weights,
+            gradients,
             machine: Machine::default(),
             tokens: None,
             remarks: Vec::new(),
@@ -117,11 +121,13 @@ pub struct Wanted {
     pub page: Option<u64>,
     /// What its weights are held in, if not as they are stored.
     pub weights: Option<WeightForm>,
+    /// What gradients of weights are returned in, if it is the graph that returns them.
+    pub gradients: Gradients,
 }
 
 impl From<Graph> for Wanted {
     fn from(graph: Graph) -> Wanted {
-        Wanted { graph, cache: None, page: None, weights: None }
+        Wanted { graph, cache: None, page: None, weights: None, gradients: Gradients::default() }
     }
 }
 
@@ -166,7 +172,7 @@ pub fn pipeline() -> Vec<Pass> {
             law: "dl/dx = sum over the uses y of x of (dl/dy)(dy/dx): the gradient of a graph is a graph",
             without: Without::Impossible,
             run: |m, cx| match cx.graph {
-                Graph::Gradient => differentiate::differentiate(m),
+                Graph::Gradient => differentiate::differentiate(m, cx.gradients),
                 Graph::Train | Graph::Prefill | Graph::Decode => Ok(m.clone()),
             },
             rounds: None,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use latentc_ir::Module;
 use latentc_passes::validate::{Numbers, Verdict, compare};
-use latentc_passes::{CacheForm, Codes, Context, Graph, Pass, Wanted, WeightForm, pipeline};
+use latentc_passes::{CacheForm, Codes, Context, Gradients, Graph, Pass, Wanted, WeightForm, pipeline};
 use proptest::prelude::*;
 
 struct Case {
@@ -35,7 +35,7 @@ fn cases(file: &Path) -> Vec<Case> {
                 cases.push(Case {
                     name: name.to_owned(),
                     wanted: wanted(told)
-                        .expect("GRAPH, and perhaps: CODES by GROUP, pages of N, weights by GROUP"),
+                        .expect("GRAPH, and perhaps: CODES by GROUP, pages of N, weights by GROUP, gradients as weights"),
                     told: told.to_owned(),
                     before: String::new(),
                     after: String::new(),
@@ -57,6 +57,9 @@ fn wanted(told: &str) -> Option<Wanted> {
     let (graph, cache) = told.split_once(", ").map_or((told, None), |(graph, cache)| (graph, Some(cache)));
     let graph = Graph::ALL.into_iter().find(|g| g.name() == graph)?;
     let Some(cache) = cache else { return Some(graph.into()) };
+    if cache == "gradients as weights" {
+        return Some(Wanted { gradients: Gradients::Weights, ..graph.into() });
+    }
     if let Some(page) = cache.strip_prefix("pages of ") {
         return Some(Wanted { page: Some(page.parse().ok()?), ..graph.into() });
     }
@@ -147,11 +150,12 @@ proptest! {
         group in 1..40_u64,
         page in prop::option::of(1..4_u32),
         weights in prop::option::of(1..20_u64),
+        gradients in prop::sample::select(vec![Gradients::Sums, Gradients::Weights]),
         seed: u64,
     ) {
         let cache = codes.map(|codes| CacheForm { group, ..CacheForm::new(codes) });
         let weights = weights.map(|group| WeightForm { group });
-        let wanted = Wanted { graph, cache, page: page.map(|n| 1 << n), weights };
+        let wanted = Wanted { graph, cache, page: page.map(|n| 1 << n), weights, gradients };
         // What is differentiated has one result.
         let mut m = if graph == Graph::Gradient { latentc_ir::testing::objective(&module) } else { module };
         for pass in pipeline() {

@@ -8,7 +8,7 @@ use latentc_ir::tensor::{SplitMix, Tensor};
 use latentc_ir::testing::{arb_module, objective};
 use latentc_ir::verify::Stage;
 use latentc_ir::{DType, Function, Module, Size, Weight, verify};
-use latentc_passes::differentiate::{Keep, differentiate, keeping, weights};
+use latentc_passes::differentiate::{Gradients, Keep, differentiate, keeping, weights};
 use latentc_passes::{Context, Graph};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -102,7 +102,7 @@ struct Compared {
 /// infinity, of which the chain rule says nothing: 0 times it is no number. The elements compared, and those left out for the latter.
 fn check(module: &Module, setting: &mut Setting, smooth: bool) -> Result<Compared, String> {
     verify(module).map_err(|e| format!("{}\n{module}", e[0]))?;
-    let gradient = differentiate(module).map_err(|e| e.to_string())?;
+    let gradient = differentiate(module, Gradients::Sums).map_err(|e| e.to_string())?;
     verify(&gradient).map_err(|e| format!("breaks the graph: {}\n{gradient}", e[0]))?;
     let Ok(results) = setting.run(module) else { return Ok(Compared::default()) };
     let loss = results[0].data[0];
@@ -449,7 +449,7 @@ fn a_function_and_its_gradient_are_shared_by_its_calls() {
     let mut setting = Setting::new(&module, &[("b", 3)], 5);
     let compared = check(&module, &mut setting, true).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(compared.elements, 3 + 4 * (3 + 9), "the last two calls share a scope");
-    let gradient = differentiate(&module).expect("a loss");
+    let gradient = differentiate(&module, Gradients::Sums).expect("a loss");
     let names: Vec<_> = gradient.functions.iter().map(|f| f.name.as_str()).collect();
     assert_eq!(names, ["inner", "inner.grad", "layer", "layer.grad", "loss"]);
     let scopes: Vec<_> =
@@ -466,7 +466,8 @@ fn what_has_no_gradient_is_refused() {
         );
         latentc_ir::check("no", &text).unwrap_or_else(|e| panic!("{}", e.render()))
     };
-    let refused = |lines: &str| differentiate(&parsed(lines)).expect_err("refused").to_string();
+    let refused =
+        |lines: &str| differentiate(&parsed(lines), Gradients::Sums).expect_err("refused").to_string();
     assert_eq!(
         refused("return u"),
         "differentiate: in @f: the entry returns f64[t=4], which is no loss; a loss is one float without axes"
@@ -475,7 +476,7 @@ fn what_has_no_gradient_is_refused() {
     let mut nothing = parsed("return u");
     nothing.functions[0].results.clear();
     assert_eq!(
-        differentiate(&nothing).expect_err("refused").to_string(),
+        differentiate(&nothing, Gradients::Sums).expect_err("refused").to_string(),
         "differentiate: in @f: the entry returns nothing, so no loss"
     );
     assert_eq!(
@@ -525,8 +526,8 @@ proptest! {
         });
         let keep: Keep = values.iter().map(|(f, v)| (f.as_str(), v.as_str())).collect();
         let setting = Setting::new(&module, &[("b", b), ("t", t)], seed);
-        let Ok(want) = differentiate(&module) else { return Ok(()) };
-        let kept = keeping(&module, &keep).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        let Ok(want) = differentiate(&module, Gradients::Sums) else { return Ok(()) };
+        let kept = keeping(&module, &keep, Gradients::Sums).map_err(|e| TestCaseError::fail(e.to_string()))?;
         prop_assert!(verify(&kept).is_ok(), "{:?}\n{kept}", verify(&kept));
         let run = |module: &Module| setting.run(module).map_err(TestCaseError::fail);
         for (got, want) in run(&kept)?.iter().zip(run(&want)?) {

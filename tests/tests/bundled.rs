@@ -35,7 +35,7 @@ fn programs() -> impl Iterator<Item = (String, Graph, Program)> {
     let wide = MODELS.into_iter().flat_map(|name| Graph::ALL.map(|graph| (name, Wanted::from(graph))));
     let narrow = [Graph::Prefill, Graph::Decode].map(|graph| {
         let (cache, weights) = (CacheForm::new(Codes::Int8), WeightForm { group: encode::GROUP });
-        (NARROW, Wanted { graph, cache: Some(cache), page: Some(16), weights: Some(weights) })
+        (NARROW, Wanted { cache: Some(cache), page: Some(16), weights: Some(weights), ..graph.into() })
     });
     wide.chain(narrow).map(|(name, wanted)| {
         let config = ModelConfig::bundled(name).expect("bundled");

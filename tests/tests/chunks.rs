@@ -31,7 +31,7 @@ fn loaded(case: &Case, codes: Option<Codes>, page: Option<u64>) -> (Engine<Host>
     let traced = trace(&case.config, Goal::Logits, DType::F32).unwrap_or_else(|e| panic!("{}", e.render()));
     let (mut engine, mut guards) = (Engine::new(Host::new()), Vec::new());
     for graph in [Graph::Prefill, Graph::Decode] {
-        let wanted = Wanted { graph, cache: codes.map(CacheForm::new), page, weights: None };
+        let wanted = Wanted { cache: codes.map(CacheForm::new), page, ..graph.into() };
         for compiled in compile_variants(&traced.module, wanted, &pipeline()).expect("it compiles") {
             guards.extend(compiled.guard.clone());
             engine.add(&compiled, &case.checkpoint).unwrap_or_else(|e| panic!("{}: {e}", case.name));

@@ -69,7 +69,7 @@ fn logits<D: Device>(case: &Case, device: D, form: Form) -> Vec<f32> {
 fn loaded<D: Device>(case: &Case, device: D, Form { cache, page, weights }: Form) -> Engine<D> {
     let mut engine = Engine::new(device);
     for graph in [Graph::Prefill, Graph::Decode] {
-        let compiled = case.compile(Wanted { graph, cache, page, weights }, DType::F32, &pipeline());
+        let compiled = case.compile(Wanted { cache, page, weights, ..graph.into() }, DType::F32, &pipeline());
         engine.add(&compiled, &case.checkpoint).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     }
     engine

@@ -14,7 +14,7 @@ use latentc_runtime::compiled::{Compiled, compile_variants};
 use serde::Serialize;
 
 use crate::folder::write_file;
-use crate::held::HeldArgs;
+use crate::held::FormArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::share::all_there;
@@ -91,7 +91,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Choice,
     #[command(flatten)]
-    held: HeldArgs,
+    form: FormArgs,
     #[command(flatten)]
     from: edits::From,
     #[command(flatten)]
@@ -176,7 +176,7 @@ fn whole_model(args: &Args) -> anyhow::Result<Subject> {
     let shape = shape(args, &model)?;
     let graph = graph(args, Graph::Decode);
     let dtype = model.dtype(args.dtype);
-    let variants = model.compile(args.held.of(graph), dtype, &args.passes.pipeline())?;
+    let variants = model.compile(args.form.of(graph), dtype, &args.passes.pipeline())?;
     let compiled = fitting(variants, |symbols| bound(symbols, shape))
         .ok_or_else(|| anyhow!("no program of the {} graph is for {} tokens", graph.name(), shape.tokens))?;
     let common = model.config.common();
@@ -215,7 +215,7 @@ fn operation(args: &Args) -> anyhow::Result<Subject> {
     let given = Arguments::of_module(&module, &sizes, args.skew, args.seed)?;
     // A text is run as it stands, not derived for serving.
     let graph = graph(args, Graph::Train);
-    let variants = compile_variants(&module, args.held.of(graph), &args.passes.pipeline())?;
+    let variants = compile_variants(&module, args.form.of(graph), &args.passes.pipeline())?;
     let compiled = fitting(variants, |_| sizes.clone())
         .ok_or_else(|| anyhow!("{file}: no program of the {} graph is for these sizes", graph.name()))?;
     let entry = module.function(&module.entry);

@@ -29,7 +29,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::edits::{self, Texts};
-use crate::held::HeldArgs;
+use crate::held::FormArgs;
 use crate::model::{DTypeArg, GoalArgs, GraphArg, Model};
 use crate::passes::Choice;
 use crate::share::{all_there, share};
@@ -83,7 +83,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     passes: Choice,
     #[command(flatten)]
-    held: HeldArgs,
+    form: FormArgs,
     #[command(flatten)]
     from: edits::From,
     #[command(flatten)]
@@ -252,7 +252,7 @@ fn chosen(args: &Args, model: &Model, tuning: &Tuning) -> anyhow::Result<Chosen>
     let mut graphs: Vec<Compiled> = Vec::new();
     for graph in args.graph.iter().map(|&g| Graph::from(g)) {
         if !graphs.iter().any(|c| c.graph == graph) {
-            graphs.extend(model.compile(args.held.of(graph), dtype, &args.passes.pipeline())?);
+            graphs.extend(model.compile(args.form.of(graph), dtype, &args.passes.pipeline())?);
         }
     }
     let mut kernels = share(graphs.iter_mut().map(|c| &mut c.program));
@@ -530,7 +530,7 @@ fn replay(args: &Args, kernel: Option<&String>) -> String {
     if let Some(dtype) = args.dtype {
         line += &format!(" --dtype {}", named(&|| dtype.to_possible_value()));
     }
-    line += &(args.passes.words() + &args.held.words());
+    line += &(args.passes.words() + &args.form.words());
     if let Some(folder) = args.from.folder() {
         line += &format!(" --from {}", folder.display());
     }

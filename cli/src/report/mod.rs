@@ -141,11 +141,11 @@ pub(crate) fn report(args: &Args) -> anyhow::Result<()> {
 fn figures(model: &Model, args: &Args, machine: Machine) -> anyhow::Result<Figures> {
     let weights = args.weights.form();
     let mut weight_bytes = 0;
-    let mut compile = |graph, codes: Option<Codes>| -> anyhow::Result<Program> {
+    let mut compile = |graph: Graph, codes: Option<Codes>| -> anyhow::Result<Program> {
         let cache = codes.map(|codes| CacheForm { codes, group: GROUP, rotated_wide: false });
         // Costs are those of long prompts.
         let compiled =
-            model.compile(Wanted { graph, cache, page: None, weights }, DType::Bf16, &pipeline())?.pop();
+            model.compile(Wanted { cache, weights, ..graph.into() }, DType::Bf16, &pipeline())?.pop();
         let compiled = compiled.expect("the largest sizes have a program");
         let work = work(compiled.module()).map_err(anyhow::Error::msg)?;
         weight_bytes = compiled.module().weight_bytes().map_err(anyhow::Error::msg)?;

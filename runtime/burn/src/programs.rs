@@ -12,7 +12,7 @@ use latentc_codegen::device::DeviceError;
 use latentc_ir::{DType, Module};
 use latentc_models::config::{ConfigError, ModelConfig};
 use latentc_models::{Goal, trace};
-use latentc_passes::{Graph, differentiate, pipeline};
+use latentc_passes::{Gradients, Graph, Wanted as Form, differentiate, pipeline};
 use latentc_runtime::checkpoint::CheckpointError;
 use latentc_runtime::compiled::{CompileError, Compiled, compile};
 use latentc_runtime::engine::{Engine, Given, Resident, RunError, Wanted};
@@ -154,7 +154,9 @@ impl<R: CubeclRuntime> fmt::Debug for Programs<R> {
 impl<R: CubeclRuntime> Programs<R> {
     /// Compiles a definition.
     pub(crate) fn new(definition: &Definition) -> Result<Programs<R>, ModuleError> {
-        let compiled = |which: Which| compile(which.of(definition), which.graph(), &pipeline());
+        // burn's gradients have the dtype of their parameter.
+        let wanted = |which: Which| Form { gradients: Gradients::Weights, ..which.graph().into() };
+        let compiled = |which: Which| compile(which.of(definition), wanted(which), &pipeline());
         let part = |(scope, f, n): (String, &latentc_ir::Function, usize)| {
             let weight = &f.weights[n];
             let layout = weight.stored.layout(f, f.ty(weight.value)).map_err(LoadError::Layout)?;

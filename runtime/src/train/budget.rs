@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use latentc_codegen::memory::Layout;
 use latentc_ir::Module;
-use latentc_passes::differentiate::{Candidate, Keep, candidates, keeping};
+use latentc_passes::differentiate::{Candidate, Gradients, Keep, candidates, keeping};
 use latentc_passes::{Context, Graph, pipeline};
 use serde::{Deserialize, Serialize};
 
@@ -91,7 +91,7 @@ pub fn within(
     let ordered = by_worth(candidates(&ready).map_err(MemoryError::Definition)?, &bound)?;
     let keep = |count: usize| -> Result<(Compiled, Memory), BudgetError> {
         let kept: Keep = ordered[..count].iter().map(|c| (c.function.as_str(), c.value.as_str())).collect();
-        let both = keeping(&ready, &kept).map_err(CompileError::from)?;
+        let both = keeping(&ready, &kept, Gradients::Sums).map_err(CompileError::from)?;
         let compiled = compile(&both, Graph::Gradient, &rest)?;
         let memory = Memory::of(definition, &compiled.program, (batch, length), layout)?;
         Ok((compiled, memory))
