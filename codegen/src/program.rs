@@ -170,6 +170,8 @@ pub enum KernelKind {
     ScatterMatrix {
         /// Rows and columns of a tile.
         side: u8,
+        /// Whether groups of planes multiply together, as for `Matrix`.
+        groups: bool,
     },
     /// What a device with tensor cores makes of a stream at a launch.
     StreamMatrix {

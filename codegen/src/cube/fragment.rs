@@ -157,6 +157,17 @@ pub(super) fn clear(e: &mut Emit, sums: Array) {
     }
 }
 
+/// What a unit has of a row in two neighbouring tiles, as four neighbours of one of them: 16 bytes. Units with an odd number, which say that
+/// they are `second`, have those of the second tile, and from the unit beside them. All units of the plane must come here.
+pub(super) fn four_of(e: &mut Emit, second: Val, first_tile: [Val; 2], second_tile: [Val; 2]) -> [Val; 4] {
+    let [(low0, high0), (low1, high1)] = [0, 1].map(|i: usize| {
+        let given = e.select(second, first_tile[i], second_tile[i]);
+        let (own, got) = (e.select(second, second_tile[i], first_tile[i]), e.shuffle_xor(given, 1));
+        (e.select(second, got, own), e.select(second, own, got))
+    });
+    [low0, low1, high0, high1]
+}
+
 /// Loads so many matrices of 8 by 8 that are `more` numbers behind what the units name.
 fn load(e: &mut Emit, to: Array, memory: Shared, (named, more): (Val, u32), matrices: usize, across: bool) {
     let more = e.u32(more);

@@ -15,7 +15,7 @@ use super::emit::{Buf, Elem, Emit, Val};
 use super::expr::Exprs;
 use super::map::Map;
 use super::matrix::Tile;
-use super::scatter_matrix::{self, OuterPlan};
+use super::scatter_matrix::{self, OuterPlan, OuterTile};
 use super::shape::LaunchShape;
 use super::split::{Role, SHARED};
 use super::stream_matrix::{self, MatrixPlan, Tiling};
@@ -332,10 +332,10 @@ impl Part {
                 let factors: Vec<_> = plan.factors.iter().map(|&x| input(x)).collect();
                 scatter::emit(e, &exprs, &plan, &factors, input(plan.index), output);
             }
-            Form::ScatterMatrix(plan, side) => match order {
+            Form::ScatterMatrix(plan, tile) => match order {
                 Some(order) => {
                     let buffer = |v: ValueId| (input(v), self.stored(v));
-                    scatter_matrix::emit(e, &exprs, (&plan, side), buffer, order, output);
+                    scatter_matrix::emit(e, &exprs, (&plan, tile), buffer, order, output);
                 }
                 None => {
                     let sizes = (exprs.total(e, &plan.scatter.rows), exprs.extent(plan.scatter.along));
@@ -367,7 +367,7 @@ pub(crate) enum Form {
     /// By rows that are added up where an index says.
     Scatter(ScatterPlan),
     /// The same by tiles that tensor cores multiply, of so many rows and columns.
-    ScatterMatrix(OuterPlan, u32),
+    ScatterMatrix(OuterPlan, OuterTile),
     /// By tiles of rows and columns, along a streamed axis.
     Stream(StreamPlan),
     /// The same by tiles that tensor cores multiply.
@@ -390,8 +390,9 @@ impl Form {
                 tiled(kernel).map_or_else(map, |(plan, tiling)| Form::StreamMatrix(plan, tiling))
             }
             KernelKind::Scatter => ScatterPlan::of(&kernel.body).map_or_else(map, Form::Scatter),
-            KernelKind::ScatterMatrix { side } => {
-                OuterPlan::of(&kernel.body).map_or_else(map, |plan| Form::ScatterMatrix(plan, side.into()))
+            KernelKind::ScatterMatrix { side, groups } => {
+                let tile = OuterTile { side, groups };
+                OuterPlan::of(&kernel.body).map_or_else(map, |plan| Form::ScatterMatrix(plan, tile))
             }
             KernelKind::Few { wide, rows } => {
                 FewPlan::of(&kernel.body, wide.into()).map_or_else(map, |plan| Form::Few(plan, rows.into()))
@@ -472,9 +473,9 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
         KernelKind::Map | KernelKind::Grouped => check_map(body),
         KernelKind::Contract | KernelKind::Tiles => check_contract(body),
         KernelKind::Scatter => check_scatter(body),
-        KernelKind::ScatterMatrix { side } => {
+        KernelKind::ScatterMatrix { side, groups } => {
             check_scatter(body)?;
-            let known = scatter_matrix::SIDES.contains(&side) && target == Target::Cuda;
+            let known = OuterTile::ALL.contains(&OuterTile { side, groups }) && target == Target::Cuda;
             let has = known && OuterPlan::of(body).is_some();
             if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }
         }

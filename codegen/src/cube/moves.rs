@@ -21,7 +21,7 @@ use super::kernel::{CubeIr, Form};
 use super::machine::{CACHED, Machine};
 use super::map::{COLUMNS, Map, Walk};
 use super::matrix::{self, BAND, Tile};
-use super::scatter_matrix::OuterPlan;
+use super::scatter_matrix::{OuterPlan, OuterTile};
 use super::shape::LaunchShape;
 use super::split::{KEPT, Role, Split};
 use super::stages::{Operand, Stage, Stages};
@@ -191,7 +191,7 @@ impl Launch<'_> {
             (Form::Matrix(plan, _), Role::Sort) => self.sort(matrix::index(&plan).map(|(_, index)| index)),
             (Form::ScatterMatrix(plan, _), Role::Sort) => self.sort(Some(plan.scatter.index)),
             (Form::Matrix(plan, tile), _) => vec![self.matrix(&plan, tile)],
-            (Form::ScatterMatrix(plan, side), _) => vec![self.outer(&plan, side)],
+            (Form::ScatterMatrix(plan, tile), _) => vec![self.outer(&plan, tile)],
             (Form::Scatter(plan), _) => vec![self.scatter(&plan)],
             (Form::Stream(plan), _) => {
                 let tiles = stream::Tiles::of(body, &plan);
@@ -368,7 +368,8 @@ impl Launch<'_> {
     }
 
     /// Sums of outer products by index.
-    fn outer(&self, plan: &OuterPlan, side: u32) -> Moves {
+    fn outer(&self, plan: &OuterPlan, tile: OuterTile) -> Moves {
+        let side = tile.side();
         let (rows, groups) = (self.total(&plan.scatter.rows), self.total(&[plan.scatter.along]));
         let tiles = plan.sides.each_ref().map(|s| self.total(&s.columns).div_ceil(side.into()));
         let order: Order = vec![
@@ -382,7 +383,7 @@ impl Launch<'_> {
         let known = 4.0 * (groups + 2 + rows) as f64;
         let sorted = Bytes { by_block: found, distinct: known, memory: known };
         let (filled, _) = shared_out(rows, groups, 1);
-        let depth = rows.div_ceil(filled.max(1)).next_multiple_of(plan.depth(side).into()) * filled;
+        let depth = rows.div_ceil(filled.max(1)).next_multiple_of(plan.depth(tile).into()) * filled;
         let elements = of_all * f64::from(side * side) * depth as f64;
         let multiplied = 2.0 * elements * plan.multiplications() as f64;
         self.without(plan.scatter.index, self.whole(&order, vec![sorted], multiplied))

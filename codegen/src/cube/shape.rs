@@ -31,9 +31,9 @@ pub struct LaunchShape {
     /// Those of them that kernels side by side in a grid have in common: arrays of so many elements.
     #[serde(skip)]
     pub(crate) common: Vec<(Elem, usize)>,
-    /// Whether a cube takes one tile after another, so that a device has no more of them than run at once.
+    /// Where a cube takes one tile after another: how many of them run on a multiprocessor at once, and a device has no more. Else 0.
     #[serde(default)]
-    pub stays: bool,
+    pub stay: u32,
 }
 
 /// What the cubes of a launch are for. The sizes are those of the kernel's axes.
@@ -59,7 +59,7 @@ fn groups(body: &Function, plan: &FewPlan) -> Option<u64> {
 
 impl LaunchShape {
     fn new(units: u32, cubes: Cubes, shared_bytes: usize) -> LaunchShape {
-        LaunchShape { units, cubes, shared_bytes, common: Vec::new(), stays: false }
+        LaunchShape { units, cubes, shared_bytes, common: Vec::new(), stay: 0 }
     }
 
     /// The launch of a kernel on CUDA. Other targets have as many units a cube.
@@ -86,11 +86,13 @@ impl LaunchShape {
                 let cubes = Cubes::Tiles { batch: sizes(&batch), m: sizes(&m), n: sizes(n), tile };
                 LaunchShape::new(scatter::UNITS, cubes, scatter::SHARED_BYTES)
             }
-            Form::ScatterMatrix(plan, side) => {
+            Form::ScatterMatrix(plan, tile) => {
                 let [m, n] = [0, 1].map(|n| sizes(&plan.sides[n].columns));
                 let batch = sizes(&[plan.scatter.along]);
+                let (side, shared_bytes) = (tile.side(), plan.shared_bytes(tile));
                 let cubes = Cubes::Tiles { batch, m, n, tile: (side, side) };
-                LaunchShape::new(scatter_matrix::UNITS, cubes, plan.shared_bytes(side))
+                let stay = scatter_matrix::CUBES;
+                LaunchShape { stay, ..LaunchShape::new(scatter_matrix::UNITS, cubes, shared_bytes) }
             }
             Form::Tiles(plan) => {
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.m), sizes(&plan.n));
@@ -108,13 +110,13 @@ impl LaunchShape {
             Form::Matrix(plan, tile) => {
                 let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
                 let (units, shared_bytes) = (tile.units(), tile.shared_bytes(body, &plan));
-                let stays = tile.stays(&plan);
+                let stay = tile.stays(&plan).into();
                 let tile = (tile.rows, tile.columns(&plan));
                 let cubes = match groups(body, &plan) {
                     None => Cubes::Tiles { batch, m, n, tile },
                     Some(groups) => Cubes::Groups { m, groups, n, tile },
                 };
-                LaunchShape { stays, ..LaunchShape::new(units, cubes, shared_bytes) }
+                LaunchShape { stay, ..LaunchShape::new(units, cubes, shared_bytes) }
             }
             Form::StreamMatrix(plan, t) => {
                 let stream = &plan.stream;
@@ -183,10 +185,10 @@ impl LaunchShape {
         self.arranged(cubes)
     }
 
-    /// The grid of a launch on a device that runs so many cubes at once, if that is known, or as many as most do.
-    pub(crate) fn on_device(&self, grid: Grid, at_once: Option<u32>) -> Grid {
-        match at_once.unwrap_or(Machine::HOPPER.multiprocessors as u32) {
-            n if self.stays && n > 0 && grid.1 * grid.0 > n => (n, 1, 1),
+    /// The grid of a launch on a device with so many multiprocessors, if that is known, or as many as most have.
+    pub(crate) fn on_device(&self, grid: Grid, multiprocessors: Option<u32>) -> Grid {
+        match multiprocessors.unwrap_or(Machine::HOPPER.multiprocessors as u32) {
+            n if self.stay * n > 0 && grid.1 * grid.0 > self.stay * n => (self.stay * n, 1, 1),
             _ => grid,
         }
     }
@@ -274,7 +276,7 @@ impl fmt::Display for LaunchShape {
                 write!(f, "tile of {rows} x {columns} in [{m}] x [{n}] by {groups} groups")?;
             }
         }
-        let stays = if self.stays { "; as many cubes as run at once take one after another" } else { "" };
+        let stays = if self.stay > 0 { "; as many cubes as run at once take one after another" } else { "" };
         write!(f, ", {} B shared{stays}", self.shared_bytes)
     }
 }

@@ -129,7 +129,7 @@ fn source(name: String, ir: &CubeIr, launch: LaunchShape) -> Result<Source, Devi
 fn products(kernel: &Kernel, role: Role, target: Target) -> u32 {
     match (role, Form::of(kernel, target)) {
         (Role::Whole, Form::Matrix(plan, tile)) => tile.products(&kernel.body, &plan),
-        (Role::Whole, Form::ScatterMatrix(plan, side)) => plan.products(side),
+        (Role::Whole, Form::ScatterMatrix(plan, tile)) => plan.products(tile),
         (Role::Whole | Role::Part, Form::StreamMatrix(plan, tiling)) => plan.products(tiling),
         (Role::Whole | Role::Part | Role::Merge | Role::Sort, _) => 0,
     }

@@ -42,7 +42,9 @@ impl fmt::Display for Way {
                 side = wide;
                 write!(f, ", {rows}")?;
             }
-            KernelKind::ScatterMatrix { side } => write!(f, ", {side}")?,
+            KernelKind::ScatterMatrix { side, groups } => {
+                write!(f, ", {side}{}", by(groups, false))?;
+            }
             KernelKind::StreamMatrix { tall, groups, bulk } => {
                 write!(f, ", {}{}", 16 * u16::from(tall), by(groups, bulk))?;
             }

@@ -6,7 +6,7 @@ use latentc_ir::{AxisId, Function, Size};
 
 use super::machine::Machine;
 use super::matrix::{self, Tile};
-use super::scatter_matrix::{self, OuterPlan};
+use super::scatter_matrix::{OuterPlan, OuterTile, Side as OuterSide};
 use super::shape::LaunchShape;
 use super::stages::{Stage, Stages, deep, divides};
 use super::stream_matrix::{HEIGHTS, MatrixPlan};
@@ -43,7 +43,7 @@ pub(crate) struct Ways {
     few: Vec<Side>,
     matrix: Vec<Side>,
     /// For a sum of outer products on tensor cores.
-    outer: Option<OuterPlan>,
+    outer: Option<(OuterPlan, Vec<OuterTile>)>,
     /// For a stream on tensor cores.
     stream: Option<Tall>,
     /// Large tiles that keep the device busy.
@@ -255,6 +255,7 @@ impl Ways {
         let outer = (kernel.kind == KernelKind::Scatter && target == Target::Cuda)
             .then(|| OuterPlan::of(&kernel.body))
             .flatten();
+        let outer = outer.map(|plan| (plan, OuterTile::ALL.to_vec()));
         let codes = few.iter().any(|side| side.codes);
         Ways { plain: kernel.kind, few, matrix, outer, stream, busy, tf32: false, codes }
     }
@@ -274,6 +275,9 @@ impl Ways {
             side.tiles.retain(|(_, bytes)| *bytes <= shared_bytes);
         }
         self.matrix.retain(|side| !side.tiles.is_empty());
+        if let Some((plan, tiles)) = &mut self.outer {
+            tiles.retain(|tile| plan.shared_bytes(*tile) <= shared_bytes);
+        }
         self
     }
 
@@ -284,6 +288,9 @@ impl Ways {
         }
         if let Some(tall) = &mut self.stream {
             tall.grouped.clear();
+        }
+        if let Some((_, tiles)) = &mut self.outer {
+            tiles.retain(|tile| !tile.groups);
         }
         self
     }
@@ -305,10 +312,12 @@ impl Ways {
         if let Some(tall) = &self.stream {
             return tall.choose(total(&tall.rows)).unwrap_or(self.plain);
         }
-        if let Some(OuterPlan { scatter, sides, .. }) = &self.outer {
-            let tiles = |side: &scatter_matrix::Side| total(&side.columns).div_ceil(128);
+        if let Some((OuterPlan { scatter, sides, .. }, known)) = &self.outer {
+            let tiles = |side: &OuterSide| total(&side.columns).div_ceil(128);
             let large = extents[scatter.along.0 as usize] * tiles(&sides[0]) * tiles(&sides[1]) >= self.busy;
-            return KernelKind::ScatterMatrix { side: if large { 128 } else { 64 } };
+            let side = if large { 128 } else { 64 };
+            // Where planes can multiply together, they are the last.
+            return known.iter().rfind(|t| t.side == side).map_or(self.plain, |t| t.way());
         }
         let widest = |sides: &'_ [Side], most: usize| {
             let sides = sides.iter().filter(|s| total(&s.rows) <= most);
@@ -403,8 +412,7 @@ impl Ways {
             whole.chain(s.in_parts(&PARTS[..1])).collect::<Vec<_>>()
         };
         let stream = self.stream.iter().flat_map(Tall::ways);
-        let outer = self.outer.iter().flat_map(|_| scatter_matrix::SIDES);
-        let outer = outer.map(|side| KernelKind::ScatterMatrix { side });
+        let outer = self.outer.iter().flat_map(|(_, tiles)| tiles).map(|tile| tile.way());
         let products = self.few.iter().flat_map(few).chain(self.matrix.iter().flat_map(matrix));
         products.chain(outer).chain(stream).collect()
     }
@@ -444,7 +452,9 @@ pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
             let tf32 = if tf32 { "tf32_" } else { "" };
             format!("{}_{tf32}{}{wide}{rows}x{columns}_{parts}", kernel.name, by(groups, bulk))
         }
-        KernelKind::ScatterMatrix { side } if kernel.kind != kind => format!("{}_matrix{side}", kernel.name),
+        KernelKind::ScatterMatrix { side, groups } if kernel.kind != kind => {
+            format!("{}_{}{side}", kernel.name, by(groups, false))
+        }
         KernelKind::StreamMatrix { tall, groups, bulk } if kernel.kind != kind => {
             format!("{}_{}{tall}", kernel.name, by(groups, bulk))
         }

@@ -33,8 +33,8 @@ fn factors_of_any_float() {
         let (first, second) = dtypes.split_once(' ').unwrap();
         // Tails of tiles, and groups that end within a stage or fill several.
         let k = matrices(&dtypes.replace(' ', "_"), [first, second], [3, 72, 40]);
-        let [small, large] = <[Kernel; 2]>::try_from(tiled(&k)).expect("tiles of two sizes");
-        if n % 2 == 0 { large } else { small }
+        let [small, large, groups] = <[Kernel; 3]>::try_from(tiled(&k)).expect("three kinds of tiles");
+        [&groups, &small, &large, &groups][n % 4].clone()
     });
     let ways: Vec<_> = ways.collect();
     // All at once, since what takes time is to compile.
@@ -45,14 +45,17 @@ fn factors_of_any_float() {
 #[test]
 fn any_choice_of_rows() {
     let k = matrices("choice", ["bf16", "f32"], [5, 24, 136]);
-    let way = &tiled(&k)[1];
+    let ways = tiled(&k);
     // None, one, all of one index, more indices than rows; what is none adds nothing.
     let skewed: Vec<f64> = (0..190).map(|n| if n % 9 == 0 { f64::from(n % 5) } else { 3.0 }).collect();
     for index in [&[][..], &[4.0, 4.0], &[2.0; 190], &skewed] {
         let sizes = [index.len() / 2];
-        on_cuda(way, &inputs(way, &sizes, &[(2, index)]), &sizes, 2e-4);
+        for way in &ways[1..] {
+            on_cuda(way, &inputs(way, &sizes, &[(2, index)]), &sizes, 2e-4);
+        }
     }
     let index = [1.0, -1.0, 3.0, 5.0, 0.0, 4.0];
+    let way = &ways[1];
     let mut args = inputs(way, &[3], &[(2, &index)]);
     emulated(|emulator| {
         let got = launch(emulator, way, &args, &[3]).unwrap();
@@ -112,10 +115,10 @@ fn large_matrices_have_large_tiles() {
     for dtypes in [["bf16", "bf16"], ["bf16", "f32"], ["f32", "f32"]] {
         let all = typical(&matrices("experts", dtypes, [64, 1408, 2048]), &Machine::HOPPER);
         let [_, way] = &all[..] else { panic!("one way: {all:?}") };
-        assert_eq!(way.kind, KernelKind::ScatterMatrix { side: 128 });
+        assert_eq!(way.kind, KernelKind::ScatterMatrix { side: 128, groups: true });
         let sources = cuda_sources(way).unwrap();
         let [sorts, multiplies] = &sources[..] else { panic!("two launches: {sources:?}") };
-        assert_eq!(sorts.name, "experts_matrix128_sort");
+        assert_eq!(sorts.name, "experts_groups128_sort");
         if let Some(resources) = cuda_text(&multiplies.name, &multiplies.text) {
             // Two cubes on a processor.
             assert!(resources.registers <= 128, "{dtypes:?}: {resources:?}");
@@ -125,7 +128,7 @@ fn large_matrices_have_large_tiles() {
     let [_, small] = &typical(&matrices("few", ["bf16", "bf16"], [4, 64, 128]), &Machine::HOPPER)[..] else {
         panic!("one way")
     };
-    assert_eq!(small.kind, KernelKind::ScatterMatrix { side: 64 });
+    assert_eq!(small.kind, KernelKind::ScatterMatrix { side: 64, groups: false });
 }
 
 #[test]
@@ -141,8 +144,13 @@ fn two_runs_agree_to_the_last_bit() {
 
 #[test]
 fn what_is_not_awaited_shows() {
-    let way = &tiled(&matrices("awaited", ["bf16", "bf16"], [2, 40, 24]))[0];
-    shows_unawaited(way, "asm volatile(\"cp.async.wait_all;\" ::: \"memory\");", &[190]);
+    let [_, planes, groups] = &tiled(&matrices("awaited", ["bf16", "bf16"], [2, 40, 24]))[..] else {
+        panic!("three kinds of tiles")
+    };
+    let wait = "asm volatile(\"cp.async.wait_group %0;\" :: \"n\"(1) : \"memory\");";
+    shows_unawaited(planes, wait, &[190]);
+    let shown = "asm volatile(\"fence.proxy.async.shared::cta;\" ::: \"memory\");";
+    shows_unawaited(groups, &format!("{wait}\n{shown}"), &[190]);
 }
 
 proptest! {
@@ -152,10 +160,10 @@ proptest! {
         (groups, rows, columns) in (1u64..9, 1u64..24, 1u64..24),
         tokens in 0usize..90,
         dtypes in (0usize..3, 0usize..3),
-        large in any::<bool>(),
+        tile in 0usize..3,
     ) {
         let of = |n: usize| ["bf16", "f16", "f32"][n];
         let k = matrices("random", [of(dtypes.0), of(dtypes.1)], [groups, 8 * rows, 8 * columns]);
-        right(&tiled(&k)[usize::from(large)], &[tokens]);
+        right(&tiled(&k)[tile], &[tokens]);
     }
 }
