@@ -181,6 +181,15 @@ pub trait Device {
     /// If there is none left, or the device cannot hold the dtype.
     fn alloc(&mut self, dtype: DType, len: usize) -> Result<Self::Buffer, DeviceError>;
 
+    /// The same for what launches append to and others read, from run to run: held in as few bits as its dtype has, if the device can, though
+    /// it may compute with more. Its [layout](Device::layout) says in how many bytes.
+    ///
+    /// # Errors
+    /// As for [`alloc`](Device::alloc).
+    fn keep(&mut self, dtype: DType, len: usize) -> Result<Self::Buffer, DeviceError> {
+        self.alloc(dtype, len)
+    }
+
     /// Memory with these elements.
     ///
     /// # Errors

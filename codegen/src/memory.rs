@@ -29,8 +29,10 @@ pub struct Layout {
     pub align: u64,
     /// The most bytes that one allocation has. Places do not cross from one to the next.
     pub page: u64,
-    /// Bytes of an element.
+    /// Bytes of an element of a temporary.
     pub bytes: fn(DType) -> u64,
+    /// Bytes of one that is [kept](crate::device::Device::keep) from run to run.
+    pub kept: fn(DType) -> u64,
     /// Whether results may take the places of operands.
     pub in_place: bool,
 }
@@ -533,7 +535,8 @@ mod tests {
     use super::*;
     use crate::program::{KernelKind, Routine, parsed};
 
-    const LAYOUT: Layout = Layout { align: 4, page: 1 << 40, bytes: |d| d.bytes(), in_place: true };
+    const LAYOUT: Layout =
+        Layout { align: 4, page: 1 << 40, bytes: |d| d.bytes(), kept: |d| d.bytes(), in_place: true };
 
     /// `s = a + c` with a, b, c and at last y made of each other by products: b of a, c of b, y of s.
     fn chain() -> Program {

@@ -97,7 +97,7 @@ fn short(step: &Step, kernels: &[Kernel], sizes: &Sizes, machine: &Machine) -> O
 
 /// What the result of a launch may be written over, on whichever device.
 fn over(step: &Step, kernels: &[Kernel]) -> Vec<BufferId> {
-    const ANY: Layout = Layout { align: 1, page: u64::MAX, bytes: |_| 4, in_place: true };
+    const ANY: Layout = Layout { align: 1, page: u64::MAX, bytes: |_| 4, kept: |_| 4, in_place: true };
     let Step::Launch { kernel, inputs, .. } = step else { return Vec::new() };
     in_place(&kernels[*kernel], &ANY).into_iter().map(|n| inputs[n]).collect()
 }

@@ -16,10 +16,12 @@ use crate::compiled::Compiled;
 use crate::engine::RunError;
 use crate::session::Tokens;
 
-/// Caches and temporaries may take as much as this part of the weights does, or [`ROOM`], if that is more.
+/// All that is no weight may take as much as this part of the weights does, or [`ROOM`], if that is more.
 const PART: u64 = 10;
-/// What they may take in any case.
+/// What it may take in any case.
 const ROOM: u64 = 256 << 20;
+/// What no plan knows of comes out of that: programs, and what kernels have for themselves.
+const OTHERS: u64 = 64 << 20;
 /// Fewer tokens of a sequence are not worth a run of their own: each run brings all weights into the form that products of many rows read, and
 /// makes anew what it needs of the past, such as keys and values of latents.
 const LEAST: usize = 512;
@@ -106,7 +108,7 @@ fn caches(program: &Program, routine: &str, sizes: &BTreeMap<String, u64>, layou
         Size::Sym(s) => sizes.get(s).copied().unwrap_or(1),
     };
     let own = routine.buffers.iter().filter(|b| b.role == Role::Cache);
-    let own = own.map(|b| b.dims.iter().map(number).product::<u64>() * (layout.bytes)(b.dtype));
+    let own = own.map(|b| b.dims.iter().map(number).product::<u64>() * (layout.kept)(b.dtype));
     let called = routine.steps.iter().filter_map(|step| match step {
         Step::Call { routine, .. } => Some(caches(program, routine, sizes, layout)),
         Step::Launch { .. } => None,
@@ -116,7 +118,7 @@ fn caches(program: &Program, routine: &str, sizes: &BTreeMap<String, u64>, layou
 
 /// Bytes that a run may have for temporaries.
 pub(crate) fn budget(held: Holding) -> u64 {
-    (held.weights / PART).max(ROOM).saturating_sub(held.caches)
+    (held.weights / PART).max(ROOM).saturating_sub(held.caches + OTHERS)
 }
 
 /// How many of `len` tokens a run reads at most: as many as `fits` says there is memory for, but no fewer than are worth a run.

@@ -318,7 +318,7 @@ impl<D: Device> Engine<D> {
                         }
                         Some(cache) => cache.slot,
                         None => {
-                            let empty = self.device.alloc(buffer.dtype, 0)?;
+                            let empty = self.device.keep(buffer.dtype, 0)?;
                             let slot = self.hold(empty, Source::Cache);
                             self.caches
                                 .insert(key, Cache { slot, dtype: buffer.dtype, dims: buffer.dims.clone() });

@@ -43,7 +43,7 @@ impl Form {
     }
 }
 
-/// The rows of a case. On the host bf16 is held as f32, so that there is nothing to see of it.
+/// The rows of a case. All compute in f32, so that there is nothing to see of bf16.
 fn forms() -> [(&'static str, Form); 6] {
     [
         ("fp8", Form::cache(Codes::Fp8, false)),

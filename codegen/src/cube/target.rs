@@ -49,7 +49,7 @@ impl Target {
             Target::Cuda => (512, |d| Target::Cuda.bytes(d).unwrap_or(8) as u64),
             Target::Wgsl => (256, |d| Target::Wgsl.bytes(d).unwrap_or(8) as u64),
         };
-        Layout { align, page: 1 << 62, bytes, in_place: true }
+        Layout { align, page: 1 << 62, bytes, kept: bytes, in_place: true }
     }
 
     /// Bytes of one element in memory, if the dtype can be held.

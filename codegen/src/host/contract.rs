@@ -97,6 +97,13 @@ impl Contraction {
         takes.floats(copied(m.0.min(n.0), k.0));
     }
 
+    /// Whether it reads a parameter as it is stored: all but the scales of codes.
+    pub(super) fn reads_as_stored(&self, param: usize) -> bool {
+        let scales =
+            |operand: &Operand| matches!(operand, Operand::Codes(_, [_, scales]) if *scales == param);
+        !self.operands.iter().any(scales)
+    }
+
     /// Computes the kernel that this is of.
     pub(super) fn run(
         &self,
@@ -117,7 +124,7 @@ impl Contraction {
         };
         let operands = [elements(0)?, elements(1)?];
         let ViewMut::F(y) = output else {
-            return Err(fail(kernel, "the result must be memory of its own"));
+            return Err(fail(kernel, "the result must be memory of its own, in f32"));
         };
         if let (Some(along), [Elements::Floats(Floats::F32(a)), Elements::Floats(Floats::F32(b))]) =
             (product.side_by_side(), operands)
@@ -151,12 +158,10 @@ impl Contraction {
             }
         };
         let y = Shared(y.as_mut_ptr());
-        // SAFETY: `check` made sure that each buffer holds all indices of its type.
+        // SAFETY: `fit` made sure that each buffer holds all indices of its type.
         unsafe {
             match operands[1 - x] {
-                Elements::Floats(Floats::F32(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
-                Elements::Floats(Floats::Bf16(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
-                Elements::Floats(Floats::F16(w)) => product.run((x, rows), Dense(w.as_ptr()), y, true),
+                Elements::Floats(w) => product.run_stored((x, rows), w, y, true),
                 Elements::Codes(w) => product.run((x, rows), w, y, true),
             }
         }
@@ -304,6 +309,21 @@ impl Product {
             (0..tasks).into_par_iter().for_each(|i| task(i, Parallelism::None));
         } else {
             (0..tasks).for_each(|i| task(i, Parallelism::Rayon(0)));
+        }
+    }
+
+    /// The same with a second operand in any form in which floats are stored.
+    ///
+    /// # Safety
+    /// As for [`run`](Product::run).
+    pub(super) unsafe fn run_stored(&self, x: (usize, &[f32]), w: Floats<'_>, y: Shared<f32>, threads: bool) {
+        // SAFETY: by the caller.
+        unsafe {
+            match w {
+                Floats::F32(w) => self.run(x, Dense(w.as_ptr()), y, threads),
+                Floats::Bf16(w) => self.run(x, Dense(w.as_ptr()), y, threads),
+                Floats::F16(w) => self.run(x, Dense(w.as_ptr()), y, threads),
+            }
         }
     }
 }

@@ -174,6 +174,11 @@ impl GroupedProduct {
         here && stack.pieces() == self.groups.count
     }
 
+    /// Whether it reads a parameter as it is stored: all but the scales of codes.
+    pub(super) fn reads_as_stored(&self, param: usize) -> bool {
+        !matches!(self.table, Held::Codes(_, [_, scales]) if scales == param)
+    }
+
     /// Computes the kernel that this is of.
     pub(super) fn run(
         &self,
@@ -211,7 +216,7 @@ impl GroupedProduct {
         match self.table {
             Held::Codes(coded, held) => {
                 let all = codes(&coded, held.map(|param| inputs[param])).ok_or_else(no_table)?;
-                // SAFETY: `check` made sure that the table holds all indices of its type.
+                // SAFETY: `fit` made sure that the table holds all indices of its type.
                 let matrix = |group: usize| Some(unsafe { all.at(group * next) });
                 self.blocks(kernel, &mut rows, x, matrix, y, spare)?;
             }
@@ -272,7 +277,7 @@ impl GroupedProduct {
                     }
                 }
             });
-            // SAFETY: `check` made sure that the table holds all indices of its type; `packed` and `made` hold the block's rows of k and m.
+            // SAFETY: `fit` made sure that the table holds all indices of its type; `packed` and `made` hold the block's rows of k and m.
             let all =
                 unsafe { self.groups.run(starts, block, packed.floats(), &matrix, made.floats(), tasks) };
             all.ok_or_else(|| fail(kernel, "the pieces of its table are of several types"))?;
@@ -286,7 +291,7 @@ impl GroupedProduct {
                     let from = &from[columns.clone()];
                     match &self.m {
                         None => {
-                            // SAFETY: `check` made sure that all of the row is there; these columns of it are this task's.
+                            // SAFETY: `fit` made sure that all of the row is there; these columns of it are this task's.
                             let y = unsafe {
                                 std::slice::from_raw_parts_mut(y.get().add(to + columns.start), from.len())
                             };

@@ -79,7 +79,8 @@ struct Store {
     source: Source,
     outer: Vec<usize>,
     nest: Nest<2>,
-    /// The lane of the result and its length, if its row lies in the output as it does in the lane: it is made there.
+    /// The lane of the result and its length, if its row lies in the output as it does in the lane: it is made there, unless the output holds
+    /// elements of fewer bits.
     direct: Option<(usize, usize)>,
     /// Of an append.
     positions: Option<Positions>,
@@ -148,14 +149,15 @@ impl Machine {
         extents: &[usize],
     ) -> Result<(), DeviceError> {
         let out = Out::from(output);
+        let direct = self.store.direct.filter(|_| out.is_wide());
         let from = (kernel, inputs, extents);
         let rows = |points: Range<usize>| {
             Own::with(self.lanes.len(), |own| {
                 for (n, lane) in self.lanes.iter().enumerate() {
-                    let in_place = self.store.direct.is_some_and(|(direct, _)| direct == n);
+                    let in_place = direct.is_some_and(|(direct, _)| direct == n);
                     own.lanes[n].fit(lane.float, if in_place { 0 } else { lane.len });
                 }
-                points.into_iter().try_for_each(|p| self.point(from, p, own, out))
+                points.into_iter().try_for_each(|p| self.point(from, p, own, (out, direct)))
             })
         };
         if self.points * self.work < SMALL {
@@ -172,20 +174,21 @@ impl Machine {
         (kernel, inputs, extents): (&Kernel, &[Option<View<'_>>], &[usize]),
         point: usize,
         Own { lanes, room, .. }: &mut Own,
-        out: Out,
+        (out, direct): (Out, Option<(usize, usize)>),
     ) -> Result<(), DeviceError> {
         let at = |steps: &[usize]| offset(point, &self.outer, steps);
         let s = &self.store;
         let base = at(&s.outer);
         if let Some(Replaced { lane, outer, nest }) = &self.replaced {
             let base = at(outer);
-            // SAFETY: `check` made sure that the output holds all indices of its type, which the parameter's are. Those of this point's
+            // SAFETY: `fit` made sure that the output holds all indices of its type, which the parameter's are. Those of this point's
             // row are written by this point alone, and later.
             nest.each(|[to, from], n, steps| unsafe {
                 match (lanes[*lane].view_mut(), out) {
                     (ViewMut::F(x), Out::F(y)) => gather(x, to, y, base + from, n, steps),
                     (ViewMut::I(x), Out::I(y)) => gather(x, to, y, base + from, n, steps),
-                    (ViewMut::F(_) | ViewMut::I(_), Out::F(_) | Out::I(_)) => {}
+                    // An operand and what takes its place are held alike, as they are computed with.
+                    (_, Out::F(_) | Out::Bf16(_) | Out::F16(_) | Out::I(_)) => {}
                 }
             });
         }
@@ -193,8 +196,8 @@ impl Machine {
             // The result's lane is taken out, so that the others can be read meanwhile; no instruction reads what it writes.
             let mut lane = std::mem::take(&mut lanes[instr.lane]);
             let done = {
-                let result = match (out, s.direct) {
-                    // SAFETY: `check` made sure that the output holds all indices of its type, and this point's row is a block of
+                let result = match (out, direct) {
+                    // SAFETY: `fit` made sure that the output holds all indices of its type, and this point's row is a block of
                     // it that no other point's has anything of.
                     (Out::F(y), Some((lane, len))) if lane == instr.lane => {
                         ViewMut::F(unsafe { std::slice::from_raw_parts_mut(y.get().add(base), len) })
@@ -218,7 +221,7 @@ impl Machine {
             lanes[instr.lane] = lane;
             done.map_err(|e| fault(kernel, e))?;
         }
-        if s.direct.is_some() {
+        if direct.is_some() {
             return Ok(());
         }
         let view = |source: &Source| match source.place {
@@ -226,15 +229,11 @@ impl Machine {
             Place::Input(i) => tail(inputs[i], at(&source.outer)),
         };
         let row = view(&s.source);
-        // SAFETY for the writes below: `check` made sure that the output holds all indices of its type; distinct outer points and
+        // SAFETY for the writes below: `fit` made sure that the output holds all indices of its type; distinct outer points and
         // row indices have distinct offsets there, since each axis of the output is either outer or in the row. For an append,
         // two tokens with equal positions in one row of the batch would meet; the runtime gives each its own.
         let write = |to: usize, from: usize, n: usize, steps: [usize; 2]| unsafe {
-            match (row, out) {
-                (View::F(x), Out::F(y)) => scatter(y, base + to, x, from, n, steps),
-                (View::I(x), Out::I(y)) => scatter(y, base + to, x, from, n, steps),
-                _ => {}
-            }
+            out.put(base + to, row, from, n, steps);
         };
         match &s.positions {
             None => s.nest.each(|[to, from], n, steps| write(to, from, n, steps)),
@@ -264,6 +263,14 @@ impl Machine {
     }
 }
 
+/// Whether the instructions of a map read a parameter as it is stored: those that look rows up.
+pub(super) fn reads_as_stored(body: &Function, param: ValueId) -> bool {
+    body.body.iter().all(|inst| {
+        let reads = |(n, &a): (usize, &ValueId)| a != param || n == 0 && matches!(inst.op, Op::Gather { .. });
+        inst.args.iter().enumerate().all(reads)
+    })
+}
+
 /// What a fault is to the caller of a kernel.
 pub(super) fn fault(kernel: &Kernel, fault: Fault) -> DeviceError {
     match fault {
@@ -272,32 +279,14 @@ pub(super) fn fault(kernel: &Kernel, fault: Fault) -> DeviceError {
     }
 }
 
+/// An input from an element on; empty if there is none.
+fn tail(view: Option<View<'_>>, start: usize) -> View<'_> {
+    view.map_or(View::F(&[]), |view| view.tail(start))
+}
+
 /// An error about a kernel.
 pub(super) fn fail(kernel: &Kernel, why: &str) -> DeviceError {
     DeviceError::Kernel { kernel: kernel.name.clone(), why: why.to_owned() }
-}
-
-/// A view from an element on.
-pub(super) fn tail(view: Option<View<'_>>, start: usize) -> View<'_> {
-    match view {
-        Some(View::F(x)) => View::F(&x[start.min(x.len())..]),
-        Some(View::Bf16(x)) => View::Bf16(&x[start.min(x.len())..]),
-        Some(View::F16(x)) => View::F16(&x[start.min(x.len())..]),
-        Some(View::I(x)) => View::I(&x[start.min(x.len())..]),
-        // No loop reads pieces but that of grouped products.
-        Some(View::Stack(_)) | None => View::F(&[]),
-    }
-}
-
-/// The first elements of a view, as many as there must be.
-pub(super) fn head(view: View<'_>, len: usize) -> View<'_> {
-    match view {
-        View::F(x) => View::F(&x[..len]),
-        View::Bf16(x) => View::Bf16(&x[..len]),
-        View::F16(x) => View::F16(&x[..len]),
-        View::I(x) => View::I(&x[..len]),
-        View::Stack(_) => view,
-    }
 }
 
 /// Reads `n` elements of `y`, both at some steps.
@@ -312,24 +301,6 @@ unsafe fn gather<T: Copy>(x: &mut [T], to: usize, y: Shared<T>, from: usize, n: 
     for i in 0..n {
         // SAFETY: by the caller.
         x[to + i * steps[0]] = unsafe { y.get().add(from + i * steps[1]).read() };
-    }
-}
-
-/// Writes `n` elements of `x`, both at some steps.
-///
-/// # Safety
-/// `y` must hold every index that is written, and no one else may touch them.
-pub(super) unsafe fn scatter<T: Copy>(
-    y: Shared<T>,
-    to: usize,
-    x: &[T],
-    from: usize,
-    n: usize,
-    steps: [usize; 2],
-) {
-    for i in 0..n {
-        // SAFETY: by the caller.
-        unsafe { y.get().add(to + i * steps[0]).write(x[from + i * steps[1]]) };
     }
 }
 

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::contract::Contraction;
 use super::grouped::GroupedProduct;
-use super::map::{Machine, fail, tail};
+use super::map::{self, Machine, fail};
 use super::spare::{Lane, Spare, Takes};
 use super::stream::Fold;
 use super::walk::step;
@@ -184,7 +184,7 @@ impl Prepared {
 
 /// A view from an element on.
 fn behind(view: Option<View<'_>>, start: usize) -> Option<View<'_>> {
-    if start == 0 { view } else { view.map(|view| tail(Some(view), start)) }
+    if start == 0 { view } else { view.map(|view| view.tail(start)) }
 }
 
 impl Pieces {
@@ -209,10 +209,9 @@ impl Pieces {
             param.or_else(piece).ok_or_else(|| fail(kernel, "a piece of it reads what none makes"))
         };
         let plan = |kernel: Kernel| {
-            let reads = kernel.body.params.iter().map(read).collect::<Result<_, _>>()?;
+            let reads = kernel.body.params.iter().map(read).collect::<Result<Vec<_>, _>>()?;
             let work = Work::new(&kernel, extents)?;
-            let as_stored =
-                kernel.body.params.iter().map(|&v| work.reads_as_stored(&kernel.body, v)).collect();
+            let as_stored = (0..reads.len()).map(|n| work.reads_as_stored(&kernel.body, n)).collect();
             Ok(Plan { kernel, work, reads, as_stored })
         };
         let plans = parts.into_iter().map(plan).collect::<Result<Vec<_>, DeviceError>>()?;
@@ -337,15 +336,13 @@ impl Work {
     }
 
     /// Whether the loops read a parameter as it is stored, in one piece. Those of products read 16 bits, and those that look rows up.
-    fn reads_as_stored(&self, body: &Function, param: ValueId) -> bool {
+    fn reads_as_stored(&self, body: &Function, param: usize) -> bool {
         match self {
-            Work::Contract(_) | Work::Grouped(_) => true,
-            Work::Map(_) => body.body.iter().all(|inst| {
-                let reads =
-                    |(n, &a): (usize, &ValueId)| a != param || n == 0 && matches!(inst.op, Op::Gather { .. });
-                inst.args.iter().enumerate().all(reads)
-            }),
-            Work::Scatter | Work::Stream(_) => false,
+            Work::Contract(product) => product.reads_as_stored(param),
+            Work::Grouped(product) => product.reads_as_stored(param),
+            Work::Map(_) => map::reads_as_stored(body, body.params[param]),
+            Work::Stream(fold) => fold.reads_as_stored(body, param),
+            Work::Scatter => false,
         }
     }
 }
@@ -363,7 +360,7 @@ impl Plan {
         spare: &mut Spare,
     ) -> Result<(), DeviceError> {
         let Plan { kernel, work, reads, .. } = self;
-        // Floats that the loops do not read as they are are brought to f32 and into one piece. They are small, the scales of norms.
+        // Floats that the loops do not read as they are are brought to f32 and into one piece. They are small, such as the scales of norms.
         let mut wide: SmallVec<[(usize, Lane); 2]> = SmallVec::new();
         let mut views: Views<'_> = SmallVec::new();
         for (n, read) in reads.iter().enumerate() {

@@ -111,7 +111,7 @@ pub(super) fn run(
                 let at = place(&loops, turn);
                 for c in own..shared.0.min(own + chunk) {
                     let here = |n: usize| at[n] + c * shared.1[n] + from * sweep.1[n];
-                    // SAFETY: `check` made sure that the output holds all indices of its type, and `e` is one of them. Two
+                    // SAFETY: `fit` made sure that the output holds all indices of its type, and `e` is one of them. Two
                     // threads have different columns, which have different places whatever the row.
                     let y = unsafe { std::slice::from_raw_parts_mut(out.get().add(to + here(2)), len) };
                     let x = [0, 1].map(|n| (&copies[n][x_at[n] + here(n)..], sweep.1[n]));
@@ -189,7 +189,7 @@ impl Groups<'_> {
             let rows = BLOCK.min(longest_a.0 - first);
             let a = Rows { data: a.as_ptr(), count: rows, row: step(longest_a, 1), step: widths[0] };
             let b = Matrix { data: Dense(b.as_ptr()), column: step(longest_b, 1), along: widths[1] };
-            // SAFETY: `check` made sure that the output holds all indices of its type. Each task has columns of its own, and what
+            // SAFETY: `fit` made sure that the output holds all indices of its type. Each task has columns of its own, and what
             // is packed holds `count` rows from `start` on.
             unsafe {
                 let to = out.get().add(e * self.step + y_a + y_b + first * longest_a.1[2]);

@@ -16,15 +16,15 @@ use smallvec::{SmallVec, smallvec};
 use self::leaf::{Form, Leaf};
 use super::contract::Product;
 use super::few::{Dense, Matrix, Rows};
-use super::map::{Strided, elementwise, fail, fault, nest, scatter};
-use super::multiply::{Way, are_halves, multiply};
+use super::map::{Strided, elementwise, fail, fault, nest};
+use super::multiply::{Place, Way, are_halves, copied, multiply};
 use super::simd::exp;
 use super::spare::{Lane, Own, Spare, Takes};
 use super::vector::{What, exponentials, folded};
 use super::walk::{Loops, merge, offset, place, step, take_longest, turns};
 use super::{Out, Shared, View, ViewMut};
 use crate::contract::ContractPlan;
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Floats};
 use crate::map::{Steps, strides};
 use crate::program::Kernel;
 use crate::stream::{Monoid, StreamPlan, cone, defined, is_elementwise};
@@ -120,6 +120,17 @@ impl Fold {
         Ok(Fold { plan, mask, scores, epilogue, leaves, leaf_of, dense, rows, tile, halves })
     }
 
+    /// Whether it reads a parameter as it is stored: where it is multiplied, and nothing else is done with it in a tile.
+    pub(super) fn reads_as_stored(&self, body: &Function, param: usize) -> bool {
+        let made = [&self.mask, &self.scores, &self.epilogue].into_iter().flatten();
+        let others = made.filter(|made| made.product.is_none()).flat_map(|made| &made.inst.args);
+        let roots = [self.plan.scores, body.results[0]];
+        let others = others.copied().chain(roots).chain(self.plan.mask);
+        let multiplied = |leaf: usize| others.clone().all(|v| self.leaf_of[v.0 as usize] != Some(leaf));
+        let mut leaves = self.leaves.iter().enumerate();
+        leaves.all(|(n, leaf)| leaf.reads_as_stored(param).is_none_or(|stored| stored && multiplied(n)))
+    }
+
     /// Whether anything hangs on the extents of some axes.
     pub(super) fn hangs_on(&self, is: &dyn Fn(AxisId) -> bool) -> bool {
         let StreamPlan { batch, m, n, .. } = &self.plan;
@@ -133,13 +144,15 @@ impl Fold {
         for made in [&self.mask, &self.scores, &self.epilogue].into_iter().flatten() {
             let result = made.inst.result();
             takes.lane(result.0 as usize, len(result));
-            if made.product.is_some() {
-                takes.floats(made.inst.args.iter().map(|&a| len(a)).min().unwrap_or(0));
+            if let Some((product, _)) = &made.product {
+                let [m, n, k] = [&product.m, &product.n, &product.k].map(|axes| self.of_tile(axes));
+                takes.floats(copied(m.max(n), k));
             }
         }
         takes.lane(self.plan.product.0 as usize, len(self.plan.product));
         takes.lane(values, self.state());
         takes.lane(values + 1, self.of_tile(&self.plan.m) * self.most());
+        takes.floats(copied(self.of_tile(&self.plan.m), self.most()));
     }
 
     fn of_tile(&self, axes: &[AxisId]) -> usize {
@@ -254,6 +267,12 @@ struct Tile<'t> {
     lanes: &'t mut [Lane],
     /// Which of them are there.
     made: &'t mut Vec<bool>,
+}
+
+/// Elements from the first to the last of a tile, both counted.
+fn reach(extents: &[usize], (axes, steps): Strided<'_>) -> usize {
+    let last = axes.iter().zip(steps).map(|(a, step)| extents[a.0 as usize].saturating_sub(1) * step);
+    last.sum::<usize>() + 1
 }
 
 /// Of all axes of a body, of which few have more.
@@ -435,15 +454,27 @@ impl<'a> Stream<'a> {
         let operands: SmallVec<[Strided<'_>; 3]> =
             args.iter().map(|(_, axes, steps)| (*axes, &steps[..])).collect();
         let strided = (&ty.axes[..], &steps[..]);
+        // Where both operands are stored in 16 bits, which queries that are weights are, one of them is brought to f32.
+        let wide;
         if let Some((plan, halves)) = product {
-            let (View::F(a), View::F(b), ViewMut::F(y)) = (args[0].0, args[1].0, lane.view_mut()) else {
+            let (Some(a), Some(b), ViewMut::F(y)) = (args[0].0.floats(), args[1].0.floats(), lane.view_mut())
+            else {
                 return Err(fail(self.kernel, "a contraction needs floats"));
             };
             let tensors = [operands[0], operands[1], strided];
             let product = Product::new(plan, &t.extents, tensors, *halves);
-            let (x, w) = if product.rows_of() == 0 { ((0, a), b) } else { ((1, b), a) };
+            // What is stored in 16 bits is the matrix.
+            let (n, x, w) = match (a, b) {
+                (Floats::F32(x), w) if product.rows_of() == 0 || !matches!(w, Floats::F32(_)) => (0, x, w),
+                (w, Floats::F32(x)) => (1, x, w),
+                (x, w) => {
+                    let all = reach(&t.extents, operands[0]);
+                    wide = View::from(x.part(0..all)).widened().unwrap_or_default();
+                    (0, &wide[..], w)
+                }
+            };
             // SAFETY: leaves hold all indices of their types, and the tile lies within; `y` was made for it.
-            unsafe { product.run(x, Dense(w.as_ptr()), Shared(y.as_mut_ptr()), false) };
+            unsafe { product.run_stored((n, x), w, Shared(y.as_mut_ptr()), false) };
         } else {
             let what = if let Op::Position { axis } = inst.op {
                 let index = (&[axis][..], &[1][..]);
@@ -516,9 +547,8 @@ impl<'a> Stream<'a> {
             }
             return Ok(());
         };
-        let (View::F(v), v_axes, v_steps) = self.operand(values, t) else {
-            return Err(fail(self.kernel, "values are floats"));
-        };
+        let (v, v_axes, v_steps) = self.operand(values, t);
+        let v = v.floats().ok_or_else(|| fail(self.kernel, "values are floats"))?;
         let dense = strides(&self.plan.n, self.extents);
         let one = |(&a, &to): (&AxisId, &usize)| (t.extents[a.0 as usize], [step(a, v_axes, &v_steps), to]);
         let mut outer: Loops<2> = merge(self.plan.n.iter().zip(&dense).map(one));
@@ -529,15 +559,35 @@ impl<'a> Stream<'a> {
             // `n`; the values are a leaf, which holds all indices of its type.
             unsafe {
                 let x = Rows { data: weights.as_ptr(), count: rows, row: count, step: 1 };
-                let along = step(self.plan.along, v_axes, &v_steps);
-                let matrix = Matrix { data: Dense(v.as_ptr().add(v_at)), column: v_step, along };
+                let steps = (v_step, step(self.plan.along, v_axes, &v_steps));
                 let acc = state.acc.as_mut_ptr().add(acc_at);
                 let to = Rows { data: acc, count: rows, row: columns, step: acc_step };
-                let way = Way::of(&matrix, &x, (width, count), self.fold.halves);
-                multiply(way, x, matrix, to, (width, count), true, Parallelism::None);
+                match v {
+                    Floats::F32(v) => self.add(x, Dense(v.as_ptr().add(v_at)), steps, to, (width, count)),
+                    Floats::Bf16(v) => self.add(x, Dense(v.as_ptr().add(v_at)), steps, to, (width, count)),
+                    Floats::F16(v) => self.add(x, Dense(v.as_ptr().add(v_at)), steps, to, (width, count)),
+                }
             }
         }
         Ok(())
+    }
+
+    /// Adds weighed values to what is known of rows.
+    ///
+    /// # Safety
+    /// See [`multiply`].
+    unsafe fn add<P: Place>(
+        &self,
+        weights: Rows<*const f32>,
+        data: P,
+        (column, along): (usize, usize),
+        to: Rows<*mut f32>,
+        size: (usize, usize),
+    ) {
+        let matrix = Matrix { data, column, along };
+        let way = Way::of(&matrix, &weights, size, self.fold.halves);
+        // SAFETY: by the caller.
+        unsafe { multiply(way, weights, matrix, to, size, true, Parallelism::None) };
     }
 
     /// Divides, computes the epilogue, stores.
@@ -573,15 +623,8 @@ impl<'a> Stream<'a> {
         let base: usize = axes.iter().zip(&to).map(|(a, s)| t.from[a.0 as usize] * s).sum();
         let (view, from_axes, from) = self.operand(result, &t);
         nest(&t.extents, axes, [(axes, &to), (from_axes, &from[..])]).each(|[to, from], n, steps| {
-            // SAFETY: `check` made sure that the output holds all indices of its type, and units differ in axes of it.
-            unsafe {
-                match (view, self.out) {
-                    (View::F(x), Out::F(y)) => scatter(y, base + to, x, from, n, steps),
-                    (View::I(x), Out::I(y)) => scatter(y, base + to, x, from, n, steps),
-                    (View::F(_) | View::Bf16(_) | View::F16(_) | View::Stack(_), Out::I(_))
-                    | (View::I(_) | View::Bf16(_) | View::F16(_) | View::Stack(_), Out::F(_)) => {}
-                }
-            }
+            // SAFETY: `fit` made sure that the output holds all indices of its type, and units differ in axes of it.
+            unsafe { self.out.put(base + to, view, from, n, steps) };
         });
         Ok(())
     }

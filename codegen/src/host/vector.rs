@@ -103,10 +103,11 @@ impl What {
             What::Fill(x) => match result {
                 ViewMut::F(y) => y.fill(*x as f32),
                 ViewMut::I(y) => y.fill(*x as i32),
+                ViewMut::Bf16(_) | ViewMut::F16(_) => return Err(Fault::Kind),
             },
             What::OuterIndex(axis) => match result {
                 ViewMut::I(y) => y.fill(outer(*axis) as i32),
-                ViewMut::F(_) => return Err(Fault::Kind),
+                ViewMut::F(_) | ViewMut::Bf16(_) | ViewMut::F16(_) => return Err(Fault::Kind),
             },
             What::Iota(nest, start) => {
                 let ViewMut::I(y) = result else { return Err(Fault::Kind) };
@@ -166,16 +167,16 @@ impl What {
             What::Truth(nest) => match (result, arg(0)) {
                 (ViewMut::I(y), View::F(x)) => map1(nest, y, x, |x| i32::from(x != 0.0)),
                 (ViewMut::I(y), View::I(x)) => map1(nest, y, x, |x| i32::from(x != 0)),
-                (ViewMut::F(_), _) | (ViewMut::I(_), View::Bf16(_) | View::F16(_) | View::Stack(_)) => {
-                    return Err(Fault::Kind);
-                }
+                (ViewMut::F(_) | ViewMut::Bf16(_) | ViewMut::F16(_), _)
+                | (ViewMut::I(_), View::Bf16(_) | View::F16(_) | View::Stack(_)) => return Err(Fault::Kind),
             },
             What::Copy { nest, into, from } => match (result, arg(0)) {
                 (ViewMut::F(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
                 (ViewMut::I(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x),
                 (ViewMut::F(y), View::I(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as f32),
                 (ViewMut::I(y), View::F(x)) => map1(nest, &mut y[*into..], &x[*from..], |x| x as i32),
-                (ViewMut::F(_) | ViewMut::I(_), View::Bf16(_) | View::F16(_) | View::Stack(_)) => {
+                (ViewMut::Bf16(_) | ViewMut::F16(_), _)
+                | (ViewMut::F(_) | ViewMut::I(_), View::Bf16(_) | View::F16(_) | View::Stack(_)) => {
                     return Err(Fault::Kind);
                 }
             },

@@ -81,7 +81,13 @@ mod tests {
     use super::*;
     use crate::program::{Buffer, Role, Routine, parsed};
 
-    const LAYOUT: Layout = Layout { align: 4, page: 1 << 40, bytes: |d: DType| d.bytes(), in_place: true };
+    const LAYOUT: Layout = Layout {
+        align: 4,
+        page: 1 << 40,
+        bytes: |d: DType| d.bytes(),
+        kept: |d: DType| d.bytes(),
+        in_place: true,
+    };
 
     #[test]
     fn only_what_is_read_at_its_own_index_is_written_over() {

@@ -6,6 +6,7 @@
 
 mod codes;
 mod fuse;
+mod kept;
 mod loss;
 mod rows;
 mod stream;
@@ -107,6 +108,14 @@ fn held(t: &Tensor, written: bool) -> Buffer {
     }
 }
 
+/// A tensor as a cache, which is held in as many bits as its dtype has.
+fn kept(t: &Tensor) -> Buffer {
+    let (mut host, len) = (Host::new(), t.data.len());
+    let mut kept = host.keep(t.dtype, len).expect("memory");
+    host.launch(&copy(t.dtype, len), &[Some(&held(t, true))], &mut kept, &[]).expect("it is a map");
+    kept
+}
+
 /// Brings elements to another buffer.
 fn copy(dtype: DType, len: usize) -> Kernel {
     let mut f = Function::new("copy");
@@ -148,11 +157,15 @@ fn check_at(kernel: &Kernel, sizes: &[usize], seed: u64) -> Result<(), TestCaseE
         0 => Host::new(),
         _ => Host::new().leaving((rng.next_u64() % 32) as usize),
     };
-    // What has 16 bits is a weight or not.
+    // What has 16 bits is a cache, a weight or neither.
     let mut buffers: Vec<_> = args
         .iter()
         .enumerate()
-        .map(|(n, a)| Some(held(a, appends && n == 0 || rng.next_u64().is_multiple_of(2))))
+        .map(|(n, a)| match rng.next_u64() % 3 {
+            _ if appends && n == 0 => Some(kept(a)),
+            0 => Some(kept(a)),
+            choice => Some(held(a, choice == 1)),
+        })
         .collect();
     let out = kernel.output();
     let len: usize = out.axes.iter().map(|a| extents[a.0 as usize]).product();
@@ -202,7 +215,14 @@ fn check_at(kernel: &Kernel, sizes: &[usize], seed: u64) -> Result<(), TestCaseE
     let want =
         Tensor { data: want[0].data.iter().map(|&x| f64::from(x as f32)).collect(), ..want[0].clone() };
     let scale = want.data.iter().filter(|x| x.is_finite()).fold(1.0f64, |m, x| m.max(x.abs()));
-    got.close_to(&want, RELATIVE * scale, RELATIVE).map_err(|e| TestCaseError::fail(format!("{e:?}\n{text}")))
+    // What is appended to a cache is rounded to its dtype.
+    let rounding = match out.dtype {
+        DType::Bf16 if appends => f64::from(bf16::EPSILON) / 2.0,
+        DType::F16 if appends => f64::from(f16::EPSILON) / 2.0,
+        _ => 0.0,
+    };
+    let relative = RELATIVE + rounding;
+    got.close_to(&want, relative * scale, relative).map_err(|e| TestCaseError::fail(format!("{e:?}\n{text}")))
 }
 
 fn prepare(module: &Module) -> Module {

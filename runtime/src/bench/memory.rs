@@ -92,6 +92,22 @@ impl<D: Device> Maker<D> {
         unsafe { device.part(&arena, 0, dtype, len) }
     }
 
+    /// Memory that is kept from run to run.
+    pub(super) fn kept(
+        &mut self,
+        device: &mut D,
+        dtype: DType,
+        len: usize,
+    ) -> Result<D::Buffer, DeviceError> {
+        if !self.shares {
+            return self.filled(device, dtype, len);
+        }
+        let from = device.upload(dtype, self.data(dtype, len))?;
+        let mut kept = device.keep(dtype, len)?;
+        device.launch(&texts::copy(dtype), &[Some(&from)], &mut kept, &[len])?;
+        Ok(kept)
+    }
+
     fn data(&self, dtype: DType, len: usize) -> Data {
         if dtype.is_float() {
             Data::F32(self.floats.iter().copied().cycle().take(len).collect())
@@ -203,8 +219,8 @@ impl<D: Device> Pool<D> {
         Ok(Pool { place: Place::Arena(arena), bytes, align, of, cursor: 0 })
     }
 
-    /// The next part with so many elements, of which `touched` bytes will be read; `None` if it is too large, or no float. What is
-    /// kept between runs is wide on hosts.
+    /// The next part with so many elements, of which `touched` bytes will be read; `None` if it is too large, or no float. What
+    /// is not kept between runs is wide on hosts.
     pub(super) fn take(
         &mut self,
         device: &mut D,
@@ -277,7 +293,11 @@ mod tests {
         };
         for dtype in [DType::F32, DType::Bf16, DType::F16] {
             for len in [5, block, 2 * block, 4 * block + 17] {
-                let made = [maker.weight(&mut device, dtype, len), maker.filled(&mut device, dtype, len)];
+                let made = [
+                    maker.weight(&mut device, dtype, len),
+                    maker.filled(&mut device, dtype, len),
+                    maker.kept(&mut device, dtype, len),
+                ];
                 for buffer in made.map(Result::unwrap) {
                     let Data::F32(got) = device.read(&buffer, len).unwrap() else { panic!("floats") };
                     assert_eq!(got.len(), len);

@@ -263,7 +263,7 @@ impl<D: Device> Ready<D> {
             };
             Ok(Some(made))
         })?;
-        engine.reset_to(given.batch, given.past, |device, dtype, len| maker.filled(device, dtype, len))?;
+        engine.reset_to(given.batch, given.past, |device, dtype, len| maker.kept(device, dtype, len))?;
         Ok(Ready { engine, maker, pool, clock, ceilings })
     }
 }
@@ -407,7 +407,7 @@ impl<D: Device> Places<'_, D> {
         // Of integers, only words of codes may be any.
         let wide = match launch.sources[n] {
             Source::Weight if ty.dtype.is_float() => false,
-            Source::Cache => true,
+            Source::Cache => false,
             Source::Argument if self.cold && ty.dtype.is_float() => true,
             Source::Weight | Source::Argument | Source::Run => return Ok(None),
         };

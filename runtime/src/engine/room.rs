@@ -46,7 +46,7 @@ impl<D: Device> Engine<D> {
     /// # Errors
     /// If the device has no room.
     pub fn reset(&mut self, batch: usize, capacity: usize) -> Result<(), DeviceError> {
-        self.reset_to(batch, capacity, |device, dtype, len| device.alloc(dtype, len))
+        self.reset_to(batch, capacity, |device, dtype, len| device.keep(dtype, len))
     }
 
     /// Makes room as [`reset`](Engine::reset) does, with the memory that `make` gives for a dtype and a number of elements.
@@ -75,7 +75,7 @@ impl<D: Device> Engine<D> {
             for size in &cache.dims[1..] {
                 len *= size.fixed().map_or(batch, |n| n as usize);
             }
-            self.cached += len as u64 * (layout.bytes)(cache.dtype);
+            self.cached += len as u64 * (layout.kept)(cache.dtype);
             self.heap[cache.slot] = None;
             let buffer = make(&mut self.device, cache.dtype, len)?;
             self.heap[cache.slot] = Some(buffer);

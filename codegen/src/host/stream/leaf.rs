@@ -2,7 +2,7 @@
 
 use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 
-use super::super::map::{Axes, Machine, fail, split, tail};
+use super::super::map::{Axes, Machine, fail, reads_as_stored, split};
 use super::super::spare::{Lane, Spare};
 use super::super::walk::step;
 use super::super::{View, elements};
@@ -103,7 +103,7 @@ impl Leaf<'_> {
             Some(_) | None => from[a.0 as usize],
         };
         let at = self.axes.iter().zip(&self.steps).map(|(a, s)| first(a) * s).sum::<usize>();
-        (tail(Some(view), self.offset + at), &self.axes, self.steps.clone())
+        (view.tail(self.offset + at), &self.axes, self.steps.clone())
     }
 }
 
@@ -142,6 +142,23 @@ impl Form {
         let part = Kernel { name: kernel.name.clone(), kind: KernelKind::Map, body: part };
         let machine = Machine::compile(&part, extents, None)?;
         Ok(Form::Computed(Box::new((part, machine))))
+    }
+
+    /// Whether it is a view of a parameter, and may read it as it is stored; `None` if it has nothing of it.
+    pub(super) fn reads_as_stored(&self, param: usize) -> Option<bool> {
+        match self {
+            Form::Param { number, .. } => (*number == param).then_some(true),
+            Form::Pages { pool, .. } => (*pool == param).then_some(true),
+            Form::Renamed { leaf, .. } | Form::Sliced { leaf, .. } | Form::Split { leaf, .. } => {
+                leaf.reads_as_stored(param)
+            }
+            Form::Computed(computed) => {
+                let body = &computed.0.body;
+                let value = body.params[param];
+                let read = body.body.iter().any(|inst| inst.args.contains(&value));
+                read.then(|| reads_as_stored(body, value))
+            }
+        }
     }
 
     /// Whether something is computed at extents of some axes.
