@@ -92,27 +92,45 @@ pub(super) unsafe fn dense<E: Element>(
         return x;
     }
     copied.clear();
-    copied.reserve(x.count * k);
-    for row in 0..x.count {
+    copied.resize(x.count * k, 0.0);
+    for (row, to) in copied.chunks_exact_mut(k.max(1)).enumerate() {
         // SAFETY: by the caller.
-        unsafe { arrange::<E>(copied, x.data.add(row * x.row), x.step, k, unit.lanes()) };
+        unsafe { arrange::<E>(to, x.data.add(row * x.row), x.step, unit.lanes()) };
     }
     Rows { data: copied.as_ptr(), count: x.count, row: k, step: 1 }
 }
 
-/// Puts a row behind others, its numbers in the order in which those of the matrix are loaded.
+/// Copies a row, its numbers in the order in which those of the matrix are loaded.
 ///
 /// # Safety
-/// `k` numbers must be readable from `x` on, so many steps apart.
-unsafe fn arrange<E: Element>(to: &mut Vec<f32>, x: *const f32, step: usize, k: usize, lanes: usize) {
-    // SAFETY: by the caller: `at` is below `k`.
-    let element = |at: usize| unsafe { *x.add(at * step) };
-    let whole = if E::ALTERNATE { k - k % (2 * lanes) } else { 0 };
-    for first in (0..whole).step_by(2 * lanes) {
-        to.extend((0..lanes).map(|i| element(first + 2 * i)));
-        to.extend((0..lanes).map(|i| element(first + 2 * i + 1)));
+/// As many numbers must be readable from `x` on, so many steps apart.
+unsafe fn arrange<E: Element>(to: &mut [f32], x: *const f32, step: usize, lanes: usize) {
+    if step == 1 && E::ALTERNATE {
+        // SAFETY: by the caller.
+        let x = unsafe { std::slice::from_raw_parts(x, to.len()) };
+        return match lanes {
+            LANES => alternate::<LANES>(to, x),
+            _ => alternate::<8>(to, x),
+        };
     }
-    to.extend((whole..k).map(element));
+    let whole = if E::ALTERNATE { to.len() - to.len() % (2 * lanes) } else { 0 };
+    for (at, to) in to.iter_mut().enumerate() {
+        let (pair, place) = (at - at % (2 * lanes), at % (2 * lanes));
+        let from = if at < whole { pair + place % lanes * 2 + place / lanes } else { at };
+        // SAFETY: by the caller.
+        *to = unsafe { *x.add(from * step) };
+    }
+}
+
+/// Of each `2 * N` numbers the even ones, then the odd ones; what is left as it is.
+fn alternate<const N: usize>(to: &mut [f32], x: &[f32]) {
+    let (mut to, mut from) = (to.chunks_exact_mut(2 * N), x.chunks_exact(2 * N));
+    for (to, from) in to.by_ref().zip(from.by_ref()) {
+        for i in 0..N {
+            (to[i], to[N + i]) = (from[2 * i], from[2 * i + 1]);
+        }
+    }
+    to.into_remainder().copy_from_slice(from.remainder());
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -285,7 +285,7 @@ fn below(lanes: usize) -> u16 {
 unsafe fn put_lines<const S: usize>(sums: &[[__m512; S]], lanes: usize, to: To) {
     for (r, sums) in sums.iter().enumerate() {
         for (s, &sum) in sums.iter().enumerate() {
-            let (at, mask) = (to.from(s * LANES, r).data.get(), below(lanes - s * LANES));
+            let (at, mask) = (to.from(s * LANES, r).data.get(), below(lanes.saturating_sub(s * LANES)));
             // SAFETY: by the caller: the lanes of the mask are there.
             unsafe {
                 let sum = if to.add { _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sum) } else { sum };
@@ -504,7 +504,7 @@ mod tests {
         let mut numbers = |len: usize| -> Vec<f32> {
             (0..len).map(|_| (rng.next_u64() % 20_001) as f32 / 10_000.0 - 1.0).collect()
         };
-        let (x, w, old) = (numbers(3 * m * k), numbers(3 * n * (k + 2)), numbers(3 * m * n));
+        let (x, w, old) = (numbers(3 * m * k), numbers(3 * (n + 2) * (k + 2)), numbers(3 * m * n));
         let [x_narrow, w_narrow]: [Vec<bf16>; 2] =
             [&x, &w].map(|x| x.iter().map(|&x| bf16::from_f32(x)).collect());
         let mut y = old.clone();
@@ -568,16 +568,21 @@ mod tests {
 
         #[test]
         fn a_few_rows_of_any_size_and_steps(
-            (m, n, k) in (1usize..20, 1usize..20, 0usize..300),
+            // As many summands as columns may be, and the other way round: whichever lie side by side.
+            (m, n, k, beside) in prop_oneof![
+                (1usize..20, 1usize..20, 0usize..300, Just(false)),
+                (1usize..20, 1usize..300, 0usize..20, Just(true)),
+            ],
             orders in [Order::any(), Order::any()],
             gap in 0usize..3,
             add: bool,
             seed: u64,
         ) {
-            let steps = [orders[0].steps(m, k), (k + gap, 1), orders[1].steps(m, n)];
+            let w_steps = if beside { (1, n + gap) } else { (k + gap, 1) };
+            let steps = [orders[0].steps(m, k), w_steps, orders[1].steps(m, n)];
             check((m, n, k), steps, (add, seed), |given| {
                 let x = Rows { data: given.wide[0].as_ptr(), count: m, row: steps[0].0, step: steps[0].1 };
-                let w = Matrix { data: given.narrow[1].as_ptr(), column: steps[1].0, along: 1 };
+                let w = Matrix { data: given.narrow[1].as_ptr(), column: steps[1].0, along: steps[1].1 };
                 // SAFETY: as above.
                 unsafe { few::product(x, w, given.y, (n, k), add) };
             })?;

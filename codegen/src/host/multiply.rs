@@ -14,7 +14,7 @@ use crate::device::Floats;
 
 /// With so many rows or less a product waits for the matrix, not for arithmetic, or would wait for it to be packed.
 const FEW: usize = 48;
-/// The same for products of bf16, whose columns are read one after the other.
+/// The same for products of bf16.
 #[cfg(target_arch = "x86_64")]
 const FEW_HALVES: usize = 24;
 /// With more rows and columns than so many, products of bf16 fill registers with both.
@@ -129,7 +129,7 @@ impl Way {
     ) -> Way {
         #[cfg(target_arch = "x86_64")]
         match matrix.data.held().filter(|_| halves && super::halves::usable()) {
-            Some(Held::Narrow(_)) if x.count <= FEW_HALVES && matrix.along == 1 => return Way::FewHalves,
+            Some(Held::Narrow(_)) if x.count <= FEW_HALVES && few::has_form(matrix) => return Way::FewHalves,
             Some(_) if multiplies_halves(halves, x.count, n) => return Way::Halves,
             Some(_) | None => {}
         }
