@@ -7,6 +7,7 @@
 //! streamed axis, whose parts are merged in order.
 
 mod leaf;
+mod state;
 
 use gemm::Parallelism;
 use latentc_ir::{AxisId, Function, Inst, Op, Reduce, ValueId};
@@ -14,6 +15,7 @@ use rayon::prelude::*;
 use smallvec::{SmallVec, smallvec};
 
 use self::leaf::{Form, Leaf};
+use self::state::State;
 use super::contract::Product;
 use super::few::{Dense, Matrix, Rows};
 use super::map::{Strided, elementwise, fail, fault, nest};
@@ -194,54 +196,6 @@ impl Made {
             (plan, are_halves(body, &inst.args))
         });
         Made { inst: inst.clone(), product }
-    }
-}
-
-/// What is known of some positions for each row.
-struct State<'s> {
-    by: Monoid,
-    /// The largest score, but no less than the least float. Of a softmax; else it stays as it is.
-    max: &'s mut [f32],
-    /// The sum of exponentials of scores less the maximum. Of a softmax.
-    sum: &'s mut [f32],
-    /// The values times these exponentials, or weights, added up; or the largest weights. Rows of all of `n`.
-    acc: &'s mut [f32],
-}
-
-impl<'s> State<'s> {
-    /// In memory that has so many numbers or more.
-    fn at(by: Monoid, memory: &'s mut [f32], rows: usize, columns: usize) -> State<'s> {
-        let (max, rest) = memory.split_at_mut(rows);
-        let (sum, rest) = rest.split_at_mut(rows);
-        State { by, max, sum, acc: &mut rest[..rows * columns] }
-    }
-
-    /// Of no position.
-    fn clear(&mut self) {
-        self.max.fill(f32::MIN);
-        self.sum.fill(0.0);
-        self.acc.fill(if self.by == Monoid::Max { f32::NEG_INFINITY } else { 0.0 });
-    }
-
-    /// Both together.
-    fn merge(&mut self, other: &State<'_>) {
-        let both = self.acc.iter_mut().zip(&*other.acc);
-        match self.by {
-            Monoid::Softmax => {}
-            Monoid::Sum => return both.for_each(|(a, b)| *a += b),
-            Monoid::Max => return both.for_each(|(a, b)| *a = a.max(*b)),
-        }
-        let columns = self.acc.len() / self.max.len().max(1);
-        for r in 0..self.max.len() {
-            let max = self.max[r].max(other.max[r]);
-            let (mine, theirs) = (exp(self.max[r] - max), exp(other.max[r] - max));
-            self.max[r] = max;
-            self.sum[r] = self.sum[r] * mine + other.sum[r] * theirs;
-            let row = r * columns..(r + 1) * columns;
-            for (a, b) in self.acc[row.clone()].iter_mut().zip(&other.acc[row]) {
-                *a = *a * mine + b * theirs;
-            }
-        }
     }
 }
 
