@@ -24,7 +24,7 @@ use super::expr::Exprs;
 use super::feed::{Feed, Staged};
 use super::few::place;
 use super::fragment::Factor;
-use super::matrix::{self, Rows, Tile};
+use super::matrix::{self, Part, Rows, Tile};
 use super::sums::Sums;
 use super::warpgroup::{self, Groups};
 use crate::few::FewPlan;
@@ -116,8 +116,9 @@ pub(super) enum Which<'r> {
     One { rows: &'r Rows, column: Val },
 }
 
-/// A tile: its repeat, its rows, and the numbers of its first row and column.
+/// A tile: the numbers of its part and of its repeat, its rows, and the numbers of its first row and column.
 struct At<'r> {
+    part: Val,
     batch: Val,
     rows: &'r Rows,
     row: Val,
@@ -202,25 +203,34 @@ impl Bulk<'_> {
         match self.which {
             Which::One { rows, column } => {
                 let zero = e.u32(0);
-                x.scope(|x| body(e, x, &At { batch: zero, rows, row: zero, column }));
+                x.scope(|x| body(e, x, &At { part: zero, batch: zero, rows, row: zero, column }));
             }
             Which::Several => {
                 let [high, wide] = [self.tile.rows, self.tile.columns(self.plan)];
                 let tiles = [e.tiles(total, high), e.tiles(columns, wide)];
                 let all = e.mul(tiles[0], tiles[1]);
                 let all = e.mul(all, repeats);
+                let parts = e.u32(self.tile.parts);
+                let all = e.mul(all, parts);
                 let (cube, cubes) = (e.cube(), e.cubes_in_grid());
                 e.for_step(cube, all, cubes, |e, number| {
                     x.scope(|x| {
                         let (batch, row, column) = matrix::find(e, number, tiles);
+                        let (part, batch) = Part::find(e, self.tile, batch, repeats);
                         let [high, wide] = [high, wide].map(|n| e.u32(n));
                         let (row, column) = (e.mul(row, high), e.mul(column, wide));
                         let rows = Rows::Run { first: row, total };
-                        body(e, x, &At { batch, rows: &rows, row, column });
+                        body(e, x, &At { part, batch, rows: &rows, row, column });
                     });
                 });
             }
         }
+    }
+
+    /// What a tile adds up of the depth.
+    fn part(&self, e: &mut Emit, x: &Exprs<'_>, at: &At<'_>) -> Part {
+        let depth = matrix::depth(e, x, self.plan, self.factor);
+        Part::of(e, self.tile, at.part, depth)
     }
 
     /// Does something for each stage of a tile, given the index of the batch and the outer axes, and the depth there.
@@ -228,20 +238,20 @@ impl Bulk<'_> {
         &self,
         e: &mut Emit,
         x: &mut Exprs<'x>,
-        batch: Val,
+        at: &At<'_>,
         body: impl FnOnce(&mut Emit, &mut Exprs<'x>, &[(&[AxisId], &[Val])], Val),
     ) {
         let (plan, step) = (self.plan, e.u32(self.tile.depth));
         let (zero, one) = (e.u32(0), e.u32(1));
-        let (outer, depth) = (x.total(e, &plan.outer), matrix::depth(e, x, plan, self.factor));
-        let batch = x.split(e, batch, &plan.batch);
+        let (outer, part) = (x.total(e, &plan.outer), self.part(e, x, at));
+        let batch = x.split(e, at.batch, &plan.batch);
         e.for_step(zero, outer, one, |e, o| {
             x.scope(|x| {
                 let index = x.split(e, o, &plan.outer);
                 let group = self.group.map(|(axis, number)| ([axis], [number]));
                 let mut known = vec![(&plan.batch[..], &batch[..]), (&plan.outer[..], &index[..])];
                 known.extend(group.as_ref().map(|(axis, number)| (&axis[..], &number[..])));
-                e.for_step(zero, depth, step, |e, k0| x.scope(|x| body(e, x, &known, k0)));
+                e.for_step(part.first, part.end, step, |e, k0| x.scope(|x| body(e, x, &known, k0)));
             });
         });
     }
@@ -271,7 +281,7 @@ impl Bulk<'_> {
     fn ask(&self, e: &mut Emit, x: &mut Exprs<'_>) {
         let turn = Turn::new(e);
         self.each(e, x, |e, x, at| {
-            self.each_stage(e, x, at.batch, |e, _, known, k0| {
+            self.each_stage(e, x, at, |e, _, known, k0| {
                 let (stage, odd) = (e.get(turn.stage), e.get(turn.odd));
                 self.await_empty(e, (stage, odd));
                 self.ask_for(e, (stage, at, k0), known);
@@ -303,13 +313,13 @@ impl Bulk<'_> {
             e.set(behind[LAG - 1], next);
         };
         self.each(e, x, |e, x, tile| {
-            let depth = matrix::depth(e, x, plan, self.factor);
-            let mut feed = Feed::new(self.factor, depth, unit);
+            let (depth, part) = (matrix::depth(e, x, plan, self.factor), self.part(e, x, tile));
+            let mut feed = Feed::new(self.factor, (depth, part), unit);
             let steps = Offsets::of(e, x, &plan.inner, memory);
             feed.add(e, COPIERS, self.narrow, (&self.left, steps), |e, row| {
                 matrix::line(e, x, plan, memory, (tile.rows, row))
             });
-            self.each_stage(e, x, tile.batch, |e, x, known, k0| {
+            self.each_stage(e, x, tile, |e, x, known, k0| {
                 let (stage, odd) = (e.get(turn.stage), e.get(turn.odd));
                 self.await_empty(e, (stage, odd));
                 e.if_(one, |e| self.ask_for(e, (stage, tile, k0), known));
@@ -344,7 +354,7 @@ impl Bulk<'_> {
         };
         self.each(e, x, |e, x, at| {
             sums.clear(e);
-            self.each_stage(e, x, at.batch, |e, _, _, _| {
+            self.each_stage(e, x, at, |e, _, _, _| {
                 let (stage, odd) = (e.get(turn.stage), e.get(turn.odd));
                 let full = self.barriers.full(e, stage);
                 e.await_barrier(full, odd);
@@ -362,7 +372,7 @@ impl Bulk<'_> {
             // What is left of the tile before has been read.
             sums.meet(e);
             let repeat = (&plan.batch[..], &batch_index[..]);
-            sums.finish(e, x, repeat, (at.rows, at.column, self.totals[1]), (slab, output));
+            sums.finish(e, x, repeat, (at.part, at.rows, at.column, self.totals[1]), (slab, output));
         });
     }
 }

@@ -8,6 +8,7 @@
 use super::contract::Offsets;
 use super::emit::{Bits, Buf, Elem, Emit, Pack, Shared, Val};
 use super::fragment::{Factor, PACK, keep_split, read_stored};
+use super::matrix::Part;
 
 /// How a tile of an operand lies in a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,17 +158,19 @@ pub(super) struct Feed<'s> {
     /// Where a depth lies in each operand.
     steps: Vec<Offsets>,
     loads: Vec<Load>,
-    /// All depth, and whether it fills stages.
+    /// All depth, what is brought of it, and whether that fills stages.
     depth: Val,
+    part: Part,
     whole: bool,
     /// The number of this unit among those that bring.
     unit: Val,
 }
 
 impl<'s> Feed<'s> {
-    /// Of operands with this depth, brought by units with numbers from 0 on, of which this is one.
-    pub(super) fn new(factor: Factor, depth: Val, unit: Val) -> Feed<'s> {
-        Feed { factor, operands: Vec::new(), steps: Vec::new(), loads: Vec::new(), depth, whole: true, unit }
+    /// Of operands with this depth, and a part of it, brought by units with numbers from 0 on, of which this is one.
+    pub(super) fn new(factor: Factor, (depth, part): (Val, Part), unit: Val) -> Feed<'s> {
+        let (operands, steps, loads) = (Vec::new(), Vec::new(), Vec::new());
+        Feed { factor, operands, steps, loads, depth, part, whole: true, unit }
     }
 
     /// Adds an operand. `line` says where a row or column of the tile begins in its memory, and whether it exists; packs across lie in
@@ -202,7 +205,7 @@ impl<'s> Feed<'s> {
     /// Whether a load reads something from this depth on, and where that lies.
     fn at(&self, e: &mut Emit, load: &Load, base: Val, k0: Val) -> (Val, Val) {
         let k = e.add(k0, load.depth);
-        let deep = e.lt(k, self.depth);
+        let deep = e.lt(k, self.part.end);
         let inside = if self.whole { load.exists } else { e.and(load.exists, deep) };
         let halves = e.u32(self.factor.halves());
         let number = e.div(k, halves);
@@ -213,7 +216,7 @@ impl<'s> Feed<'s> {
 
     /// Begins to copy what lies from a depth on into a stage; `bases` is where each operand begins.
     pub(super) fn copy(&self, e: &mut Emit, bases: &[Val], k0: Val, stage: Val) {
-        let some = e.lt(k0, self.depth);
+        let some = e.lt(k0, self.part.end);
         e.if_(some, |e| {
             let firsts: Vec<_> = self.operands.iter().map(|staged| staged.first(e, stage)).collect();
             for load in self.loads.iter().filter(|l| self.copies(l)) {
@@ -235,7 +238,7 @@ impl<'s> Feed<'s> {
             }
             let (mut inside, at) = self.at(e, load, bases[load.operand], k0);
             if self.whole {
-                let some = e.lt(k0, self.depth);
+                let some = e.lt(k0, self.part.end);
                 inside = e.and(inside, some);
             }
             all.push(Some(read_stored(e, (load.buf, load.elem), inside, |_| at)));

@@ -63,17 +63,20 @@ pub(crate) struct Tile {
     pub(crate) rate: u32,
     /// Whether operands in f32 are multiplied as tf32.
     pub(crate) tf32: bool,
+    /// Parts of what is summed, of which a cube adds up one. They lie in memory one behind the other.
+    pub(crate) parts: u32,
 }
 
 impl Tile {
     /// All of them, by size. The lowest is for few rows: there are more of them, and each has more on its way. Large ones multiply more with
     /// what they read.
-    pub(crate) const ALL: [Tile; 9] = [
+    pub(crate) const ALL: [Tile; 10] = [
         Tile { rows: 32, columns: 64, stages: 4, down: 2, across: 4, cubes: 2, rate: 180, ..Tile::PLANES },
         Tile { rows: 64, columns: 128, stages: 3, down: 2, across: 2, cubes: 2, rate: 300, ..Tile::PLANES },
         Tile { rows: 128, columns: 128, depth: 32, stages: 4, down: 2, across: 4, rate: 315, ..Tile::PLANES },
         Tile { rows: 128, columns: 256, depth: 32, stages: 6, down: 2, across: 4, rate: 400, ..Tile::PLANES },
         Tile { rows: 128, columns: 256, stages: 4, rate: 560, ..Tile::GROUPS },
+        Tile { rows: 128, columns: 64, stages: 8, rate: 370, ..Tile::BULK },
         Tile { rows: 128, columns: 128, stages: 6, rate: 560, ..Tile::BULK },
         Tile { rows: 128, columns: 160, stages: 5, rate: 620, ..Tile::BULK },
         Tile { rows: 128, columns: 192, stages: 5, rate: 650, ..Tile::BULK },
@@ -94,6 +97,7 @@ impl Tile {
         cubes: 1,
         rate: 0,
         tf32: false,
+        parts: 1,
     };
 
     /// What those have of which groups of planes multiply together.
@@ -104,10 +108,8 @@ impl Tile {
 
     /// The tile of a way.
     pub(crate) fn of(kind: KernelKind) -> Option<Tile> {
-        Tile::all().find(|tile| match kind {
-            KernelKind::Matrix { wide, parts, .. } => tile.way(wide, parts) == kind,
-            _ => false,
-        })
+        let KernelKind::Matrix { wide, parts, .. } = kind else { return None };
+        Tile::all().map(|tile| tile.in_parts(parts)).find(|tile| tile.way(wide) == kind)
     }
 
     /// All of them, those for tf32 last.
@@ -115,9 +117,19 @@ impl Tile {
         Tile::ALL.into_iter().chain(Tile::ALL.map(|tile| Tile { tf32: true, ..tile }))
     }
 
+    /// The same for so many parts.
+    pub(crate) fn in_parts(self, parts: u8) -> Tile {
+        Tile { parts: parts.into(), ..self }
+    }
+
+    /// Whether operands come to both in the same way, and are multiplied so.
+    pub(crate) fn feeds_like(self, other: Tile) -> bool {
+        (self.groups, self.bulk, self.tf32) == (other.groups, other.bulk, other.tf32)
+    }
+
     /// The way that has it.
-    pub(crate) fn way(self, wide: u8, parts: u8) -> KernelKind {
-        let (rows, columns) = (self.rows as u16, self.columns as u16);
+    pub(crate) fn way(self, wide: u8) -> KernelKind {
+        let (rows, columns, parts) = (self.rows as u16, self.columns as u16, self.parts as u8);
         KernelKind::Matrix {
             wide,
             rows,
@@ -147,6 +159,12 @@ impl Tile {
     /// The most stages.
     pub(super) fn most_stages(self) -> u32 {
         self.stages
+    }
+
+    /// Of so much depth, how much a part has: all have as many stages, but the last ones, which may have none.
+    pub(super) fn of_part(self, body: &Function, plan: &FewPlan, depth: u64) -> u64 {
+        let of_stage = self.filled(body, plan, 1);
+        depth.div_ceil(of_stage).div_ceil(self.parts.into()) * of_stage
     }
 
     /// How the operands come, if it is the device that brings them and it can.
@@ -386,6 +404,37 @@ impl Rows {
     }
 }
 
+/// A part of what is summed.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    /// Its depth, from one number up to another.
+    pub(super) first: Val,
+    pub(super) end: Val,
+}
+
+impl Part {
+    /// One by its number, of so much depth.
+    pub(super) fn of(e: &mut Emit, tile: Tile, number: Val, depth: Val) -> Part {
+        if tile.parts == 1 {
+            return Part { first: e.u32(0), end: depth };
+        }
+        let stages = e.tiles(depth, tile.depth);
+        let (each, of_stage) = (e.tiles(stages, tile.parts), e.u32(tile.depth));
+        let size = e.mul(each, of_stage);
+        let first = e.mul(number, size);
+        let end = e.add(first, size);
+        Part { first, end: e.binary(Bin::Min, end, depth) }
+    }
+
+    /// The numbers of a part and of a repeat, by the number of both among all: the repeats of a part lie behind one another.
+    pub(super) fn find(e: &mut Emit, tile: Tile, number: Val, repeats: Val) -> (Val, Val) {
+        match tile.parts {
+            1 => (e.u32(0), number),
+            _ => (e.div(number, repeats), e.rem(number, repeats)),
+        }
+    }
+}
+
 /// The kernel's instructions, over the buffers of the parameters, of the order that rows of groups have, and of the output.
 pub(crate) fn emit(
     e: &mut Emit,
@@ -416,8 +465,11 @@ pub(crate) fn emit(
     let column_tiles = e.tiles(columns, width);
     let (batch, number, block) = find(e, cube, [row_tiles, column_tiles]);
     let column0 = e.mul(block, of_columns);
+    let parts = e.u32(tile.parts);
+    let all = e.mul(repeats, parts);
     // All units of a cube agree.
-    let inside = e.lt(batch, repeats);
+    let inside = e.lt(batch, all);
+    let at = Part::find(e, tile, batch, repeats);
     e.if_(inside, |e| match (groups, order) {
         (Some(groups), Some(order)) => {
             let group = Group::find(e, order, groups, number, (tile.rows, tile.units()));
@@ -429,13 +481,13 @@ pub(crate) fn emit(
                     let one = Which::One { rows: &rows, column: column0 };
                     return bulk::emit(e, x, (plan, tile), one, (narrow, output));
                 }
-                multiply(e, x, (plan, tile), &buffer, (batch, column0, columns, &rows), output);
+                multiply(e, x, (plan, tile), &buffer, (at, column0, columns, &rows), output);
             });
         }
         _ => {
             let first = e.mul(number, of_rows);
             let rows = Rows::Run { first, total: rows };
-            multiply(e, x, (plan, tile), &buffer, (batch, column0, columns, &rows), output);
+            multiply(e, x, (plan, tile), &buffer, (at, column0, columns, &rows), output);
         }
     });
 }
@@ -482,7 +534,7 @@ fn multiply(
     x: &mut Exprs<'_>,
     (plan, tile): (&FewPlan, Tile),
     buffer: &dyn Fn(ValueId) -> (Buf, Elem),
-    (batch, column0, columns, rows): (Val, Val, Val, &Rows),
+    ((number, batch), column0, columns, rows): ((Val, Val), Val, Val, &Rows),
     output: Buf,
 ) {
     let body = x.body();
@@ -503,7 +555,8 @@ fn multiply(
     let depth = depth(e, x, plan, factor);
     let epilogue = Epilogue::of(body);
     let unit = e.unit();
-    let mut feed = Feed::new(factor, depth, unit);
+    let part = Part::of(e, tile, number, depth);
+    let mut feed = Feed::new(factor, (depth, part), unit);
     let memory = &body.ty(operands[0]).axes;
     let steps = Offsets::of(e, x, &plan.inner, memory);
     feed.add(e, tile.units(), buffer(operands[0]), (&left, steps), |e, row| {
@@ -547,11 +600,11 @@ fn multiply(
             e.sync();
         }
         match &multiplied {
-            Multiplied::Groups(groups) => groups.multiply(e, &feed, &bases, depth),
-            Multiplied::Planes(tiles) => by_planes(e, tiles, &feed, &bases, (stages, tile.depth, depth)),
+            Multiplied::Groups(groups) => groups.multiply(e, &feed, &bases, part),
+            Multiplied::Planes(tiles) => by_planes(e, tiles, &feed, &bases, (stages, tile.depth, part)),
         }
     });
-    sums.finish(e, x, repeat, (rows, column0, columns), (slab, output));
+    sums.finish(e, x, repeat, (number, rows, column0, columns), (slab, output));
 }
 
 /// Who multiplies what lies in shared memory.
@@ -560,18 +613,19 @@ enum Multiplied<'p> {
     Groups(Groups<'p>),
 }
 
-/// Adds up all depth, with so many stages of some depth. `bases` is where each operand begins.
+/// Adds up the depth of a part, with so many stages of some depth. `bases` is where each operand begins.
 fn by_planes(
     e: &mut Emit,
     tiles: &Tiles<'_>,
     feed: &Feed<'_>,
     bases: &[Val],
-    (stages, of_stage, depth): (u32, u32, Val),
+    (stages, of_stage, part): (u32, u32, Part),
 ) {
     let (zero, one) = (e.u32(0), e.u32(1));
     // All stages are on their way, each as a group of copies; what is read into registers has one less.
     for n in 0..stages {
-        let (k0, stage) = (e.u32(n * of_stage), e.u32(n));
+        let (more, stage) = (e.u32(n * of_stage), e.u32(n));
+        let k0 = e.add(part.first, more);
         feed.copy(e, bases, k0, stage);
         if n + 1 < stages {
             let read = feed.read(e, bases, k0);
@@ -585,7 +639,7 @@ fn by_planes(
     tiles.first(e, zero);
     let [step, ahead, behind] = [1, stages - 1, stages].map(|n| e.u32(n * of_stage));
     let all = e.u32(stages);
-    e.for_step(zero, depth, step, |e, k0| {
+    e.for_step(part.first, part.end, step, |e, k0| {
         let (stage, before) = (e.get(here), e.get(free));
         let read = |e: &mut Emit| {
             let k = e.add(k0, ahead);

@@ -66,6 +66,10 @@ impl Bytes {
         Bytes { by_block: bytes, distinct: bytes, memory: bytes }
     }
 
+    fn times(self, n: f64) -> Bytes {
+        Bytes { by_block: n * self.by_block, distinct: n * self.distinct, memory: n * self.memory }
+    }
+
     fn plus(self, other: Bytes) -> Bytes {
         Bytes {
             by_block: self.by_block + other.by_block,
@@ -322,8 +326,17 @@ impl Launch<'_> {
             ]
         };
         let Some((chosen, index)) = matrix::index(plan) else {
-            let order = Order { shares: shares(tile.rows), band: Some(BAND.into()) };
-            return self.whole(&order, Vec::new(), multiplied(rows.div_ceil(tile.rows.into())));
+            let mut order = Order { shares: shares(tile.rows), band: Some(BAND.into()) };
+            if tile.parts > 1 {
+                let of_part = tile.of_part(body, plan, self.total(&plan.inner));
+                order.shares.push(share(&plan.inner, of_part));
+            }
+            let mut moves = self.whole(&order, Vec::new(), multiplied(rows.div_ceil(tile.rows.into())));
+            // Each part leaves all of the sums.
+            for [_, written] in &mut moves.buffers {
+                *written = written.times(tile.parts.into());
+            }
+            return moves;
         };
         // Rows of a group are anywhere.
         let order = Order::from(shares(1));

@@ -108,7 +108,9 @@ impl LaunchShape {
                 LaunchShape { common, ..LaunchShape::new(few::UNITS, cubes, shared_bytes) }
             }
             Form::Matrix(plan, tile) => {
-                let (batch, m, n) = (sizes(&plan.batch), sizes(&plan.rows), sizes(&plan.columns));
+                let parts = (tile.parts > 1).then(|| Size::Fixed(tile.parts.into()));
+                let batch = parts.into_iter().chain(sizes(&plan.batch)).collect();
+                let (m, n) = (sizes(&plan.rows), sizes(&plan.columns));
                 let (units, shared_bytes) = (tile.units(), tile.shared_bytes(body, &plan));
                 let stay = tile.stays(&plan).into();
                 let tile = (tile.rows, tile.columns(&plan));

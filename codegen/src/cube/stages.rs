@@ -13,9 +13,8 @@
 
 use std::collections::BTreeSet;
 
-use latentc_ir::{AxisId, DType, Function, Op, Reduce, Size, Type, ValueId};
+use latentc_ir::{DType, Function, Op, Reduce, Size, Type, ValueId};
 
-use super::fragment::PACK;
 use super::kernel::CubeIr;
 use super::matrix;
 use super::scatter_matrix::OuterPlan;
@@ -285,41 +284,28 @@ impl Cut<'_> {
     /// Stores each product, with all axes of an index and those that tell parts apart, and makes the result of them.
     fn products(&mut self, plan: &FewPlan, parts: u64) -> Option<()> {
         let mut body = self.kernel.body.clone();
-        // What is summed as parts of a run.
-        let cut = match parts {
-            1 => None,
-            _ => {
-                let (axis, size) = deep(&body, plan).filter(|(_, size)| divides(*size, parts))?;
-                let [part, rest] = [("part", parts), ("rest", size / parts)].map(|(name, n)| {
-                    body.add_axis(&format!("{}_{name}", body.axis(axis).name), Size::Fixed(n), None)
-                });
-                Some((axis, part, rest))
-            }
-        };
+        if parts > 1 && matrix::index(plan).is_some() {
+            return None;
+        }
+        let part = (parts > 1).then(|| body.add_axis("part", Size::Fixed(parts), None));
         let mut made = Vec::new();
         for (n, product) in plan.products.iter().enumerate() {
             let ty = body.ty(product.result).clone();
             let lines = product.index.map_or(&[][..], |(_, index)| &body.ty(index).axes);
-            let part = cut.map(|(_, part, _)| part);
             let summed: Vec<_> =
                 part.into_iter().chain(lines.iter().copied()).filter(|a| !ty.has(*a)).collect();
             let own = ty.axes.iter().copied().filter(|a| !lines.contains(a));
-            let axes: Vec<_> = part.into_iter().chain(lines.iter().copied()).chain(own).collect();
+            let axes: Vec<_> = lines.iter().copied().chain(own).collect();
             let mut ty = Type::new(DType::F32, axes);
             let at = body.body.iter().position(|i| i.result() == product.result)?;
             let inst = body.body.remove(at);
             let name = format!("{}_lines", body.value(product.result).name);
             let lines = body.push(Op::Contract, &inst.args, &[(&name, ty.clone())])[0];
-            // The operands are the same memory with the axis as two.
-            let mut alone = body.clone();
+            let alone = body.clone();
             body.body.pop();
-            for operand in cut.iter().flat_map(|_| [product.table.elements(), Some(product.narrow)]) {
-                let operand = operand?;
-                let (axis, part, rest) = cut?;
-                let axes = &mut alone.values[operand.0 as usize].ty.axes;
-                let at = axes.iter().position(|a| *a == axis)?;
-                axes.splice(at..=at, [part, rest]);
-            }
+            // Each part is as much as the whole.
+            ty.axes.splice(0..0, part);
+            body.values[lines.0 as usize].ty = ty.clone();
             let kept = self.keep(Kept::value(&body, &ty));
             self.tiles(&alone, lines, &format!("product{n}"), kept)?;
             // What is left is added up.
@@ -349,16 +335,4 @@ impl Cut<'_> {
     }
 }
 
-/// The summed axis of a product that can be cut into parts, with its size: the longest of known size that no index has.
-pub(crate) fn deep(body: &Function, plan: &FewPlan) -> Option<(AxisId, u64)> {
-    if matrix::index(plan).is_some() {
-        return None;
-    }
-    let known = plan.outer.iter().chain(&plan.inner).filter_map(|&a| Some((a, body.axis(a).size.fixed()?)));
-    known.max_by_key(|(_, size)| *size)
-}
 
-/// Whether so many equal parts of an axis have whole packs.
-pub(crate) fn divides(size: u64, parts: u64) -> bool {
-    size.is_multiple_of(parts * u64::from(PACK))
-}

@@ -67,13 +67,18 @@ impl<'p> Sums<'p> {
         e: &mut Emit,
         x: &mut Exprs<'_>,
         repeat: (&[AxisId], &[Val]),
-        (rows, column0, columns): (&Rows, Val, Val),
+        (part, rows, column0, columns): (Val, &Rows, Val, Val),
         (slab, output): (Shared, Buf),
     ) {
         let (plan, tile, body) = (self.plan, self.tile, x.body());
         let epilogue = Epilogue::of(body);
         let (root, memory) = (body.results[0], &epilogue.memory);
-        let base = place(e, x, memory, &[repeat]);
+        let mut base = place(e, x, memory, &[repeat]);
+        if tile.parts > 1 {
+            let of_part = x.total(e, memory);
+            let before = e.mul(part, of_part);
+            base = e.add(before, base);
+        }
         let (in_rows, in_columns) =
             (Offsets::of(e, x, &plan.rows, memory), Offsets::of(e, x, &plan.columns, memory));
         let values: Vec<_> = plan.products.iter().map(|p| p.result).collect();

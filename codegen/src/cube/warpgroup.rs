@@ -23,6 +23,7 @@ use super::bulk;
 use super::emit::{Array, Cmp, Emit, GROUPS, Shared, Val};
 use super::feed::{Feed, SPAN, Staged, TURNED_BYTES};
 use super::fragment::{Factor, PACK};
+use super::matrix::Part;
 use super::sums::Sums;
 use super::tiles::steps;
 
@@ -55,13 +56,14 @@ impl<'p> Groups<'p> {
         Groups { factor, sums, left, right, stages, rows }
     }
 
-    /// Adds up all depth. `bases` is where each operand begins.
-    pub(super) fn multiply(&self, e: &mut Emit, feed: &Feed<'_>, bases: &[Val], depth: Val) {
+    /// Adds up the depth of a part. `bases` is where each operand begins.
+    pub(super) fn multiply(&self, e: &mut Emit, feed: &Feed<'_>, bases: &[Val], part: Part) {
         let (all, of_stage) = (self.stages, self.left.layout.depth);
         // As many are on their way while one is multiplied and the groups are still at another.
         let ahead = all - 2;
         for n in 0..ahead {
-            let (k0, stage) = (e.u32(n * of_stage), e.u32(n));
+            let (more, stage) = (e.u32(n * of_stage), e.u32(n));
+            let k0 = e.add(part.first, more);
             feed.copy(e, bases, k0, stage);
             let read = feed.read(e, bases, k0);
             feed.keep(e, stage, &read);
@@ -69,7 +71,7 @@ impl<'p> Groups<'p> {
         let [zero, one, first_free, stages] = [0, 1, ahead, all].map(|n| e.u32(n));
         let [step, ahead_by] = [1, ahead].map(|n| e.u32(n * of_stage));
         let (here, free) = (e.var(zero), e.var(first_free));
-        e.for_step(zero, depth, step, |e, k0| {
+        e.for_step(part.first, part.end, step, |e, k0| {
             let (stage, next) = (e.get(here), e.get(free));
             e.await_groups_but(ahead - 1);
             show_written(e);

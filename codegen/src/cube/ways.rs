@@ -8,7 +8,7 @@ use super::machine::Machine;
 use super::matrix::{self, Tile};
 use super::scatter_matrix::{OuterPlan, OuterTile, Side as OuterSide};
 use super::shape::LaunchShape;
-use super::stages::{Stage, Stages, deep, divides};
+use super::stages::{Stage, Stages};
 use super::stream_matrix::{HEIGHTS, MatrixPlan};
 use super::target::Target;
 use super::tuning::{Choices, Tuning};
@@ -28,11 +28,15 @@ const FEW_CODES: usize = 16;
 const DECODED: usize = 5;
 /// The most rows that are multiplied with what was read once.
 const ROWS: usize = 8;
-/// The least depth that is worth cubes of its own.
-const PART: u64 = 256;
+/// What a cube takes to begin and to end, in numbers of depth that it walks meanwhile.
+const BEGUN: usize = 256;
+/// What it takes to launch what adds parts up, and what each number takes that a part leaves: half the operations that tensor cores do in a
+/// thousandth of a nanosecond.
+const ADDED: usize = 2_500_000;
+const LEFT: usize = 3;
 
-/// Parts that a summed axis may be cut into.
-const PARTS: [u8; 3] = [2, 4, 8];
+/// Parts that what is summed may be cut into.
+const PARTS: [u8; 5] = [2, 3, 4, 6, 8];
 
 /// The ways to compute one kernel.
 #[derive(Clone, Debug)]
@@ -101,8 +105,6 @@ struct Side {
     columns: Vec<AxisId>,
     batch: Vec<AxisId>,
     products: usize,
-    /// The size of a summed axis that can be cut into parts.
-    deep: Option<u64>,
     /// Of a grouped product, the axes of the index, and the groups.
     lines: Option<(Vec<AxisId>, usize)>,
     /// Whether its matrices are held as codes.
@@ -119,7 +121,6 @@ struct Side {
 impl Side {
     fn of(body: &Function, wide: u8) -> Option<Side> {
         let plan = FewPlan::of(body, wide.into())?;
-        let deep = deep(body, &plan).map(|(_, size)| size);
         let least = matrix::least(body, &plan) as usize;
         let FewPlan { batch, rows, columns, outer, inner, products, .. } = plan;
         let summed = [outer, inner].concat();
@@ -137,7 +138,6 @@ impl Side {
             columns,
             batch,
             products,
-            deep,
             lines,
             codes,
             lines_up,
@@ -151,7 +151,7 @@ impl Side {
     fn on_tensor_cores(mut self, kernel: &Kernel) -> Option<(usize, Side)> {
         let launches = Stages::of_matrix(kernel, self.wide.into(), 1)?.all.len();
         for tile in Tile::all() {
-            let stages = Stages::of(&way(kernel, tile.way(self.wide, 1))).all;
+            let stages = Stages::of(&way(kernel, tile.way(self.wide))).all;
             let fits = |stage: &Stage| {
                 let body = &stage.kernel.body;
                 matrix::plan(body, self.wide.into()).is_none_or(|plan| tile.fits(body, &plan))
@@ -171,11 +171,10 @@ impl Side {
         admitted.then(|| Side { tiles, ..self.clone() })
     }
 
-    /// The lowest tiles, with the summed axis cut into any of so many parts.
-    fn in_parts(&self, parts: &[u8]) -> Vec<KernelKind> {
-        let low = self.tiles.iter().map(|(tile, _)| *tile).filter(|tile| tile.rows == Tile::ALL[0].rows);
-        let fits = |n: &&u8| self.deep.is_some_and(|deep| divides(deep, u64::from(**n)));
-        low.flat_map(|tile| parts.iter().filter(fits).map(move |&n| tile.way(self.wide, n))).collect()
+    /// All tiles, for each of so many parts of what is summed. Rows of groups are not many enough to be short of cubes.
+    fn in_parts<'s>(&'s self, parts: &'s [u8]) -> impl Iterator<Item = Tile> + 's {
+        let parts = if self.lines.is_some() { &[] } else { parts };
+        parts.iter().flat_map(|&n| self.tiles.iter().map(move |(tile, _)| tile.in_parts(n)))
     }
 
     /// The tile with so many rows, or the next one below where a device has none so large.
@@ -184,39 +183,22 @@ impl Side {
         fits.unwrap_or(&self.tiles[0]).0
     }
 
-    /// The tile that takes least time on a device which so many large ones keep busy.
-    fn quickest(&self, busy: usize, total: impl Fn(&[AxisId]) -> usize) -> Tile {
+    /// The tile, and the parts of what is summed, that take least time on a device of so many multiprocessors.
+    fn quickest(&self, multiprocessors: usize, total: impl Fn(&[AxisId]) -> usize) -> Tile {
         let (rows, columns) = (total(&self.rows), self.products * total(&self.columns));
-        let low = self.tiles[0].0;
-        let cubes = |tile: Tile| {
-            rows.div_ceil(tile.rows as usize) * columns.div_ceil(tile.columns as usize) * total(&self.batch)
+        let (batch, depth) = (total(&self.batch), total(&self.summed));
+        let all = self.tiles.iter().map(|(tile, _)| *tile).chain(self.in_parts(&PARTS));
+        let time = |tile: &Tile| {
+            let parts = tile.parts as usize;
+            let cubes = rows.div_ceil(tile.rows as usize) * columns.div_ceil(tile.columns as usize) * batch;
+            let at_once = multiprocessors * tile.cubes as usize;
+            let walked = depth.div_ceil(parts).next_multiple_of(tile.depth as usize) + BEGUN;
+            let of_turn = 2 * at_once * (tile.rows * tile.columns) as usize * walked / tile.rate as usize;
+            let turns = (parts * cubes).div_ceil(at_once);
+            let left = if parts > 1 { ADDED + parts * rows * columns * batch * LEFT } else { 0 };
+            turns * of_turn + left
         };
-        // Few rows are read rather than multiplied.
-        let large = rows.div_ceil(128) * columns.div_ceil(128) * total(&self.batch);
-        if rows <= low.rows as usize || large < busy / 2 || (large < busy && rows <= 64) {
-            return low;
-        }
-        let time = |tile: Tile| {
-            let at_once = busy * tile.cubes as usize;
-            let work = cubes(tile).div_ceil(at_once) * at_once * (tile.rows * tile.columns) as usize;
-            work / tile.rate as usize
-        };
-        let high = self.tiles.iter().map(|(tile, _)| *tile).filter(|tile| *tile != low);
-        high.min_by_key(|tile| time(*tile)).unwrap_or(low)
-    }
-
-    /// How many parts the summed axis is cut into, so that tiles keep the device busy.
-    fn parts(&self, tile: Tile, busy: usize, total: impl Fn(&[AxisId]) -> usize) -> u8 {
-        // Where rows are many, what parts leave behind takes longer than they save.
-        let (Some(deep), 32) = (self.deep, tile.rows) else { return 1 };
-        let down = total(&self.rows).div_ceil(tile.rows as usize);
-        let across = (self.products * total(&self.columns)).div_ceil(tile.columns as usize);
-        let cubes = (down * across * total(&self.batch)) as u64;
-        let worth = |parts: &u8| {
-            let parts = u64::from(*parts);
-            cubes * parts <= 4 * busy as u64 && deep / parts >= PART && divides(deep, parts)
-        };
-        PARTS.into_iter().rev().find(worth).unwrap_or(1)
+        all.min_by_key(time).unwrap_or(self.tiles[0].0)
     }
 }
 
@@ -349,12 +331,12 @@ impl Ways {
             Some(_) => side.tile(128),
             None => side.quickest(self.busy, total),
         };
-        tile.way(side.wide, side.parts(tile, self.busy, total))
+        tile.way(side.wide)
     }
 
     /// All of them, the plain one first.
     pub(crate) fn all(&self) -> Vec<KernelKind> {
-        let cut = |s: &Side| s.in_parts(&PARTS);
+        let cut = |s: &Side| s.in_parts(&PARTS).map(|tile| tile.way(s.wide)).collect::<Vec<_>>();
         let mut all = vec![self.plain];
         for kind in self.others().into_iter().chain(self.matrix.iter().flat_map(cut)) {
             if !all.contains(&kind) {
@@ -408,8 +390,14 @@ impl Ways {
             [1, 2, 4, 8].map(|rows| KernelKind::Few { wide, rows })
         };
         let matrix = |s: &Side| {
-            let whole = s.tiles.iter().map(|(tile, _)| tile.way(s.wide, 1));
-            whole.chain(s.in_parts(&PARTS[..1])).collect::<Vec<_>>()
+            let mut all: Vec<_> = s.tiles.iter().map(|(tile, _)| *tile).collect();
+            // What parts add to the lowest tiles, they add to the others in the same way.
+            for tile in s.in_parts(&PARTS[..1]) {
+                if all.iter().all(|known| known.parts == 1 || !known.feeds_like(tile)) {
+                    all.push(tile);
+                }
+            }
+            all.into_iter().map(|tile| tile.way(s.wide)).collect::<Vec<_>>()
         };
         let stream = self.stream.iter().flat_map(Tall::ways);
         let outer = self.outer.iter().flat_map(|(_, tiles)| tiles).map(|tile| tile.way());

@@ -10,7 +10,7 @@ use crate::matrix::{gradient, two_products, wider};
 /// The ways by such copies.
 fn brought(kernel: &Kernel) -> Vec<Kernel> {
     let all = ways(kernel, Target::Cuda).into_iter();
-    all.filter(|w| matches!(w.kind, KernelKind::Matrix { bulk: true, .. })).collect()
+    all.filter(|w| matches!(w.kind, KernelKind::Matrix { bulk: true, parts: 1, .. })).collect()
 }
 
 /// For one side, those with tiles of these columns mean what the kernel means, on the emulator at least, spilling nothing.

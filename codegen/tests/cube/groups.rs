@@ -11,7 +11,7 @@ use crate::matrix::{gradient, two_products, wider};
 /// The ways by groups of planes.
 fn grouped(kernel: &Kernel) -> Vec<Kernel> {
     let all = ways(kernel, Target::Cuda).into_iter();
-    all.filter(|w| matches!(w.kind, KernelKind::Matrix { groups: true, bulk: false, .. })).collect()
+    all.filter(|w| matches!(w.kind, KernelKind::Matrix { groups: true, bulk: false, parts: 1, .. })).collect()
 }
 
 /// For both sides, or one of the two, they mean what the kernel means, on the emulator at least, spilling nothing. They are so many launches.

@@ -161,6 +161,12 @@ fn an_operand_that_is_an_expression_is_stored_first() {
     agree(&k, &[32], 2, &[35], &[]);
 }
 
+/// The ways in two parts.
+fn in_parts(kernel: &Kernel) -> Vec<Kernel> {
+    let all = tiled(kernel).into_iter();
+    all.filter(|w| matches!(w.kind, KernelKind::Matrix { parts: 2, .. })).collect()
+}
+
 #[test]
 fn summed_axes_in_parts() {
     // Along and across, with a normed operand and two products; what is left is added up by a map.
@@ -174,16 +180,33 @@ fn summed_axes_in_parts() {
                  u: bf16[a0, a1] = contract p3, h over a2\ny: f32[a0, a1] = mul g, u\nreturn y"
             ),
         );
-        let all = tiled(&k);
-        let [way] =
-            &all.iter().filter(|w| matches!(w.kind, KernelKind::Matrix { parts: 2, .. })).collect::<Vec<_>>()
-                [..]
-        else {
-            panic!("one way in parts: {all:?}")
-        };
-        // The operand, both products, what they come to.
-        assert_eq!(cuda_sources(way).unwrap().len(), 4);
-        on_cuda(way, &inputs(way, &[35], &[]), &[35], 1e-4);
+        let ways = in_parts(&k);
+        assert_eq!(ways.len(), 2, "by planes and by groups of them: {ways:?}");
+        for way in ways {
+            // The operand, both products, what they come to.
+            assert_eq!(cuda_sources(&way).unwrap().len(), 4);
+            on_cuda(&way, &inputs(&way, &[35], &[]), &[35], 1e-4);
+        }
+    }
+}
+
+#[test]
+fn sums_of_any_length_in_parts() {
+    // Along two axes of which no part has a whole number, over the rows of a batch: two stages and a half in two parts, and in more parts than
+    // there are stages, so that some have none.
+    let k = kernel(
+        KernelKind::Contract,
+        "tokens",
+        "axes a0=n0, a1=2, a2=n1, a3=72, a4=16\nparam p0: bf16[a1, a0, a2, a3]\nparam p1: bf16[a1, a0, a2, a4]\n\
+         y: f32[a1, a3, a4] = contract p0, p1 over a0, a2\nreturn y",
+    );
+    let mut ways = in_parts(&k);
+    ways.retain(|w| matches!(w.kind, KernelKind::Matrix { wide: 0, .. }));
+    assert_eq!(ways.len(), 3, "by planes, by groups and by boxes: {ways:?}");
+    for mut way in ways {
+        let KernelKind::Matrix { parts, .. } = &mut way.kind else { unreachable!("these were taken") };
+        *parts = if way.name.contains("groups") { 4 } else { 2 };
+        on_cuda(&way, &inputs(&way, &[20, 8], &[]), &[20, 8], 1e-4);
     }
 }
 

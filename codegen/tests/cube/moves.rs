@@ -108,6 +108,10 @@ fn formulas_say_what_is_counted() {
         }),
         by(&contract("boxes", product), &[150], |kind| matches!(kind, KernelKind::Matrix { bulk: true, .. }))
             .walking(),
+        by(&contract("boxes_in_parts", product), &[150], |kind| {
+            matches!(kind, KernelKind::Matrix { bulk: true, parts: 2, .. })
+        })
+        .walking(),
         case(&kernel(KernelKind::Grouped, "one", experts), &[1]).with(1, tokens(2, 4)),
         by(&kernel(KernelKind::Grouped, "experts", experts), &[40], any).with(1, tokens(80, 4)),
         case(&kernel(KernelKind::Scatter, "outer", outer), &[40]).with(2, tokens(40, 4)),

@@ -87,7 +87,8 @@ fn off(ways: &[Kernel], sizes: &[usize], given: &[(usize, &[f64])]) {
 
 #[test]
 fn all_tiles() {
-    let ways = short(&product(), 0);
+    let mut ways = short(&product(), 0);
+    ways.retain(|w| matches!(w.kind, KernelKind::Matrix { parts: 1, .. }));
     assert_eq!(ways.len(), 9, "four by planes, one by groups, four by boxes");
     off(&ways, &[160], &[]);
 }

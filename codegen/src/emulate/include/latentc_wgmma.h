@@ -59,6 +59,7 @@ void ptx_wgmma_commit_group_sync_aligned(int line = __builtin_LINE());
 void ptx_fence_proxy_async_shared_cta();
 
 #define LATENTC_WGMMA(columns, depth, multiply, ...) emulate::product<columns, depth>(__LINE__, multiply, __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n32k16_f32_bf16_bf16(...) LATENTC_WGMMA(32, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n64k16_f32_bf16_bf16(...) LATENTC_WGMMA(64, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n80k16_f32_bf16_bf16(...) LATENTC_WGMMA(80, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n96k16_f32_bf16_bf16(...) LATENTC_WGMMA(96, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
@@ -66,6 +67,7 @@ void ptx_fence_proxy_async_shared_cta();
 #define ptx_wgmma_mma_async_sync_aligned_m64n160k16_f32_bf16_bf16(...) LATENTC_WGMMA(160, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n192k16_f32_bf16_bf16(...) LATENTC_WGMMA(192, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n256k16_f32_bf16_bf16(...) LATENTC_WGMMA(256, 16, (emulate::halves<emulate::Narrow<8>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n32k16_f32_f16_f16(...) LATENTC_WGMMA(32, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n64k16_f32_f16_f16(...) LATENTC_WGMMA(64, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n80k16_f32_f16_f16(...) LATENTC_WGMMA(80, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n96k16_f32_f16_f16(...) LATENTC_WGMMA(96, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
@@ -73,6 +75,7 @@ void ptx_fence_proxy_async_shared_cta();
 #define ptx_wgmma_mma_async_sync_aligned_m64n160k16_f32_f16_f16(...) LATENTC_WGMMA(160, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n192k16_f32_f16_f16(...) LATENTC_WGMMA(192, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n256k16_f32_f16_f16(...) LATENTC_WGMMA(256, 16, (emulate::halves<emulate::Narrow<5>>), __VA_ARGS__)
+#define ptx_wgmma_mma_async_sync_aligned_m64n32k8_f32_tf32_tf32(...) LATENTC_WGMMA(32, 8, (emulate::tf32), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n64k8_f32_tf32_tf32(...) LATENTC_WGMMA(64, 8, (emulate::tf32), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n80k8_f32_tf32_tf32(...) LATENTC_WGMMA(80, 8, (emulate::tf32), __VA_ARGS__)
 #define ptx_wgmma_mma_async_sync_aligned_m64n96k8_f32_tf32_tf32(...) LATENTC_WGMMA(96, 8, (emulate::tf32), __VA_ARGS__)
