@@ -170,17 +170,15 @@ pub enum KernelKind {
     ScatterMatrix {
         /// Rows and columns of a tile.
         side: u8,
-        /// Whether groups of planes multiply together, as for `Matrix`.
-        groups: bool,
+        /// Who multiplies: no boxes are brought.
+        by: By,
     },
     /// What a device with tensor cores makes of a stream at a launch.
     StreamMatrix {
         /// Times 16 rows that a cube has: 1, 2, 4 or 8.
         tall: u8,
-        /// Whether groups of planes multiply together, which devices of compute capability 9.0 can.
-        groups: bool,
-        /// Whether the device itself brings boxes of what they multiply, as for `Matrix`.
-        bulk: bool,
+        /// Who multiplies.
+        by: By,
     },
     /// What a device with tensor cores makes of a product with many rows, or many for each group, at a launch. It may be several on the
     /// device.
@@ -191,15 +189,35 @@ pub enum KernelKind {
         rows: u16,
         /// Columns of a tile, of all products together.
         columns: u16,
-        /// Whether groups of planes multiply together, which devices of compute capability 9.0 can.
-        groups: bool,
-        /// Whether the device itself brings boxes of the operands, which these can too, where their driver is called directly.
-        bulk: bool,
-        /// Parts that a summed axis is cut into, each added up by other cubes.
+        /// Who multiplies.
+        by: By,
+        /// Parts that what is summed is cut into, each added up by other cubes.
         parts: u8,
         /// Whether operands in f32 are multiplied as tf32, without their last 13 bits; else as several numbers of 16 bits.
         tf32: bool,
     },
+}
+
+/// Who multiplies on tensor cores, and who brings what is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    /// Planes, each by itself, what units bring.
+    Planes,
+    /// Groups of four planes, which devices of compute capability 9.0 have, what units bring.
+    Groups,
+    /// These groups, boxes of the operands that the device itself brings, as theirs can where its driver is called directly.
+    Boxes,
+}
+
+impl By {
+    /// Whether groups of planes multiply together.
+    pub fn in_groups(self) -> bool {
+        match self {
+            By::Planes => false,
+            By::Groups | By::Boxes => true,
+        }
+    }
 }
 
 impl KernelKind {
@@ -233,7 +251,8 @@ impl KernelKind {
     pub fn in_groups(self) -> bool {
         matches!(
             self,
-            KernelKind::Matrix { groups: true, .. } | KernelKind::StreamMatrix { groups: true, .. }
+            KernelKind::Matrix { by, .. } | KernelKind::StreamMatrix { by, .. } | KernelKind::ScatterMatrix { by, .. }
+                if by.in_groups()
         )
     }
 }

@@ -390,8 +390,8 @@ impl Form {
                 tiled(kernel).map_or_else(map, |(plan, tiling)| Form::StreamMatrix(plan, tiling))
             }
             KernelKind::Scatter => ScatterPlan::of(&kernel.body).map_or_else(map, Form::Scatter),
-            KernelKind::ScatterMatrix { side, groups } => {
-                let tile = OuterTile { side, groups };
+            KernelKind::ScatterMatrix { side, by } => {
+                let tile = OuterTile { side, by };
                 OuterPlan::of(&kernel.body).map_or_else(map, |plan| Form::ScatterMatrix(plan, tile))
             }
             KernelKind::Few { wide, rows } => {
@@ -437,9 +437,9 @@ fn cubes_at_once(kernel: &Kernel, form: &Form, role: Role) -> Option<u32> {
 
 /// A stream on tensor cores, and its cube.
 fn tiled(kernel: &Kernel) -> Option<(MatrixPlan, Tiling)> {
-    let KernelKind::StreamMatrix { tall, groups, bulk } = kernel.kind else { return None };
+    let KernelKind::StreamMatrix { tall, by } = kernel.kind else { return None };
     let plan = MatrixPlan::of(&kernel.body)?;
-    let tiling = plan.tiling(tall, groups, bulk)?;
+    let tiling = plan.tiling(tall, by)?;
     Some((plan, tiling))
 }
 
@@ -473,9 +473,9 @@ fn check(kernel: &Kernel, target: Target) -> Result<(), String> {
         KernelKind::Map | KernelKind::Grouped => check_map(body),
         KernelKind::Contract | KernelKind::Tiles => check_contract(body),
         KernelKind::Scatter => check_scatter(body),
-        KernelKind::ScatterMatrix { side, groups } => {
+        KernelKind::ScatterMatrix { side, by } => {
             check_scatter(body)?;
-            let known = OuterTile::ALL.contains(&OuterTile { side, groups }) && target == Target::Cuda;
+            let known = OuterTile::ALL.contains(&OuterTile { side, by }) && target == Target::Cuda;
             let has = known && OuterPlan::of(body).is_some();
             if has { Ok(()) } else { Err(format!("tensor cores do not multiply this in {target}")) }
         }

@@ -28,7 +28,7 @@ use super::sums::Sums;
 use super::tiles::{self, Tiles};
 use super::warpgroup::{self, Groups};
 use crate::few::FewPlan;
-use crate::program::KernelKind;
+use crate::program::{By, KernelKind};
 
 /// Units of a cube that sorts, and of most that multiply.
 pub(crate) const UNITS: u32 = 256;
@@ -51,10 +51,9 @@ pub(crate) struct Tile {
     /// Planes above one another, and beside one another.
     down: u32,
     pub(super) across: u32,
-    /// Whether four planes multiply together, which not all devices with tensor cores have: each group of them has all columns.
-    pub(crate) groups: bool,
-    /// Whether the device itself brings boxes of both operands ([`bulk`]), and so whether cubes have units that only ask for that.
-    pub(crate) bulk: bool,
+    /// Who multiplies: each group of planes has all columns, and where the device brings boxes ([`bulk`]), cubes have units that only ask for
+    /// that.
+    pub(crate) by: By,
     /// Columns that are finished at a time, of all products together; all where it is 0.
     slab: u32,
     /// Cubes that a multiprocessor is to have at the same time.
@@ -91,8 +90,7 @@ impl Tile {
         stages: 0,
         down: 0,
         across: 0,
-        groups: false,
-        bulk: false,
+        by: By::Planes,
         slab: 0,
         cubes: 1,
         rate: 0,
@@ -101,10 +99,10 @@ impl Tile {
     };
 
     /// What those have of which groups of planes multiply together.
-    const GROUPS: Tile = Tile { down: 8, across: 1, groups: true, slab: 32, ..Tile::PLANES };
+    const GROUPS: Tile = Tile { down: 8, across: 1, by: By::Groups, slab: 32, ..Tile::PLANES };
 
     /// What those have of which the device brings the operands. Widths between share out few rows better.
-    const BULK: Tile = Tile { bulk: true, ..Tile::GROUPS };
+    const BULK: Tile = Tile { by: By::Boxes, ..Tile::GROUPS };
 
     /// The tile of a way.
     pub(crate) fn of(kind: KernelKind) -> Option<Tile> {
@@ -124,26 +122,18 @@ impl Tile {
 
     /// Whether operands come to both in the same way, and are multiplied so.
     pub(crate) fn feeds_like(self, other: Tile) -> bool {
-        (self.groups, self.bulk, self.tf32) == (other.groups, other.bulk, other.tf32)
+        (self.by, self.tf32) == (other.by, other.tf32)
     }
 
     /// The way that has it.
     pub(crate) fn way(self, wide: u8) -> KernelKind {
         let (rows, columns, parts) = (self.rows as u16, self.columns as u16, self.parts as u8);
-        KernelKind::Matrix {
-            wide,
-            rows,
-            columns,
-            groups: self.groups,
-            bulk: self.bulk,
-            parts,
-            tf32: self.tf32,
-        }
+        KernelKind::Matrix { wide, rows, columns, by: self.by, parts, tf32: self.tf32 }
     }
 
     /// Units of a cube.
     pub(crate) fn units(self) -> u32 {
-        self.multipliers() + if self.bulk { bulk::COPIERS } else { 0 }
+        self.multipliers() + if self.by == By::Boxes { bulk::COPIERS } else { 0 }
     }
 
     /// Those of them that multiply, which come first.
@@ -153,7 +143,7 @@ impl Tile {
 
     /// Whether a cube takes one tile after another. Where rows have groups, all units of a cube find out which its tile has.
     pub(super) fn stays(self, plan: &FewPlan) -> bool {
-        self.bulk && index(plan).is_none()
+        self.by == By::Boxes && index(plan).is_none()
     }
 
     /// The most stages.
@@ -169,7 +159,8 @@ impl Tile {
 
     /// How the operands come, if it is the device that brings them and it can.
     pub(super) fn brought(self, body: &Function, plan: &FewPlan) -> Option<Brought> {
-        Brought::of(body, plan, self.layouts(body, plan), self.factor(body, plan)).filter(|_| self.bulk)
+        Brought::of(body, plan, self.layouts(body, plan), self.factor(body, plan))
+            .filter(|_| self.by == By::Boxes)
     }
 
     /// What operands are multiplied as: what one of them has 16 bits of, or bf16 where none has.
@@ -238,12 +229,12 @@ impl Tile {
 
     /// Rows that planes multiply together: those of one, or of a group.
     pub(super) fn piece(self) -> u32 {
-        if self.groups { warpgroup::ROWS } else { 16 }
+        if self.by.in_groups() { warpgroup::ROWS } else { 16 }
     }
 
     /// How the narrow and the wide operands lie in a stage.
     pub(super) fn layouts(self, body: &Function, plan: &FewPlan) -> [Layout; 2] {
-        let (depth, cut) = (self.depth, self.groups);
+        let (depth, cut) = (self.depth, self.by.in_groups());
         let narrow = Layout { lines: self.rows, depth, along: along(body, plan), cut };
         [narrow, Layout { lines: self.columns(plan), along: plan.along, ..narrow }]
     }
@@ -255,14 +246,14 @@ impl Tile {
         let [left, right] = self.pieces(body, plan);
         let slab = 4 * products * self.slab() * self.slab_pitch(plan);
         let lines = if index(plan).is_some() { 4 * self.rows + Group::SHARED_BYTES } else { 0 };
-        let barriers = if self.bulk { 4 * bulk::BARRIER_WORDS * self.stages } else { 0 };
+        let barriers = if self.by == By::Boxes { 4 * bulk::BARRIER_WORDS * self.stages } else { 0 };
         [2 * (left * narrow + products * right * wide), slab + lines + barriers].map(|bytes| bytes as usize)
     }
 
     /// Products of tensor cores that a plane takes part in for a stage.
     pub(super) fn products(self, body: &Function, plan: &FewPlan) -> u32 {
         let times = plan.products.len() * self.multiplications(body, plan);
-        let wide = if self.groups { 1 } else { self.wide(plan) };
+        let wide = if self.by.in_groups() { 1 } else { self.wide(plan) };
         times as u32 * self.depth / 16 * self.high() * wide
     }
 
@@ -280,12 +271,12 @@ impl Tile {
         if self.tf32 && !(stored && along(body, plan) && plan.along) {
             return false;
         }
-        let (room, multiplied) = if self.groups {
+        let (room, multiplied) = if self.by.in_groups() {
             // Between what is laid out where it must be, something may be left empty.
             let whole =
                 |l: &Layout| l.shared_out(self.multipliers()) && (l.along || l.lines.is_multiple_of(SPAN));
             let whole = self.layouts(body, plan).iter().all(whole);
-            let brought = !self.bulk || self.brought(body, plan).is_some();
+            let brought = self.by != By::Boxes || self.brought(body, plan).is_some();
             (2 * TURNED_BYTES, whole && brought && self.stages(body, plan) > 2)
         } else {
             (0, self.columns <= 128 || !both)
@@ -450,7 +441,7 @@ pub(crate) fn emit(
         return bulk::emit(e, x, (plan, tile), Which::Several, (narrow, output));
     }
     // Groups of planes share out registers by themselves.
-    if !tile.groups {
+    if !tile.by.in_groups() {
         e.cubes_at_once(tile.cubes);
     }
     let [rows, columns, repeats] = [&plan.rows, &plan.columns, &plan.batch].map(|axes| x.total(e, axes));
@@ -477,7 +468,7 @@ pub(crate) fn emit(
             e.if_(some, |e| {
                 let lines = group.lines(e, order, groups, tile.rows);
                 let rows = Rows::Group { group, lines };
-                if tile.bulk {
+                if tile.by == By::Boxes {
                     let one = Which::One { rows: &rows, column: column0 };
                     return bulk::emit(e, x, (plan, tile), one, (narrow, output));
                 }
@@ -585,7 +576,7 @@ fn multiply(
     }
     let sums = Sums::new(e, (plan, tile));
     let (zero, one, outer) = (e.u32(0), e.u32(1), x.total(e, &plan.outer));
-    let multiplied = if tile.groups {
+    let multiplied = if tile.by.in_groups() {
         Multiplied::Groups(Groups::new(e, factor, &sums, (&left, &right), stages))
     } else {
         Multiplied::Planes(Box::new(Tiles::new(e, (plan, tile), (factor, &sums), &left, &right)))

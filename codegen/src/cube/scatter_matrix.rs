@@ -28,7 +28,7 @@ use super::sort::Group;
 use super::target::Target;
 use super::tiles::{self, steps};
 use super::warpgroup::{self, Left, Operand};
-use crate::program::KernelKind;
+use crate::program::{By, KernelKind};
 use crate::scatter::ScatterPlan;
 
 /// Units of a cube.
@@ -46,21 +46,21 @@ const ACROSS: u32 = UNITS / 32 / DOWN;
 pub(crate) struct OuterTile {
     /// Rows and columns.
     pub(crate) side: u8,
-    /// Whether groups of planes multiply together.
-    pub(crate) groups: bool,
+    /// Who multiplies.
+    pub(crate) by: By,
 }
 
 impl OuterTile {
     /// All there are. Groups have 64 rows each.
     pub(crate) const ALL: [OuterTile; 3] = [
-        OuterTile { side: 64, groups: false },
-        OuterTile { side: 128, groups: false },
-        OuterTile { side: 128, groups: true },
+        OuterTile { side: 64, by: By::Planes },
+        OuterTile { side: 128, by: By::Planes },
+        OuterTile { side: 128, by: By::Groups },
     ];
 
     /// The way that computes these.
     pub(crate) fn way(self) -> KernelKind {
-        KernelKind::ScatterMatrix { side: self.side, groups: self.groups }
+        KernelKind::ScatterMatrix { side: self.side, by: self.by }
     }
 
     pub(super) fn side(self) -> u32 {
@@ -69,7 +69,7 @@ impl OuterTile {
 
     /// How so many rows of a factor lie in a stage.
     fn layout(self, depth: u32) -> Layout {
-        Layout { lines: self.side(), depth, along: false, cut: self.groups }
+        Layout { lines: self.side(), depth, along: false, cut: self.by.in_groups() }
     }
 
     /// From one row of a stage to the next, where planes multiply by themselves: eight of them meet in no bank.
@@ -125,7 +125,7 @@ impl OuterPlan {
     pub(super) fn products(&self, tile: OuterTile) -> u32 {
         let of_depth = self.depth(tile) / 16 * self.multiplications() as u32;
         let side = tile.side();
-        if tile.groups { of_depth } else { of_depth * (side / DOWN / 16) * (side / ACROSS / 8) }
+        if tile.by.in_groups() { of_depth } else { of_depth * (side / DOWN / 16) * (side / ACROSS / 8) }
     }
 
     /// Rows that are brought in at a time for such tiles.
@@ -134,7 +134,7 @@ impl OuterPlan {
             // What is split passes through registers: a pack of each factor a unit.
             (false, _) => UNITS * PACK / tile.side(),
             // Two cubes of as many bytes fit on a multiprocessor of any device.
-            (true, OuterTile { side: 128, groups: false }) => 48,
+            (true, OuterTile { side: 128, by: By::Planes }) => 48,
             (true, _) => 64,
         }
     }
@@ -142,7 +142,7 @@ impl OuterPlan {
     /// Elements of a stage of one piece of a factor.
     fn stage(&self, tile: OuterTile) -> u32 {
         let depth = self.depth(tile);
-        if tile.groups { tile.layout(depth).elements() } else { depth * tile.pitch() }
+        if tile.by.in_groups() { tile.layout(depth).elements() } else { depth * tile.pitch() }
     }
 
     /// Bytes of shared memory for such tiles.
@@ -225,7 +225,7 @@ pub(crate) fn emit(
             let here = e.get(stage);
             // This stage is there, and all planes are done with the one before it.
             e.await_groups_but(STAGES - 2);
-            if tile.groups {
+            if tile.by.in_groups() {
                 warpgroup::show_written(e);
             }
             e.sync();
@@ -235,7 +235,7 @@ pub(crate) fn emit(
             sums.multiply(e, here, |e| cubes.read(e, &at, from, free));
             e.set(stage, next);
         });
-        if tile.groups {
+        if tile.by.in_groups() {
             let all: Vec<_> = sums.tiles.iter().flatten().copied().collect();
             warpgroup::await_but(e, 0, &all, &[]);
         }
@@ -273,7 +273,7 @@ impl<'p, 'x> Cubes<'p, 'x> {
         let brings = [0, 1].map(|n| {
             let Side { factor, columns, pieces } = &plan.sides[n];
             let ((buf, stored), memory) = (buffer(*factor), &x.body().ty(*factor).axes);
-            let to = if tile.groups {
+            let to = if tile.by.in_groups() {
                 Staged::new(e, elem, layout, *pieces, STAGES)
             } else {
                 let stages = (STAGES * plan.stage(tile)) as usize;
@@ -301,7 +301,7 @@ impl<'p, 'x> Cubes<'p, 'x> {
             .map(|n| {
                 let more = e.u32(n * UNITS / (side / PACK));
                 let row = e.add(row, more);
-                if tile.groups {
+                if tile.by.in_groups() {
                     return (row, layout.place(e, row, column));
                 }
                 let pitch = e.u32(tile.pitch());
@@ -396,10 +396,10 @@ struct Sums<'c> {
     /// The plane's first row and column in a tile.
     starts: [Val; 2],
     /// Who multiplies.
-    by: By,
+    by: Multiplied,
 }
 
-enum By {
+enum Multiplied {
     /// Planes: what the unit names to `ldmatrix` in the first stage.
     Planes { named: [Val; 2] },
     /// Groups of planes: where the rows of this unit's group begin in a stage.
@@ -410,15 +410,16 @@ impl<'c> Sums<'c> {
     fn new(e: &mut Emit, cubes: &'c Cubes<'c, 'c>) -> Sums<'c> {
         let (tile, side) = (cubes.tile, cubes.tile.side());
         // A plane of a group has 16 of its rows, and all columns.
-        let (high, wide) = if tile.groups { (1, side / 8) } else { (side / DOWN / 16, side / ACROSS / 8) };
+        let (high, wide) =
+            if tile.by.in_groups() { (1, side / 8) } else { (side / DOWN / 16, side / ACROSS / 8) };
         let tiles = (0..high).map(|_| (0..wide).map(|_| sums(e)).collect()).collect();
         let plane = Plane::new(e);
-        if tile.groups {
+        if tile.by.in_groups() {
             let (sixteen, planes) = (e.u32(16), e.u32(warpgroup::ROWS / 16));
             let group = e.div(plane.number, planes);
             let size = e.u32(warpgroup::ROWS * cubes.plan.depth(tile));
             let starts = [e.mul(plane.number, sixteen), e.u32(0)];
-            return Sums { cubes, tiles, plane, starts, by: By::Groups { rows: e.mul(group, size) } };
+            return Sums { cubes, tiles, plane, starts, by: Multiplied::Groups { rows: e.mul(group, size) } };
         }
         let across = e.u32(ACROSS);
         let (down, right) = (e.div(plane.number, across), e.rem(plane.number, across));
@@ -426,7 +427,7 @@ impl<'c> Sums<'c> {
         let starts = [e.mul(down, of_down), e.mul(right, of_right)];
         let [rows, columns] = starts.map(|start| Lines { start, pitch: tile.pitch() });
         let named = [plane.rows_across(e, rows), plane.columns_across(e, columns)];
-        Sums { cubes, tiles, plane, starts, by: By::Planes { named } }
+        Sums { cubes, tiles, plane, starts, by: Multiplied::Planes { named } }
     }
 
     fn clear(&self, e: &mut Emit) {
@@ -437,7 +438,7 @@ impl<'c> Sums<'c> {
     fn multiply(&self, e: &mut Emit, stage: Val, read: impl FnOnce(&mut Emit) -> Read) {
         let (plan, tile, brings) = (self.cubes.plan, self.cubes.tile, &self.cubes.brings);
         match self.by {
-            By::Planes { named } => {
+            Multiplied::Planes { named } => {
                 let read = read(e);
                 let size = e.u32(plan.stage(tile));
                 let start = e.mul(stage, size);
@@ -445,7 +446,7 @@ impl<'c> Sums<'c> {
                 self.by_planes(e, named);
                 self.cubes.keep(e, read);
             }
-            By::Groups { rows } => {
+            Multiplied::Groups { rows } => {
                 let [left, right] = [0, 1].map(|n: usize| brings[n].to.first(e, stage));
                 let left = e.add(left, rows);
                 warpgroup::fence(e);

@@ -37,6 +37,7 @@ use super::machine::CACHED;
 use super::split::{HALF, SHARED};
 use super::stream::{Scores, Span, Walk, products};
 use super::warpgroup;
+use crate::program::By;
 use crate::stream::{Monoid, Read, StreamPlan, cone, defined, is_elementwise};
 
 /// Sums and weights that a unit has in registers, at most, where planes multiply in groups.
@@ -103,10 +104,8 @@ pub(crate) struct Tiling {
     high: u32,
     /// Positions of a block.
     pub(super) positions: u32,
-    /// Whether four planes multiply together.
-    groups: bool,
-    /// Whether the device brings boxes of what they multiply.
-    bulk: bool,
+    /// Who multiplies.
+    by: By,
 }
 
 impl MatrixPlan {
@@ -163,7 +162,7 @@ impl MatrixPlan {
             boxes,
         };
         plan.boxes = plan.grouped().and_then(|t| plan.boxes(body, t));
-        HEIGHTS.into_iter().any(|tall| plan.tiling(tall, false, false).is_some()).then_some(plan)
+        HEIGHTS.into_iter().any(|tall| plan.tiling(tall, By::Planes).is_some()).then_some(plan)
     }
 
     /// The keys and the values in boxes, if boxes of them are boxes in memory.
@@ -188,17 +187,14 @@ impl MatrixPlan {
 
     /// What the device brings for a cube, if it brings anything.
     pub(crate) fn brought(&self, t: Tiling) -> Option<&Boxes> {
-        self.boxes.as_ref().filter(|_| t.bulk)
+        self.boxes.as_ref().filter(|_| t.by == By::Boxes)
     }
 
     /// The cube with so many times 16 rows, if it has room for all columns.
-    pub(crate) fn tiling(&self, tall: u8, groups: bool, bulk: bool) -> Option<Tiling> {
-        if groups {
-            let tiling = self.grouped().filter(|_| tall == 8 && (!bulk || self.boxes.is_some()))?;
-            return Some(Tiling { bulk, ..tiling });
-        }
-        if bulk {
-            return None;
+    pub(crate) fn tiling(&self, tall: u8, by: By) -> Option<Tiling> {
+        if by.in_groups() {
+            let tiling = self.grouped().filter(|_| tall == 8 && (by != By::Boxes || self.boxes.is_some()))?;
+            return Some(Tiling { by, ..tiling });
         }
         let narrow = self.columns <= 128;
         // Twice 16 rows of two scores and of 128 columns are more than a unit has registers for.
@@ -217,7 +213,7 @@ impl MatrixPlan {
         if columns > 512 {
             return None;
         }
-        let tiling = |positions| Tiling { rows, columns, planes, across, high, positions, groups, bulk };
+        let tiling = |positions| Tiling { rows, columns, planes, across, high, positions, by };
         let fits = |most: usize| {
             let mut sizes = positions.into_iter().map(tiling);
             sizes.find(|t| self.shared_bytes(*t) <= most)
@@ -241,8 +237,7 @@ impl MatrixPlan {
             across: 1,
             high: 1,
             positions,
-            groups: true,
-            bulk: false,
+            by: By::Groups,
         };
         let registers = |t: &Tiling| {
             let scores = self.sums.len() as u32 * t.positions / 2;
@@ -300,8 +295,8 @@ impl MatrixPlan {
     /// Numbers of the rows' operands, the keys, the values, and the scores, of all stages.
     fn elements(&self, t: Tiling) -> [u32; 4] {
         let weighed = self.values.is_some() && self.shared.is_none();
-        let stages = if t.groups { self.key_stages() } else { 1 + u32::from(self.ahead) };
-        if t.groups {
+        let stages = if t.by.in_groups() { self.key_stages() } else { 1 + u32::from(self.ahead) };
+        if t.by.in_groups() {
             let all = |lines: u32| {
                 (0..self.scores.len()).map(|p| self.deep_layout(lines, p).elements()).sum::<u32>()
             };
@@ -322,7 +317,7 @@ impl MatrixPlan {
     pub(super) fn products(&self, t: Tiling) -> u32 {
         let deep = self.depths.iter().map(|d| d.div_ceil(16)).sum::<u32>();
         let weighed = if self.values.is_some() { t.positions / 16 } else { 0 };
-        if t.groups { deep + weighed } else { t.high * (deep * t.scored() + weighed * t.tiles()) }
+        if t.by.in_groups() { deep + weighed } else { t.high * (deep * t.scored() + weighed * t.tiles()) }
     }
 
     /// Bytes of shared memory.
@@ -330,7 +325,7 @@ impl MatrixPlan {
         let [rows, keys, values, scores] = self.elements(t);
         let fold = if self.stream.mask.is_some() { t.units() } else { 0 };
         // Room for a barrier of each stage, whoever brings what it holds: all cubes of groups are as large.
-        let barriers = if t.groups { 2 * (self.key_stages() + self.value_stages()) } else { 0 };
+        let barriers = if t.by.in_groups() { 2 * (self.key_stages() + self.value_stages()) } else { 0 };
         let once = self.once.elements(t);
         (2 * (rows + keys + values) + 4 * (scores + fold + barriers + once)) as usize
     }
@@ -454,7 +449,7 @@ pub(crate) fn emit(
     let [row_tiles, column_tiles] =
         [(rows, t.rows), (columns, t.wide())].map(|(size, tile)| e.tiles(size, tile));
     let row_of_tiles = e.div(cube, column_tiles);
-    let (repeat, tile) = if t.groups && chunk.is_none() {
+    let (repeat, tile) = if t.by.in_groups() && chunk.is_none() {
         in_sections(e, (row_of_tiles, row_tiles), (repeats, positions), plan)
     } else {
         (e.div(row_of_tiles, row_tiles), e.rem(row_of_tiles, row_tiles))
@@ -494,7 +489,7 @@ pub(crate) fn emit(
             bringing: (e.unit(), t.units()),
             whole: false,
         };
-        let by = if t.groups { groups::walk } else { planes::walk };
+        let by = if t.by.in_groups() { groups::walk } else { planes::walk };
         by(e, &mut x, cube, (from, to), &mut |cube, e, x, of_rows, sums| match chunk {
             None => cube.store(e, x, of_rows, sums, output),
             Some(_) => {

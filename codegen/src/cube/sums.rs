@@ -10,6 +10,7 @@ use super::few::place;
 use super::fragment::{Plane, clear, in_packs, sums};
 use super::matrix::{Rows, Tile};
 use crate::few::FewPlan;
+use crate::program::By;
 
 /// Columns that a unit finishes together.
 const TOGETHER: u32 = 4;
@@ -53,7 +54,7 @@ impl<'p> Sums<'p> {
 
     /// Waits for all units that have sums.
     pub(super) fn meet(&self, e: &mut Emit) {
-        if self.tile.bulk {
+        if self.tile.by == By::Boxes {
             let barrier = e.u32(1);
             e.meet(barrier, self.tile.multipliers());
         } else {

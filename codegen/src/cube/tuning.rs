@@ -13,7 +13,7 @@ use super::source::identity;
 use super::target::Target;
 use super::ways::Ways;
 use crate::device::DeviceError;
-use crate::program::{Kernel, KernelKind};
+use crate::program::{By, Kernel, KernelKind};
 
 /// How a kernel is computed. People, and files, know a way by its text: `few rows, 2` or `matrix, 128 x 256, groups`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,11 +25,11 @@ pub struct Way {
 }
 
 /// Who multiplies, and who brings what.
-fn by(groups: bool, bulk: bool) -> &'static str {
-    match (groups, bulk) {
-        (false, _) => "",
-        (true, false) => ", groups",
-        (true, true) => ", groups, boxes",
+fn told(by: By) -> &'static str {
+    match by {
+        By::Planes => "",
+        By::Groups => ", groups",
+        By::Boxes => ", groups, boxes",
     }
 }
 
@@ -42,15 +42,15 @@ impl fmt::Display for Way {
                 side = wide;
                 write!(f, ", {rows}")?;
             }
-            KernelKind::ScatterMatrix { side, groups } => {
-                write!(f, ", {side}{}", by(groups, false))?;
+            KernelKind::ScatterMatrix { side, by } => {
+                write!(f, ", {side}{}", told(by))?;
             }
-            KernelKind::StreamMatrix { tall, groups, bulk } => {
-                write!(f, ", {}{}", 16 * u16::from(tall), by(groups, bulk))?;
+            KernelKind::StreamMatrix { tall, by } => {
+                write!(f, ", {}{}", 16 * u16::from(tall), told(by))?;
             }
-            KernelKind::Matrix { wide, rows, columns, groups, bulk, parts, tf32 } => {
+            KernelKind::Matrix { wide, rows, columns, by, parts, tf32 } => {
                 side = wide;
-                write!(f, ", {rows} x {columns}{}", by(groups, bulk))?;
+                write!(f, ", {rows} x {columns}{}", told(by))?;
                 write!(f, "{}", if tf32 { ", tf32" } else { "" })?;
                 if parts > 1 {
                     write!(f, ", {parts} parts")?;
@@ -292,7 +292,7 @@ mod tests {
             let way = Way { kind, parts: None };
             assert_eq!(Way::named(&way.to_string(), &kinds), Some(way));
         }
-        let stream = [KernelKind::Stream, KernelKind::StreamMatrix { tall: 2, groups: false, bulk: false }];
+        let stream = [KernelKind::Stream, KernelKind::StreamMatrix { tall: 2, by: By::Planes }];
         for (kind, parts) in [(stream[0], None), (stream[1], Some(1)), (stream[1], Some(24))] {
             let way = Way { kind, parts };
             assert_eq!(Way::named(&way.to_string(), &stream), Some(way));

@@ -15,7 +15,7 @@ use super::tuning::{Choices, Tuning};
 use super::warpgroup;
 use crate::device::DeviceError;
 use crate::few::FewPlan;
-use crate::program::{Kernel, KernelKind};
+use crate::program::{By, Kernel, KernelKind};
 
 /// Rows that a product with few rows has at most where there are no tensor cores for it: with as many, and eight at once, its matrix
 /// has been read four times. Plain tiles take as long for fewer as for 64.
@@ -58,42 +58,34 @@ pub(crate) struct Ways {
     codes: bool,
 }
 
-/// Times 16 rows that a cube can have, in order, each with its bytes of shared memory, and the same of cubes whose planes multiply in groups,
-/// with whether the device brings boxes of what they multiply; and the axes of the rows.
+/// Who multiplies, and times 16 rows that a cube can have so, in order, each with its bytes of shared memory; and the axes of the rows.
 #[derive(Clone, Debug)]
 struct Tall {
-    heights: Vec<(u8, usize)>,
-    grouped: Vec<(u8, bool, usize)>,
+    cubes: Vec<(By, u8, usize)>,
     rows: Vec<AxisId>,
 }
 
 impl Tall {
     fn of(plan: &MatrixPlan) -> Tall {
-        let bytes = |tall, groups, bulk| Some(plan.shared_bytes(plan.tiling(tall, groups, bulk)?));
-        let heights = HEIGHTS.into_iter().filter_map(|tall| Some((tall, bytes(tall, false, false)?)));
-        let grouped = HEIGHTS.into_iter().flat_map(|tall| [false, true].map(|bulk| (tall, bulk)));
-        let grouped = grouped.filter_map(|(tall, bulk)| Some((tall, bulk, bytes(tall, true, bulk)?)));
-        Tall { heights: heights.collect(), grouped: grouped.collect(), rows: plan.stream.m.clone() }
+        let all = [By::Planes, By::Groups, By::Boxes].into_iter();
+        let all = all.flat_map(|by| HEIGHTS.map(|tall| (by, tall)));
+        let cube = |(by, tall)| Some((by, tall, plan.shared_bytes(plan.tiling(tall, by)?)));
+        Tall { cubes: all.filter_map(cube).collect(), rows: plan.stream.m.clone() }
     }
 
     /// All of them.
     fn ways(&self) -> impl Iterator<Item = KernelKind> + '_ {
-        let planes = |&(tall, _): &(u8, usize)| KernelKind::StreamMatrix { tall, groups: false, bulk: false };
-        let groups =
-            |&(tall, bulk, _): &(u8, bool, usize)| KernelKind::StreamMatrix { tall, groups: true, bulk };
-        self.heights.iter().map(planes).chain(self.grouped.iter().map(groups))
+        self.cubes.iter().map(|&(by, tall, _)| KernelKind::StreamMatrix { tall, by })
     }
 
     /// The one for so many rows: as tall as these, or as it can be. Groups want more than the rows of one of them, and boxes where there are
     /// some.
     fn choose(&self, rows: usize) -> Option<KernelKind> {
-        let grouped = self.grouped.last().filter(|_| rows > warpgroup::ROWS as usize);
-        if let Some(&(tall, bulk, _)) = grouped {
-            return Some(KernelKind::StreamMatrix { tall, groups: true, bulk });
-        }
-        let fits = |(tall, _): &&(u8, usize)| 16 * usize::from(*tall) >= rows;
-        let tall = self.heights.iter().find(fits).or(self.heights.last());
-        tall.map(|&(tall, _)| KernelKind::StreamMatrix { tall, groups: false, bulk: false })
+        let grouped = self.cubes.last().filter(|(by, ..)| by.in_groups() && rows > warpgroup::ROWS as usize);
+        let planes = || self.cubes.iter().filter(|(by, ..)| *by == By::Planes);
+        let fits = |(_, tall, _): &&(By, u8, usize)| 16 * usize::from(*tall) >= rows;
+        let cube = grouped.or_else(|| planes().find(fits)).or_else(|| planes().next_back());
+        cube.map(|&(by, tall, _)| KernelKind::StreamMatrix { tall, by })
     }
 }
 
@@ -132,19 +124,7 @@ impl Side {
         });
         let codes = products.iter().any(|p| p.table.elements().is_none());
         let (products, tiles) = (products.len(), Vec::new());
-        Some(Side {
-            wide,
-            rows,
-            columns,
-            batch,
-            products,
-            lines,
-            codes,
-            lines_up,
-            summed,
-            least,
-            tiles,
-        })
+        Some(Side { wide, rows, columns, batch, products, lines, codes, lines_up, summed, least, tiles })
     }
 
     /// The same with the tiles of tensor cores for a kernel, and the number of launches that it comes to, if there are any.
@@ -206,8 +186,11 @@ impl Ways {
     /// Those of a kernel on a device. A kernel that is one of the ways has no others.
     pub(crate) fn of(kernel: &Kernel, target: Target, machine: &Machine) -> Ways {
         let ways = Ways::anywhere(kernel, target, machine.multiprocessors).within(machine.shared_bytes);
-        let ways = if machine.groups { ways } else { ways.by_planes() };
-        if machine.boxes { ways } else { ways.by_units() }
+        ways.by(|by| match by {
+            By::Planes => true,
+            By::Groups => machine.groups,
+            By::Boxes => machine.groups && machine.boxes,
+        })
     }
 
     /// Those that any device of a target has.
@@ -249,9 +232,8 @@ impl Ways {
 
     /// Those that need no more shared memory than this.
     fn within(mut self, shared_bytes: usize) -> Ways {
-        if let Some(Tall { heights, grouped, .. }) = &mut self.stream {
-            heights.retain(|(_, bytes)| *bytes <= shared_bytes);
-            grouped.retain(|(.., bytes)| *bytes <= shared_bytes);
+        if let Some(tall) = &mut self.stream {
+            tall.cubes.retain(|(.., bytes)| *bytes <= shared_bytes);
         }
         for side in &mut self.matrix {
             side.tiles.retain(|(_, bytes)| *bytes <= shared_bytes);
@@ -263,27 +245,16 @@ impl Ways {
         self
     }
 
-    /// Those without groups of planes that multiply together.
-    fn by_planes(mut self) -> Ways {
+    /// Those by some of who may multiply.
+    fn by(mut self, may: impl Fn(By) -> bool) -> Ways {
         for side in &mut self.matrix {
-            side.tiles.retain(|(tile, _)| !tile.groups);
+            side.tiles.retain(|(tile, _)| may(tile.by));
         }
         if let Some(tall) = &mut self.stream {
-            tall.grouped.clear();
+            tall.cubes.retain(|(by, ..)| may(*by));
         }
         if let Some((_, tiles)) = &mut self.outer {
-            tiles.retain(|tile| !tile.groups);
-        }
-        self
-    }
-
-    /// Those whose operands no device brings by itself.
-    fn by_units(mut self) -> Ways {
-        for side in &mut self.matrix {
-            side.tiles.retain(|(tile, _)| !tile.bulk);
-        }
-        if let Some(tall) = &mut self.stream {
-            tall.grouped.retain(|(_, bulk, _)| !bulk);
+            tiles.retain(|tile| may(tile.by));
         }
         self
     }
@@ -424,11 +395,11 @@ pub(crate) fn joins(kind: KernelKind) -> bool {
 }
 
 /// Who multiplies, or brings what, as a part of a name.
-fn by(groups: bool, bulk: bool) -> &'static str {
-    match (groups, bulk) {
-        (false, _) => "matrix",
-        (true, false) => "groups",
-        (true, true) => "bulk",
+fn stem(by: By) -> &'static str {
+    match by {
+        By::Planes => "matrix",
+        By::Groups => "groups",
+        By::Boxes => "bulk",
     }
 }
 
@@ -436,15 +407,15 @@ fn by(groups: bool, bulk: bool) -> &'static str {
 pub(crate) fn way(kernel: &Kernel, kind: KernelKind) -> Kernel {
     let name = match kind {
         KernelKind::Few { wide, rows } if kernel.kind != kind => format!("{}_few{wide}{rows}", kernel.name),
-        KernelKind::Matrix { wide, rows, columns, groups, bulk, parts, tf32 } if kernel.kind != kind => {
+        KernelKind::Matrix { wide, rows, columns, by, parts, tf32 } if kernel.kind != kind => {
             let tf32 = if tf32 { "tf32_" } else { "" };
-            format!("{}_{tf32}{}{wide}{rows}x{columns}_{parts}", kernel.name, by(groups, bulk))
+            format!("{}_{tf32}{}{wide}{rows}x{columns}_{parts}", kernel.name, stem(by))
         }
-        KernelKind::ScatterMatrix { side, groups } if kernel.kind != kind => {
-            format!("{}_{}{side}", kernel.name, by(groups, false))
+        KernelKind::ScatterMatrix { side, by } if kernel.kind != kind => {
+            format!("{}_{}{side}", kernel.name, stem(by))
         }
-        KernelKind::StreamMatrix { tall, groups, bulk } if kernel.kind != kind => {
-            format!("{}_{}{tall}", kernel.name, by(groups, bulk))
+        KernelKind::StreamMatrix { tall, by } if kernel.kind != kind => {
+            format!("{}_{}{tall}", kernel.name, stem(by))
         }
         _ => kernel.name.clone(),
     };

@@ -1,7 +1,7 @@
 //! Products whose operands the device brings in boxes (`cp.async.bulk.tensor`), and what the emulator finds in texts that lack something.
 
 use latentc_codegen::cube::{Target, cuda_source, ways};
-use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_codegen::program::{By, Kernel, KernelKind};
 
 use crate::bench::{emulated, inputs, kernel, on_cuda};
 use crate::groups::{all_show, in_16_bits};
@@ -10,7 +10,7 @@ use crate::matrix::{gradient, two_products, wider};
 /// The ways by such copies.
 fn brought(kernel: &Kernel) -> Vec<Kernel> {
     let all = ways(kernel, Target::Cuda).into_iter();
-    all.filter(|w| matches!(w.kind, KernelKind::Matrix { bulk: true, parts: 1, .. })).collect()
+    all.filter(|w| matches!(w.kind, KernelKind::Matrix { by: By::Boxes, parts: 1, .. })).collect()
 }
 
 /// For one side, those with tiles of these columns mean what the kernel means, on the emulator at least, spilling nothing.

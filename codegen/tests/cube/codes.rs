@@ -3,7 +3,7 @@
 use latentc_codegen::check::{Outcome, check};
 use latentc_codegen::cube::{Target, cuda_source, cuda_sources, ways};
 use latentc_codegen::device::DeviceError;
-use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_codegen::program::{By, Kernel, KernelKind};
 use proptest::prelude::*;
 
 use crate::bench::{cuda_text, device, emulated, gpu, kernel};
@@ -133,9 +133,8 @@ fn whole_and_broken_packs() {
 #[test]
 fn many_rows_are_multiplied_by_what_is_decoded_once() {
     for kernel in [along(40, 2, 32), across(16, 3, 16), chosen(24, 2, 32)] {
-        let tiled = |way: &Kernel| {
-            matches!(way.kind, KernelKind::Matrix { bulk: false, groups: false, rows: 32, parts: 1, .. })
-        };
+        let tiled =
+            |way: &Kernel| matches!(way.kind, KernelKind::Matrix { by: By::Planes, rows: 32, parts: 1, .. });
         let all: Vec<_> = ways(&kernel, Target::Cuda).into_iter().filter(tiled).collect();
         assert!(!all.is_empty(), "{} has tiles", kernel.name);
         for way in all {

@@ -1,7 +1,7 @@
 //! Products that are rotated, and that go to a cache, in each of their ways.
 
 use latentc_codegen::cube::{Target, ways};
-use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_codegen::program::{By, Kernel, KernelKind};
 
 use crate::bench::{agree_on, cuda, inputs, kernel, on_cuda};
 
@@ -124,15 +124,9 @@ fn tensor_cores_rotate_and_append() {
             ),
         );
         let wanted = |w: &Kernel| match w.kind {
-            KernelKind::Matrix {
-                wide: 0,
-                rows,
-                columns,
-                groups: false,
-                bulk: false,
-                parts: of,
-                tf32: false,
-            } => (rows, of) == (high, parts) && columns <= 128,
+            KernelKind::Matrix { wide: 0, rows, columns, by: By::Planes, parts: of, tf32: false } => {
+                (rows, of) == (high, parts) && columns <= 128
+            }
             _ => false,
         };
         let matrix: Vec<_> = ways(&k, Target::Cuda).into_iter().filter(wanted).collect();

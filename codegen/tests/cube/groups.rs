@@ -3,7 +3,7 @@
 use latentc_codegen::check::check;
 use latentc_codegen::cube::{Target, cuda_source, cuda_sources, ways};
 use latentc_codegen::emulate::Emulator;
-use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_codegen::program::{By, Kernel, KernelKind};
 
 use crate::bench::{emulated, inputs, kernel, on_cuda};
 use crate::matrix::{gradient, two_products, wider};
@@ -11,7 +11,7 @@ use crate::matrix::{gradient, two_products, wider};
 /// The ways by groups of planes.
 fn grouped(kernel: &Kernel) -> Vec<Kernel> {
     let all = ways(kernel, Target::Cuda).into_iter();
-    all.filter(|w| matches!(w.kind, KernelKind::Matrix { groups: true, bulk: false, parts: 1, .. })).collect()
+    all.filter(|w| matches!(w.kind, KernelKind::Matrix { by: By::Groups, parts: 1, .. })).collect()
 }
 
 /// For both sides, or one of the two, they mean what the kernel means, on the emulator at least, spilling nothing. They are so many launches.

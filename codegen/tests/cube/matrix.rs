@@ -24,12 +24,10 @@ fn agree(kernel: &Kernel, tiles: &[u16], launches: usize, sizes: &[usize], given
     let count = ways.iter().filter(whole).count();
     assert!(count >= 3, "{names:?}");
     for way in ways.iter().filter(whole) {
-        let KernelKind::Matrix { rows, columns, groups, .. } = way.kind else {
-            unreachable!("these were taken")
-        };
+        let KernelKind::Matrix { rows, columns, by, .. } = way.kind else { unreachable!("these were taken") };
         assert_eq!(cuda_sources(way).unwrap().len(), launches, "{}", way.name);
         // The largest of those with as many rows runs through the same code.
-        if tiles.contains(&rows) && columns <= 128 && !groups {
+        if tiles.contains(&rows) && columns <= 128 && !by.in_groups() {
             let tolerance = if kernel.name == "normed" { 1e-2 } else { 3e-5 };
             on_cuda(way, &inputs(way, sizes, given), sizes, tolerance);
         }

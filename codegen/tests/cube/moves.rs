@@ -3,7 +3,7 @@
 use latentc_codegen::check::launch;
 use latentc_codegen::cube::{Machine, Moves, Target, Way, chosen, moves, ways};
 use latentc_codegen::emulate::Count;
-use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_codegen::program::{By, Kernel, KernelKind};
 
 use crate::bench::{emulated, inputs, kernel, map};
 use crate::codes;
@@ -104,12 +104,14 @@ fn formulas_say_what_is_counted() {
         by(&contract("tiles", product), &[150], any),
         by(&contract("parts", product), &[150], |kind| matches!(kind, KernelKind::Matrix { parts: 2, .. })),
         by(&contract("groups", product), &[150], |kind| {
-            matches!(kind, KernelKind::Matrix { groups: true, bulk: false, .. })
+            matches!(kind, KernelKind::Matrix { by: By::Groups, .. })
         }),
-        by(&contract("boxes", product), &[150], |kind| matches!(kind, KernelKind::Matrix { bulk: true, .. }))
-            .walking(),
+        by(&contract("boxes", product), &[150], |kind| {
+            matches!(kind, KernelKind::Matrix { by: By::Boxes, .. })
+        })
+        .walking(),
         by(&contract("boxes_in_parts", product), &[150], |kind| {
-            matches!(kind, KernelKind::Matrix { bulk: true, parts: 2, .. })
+            matches!(kind, KernelKind::Matrix { by: By::Boxes, parts: 2, .. })
         })
         .walking(),
         case(&kernel(KernelKind::Grouped, "one", experts), &[1]).with(1, tokens(2, 4)),
@@ -120,7 +122,7 @@ fn formulas_say_what_is_counted() {
         case(&latent("wide", "f32", [4, 64, 16]), &[1, 1, 100]).with(4, [99.0]),
         case(&causal("prompt", "bf16", [2, 32, 32]), &[1, 70, 70]),
         by(&causal("groups", "bf16", [2, 64, 64]), &[1, 300, 300], |kind| {
-            matches!(kind, KernelKind::StreamMatrix { groups: true, .. })
+            matches!(kind, KernelKind::StreamMatrix { by: By::Groups, .. })
         })
         // Blocks of positions that a mask hides are counted by the formula, and are not read.
         .within(1.5),

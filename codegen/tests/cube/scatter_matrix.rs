@@ -3,7 +3,7 @@
 use latentc_codegen::check::{check, launch, meaning};
 use latentc_codegen::cube::{Machine, Target, cuda_sources, typical, ways};
 use latentc_codegen::emulate::Emulator;
-use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_codegen::program::{By, Kernel, KernelKind};
 use proptest::prelude::*;
 
 use crate::bench::{cuda_text, emulated, inputs, kernel, on_cuda, shows_unawaited};
@@ -115,7 +115,7 @@ fn large_matrices_have_large_tiles() {
     for dtypes in [["bf16", "bf16"], ["bf16", "f32"], ["f32", "f32"]] {
         let all = typical(&matrices("experts", dtypes, [64, 1408, 2048]), &Machine::HOPPER);
         let [_, way] = &all[..] else { panic!("one way: {all:?}") };
-        assert_eq!(way.kind, KernelKind::ScatterMatrix { side: 128, groups: true });
+        assert_eq!(way.kind, KernelKind::ScatterMatrix { side: 128, by: By::Groups });
         let sources = cuda_sources(way).unwrap();
         let [sorts, multiplies] = &sources[..] else { panic!("two launches: {sources:?}") };
         assert_eq!(sorts.name, "experts_groups128_sort");
@@ -128,7 +128,7 @@ fn large_matrices_have_large_tiles() {
     let [_, small] = &typical(&matrices("few", ["bf16", "bf16"], [4, 64, 128]), &Machine::HOPPER)[..] else {
         panic!("one way")
     };
-    assert_eq!(small.kind, KernelKind::ScatterMatrix { side: 64, groups: false });
+    assert_eq!(small.kind, KernelKind::ScatterMatrix { side: 64, by: By::Planes });
 }
 
 #[test]

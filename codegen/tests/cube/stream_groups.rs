@@ -14,7 +14,7 @@ use crate::streams::{backward, causal, latent, stream};
 /// The ways by groups of planes: one that copies, and one for which the device brings boxes, or none.
 fn grouped(kernel: &Kernel) -> Vec<Kernel> {
     let all = ways(kernel, Target::Cuda).into_iter();
-    all.filter(|w| matches!(w.kind, KernelKind::StreamMatrix { groups: true, .. })).collect()
+    all.filter(|w| matches!(w.kind, KernelKind::StreamMatrix { by, .. } if by.in_groups())).collect()
 }
 
 /// The ways by groups of planes mean what the kernel means, in one piece, and where a launch shares positions out. They spill nothing.

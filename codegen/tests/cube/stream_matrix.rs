@@ -3,7 +3,7 @@
 use latentc_codegen::check::check;
 use latentc_codegen::cube::{Target, cuda_source, cuda_sources, ways};
 use latentc_codegen::emulate::Emulator;
-use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_codegen::program::{By, Kernel, KernelKind};
 use proptest::prelude::*;
 
 use crate::bench::{cuda, cuda_text, emulated, gpu, shows_unawaited};
@@ -14,7 +14,7 @@ fn on_tensor_cores(kernel: &Kernel, count: usize) -> Vec<Kernel> {
     let ways: Vec<_> = ways(kernel, Target::Cuda);
     let ways: Vec<_> = ways
         .into_iter()
-        .filter(|w| matches!(w.kind, KernelKind::StreamMatrix { groups: false, .. }))
+        .filter(|w| matches!(w.kind, KernelKind::StreamMatrix { by: By::Planes, .. }))
         .collect();
     assert_eq!(ways.len(), count, "{ways:?}");
     ways

@@ -2,7 +2,7 @@
 
 use latentc_codegen::check::{Expected, launch};
 use latentc_codegen::cube::{Target, Tuning, choose, chosen, cuda_sources, ways};
-use latentc_codegen::program::{Kernel, KernelKind};
+use latentc_codegen::program::{By, Kernel, KernelKind};
 
 use crate::bench::{cuda_text, emulated, gpu, inputs, kernel};
 use crate::matrix::gradient;
@@ -100,7 +100,8 @@ fn rows_of_groups() {
     ways.retain(|w| {
         matches!(
             w.kind,
-            KernelKind::Matrix { rows: 32, .. } | KernelKind::Matrix { columns: 256, groups: true, .. }
+            KernelKind::Matrix { rows: 32, .. }
+                | KernelKind::Matrix { columns: 256, by: By::Groups | By::Boxes, .. }
         )
     });
     assert_eq!(ways.len(), 3, "{ways:?}");

@@ -10,7 +10,7 @@ use crate::cube::fragment::Factor;
 use crate::cube::matrix::{self, Tile};
 use crate::cube::stream_matrix::MatrixPlan;
 use crate::few::FewPlan;
-use crate::program::{Kernel, KernelKind};
+use crate::program::{By, Kernel, KernelKind};
 
 /// The most dimensions of a map.
 const RANK: usize = 5;
@@ -186,16 +186,14 @@ pub(in crate::cube) fn seen(maps: &[Map], kernel: &Kernel, sizes: &[usize]) -> V
 /// The maps of a kernel, if the device brings operands of it.
 pub(in crate::cube) fn of_kernel(kernel: &Kernel) -> Vec<Map> {
     let maps = match kernel.kind {
-        KernelKind::Matrix { wide, bulk: true, .. } => Tile::of(kernel.kind).and_then(|tile| {
+        KernelKind::Matrix { wide, by: By::Boxes, .. } => Tile::of(kernel.kind).and_then(|tile| {
             let brought = tile.brought(&kernel.body, &matrix::plan(&kernel.body, wide.into())?)?;
             Some(brought.maps().cloned().collect())
         }),
-        KernelKind::StreamMatrix { tall, groups, bulk: true } => {
-            MatrixPlan::of(&kernel.body).and_then(|plan| {
-                let boxes = plan.brought(plan.tiling(tall, groups, true)?)?;
-                Some(boxes.maps().cloned().collect())
-            })
-        }
+        KernelKind::StreamMatrix { tall, by: By::Boxes } => MatrixPlan::of(&kernel.body).and_then(|plan| {
+            let boxes = plan.brought(plan.tiling(tall, By::Boxes)?)?;
+            Some(boxes.maps().cloned().collect())
+        }),
         _ => None,
     };
     maps.unwrap_or_default()

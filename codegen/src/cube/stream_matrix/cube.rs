@@ -70,7 +70,7 @@ impl<'a> Cube<'a> {
 
     /// What scores are but for the mask, and what they are yet to be multiplied by to be that: whoever makes weights of them does so.
     pub(super) fn factor(&self) -> Option<(ValueId, f32)> {
-        self.plan.scaled.filter(|_| self.t.groups)
+        self.plan.scaled.filter(|_| self.t.by.in_groups())
     }
 
     /// Finds the rows of the unit, and what the scores have of these alone.

@@ -67,7 +67,7 @@ impl Once {
 
     /// Numbers that are kept for positions. Groups are not at the same block, so each has its own.
     pub(super) fn elements(&self, t: Tiling) -> u32 {
-        2 * self.of_positions.len() as u32 * t.positions * if t.groups { 2 } else { 1 }
+        2 * self.of_positions.len() as u32 * t.positions * if t.by.in_groups() { 2 } else { 1 }
     }
 
     /// Room for them.
