@@ -252,8 +252,8 @@ fn pack(body: &Function, domain: &[AxisId], walk: &Walk) -> u32 {
     if !in_place || !root.dtype.is_float() || !by_row {
         return 1;
     }
-    let narrow = |dtype: DType| matches!(dtype, DType::Bf16 | DType::F16);
-    let narrow = narrow(root.dtype) || body.params.iter().any(|&p| narrow(body.ty(p).dtype));
+    let is_narrow = |dtype: DType| matches!(dtype, DType::Bf16 | DType::F16);
+    let narrow = is_narrow(root.dtype) || body.params.iter().any(|&p| is_narrow(body.ty(p).dtype));
     let rest = rest(domain, rows);
     // What a row is walked along, or what lies across rows.
     let walked = folds.iter().map(|f| &f.axes[..]).chain([&rest[..], rows]).filter_map(<[AxisId]>::last);
@@ -261,7 +261,11 @@ fn pack(body: &Function, domain: &[AxisId], walk: &Walk) -> u32 {
         let fits = |a: &AxisId| body.axis(*a).size.fixed().is_some_and(|n| n.is_multiple_of(*pack));
         walked.clone().any(fits)
     };
-    let packs = if narrow { &[8, 4][..] } else { &[4][..] };
+    // Of what a short row folds, a unit reads more than of all else.
+    let folded = |p: &&ValueId| folds.iter().any(|f| f.axes.iter().any(|a| body.ty(**p).has(*a)));
+    let short = matches!(walk, Walk::Units(..))
+        && !body.params.iter().filter(folded).any(|p| is_narrow(body.ty(*p).dtype));
+    let packs = if narrow && !short { &[8, 4][..] } else { &[4][..] };
     packs.iter().copied().find(whole).unwrap_or(1) as u32
 }
 

@@ -70,12 +70,12 @@ impl Tile {
     /// All of them, by size. The lowest is for few rows: there are more of them, and each has more on its way. Large ones multiply more with
     /// what they read.
     pub(crate) const ALL: [Tile; 10] = [
-        Tile { rows: 32, columns: 64, stages: 4, down: 2, across: 4, cubes: 2, rate: 180, ..Tile::PLANES },
+        Tile { rows: 32, columns: 64, stages: 8, down: 2, across: 4, cubes: 2, rate: 180, ..Tile::PLANES },
         Tile { rows: 64, columns: 128, stages: 3, down: 2, across: 2, cubes: 2, rate: 300, ..Tile::PLANES },
         Tile { rows: 128, columns: 128, depth: 32, stages: 4, down: 2, across: 4, rate: 315, ..Tile::PLANES },
         Tile { rows: 128, columns: 256, depth: 32, stages: 6, down: 2, across: 4, rate: 400, ..Tile::PLANES },
         Tile { rows: 128, columns: 256, stages: 4, rate: 560, ..Tile::GROUPS },
-        Tile { rows: 128, columns: 64, stages: 8, rate: 370, ..Tile::BULK },
+        Tile { rows: 128, columns: 64, stages: 8, rate: 400, ..Tile::BULK },
         Tile { rows: 128, columns: 128, stages: 6, rate: 560, ..Tile::BULK },
         Tile { rows: 128, columns: 160, stages: 5, rate: 620, ..Tile::BULK },
         Tile { rows: 128, columns: 192, stages: 5, rate: 650, ..Tile::BULK },
@@ -118,6 +118,11 @@ impl Tile {
     /// The same for so many parts.
     pub(crate) fn in_parts(self, parts: u8) -> Tile {
         Tile { parts: parts.into(), ..self }
+    }
+
+    /// Whether so many rows are half of it at least; the lowest may have fewer.
+    pub(crate) fn filled_by(self, rows: usize) -> bool {
+        self.rows == Tile::ALL[0].rows || self.rows as usize <= 2 * rows
     }
 
     /// Whether operands come to both in the same way, and are multiplied so.

@@ -6,7 +6,7 @@
 //!
 //! - an operand that is an expression, such as a normed row, is stored by a map, and so are the elements of what is held as codes;
 //! - rows are sorted by their index ([`sort`](super::sort));
-//! - where an index is summed over (the experts of one token), products have different operands, or a summed axis is cut into parts so
+//! - where an index is summed over (the experts of one token), products have different operands, or what is summed is cut into parts so
 //!   that there are more tiles, each product is stored in f32, with what is still to be summed, and a map does that and makes the result.
 //!
 //! What lies in between belongs to the device.
@@ -154,7 +154,7 @@ impl Stages {
         Some(whole)
     }
 
-    /// Those of a product on tensor cores with the operands of one side as the wide ones and so many parts of a summed axis, if it can be
+    /// Those of a product on tensor cores with the operands of one side as the wide ones and so many parts of what is summed, if it can be
     /// computed so.
     pub(crate) fn of_matrix(kernel: &Kernel, wide: usize, parts: u64) -> Option<Stages> {
         let body = &kernel.body;

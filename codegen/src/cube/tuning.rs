@@ -355,13 +355,13 @@ mod tests {
 
     #[test]
     fn a_device_with_fewer_multiprocessors_is_busy_with_fewer_tiles() {
-        let kernel = kernel(KernelKind::Contract, PRODUCT);
+        let kernel = kernel(KernelKind::Contract, &PRODUCT.replace("a2=512", "a2=8192"));
         let small = Machine { multiprocessors: 16, ..Machine::HOPPER };
         let of = |machine| Ways::of(&kernel, Target::Cuda, machine).choose(&kernel.extents(&[96]));
-        let rows = |kind| match kind {
-            KernelKind::Matrix { rows, .. } => rows,
+        let parts = |kind| match kind {
+            KernelKind::Matrix { parts, .. } => parts,
             other => panic!("{other}"),
         };
-        assert!(rows(of(&small)) > rows(of(&Machine::HOPPER)));
+        assert!(parts(of(&small)) < parts(of(&Machine::HOPPER)));
     }
 }

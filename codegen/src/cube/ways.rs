@@ -28,12 +28,16 @@ const FEW_CODES: usize = 16;
 const DECODED: usize = 5;
 /// The most rows that are multiplied with what was read once.
 const ROWS: usize = 8;
-/// What a cube takes to begin and to end, in numbers of depth that it walks meanwhile.
+/// What ways of a product take on an H200, in picoseconds. What a cube takes to begin and to end, in numbers of depth that it walks meanwhile:
+/// more where it waits for a device to bring boxes.
 const BEGUN: usize = 256;
-/// What it takes to launch what adds parts up, and what each number takes that a part leaves: half the operations that tensor cores do in a
-/// thousandth of a nanosecond.
-const ADDED: usize = 2_500_000;
-const LEFT: usize = 3;
+const BEGUN_BOXES: usize = 384;
+/// Bytes of operands that come from memory meanwhile, and bytes that parts leave, written and read again.
+const MEMORY: usize = 3;
+const LEFT: usize = 5;
+/// A launch that adds parts up, and what each part adds to that.
+const LAUNCH: usize = 2_500_000;
+const PART: usize = 150_000;
 
 /// Parts that what is summed may be cut into.
 const PARTS: [u8; 5] = [2, 3, 4, 6, 8];
@@ -151,7 +155,7 @@ impl Side {
         admitted.then(|| Side { tiles, ..self.clone() })
     }
 
-    /// All tiles, for each of so many parts of what is summed. Rows of groups are not many enough to be short of cubes.
+    /// All tiles, for each of so many parts of what is summed. Of a grouped product there are none: each group has tiles of its own.
     fn in_parts<'s>(&'s self, parts: &'s [u8]) -> impl Iterator<Item = Tile> + 's {
         let parts = if self.lines.is_some() { &[] } else { parts };
         parts.iter().flat_map(|&n| self.tiles.iter().map(move |(tile, _)| tile.in_parts(n)))
@@ -163,22 +167,32 @@ impl Side {
         fits.unwrap_or(&self.tiles[0]).0
     }
 
-    /// The tile, and the parts of what is summed, that take least time on a device of so many multiprocessors.
+    /// The tile, and the parts of what is summed, that take least time on a device of so many multiprocessors: cubes walk their depth in turns,
+    /// or as fast as operands come from memory, and what parts leave is written, and added up by another launch.
     fn quickest(&self, multiprocessors: usize, total: impl Fn(&[AxisId]) -> usize) -> Tile {
-        let (rows, columns) = (total(&self.rows), self.products * total(&self.columns));
-        let (batch, depth) = (total(&self.batch), total(&self.summed));
-        let all = self.tiles.iter().map(|(tile, _)| *tile).chain(self.in_parts(&PARTS));
+        let [rows, columns, batch, depth] =
+            [&self.rows, &self.columns, &self.batch, &self.summed].map(|axes| total(axes));
+        let read = 2 * (rows + self.products * columns) * batch * depth;
         let time = |tile: &Tile| {
             let parts = tile.parts as usize;
-            let cubes = rows.div_ceil(tile.rows as usize) * columns.div_ceil(tile.columns as usize) * batch;
+            // Products whose sums are in parts are launches of their own.
+            let (launches, together) = if parts > 1 { (self.products, 1) } else { (1, self.products) };
+            let across = (together * columns).div_ceil(tile.columns as usize);
+            let cubes = parts * rows.div_ceil(tile.rows as usize) * across * batch;
             let at_once = multiprocessors * tile.cubes as usize;
-            let walked = depth.div_ceil(parts).next_multiple_of(tile.depth as usize) + BEGUN;
-            let of_turn = 2 * at_once * (tile.rows * tile.columns) as usize * walked / tile.rate as usize;
-            let turns = (parts * cubes).div_ceil(at_once);
-            let left = if parts > 1 { ADDED + parts * rows * columns * batch * LEFT } else { 0 };
-            turns * of_turn + left
+            // Few of them come to their operands faster, but no more than that.
+            let busy = cubes.clamp(at_once - at_once / 4, at_once);
+            let begun = if tile.by == By::Boxes { BEGUN_BOXES } else { BEGUN };
+            let walked = depth.div_ceil(parts).next_multiple_of(tile.depth as usize) + begun;
+            let of_turn = 2 * busy * (tile.rows * tile.columns) as usize * walked / tile.rate as usize;
+            let multiplied = launches * cubes.div_ceil(at_once) * of_turn;
+            let left = LAUNCH + parts * (PART + 8 * rows * columns * batch / LEFT);
+            let left = if parts > 1 { left } else { 0 };
+            // Of those that wait for memory alike, that is the quickest which multiplies most quickly.
+            (multiplied.max(read / MEMORY) + launches * left, multiplied)
         };
-        all.min_by_key(time).unwrap_or(self.tiles[0].0)
+        let all = self.tiles.iter().map(|(tile, _)| *tile).chain(self.in_parts(&PARTS));
+        all.filter(|tile| tile.filled_by(rows)).min_by_key(time).unwrap_or(self.tiles[0].0)
     }
 }
 
@@ -335,9 +349,8 @@ impl Ways {
             KernelKind::Few { wide, rows } => rows_of(&self.few, wide)
                 .is_some_and(|n| n <= 2 * FEW && usize::from(rows) <= n.max(1).next_power_of_two()),
             KernelKind::Matrix { tf32: true, .. } if !self.tf32 => false,
-            KernelKind::Matrix { wide, rows, .. } => {
-                let low = usize::from(rows) == Tile::ALL[0].rows as usize;
-                let fills = |n: usize| n >= FEWER / 2 && (low || usize::from(rows) <= 2 * n);
+            KernelKind::Matrix { wide, .. } => {
+                let fills = |n: usize| n >= FEWER / 2 && Tile::of(kind).is_some_and(|tile| tile.filled_by(n));
                 self.admits(kind, extents) && rows_of(&self.matrix, wide).is_some_and(fills)
             }
             KernelKind::StreamMatrix { tall, .. } => {

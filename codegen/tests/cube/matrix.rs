@@ -225,7 +225,7 @@ fn long() -> Kernel {
     let k = kernel(
         KernelKind::Contract,
         "long",
-        "axes a0=n0, a1=24, a2=400\nparam p0: bf16[a0, a2]\nparam p1: bf16[a1, a2]\n\
+        "axes a0=n0, a1=24, a2=600\nparam p0: bf16[a0, a2]\nparam p1: bf16[a1, a2]\n\
          y: f32[a0, a1] = contract p0, p1 over a2\nreturn y",
     );
     tiled(&k).swap_remove(0)
@@ -233,7 +233,7 @@ fn long() -> Kernel {
 
 #[test]
 fn copies_that_are_not_awaited_show() {
-    shows_unawaited(&long(), "asm volatile(\"cp.async.wait_group %0;\" :: \"n\"(2) : \"memory\");", &[20]);
+    shows_unawaited(&long(), "asm volatile(\"cp.async.wait_group %0;\" :: \"n\"(6) : \"memory\");", &[20]);
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn what_is_broken_shows() {
     };
     let broken = [
         ("a row beyond the last", text.replace("< info.scalars_uint32[0];", "<= info.scalars_uint32[0];")),
-        ("a depth beyond the last", text.replace("< uint32(400);", "<= uint32(400);")),
+        ("a depth beyond the last", text.replace("< uint32(600);", "<= uint32(600);")),
         ("a pack that lies otherwise than it is read", text.replacen(" ^ ", " + 0 * ", 1)),
         ("sums in 16 bits", (0..4).fold(format!("#include <cuda_fp16.h>\n{text}"), narrow)),
     ];
