@@ -9,7 +9,7 @@
 //! A shared value with axes besides is *resident*: all of its row is kept where those who compute the row see it, a lane of the
 //! host's vector machine or the shared memory of a cube. Through CubeCL such rows must be of fixed sizes and fit: see [`fits`].
 
-use latentc_ir::{AxisId, Binary, Function, Inst, Op, Reduce, Unary, ValueId};
+use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 use smallvec::{SmallVec, smallvec};
 
 /// What the resident values of a row may take, in bytes. With what a cube folds over, it makes the 32 KiB of shared memory
@@ -222,42 +222,6 @@ pub fn moved_axes(f: &Function, inst: &Inst) -> Vec<AxisId> {
         | Op::RmsNorm { .. }
         | Op::Call { .. } => vec![],
     }
-}
-
-/// A sum of exponentials that are shifted by the maximum of the same numbers, `sum of exp(x - m)`, where `m` is that or some constant,
-/// whichever is larger. Both are one walk along the row: softmax is a monoid.
-pub struct Shifted<'f> {
-    /// The maximum.
-    pub top: &'f Inst,
-    /// The sum.
-    pub sum: &'f Inst,
-    /// What shifts at the least.
-    pub least: f64,
-}
-
-/// What a sum is of the kind. `made` has the instructions that make values in the same kernel.
-pub fn shifted<'f>(made: impl Fn(ValueId) -> Option<&'f Inst>, sum: &'f Inst) -> Option<Shifted<'f>> {
-    let Op::Reduce { by: Reduce::Sum, axis } = sum.op else { return None };
-    let exp = made(sum.args[0]).filter(|i| i.op == Op::Unary(Unary::Exp))?;
-    let below = made(exp.args[0]).filter(|i| i.op == Op::Binary(Binary::Sub))?;
-    let &[x, shift] = &below.args[..] else { return None };
-    let largest =
-        |v: ValueId| made(v).filter(|i| i.op == Op::Reduce { by: Reduce::Max, axis } && i.args == [x]);
-    let number = |v: ValueId| match &made(v)?.op {
-        Op::Const(numbers) => match numbers[..] {
-            [one] => Some(one.0).filter(|n| n.is_finite()),
-            _ => None,
-        },
-        _ => None,
-    };
-    if let Some(top) = largest(shift) {
-        return Some(Shifted { top, sum, least: f32::MIN.into() });
-    }
-    let bound = made(shift).filter(|i| i.op == Op::Binary(Binary::Max))?;
-    let &[a, b] = &bound.args[..] else { return None };
-    [(a, b), (b, a)]
-        .into_iter()
-        .find_map(|(top, least)| Some(Shifted { top: largest(top)?, sum, least: number(least)? }))
 }
 
 /// The last instruction of a body, if it appends: such a kernel writes into its cache in place.

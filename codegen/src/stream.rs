@@ -2,7 +2,7 @@
 //! gradient.
 //!
 //! The body is, from its end: an elementwise *epilogue* of the *fold*. That is the contraction of *weights* and *values* over one axis, or
-//! the sum or maximum of weights along it. The weights are elementwise in contractions, masks and whatever else has some
+//! the sum or maximum of weights along it, or a maximum and the sum of exponentials that it shifts, as in the logarithm of such a sum. The weights are elementwise in contractions, masks and whatever else has some
 //! of their axes; or they are the softmax of such *scores* along the axis, perhaps cast. Operands of contractions, the values, and what
 //! meets weights, scores or the fold on the way are *leaves*: parameters or expressions of them that cost little (axes that move, casts,
 //! scales, rotations).
@@ -21,11 +21,13 @@ use latentc_ir::{AxisId, Binary, DType, Function, Inst, Op, Reduce, Unary, Value
 
 use latentc_passes::page::Slots;
 use latentc_passes::stream_softmax::weighed;
+use latentc_passes::stream_sums::shifted;
 
 /// How pieces come together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Monoid {
-    /// A sum that the softmax of the scores weighs.
+    /// A sum that the softmax of the scores weighs; without values, what it knows of each row: the largest score, and the sum of exponentials
+    /// that this shifts.
     Softmax,
     /// A sum.
     Sum,
@@ -48,6 +50,8 @@ pub struct StreamPlan {
     pub values: Option<ValueId>,
     /// The fold.
     pub product: ValueId,
+    /// The maximum that shifts what is summed, where that is wanted as well: of a softmax without values. It is no less than the least float.
+    pub top: Option<ValueId>,
     /// The axes of weights and product that values have, or what scores are made of at each position; in the product's order.
     pub batch: Vec<AxisId>,
     /// The other axes of weights and product.
@@ -71,6 +75,16 @@ impl StreamPlan {
             }
             [] => {
                 let folds = folds(body);
+                if let [top, sum] = folds[..]
+                    && let Some(shifted) = shifted(|v| defined(body, v), sum)
+                    && let (true, Op::Reduce { axis, .. }) = (shifted.top == top, &top.op)
+                {
+                    let parts = (top.args[0], None, sum.args[0]);
+                    let plan = StreamPlan::with(body, Monoid::Softmax, *axis, sum, parts);
+                    let plan = StreamPlan { top: Some(top.result()), ..plan };
+                    plan.check(body)?;
+                    return Ok(plan);
+                }
                 let [fold] = folds[..] else {
                     return Err(format!(
                         "{} sums or maxima are of what is made of products; a stream has one, or one `softmax`",
@@ -125,7 +139,7 @@ impl StreamPlan {
         let (batch, m) = rows.into_iter().partition(shared);
         let nothing = if by == Monoid::Sum { 0.0 } else { f64::NEG_INFINITY };
         let mask = mask(body, scores, nothing);
-        StreamPlan { along, by, scores, mask, values, product: fold.result(), batch, m, n }
+        StreamPlan { along, by, scores, mask, values, product: fold.result(), top: None, batch, m, n }
     }
 
     /// The dtype of the values; if there are none, of what scores are made of at each position.
@@ -148,11 +162,15 @@ impl StreamPlan {
         if let Some(values) = self.values {
             check_leaf(body, values)?;
         }
-        // Above the product: elements of the same axes.
+        // Above the product: elements of the same axes. What is below a sum is none of it, though a maximum shifts that.
         let mut above = vec![self.product];
+        above.extend(self.top);
+        let summed = defined(body, self.product).filter(|_| self.top.is_some());
+        let below = summed.map_or_else(Vec::new, |sum| cone(body, sum.args[0], is_elementwise));
         let y = body.ty(self.product);
         for inst in &body.body {
-            if !inst.args.iter().any(|a| above.contains(a)) {
+            let inside = below.contains(&inst.result()) && body.ty(inst.result()).has(self.along);
+            if inside || !inst.args.iter().any(|a| above.contains(a)) {
                 continue;
             }
             let ty = body.ty(inst.result());

@@ -113,6 +113,8 @@ impl<'f> Parts<'f> {
     }
 }
 
+/// Along an axis that a run gives its length, what weighs may be made anew by each kernel that wants it. So that a row is one number to
+/// these, and nothing is divided, weights are `exp(x - l)` there, where `l` is the logarithm of the sum of `exp(x)`.
 fn softmax(p: &mut Parts<'_>, axis: AxisId) {
     let (all, rows) = p.types(axis);
     let least = p.number("least", f64::from(f32::MIN));
@@ -121,12 +123,18 @@ fn softmax(p: &mut Parts<'_>, axis: AxisId) {
     let max = p.push("max", Op::Reduce { by: Reduce::Max, axis }, &[p.x], rows.clone());
     let max = p.push("bound", Op::Binary(Binary::Max), &[max, least], rows.clone());
     let shifted = p.push("shifted", Op::Binary(Binary::Sub), &[p.x, max], all.clone());
-    let exp = p.push("exp", Op::Unary(Unary::Exp), &[shifted], all);
+    let exp = p.push("exp", Op::Unary(Unary::Exp), &[shifted], all.clone());
     let sum = p.push("sum", Op::Reduce { by: Reduce::Sum, axis }, &[exp], rows.clone());
     let empty = Type::new(DType::Bool, rows.axes.clone());
     let empty = p.push("empty", Op::Binary(Binary::Eq), &[sum, zero], empty);
-    let divisor = p.push("divisor", Op::Select, &[empty, one, sum], rows);
-    p.finish(Op::Binary(Binary::Div), &[exp, divisor]);
+    let divisor = p.push("divisor", Op::Select, &[empty, one, sum], rows.clone());
+    if p.f.axis(axis).size.fixed().is_some() {
+        return p.finish(Op::Binary(Binary::Div), &[exp, divisor]);
+    }
+    let log = p.push("log", Op::Unary(Unary::Log), &[divisor], rows.clone());
+    let total = p.push("total", Op::Binary(Binary::Add), &[log, max], rows);
+    let less = p.push("less", Op::Binary(Binary::Sub), &[p.x, total], all);
+    p.finish(Op::Unary(Unary::Exp), &[less]);
 }
 
 fn rms_norm(p: &mut Parts<'_>, axis: AxisId, eps: Real) {

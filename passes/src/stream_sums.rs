@@ -5,7 +5,7 @@
 //!        sum over s of w v, sum over s of w u                      =>  parts of  sum over s of w (v, then u)
 //! Why    a kernel that walks `t` makes `w` piece by piece, adds each piece up and forgets it. In gradients, scores and their adjoints
 //!        are such values: heads times tokens times tokens of them, and five sums or more that want them (FlashAttention-2, arXiv
-//!        2307.08691, section 3.1.2, has the same sums). A maximum is a fold as well as a sum is
+//!        2307.08691, section 3.1.2, has the same sums). A maximum is a fold as well as a sum is, and it is one with the sum that it shifts
 //! Needs  contractions of two operands, softmaxes that are streamed or defined.  Leaves  few sums, each along one axis, where [`regions`] finds
 //!        that pieces are worth it; the scheduler asks the same question of what is left, and gives those values no memory
 //! Cost   each fold makes its pieces anew, which takes operations; to store them takes a trip to memory for each that writes one or
@@ -14,6 +14,7 @@
 //! Cases  stream_sums.ir
 
 mod meet;
+mod shifted;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +23,8 @@ use latentc_ir::{AxisId, DType, Function, Inst, Module, Op, Reduce, Type, ValueI
 use crate::rewrite::Rebuild;
 use crate::stream_softmax::weighed;
 use crate::{Context, Kind, Machine, Remark, Sizes};
+
+pub use self::shifted::{Met, Shifted, met, shifted};
 
 const NAME: &str = "stream_sums";
 
@@ -106,6 +109,15 @@ pub struct Fold {
     pub along: AxisId,
     /// What is folded; for a contraction, the operand that weighs the other.
     pub of: ValueId,
+    /// For exponentials that a maximum of the same pieces shifts, that: both are one fold.
+    pub with: Option<Met>,
+}
+
+impl Fold {
+    /// What is known of all pieces in the end.
+    pub fn into(&self, f: &Function) -> ValueId {
+        self.with.map_or(f.body[self.at].result(), |met| met.into)
+    }
 }
 
 /// Values that only folds want.
@@ -153,8 +165,12 @@ pub fn regions(f: &Function, wanted: &Wanted<'_>, kept: &dyn Fn(ValueId) -> bool
     let softmaxes = softmaxes.filter_map(|inst| weighed(f, &users, inst).ok());
     let weighed: Vec<_> = softmaxes.map(|sum| sum.product.result()).collect();
     let others = f.body.iter().enumerate().filter(|(_, i)| i.results.iter().all(|r| !weighed.contains(r)));
-    let candidates: Vec<_> = others.filter_map(|(at, inst)| fold(f, wanted, &formed, at, inst)).collect();
+    let candidates = others.filter_map(|(at, inst)| fold(f, wanted, &formed, at, inst));
+    let mut candidates: Vec<_> =
+        candidates.map(|fold| Fold { with: met(f, &users, fold.at, kept), ..fold }).collect();
     let ends: Vec<_> = candidates.iter().map(|fold| (fold.at, fold.of)).collect();
+    let tops: Vec<_> = candidates.iter().filter_map(|fold| fold.with).map(|met| met.top).collect();
+    candidates.retain(|fold| !tops.contains(&fold.at));
     let hidden = only_for(f, &users, &ends, kept, &|inst| is_product(f, inst));
     let all = pieces(f, &hidden);
     // Pieces that are made of each other, or meet, belong together. Products are made of what is there.
@@ -180,7 +196,7 @@ pub fn regions(f: &Function, wanted: &Wanted<'_>, kept: &dyn Fn(ValueId) -> bool
     // What pieces are folded to is none itself.
     let (mut folded, mut taken) = (BTreeSet::new(), BTreeSet::new());
     found.retain(|region| {
-        let results = || region.folds.iter().map(|fold| f.body[fold.at].result());
+        let results = || region.folds.iter().map(|fold| fold.into(f));
         let free =
             !region.pieces.iter().any(|v| folded.contains(v)) && !results().any(|v| taken.contains(&v));
         if free && region.streamed < region.stored {
@@ -225,7 +241,7 @@ fn fold(f: &Function, wanted: &Wanted<'_>, formed: &[bool], at: usize, inst: &In
         _ => return None,
     };
     let floats = f.ty(inst.result()).dtype.is_float() && of(&weights);
-    (floats && f.axis(along).size.fixed().is_none()).then_some(Fold { at, along, of: weights })
+    (floats && f.axis(along).size.fixed().is_none()).then_some(Fold { at, along, of: weights, with: None })
 }
 
 /// Whether an instruction is a product of two that a kernel can compute in tiles, for a fold.

@@ -18,12 +18,13 @@
 //! that wants it. Scalar products are reductions too: the sum of the squares of each row is no matter for tiles.
 
 use latentc_ir::{AxisId, DType, Function, Inst, Op, Size, ValueId};
+use latentc_passes::stream_sums::{Shifted, shifted};
 
 use super::emit::{Bin, Buf, Elem, Emit, Shared, Un, Val};
 use super::expr::{Exprs, Fold, Place};
 use super::resident::Row;
 use super::target::Target;
-use crate::map::{MapPlan, Shifted, fits, shifted};
+use crate::map::{MapPlan, fits};
 
 /// The longest row that a unit walks alone.
 const SHORT: u64 = 32;

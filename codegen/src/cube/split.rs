@@ -177,6 +177,7 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, kept: Buf,
         let known = [(&plan.batch[..], &batch[..]), (&plan.m[..], &row[..]), (&plan.n[..], &column[..])];
         let (sum, y) = (e.get(sum), e.get(y));
         let y = match plan.by {
+            Monoid::Softmax if plan.values.is_none() => sum,
             Monoid::Softmax => {
                 let divisor = divisor(e, sum);
                 e.div(y, divisor)
@@ -185,7 +186,8 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, kept: Buf,
             Monoid::Sum => y,
             Monoid::Max => largest,
         };
-        finish(e, &mut x, plan, &known, y, output);
+        let top = plan.top.map(|top| (top, largest));
+        finish(e, &mut x, &known, [(plan.product, y)].into_iter().chain(top), output);
     });
 }
 

@@ -271,7 +271,9 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
                     Monoid::Softmax => {
                         where_seen(e, seen, |e| cube.weigh(e, max, sum));
                         e.sync();
-                        cube.add_values(e, x, seen, &sums);
+                        if plan.values.is_some() {
+                            cube.add_values(e, x, seen, &sums);
+                        }
                     }
                     Monoid::Sum => cube.add_values(e, x, seen, &sums),
                     Monoid::Max => {
@@ -282,9 +284,12 @@ pub(crate) fn emit(e: &mut Emit, mut x: Exprs<'_>, plan: &StreamPlan, chunk: Opt
             });
         });
         if chunk.is_none() {
-            match plan.by {
-                Monoid::Softmax | Monoid::Sum => cube.store(e, &mut x, sum, &sums, output),
-                Monoid::Max => cube.store_largest(e, &mut x, max, output),
+            match (plan.by, plan.top) {
+                (Monoid::Softmax, Some(top)) => {
+                    cube.store_rows(e, &mut x, &[(plan.product, sum), (top, max)], output);
+                }
+                (Monoid::Softmax, None) | (Monoid::Sum, _) => cube.store(e, &mut x, sum, &sums, output),
+                (Monoid::Max, _) => cube.store_rows(e, &mut x, &[(plan.product, max)], output),
             }
         } else {
             let first = walk.first_line(e, repeats, rows);
@@ -350,18 +355,19 @@ pub(super) fn divisor(e: &mut Emit, sum: Val) -> Val {
     e.select(empty, one, sum)
 }
 
-/// Computes the epilogue of an element of the product and stores it.
+/// Computes the epilogue of what folds came to at an index and stores it.
 pub(super) fn finish(
     e: &mut Emit,
     x: &mut Exprs<'_>,
-    plan: &StreamPlan,
     known: &[At<'_>],
-    y: Val,
+    folded: impl IntoIterator<Item = (ValueId, Val)>,
     output: Buf,
 ) {
     x.scope(|x| {
         let body = x.body();
-        x.define(plan.product, index(&body.ty(plan.product).axes, known), y);
+        for (fold, y) in folded {
+            x.define(fold, index(&body.ty(fold).axes, known), y);
+        }
         let axes = &body.ty(body.results[0]).axes;
         let at = index(axes, known);
         let element = x.element(e, body.results[0], &at);
@@ -637,16 +643,16 @@ impl<'a> Cube<'a> {
         }
     }
 
-    /// Computes the epilogue of the maxima and stores it.
-    fn store_largest(&self, e: &mut Emit, x: &mut Exprs<'_>, max: Var, output: Buf) {
+    /// Computes the epilogue of what was folded of each row and stores it: a unit has a row.
+    fn store_rows(&self, e: &mut Emit, x: &mut Exprs<'_>, of: &[(ValueId, Var)], output: Buf) {
         let (unit, rows) = (e.unit(), e.u32(self.tiles.rows));
         let (at_row, exists) = self.rows.at(e, x, unit);
         let mine = e.lt(unit, rows);
         let mine = e.and(mine, exists);
         let known = [(&self.plan.batch[..], &self.batch[..]), (self.rows.axes, &at_row[..])];
         e.if_(mine, |e| {
-            let y = e.get(max);
-            finish(e, x, self.plan, &known, y, output);
+            let folded: Vec<_> = of.iter().map(|&(fold, y)| (fold, e.get(y))).collect();
+            finish(e, x, &known, folded, output);
         });
     }
 
@@ -680,7 +686,7 @@ impl<'a> Cube<'a> {
                 e.if_(exists, |e| {
                     let sum = e.get(sum);
                     let y = divisor.map_or(sum, |divisor| e.div(sum, divisor));
-                    finish(e, x, self.plan, &known, y, output);
+                    finish(e, x, &known, [(self.plan.product, y)], output);
                 });
             }
         }

@@ -221,13 +221,17 @@ impl MatrixPlan {
         fits(HALF).or_else(|| fits(SHARED))
     }
 
-    /// The cube whose planes multiply in groups: two of these, each with 64 rows and all columns. What they weigh is brought ahead, and
-    /// their scores have some depth.
+    /// The cube whose planes multiply in groups: two of these, each with 64 rows and all columns, of which a softmax need not have any. What they
+    /// weigh is brought ahead, and their scores have some depth.
     fn grouped(&self) -> Option<Tiling> {
-        let weighs = matches!(self.stream.by, Monoid::Softmax | Monoid::Sum) && self.values.is_some();
         let columns = self.columns.next_multiple_of(SPAN);
+        let fits = match (self.stream.by, self.values) {
+            (Monoid::Softmax | Monoid::Sum, Some(_)) => [64, 128, 192, 256].contains(&columns),
+            (by, None) => by == Monoid::Softmax,
+            (Monoid::Max, Some(_)) => false,
+        };
         let deep = self.depths.iter().all(|d| (1..=512).contains(d));
-        if !self.ahead || !weighs || !deep || ![64, 128, 192, 256].contains(&columns) {
+        if !self.ahead || !fits || !deep {
             return None;
         }
         let tiling = |positions| Tiling {
@@ -289,7 +293,7 @@ impl MatrixPlan {
 
     /// Stages of values that are no keys.
     fn value_stages(&self) -> u32 {
-        if self.shared.is_some() { 0 } else { 2 }
+        if self.values.is_none() || self.shared.is_some() { 0 } else { 2 }
     }
 
     /// Numbers of the rows' operands, the keys, the values, and the scores, of all stages.
@@ -484,7 +488,6 @@ pub(crate) fn emit(
             down,
             right,
             mine: Vec::new(),
-            inverses: Vec::new(),
             once: plan.once.memory(e, t),
             bringing: (e.unit(), t.units()),
             whole: false,

@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use latentc_ir::{Def, Inst, Op, ValueId};
 use latentc_passes::Kind;
+use latentc_passes::stream_sums::shifted;
 
 use super::limits::BUFFERS;
 use super::{Storage, TURN, is_view};
-use crate::map::{RESIDENT_BYTES, fits, shifted};
+use crate::map::{RESIDENT_BYTES, fits};
 
 /// Instructions of a kernel, at most: expressions are written out one in another.
 const LONGEST: usize = 256;

@@ -37,7 +37,7 @@ impl Storage<'_> {
         let kept = |v: ValueId| self.is_stored(v) || self.streamed[v.0 as usize] > 0;
         for region in regions(f, &wanted, &kept) {
             let worth = region.streamed < region.stored;
-            let folds: Vec<_> = region.folds.iter().map(|fold| f.body[fold.at].result()).collect();
+            let folds: Vec<_> = region.folds.iter().map(|fold| fold.into(f)).collect();
             let message = format!(
                 "{} in the kernels of {}: {:.1e} s, with memory {:.1e} s",
                 if worth { "is made piece by piece" } else { "is stored, not made piece by piece" },
@@ -55,8 +55,11 @@ impl Storage<'_> {
             }
             for fold in &region.folds {
                 self.streams.insert(fold.at, fold.along);
+                if let Some(met) = fold.with {
+                    self.stream(f.body[met.top].result(), 1);
+                }
                 if f.body[fold.at].op != Op::Contract {
-                    self.store(f.body[fold.at].result());
+                    self.store(fold.into(f));
                 }
             }
         }

@@ -89,8 +89,8 @@ impl Fold {
         scores.retain(|i| !mask.contains(i));
         let epilogue = above(result, &is_elementwise);
         let all = [&mask[..], &scores, &epilogue];
-        let made =
-            |v: ValueId| v == plan.product || all.iter().any(|part| part.iter().any(|i| i.result() == v));
+        let folded = |v: ValueId| v == plan.product || plan.top == Some(v);
+        let made = |v: ValueId| folded(v) || all.iter().any(|part| part.iter().any(|i| i.result() == v));
         let roots = [plan.values, Some(plan.scores), plan.mask, Some(result)];
         let args = all.iter().flat_map(|part| part.iter()).flat_map(|i| &i.args);
         let used = args.copied().chain(roots.into_iter().flatten());
@@ -151,7 +151,9 @@ impl Fold {
                 takes.floats(copied(m.max(n), k));
             }
         }
-        takes.lane(self.plan.product.0 as usize, len(self.plan.product));
+        for v in [self.plan.product].into_iter().chain(self.plan.top) {
+            takes.lane(v.0 as usize, len(v));
+        }
         takes.lane(values, self.state());
         takes.lane(values + 1, self.of_tile(&self.plan.m) * self.most());
         takes.floats(copied(self.of_tile(&self.plan.m), self.most()));
@@ -493,10 +495,12 @@ impl<'a> Stream<'a> {
             }
         }
         let Some(values) = self.plan.values else {
-            for (acc, weights) in state.acc.iter_mut().zip(weights.chunks_exact(count)) {
+            let known = state.acc.iter_mut().zip(&*state.sum);
+            for ((acc, &sum), weights) in known.zip(weights.chunks_exact(count)) {
                 *acc = match state.by {
                     Monoid::Max => acc.max(folded(Reduce::Max, weights)),
-                    Monoid::Sum | Monoid::Softmax => *acc + folded(Reduce::Sum, weights),
+                    Monoid::Sum => *acc + folded(Reduce::Sum, weights),
+                    Monoid::Softmax => sum,
                 };
             }
             return Ok(());
@@ -553,22 +557,24 @@ impl<'a> Stream<'a> {
     ) -> Result<(), DeviceError> {
         let mut t = self.tile(unit, lanes, made);
         let columns = state.acc.len() / state.max.len();
-        let softmax = state.by == Monoid::Softmax;
+        let softmax = state.by == Monoid::Softmax && self.plan.values.is_some();
         for (row, &mut sum) in state.acc.chunks_exact_mut(columns).zip(&mut *state.sum).filter(|_| softmax) {
             // A row of nothing but -inf is zeros.
             let divisor = if sum == 0.0 { 1.0 } else { sum };
             row.iter_mut().for_each(|y| *y /= divisor);
         }
-        let product = self.plan.product.0 as usize;
-        let axes = &self.body.ty(self.plan.product).axes;
-        let steps = strides(axes, &t.extents);
         let dense = strides(&self.fold.dense, &t.extents);
-        t.lanes[product].fit(true, state.acc.len());
-        let made = t.lanes[product].floats();
-        nest(&t.extents, axes, [(axes, &steps), (&self.fold.dense, &dense)]).each(|[to, from], n, s| {
-            (0..n).for_each(|i| made[to + i * s[0]] = state.acc[from + i * s[1]]);
-        });
-        t.made[product] = true;
+        let top = self.plan.top.map(|top| (top, &*state.max));
+        for (v, known) in [(self.plan.product, &*state.acc)].into_iter().chain(top) {
+            let (n, axes) = (v.0 as usize, &self.body.ty(v).axes);
+            let steps = strides(axes, &t.extents);
+            t.lanes[n].fit(true, known.len());
+            let made = t.lanes[n].floats();
+            nest(&t.extents, axes, [(axes, &steps), (&self.fold.dense, &dense)]).each(|[to, from], n, s| {
+                (0..n).for_each(|i| made[to + i * s[0]] = known[from + i * s[1]]);
+            });
+            t.made[n] = true;
+        }
         self.evaluate(&self.fold.epilogue, &mut t, true)?;
 
         let result = self.body.results[0];

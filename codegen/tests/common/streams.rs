@@ -142,24 +142,57 @@ pub(crate) fn causal(name: &str, dtype: &str, [i, k, v]: [u64; 3]) -> Kernel {
 }
 
 /// One of the sums in the gradient of [`causal`]: of keys, along the tokens. Weights are made of two products, and of what is known of
-/// each token: the largest score, the sum of exponentials, the mean of the adjoints. Run-time sizes: batch, tokens, positions.
+/// each token: the logarithm of the sum of exponentials ([`total`]), the mean of the adjoints. Run-time sizes: batch, tokens, positions.
 pub(crate) fn backward(name: &str, dtype: &str, [i, k, v]: [u64; 3]) -> Kernel {
     stream(
         name,
         &format!(
             "axes b=n0, s=n1, i={i}, k={k}, t=n2, v={v}\n\
              param q: {dtype}[b, t, i, k]\nparam key: {dtype}[b, s, i, k]\nparam value: {dtype}[b, s, i, v]\n\
-             param dy: {dtype}[b, t, i, v]\nparam max: f32[b, t, i]\nparam sum: f32[b, t, i]\nparam mean: f32[b, t, i]\n\
+             param dy: {dtype}[b, t, i, v]\nparam total: f32[b, t, i]\nparam mean: f32[b, t, i]\n\
              to: i32[t] = position of t\nat: i32[s] = position of s\nseen: bool[t, s] = le at, to\n\
              z: f32[b, t, i, s] = contract q, key over k\nscale: f32 = const 0.125\nx: f32[b, t, i, s] = mul z, scale\n\
              least: f32 = const -inf\nm: f32[b, t, i, s] = select seen, x, least\n\
-             low: f32[b, t, i, s] = sub m, max\ne: f32[b, t, i, s] = exp low\none: f32 = const 1.0\n\
-             zero: f32 = const 0.0\nnone: bool[b, t, i] = eq sum, zero\nd: f32[b, t, i] = select none, one, sum\n\
-             p: {dtype}[b, t, i, s] = div e, d\ndp: f32[b, t, i, s] = contract dy, value over v\n\
+             zero: f32 = const 0.0\nlow: f32[b, t, i, s] = sub m, total\np: {dtype}[b, t, i, s] = exp low\n\
+             dp: f32[b, t, i, s] = contract dy, value over v\n\
              c: f32[b, t, i, s] = sub dp, mean\nw: f32[b, t, i, s] = mul p, c\nh: f32[b, t, i, s] = select seen, w, zero\n\
              g: f32[b, t, i, s] = mul h, scale\ny: f32[b, s, i, k] = contract g, q over t\nreturn y"
         ),
     )
+}
+
+/// For each row of [`causal`], the logarithm of the sum of its exponentials. Run-time sizes: batch, tokens, positions.
+pub(crate) fn total(name: &str, dtype: &str, [i, k]: [u64; 2]) -> Kernel {
+    let ty = |dtype: &str, axes: &[&str]| format!("{dtype}[{}]", axes.join(", "));
+    stream(
+        name,
+        &format!(
+            "axes b=n0, t=n1, i={i}, s=n2, k={k}\nparam q: {dtype}[b, t, i, k]\nparam key: {dtype}[b, s, i, k]\n\
+             to: i32[t] = position of t\nat: i32[s] = position of s\nseen: bool[t, s] = le at, to\n\
+             z: f32[b, t, i, s] = contract q, key over k\nscale: f32 = const 0.125\nx: f32[b, t, i, s] = mul z, scale\n\
+             least: f32 = const -inf\nm: f32[b, t, i, s] = select seen, x, least\n{}\nreturn total",
+            logarithm("m", &["b", "t", "i"], &["b", "t", "i", "s"], ty)
+        ),
+    )
+}
+
+/// The logarithm `total` of the sum of exponentials of a value along `s`; where that is nothing but -inf, the least float.
+fn logarithm(of: &str, row: &[&str], all: &[&str], mut ty: impl FnMut(&str, &[&str]) -> String) -> String {
+    let mut lines = vec!["bottom: f32 = const -3.4028234663852886e38\nnil: f32 = const 0.0\none: f32 = const 1.0".to_owned()];
+    for (name, dtype, axes, op) in [
+        ("top", "f32", row, format!("reduce_max {of} over s")),
+        ("bound", "f32", row, "max top, bottom".to_owned()),
+        ("shifted", "f32", all, format!("sub {of}, bound")),
+        ("e", "f32", all, "exp shifted".to_owned()),
+        ("sum", "f32", row, "reduce_sum e over s".to_owned()),
+        ("empty", "bool", row, "eq sum, nil".to_owned()),
+        ("divisor", "f32", row, "select empty, one, sum".to_owned()),
+        ("log", "f32", row, "log divisor".to_owned()),
+        ("total", "f32", row, "add log, bound".to_owned()),
+    ] {
+        lines.push(format!("{name}: {} = {op}", ty(dtype, axes)));
+    }
+    lines.join("\n")
 }
 
 /// What a random stream is made of.
@@ -198,6 +231,8 @@ pub(crate) enum By {
     Sum,
     /// The largest is taken.
     Max,
+    /// The logarithm of the sum of their exponentials is.
+    Total,
 }
 
 /// Any softmax.
@@ -207,7 +242,7 @@ pub(crate) fn arb_case() -> impl Strategy<Value = Case> {
 
 /// Any other fold.
 pub(crate) fn arb_fold() -> impl Strategy<Value = Case> {
-    arb(prop::sample::select(vec![By::Scores, By::Exponentials, By::Twice, By::Sum, By::Max]))
+    arb(prop::sample::select(vec![By::Scores, By::Exponentials, By::Twice, By::Sum, By::Max, By::Total]))
 }
 
 fn arb(by: impl Strategy<Value = By>) -> impl Strategy<Value = Case> {
@@ -310,15 +345,15 @@ impl Case {
             body.push(format!("z4: {} = select seen, z3, least", ty("f32", &rows)));
         }
         let (value, width) = if self.shared { ("k", "c") } else { ("val", "v") };
-        let weighs = !matches!(self.by, By::Sum | By::Max);
+        let weighs = !matches!(self.by, By::Sum | By::Max | By::Total);
         if weighs && !self.shared {
             params.push(format!("val: {}", ty(operands, &of("v", "s"))));
         }
         match self.by {
             By::Softmax => body.push(format!("w: {} = softmax {x} over s", ty("f32", &rows))),
-            By::Scores | By::Sum | By::Max => {
+            By::Scores | By::Sum | By::Max | By::Total => {
                 params.push(format!("share: {}", ty("f32", &["t", "g"])));
-                let op = if self.by == By::Max { "sub" } else { "mul" };
+                let op = if matches!(self.by, By::Max | By::Total) { "sub" } else { "mul" };
                 body.push(format!("w: {} = {op} {x}, share", ty("f32", &rows)));
             }
             By::Exponentials => {
@@ -337,14 +372,19 @@ impl Case {
         body.push(format!("p: {} = cast w", ty("f32", &rows)));
         let result = if weighs { vec!["b", "g", "h", "t", width] } else { vec!["b", "g", "h", "t"] };
         let fold = match self.by {
-            By::Sum => "reduce_sum p".to_owned(),
-            By::Max => "reduce_max p".to_owned(),
-            By::Softmax | By::Scores | By::Exponentials | By::Twice => format!("contract p, {value}"),
+            By::Sum => "reduce_sum p over s".to_owned(),
+            By::Max => "reduce_max p over s".to_owned(),
+            By::Softmax | By::Scores | By::Exponentials | By::Twice => format!("contract p, {value} over s"),
+            By::Total => {
+                body.push(logarithm("p", &result, &rows, &mut ty));
+                "cast total".to_owned()
+            }
         };
-        body.push(format!("y: {} = {fold} over s", ty("f32", &result)));
+        body.push(format!("y: {} = {fold}", ty("f32", &result)));
         let last = match self.epilogue {
             0 => "y",
-            1 => {
+            // Twice the least float is none.
+            1 if self.by != By::Total => {
                 let gate = if weighs { vec!["t", width] } else { vec!["t"] };
                 params.push(format!("gate: {}", ty("f32", &gate)));
                 body.push(format!("y1: {} = mul y, gate", ty("f32", &result)));

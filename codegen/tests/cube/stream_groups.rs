@@ -9,7 +9,7 @@ use latentc_codegen::program::{Kernel, KernelKind};
 
 use crate::bench::{cuda_text, emulated, kernel};
 use crate::stream_matrix::right;
-use crate::streams::{backward, causal, latent, stream};
+use crate::streams::{backward, causal, latent, stream, total};
 
 /// The ways by groups of planes: one that copies, and one for which the device brings boxes, or none.
 fn grouped(kernel: &Kernel) -> Vec<Kernel> {
@@ -80,6 +80,12 @@ fn keys_of_two_products() {
 fn sums_of_a_gradient() {
     // Positions are seen from one on. What is weighed is what scores are made of.
     agree(&backward("backward", "bf16", [1, 72, 24]), &[&[1, 150, 300], &[1, 30, 20]], &[]);
+}
+
+#[test]
+fn logarithms_of_sums() {
+    // Nothing is weighed. Rows that see nothing are what their definition says.
+    agree(&total("total", "bf16", [1, 72]), &[&[1, 300, 420], &[2, 70, 40], &[1, 65, 0]], &[&[1, 150, 200]]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use latentc_codegen::program::{By, Kernel, KernelKind};
 use proptest::prelude::*;
 
 use crate::bench::{cuda, cuda_text, emulated, gpu, shows_unawaited};
-use crate::streams::{arb_case, arb_fold, backward, causal, latent, paged, paged_heads, pages, stream};
+use crate::streams::{arb_case, arb_fold, backward, causal, latent, paged, paged_heads, pages, stream, total};
 
 /// The ways of a kernel on tensor cores whose planes multiply by themselves. There are so many.
 fn on_tensor_cores(kernel: &Kernel, count: usize) -> Vec<Kernel> {
@@ -122,6 +122,11 @@ fn sums_of_a_gradient() {
     agree(&backward("backward", "bf16", [2, 40, 24]), 4, &[0, 3], &sizes);
     // Beyond 65504 there is nothing in f16.
     on_tensor_cores(&backward("small", "f16", [2, 40, 24]), 0);
+}
+
+#[test]
+fn logarithms_of_sums() {
+    agree(&total("total", "f16", [2, 40]), 4, &[0, 3], &[&[1, 70, 70], &[2, 5, 0], &[1, 3, 300]]);
 }
 
 proptest! {

@@ -9,7 +9,7 @@ use latentc_passes::{Context, Graph};
 use proptest::prelude::*;
 
 use crate::streams::{
-    arb_case, arb_fold, backward, causal, latent, paged, paged_codes, paged_heads, pages, put, stream,
+    arb_case, arb_fold, backward, causal, latent, paged, paged_codes, paged_heads, pages, put, stream, total,
 };
 use crate::{check, check_at, prepare};
 
@@ -76,6 +76,7 @@ fn rows_and_positions_beyond_a_tile() {
         check_at(&latent("latent", "f32", [4, 8, 4]), &sizes, 3).unwrap();
         check_at(&causal("causal", "f32", [3, 6, 5]), &sizes, 4).unwrap();
         check_at(&backward("backward", "f32", [3, 6, 5]), &sizes, 5).unwrap();
+        check_at(&total("total", "f32", [3, 6]), &sizes, 6).unwrap();
     }
 }
 

@@ -35,8 +35,6 @@ pub(super) struct Cube<'a> {
     pub(super) right: Val,
     /// The rows of the unit, two of each tile.
     pub(super) mine: Vec<Row>,
-    /// Of divisors that rows have once, the inverse for each of them.
-    pub(super) inverses: Vec<(ValueId, Vec<Val>)>,
     /// Where what positions have once lies, if they have any.
     pub(super) once: Option<Shared>,
     /// The unit's number among those that bring operands, and how many these are.
@@ -132,7 +130,7 @@ impl<'a> Cube<'a> {
     }
 
     /// Computes what the scores have of the rows alone once.
-    fn once_for_rows(&mut self, e: &mut Emit, x: &mut Exprs<'_>) {
+    fn once_for_rows(&self, e: &mut Emit, x: &mut Exprs<'_>) {
         let body = x.body();
         let above = |v: ValueId| {
             cone(body, v, |_| true).iter().any(|v| defined(body, *v).is_some_and(|i| i.op == Op::Contract))
@@ -146,21 +144,6 @@ impl<'a> Cube<'a> {
                 x.element(e, value, &index(&body.ty(value).axes, &known));
             }
         }
-        let one = e.f32(1.0);
-        let of_rows = |divisor: &ValueId| !body.ty(*divisor).has(self.stream().along);
-        let divisors: Vec<_> = self.plan.once.divisors().filter(of_rows).collect();
-        self.inverses = divisors
-            .into_iter()
-            .map(|divisor| {
-                let of_row = |row: &Row| {
-                    let known =
-                        [(&self.stream().batch[..], &self.batch[..]), (self.rows.axes, &row.index[..])];
-                    let by = x.element(e, divisor, &index(&body.ty(divisor).axes, &known));
-                    e.binary(Bin::Div, one, by)
-                };
-                (divisor, self.mine.iter().map(of_row).collect())
-            })
-            .collect();
     }
 
     /// The largest or the least limit of the cube's rows: the first position of those that are seen from it on, or of those that are not.
@@ -256,7 +239,7 @@ impl<'a> Cube<'a> {
                     let seen = e.bool(true);
                     x.define(mask, index(&body.ty(mask).axes, &known), seen);
                 }
-                self.known_once(e, x, (n, &known), kept);
+                self.known_once(e, x, &known, kept);
                 x.element(e, self.stream().scores, &index(&body.ty(self.stream().scores).axes, &known))
             });
             let score = if asked { e.select(exists, score, nothing) } else { score };

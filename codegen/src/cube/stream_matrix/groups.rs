@@ -57,7 +57,7 @@ struct Groups<'a> {
     first_row: Val,
     /// The block's sums that scores are made of.
     scores: Vec<Sums>,
-    /// The weights of 16 positions each, as a left operand.
+    /// The weights of 16 positions each, as a left operand; none where nothing is weighed.
     weights: Vec<Array>,
     sums: Sums,
     max: OfRows,
@@ -88,7 +88,7 @@ pub(super) fn walk(
     let stages = plan.key_stages();
     let keys: Vec<_> =
         number.map(|p| Staged::new(e, elem, plan.deep_layout(t.positions, p), 1, stages)).collect();
-    let values = plan.shared.is_none().then(|| Staged::new(e, elem, MatrixPlan::values_layout(t), 1, 2));
+    let values = (plan.value_stages() > 0).then(|| Staged::new(e, elem, MatrixPlan::values_layout(t), 1, 2));
     cube.find_rows(e, x);
     let zero = e.u32(0);
     for (n, p) in plan.scores.iter().enumerate() {
@@ -105,7 +105,8 @@ pub(super) fn walk(
     let group = e.div(cube.plane.number, four);
     let first_row = e.mul(group, of_group);
     let scores = plan.sums.iter().map(|_| tiles(e, 1, t.positions / 8)).collect();
-    let weights = (0..t.positions / 16).map(|_| left(e, elem)).collect();
+    let weighed = if plan.values.is_some() { t.positions / 16 } else { 0 };
+    let weights = (0..weighed).map(|_| left(e, elem)).collect();
     let sums = tiles(e, 1, t.columns / 8);
     let all = plan.key_stages() + plan.value_stages();
     let boxes = plan.brought(t).map(|boxes| (boxes, e.shared(Elem::U32, 2 * all as usize)));
@@ -120,7 +121,9 @@ pub(super) fn walk(
         let natural = e.f32(std::f32::consts::LN_2);
         for &max in &max {
             let largest = e.get(max);
+            let none = e.cmp(Cmp::Eq, largest, least);
             let largest = e.mul(largest, natural);
+            let largest = e.select(none, least, largest);
             e.set(max, largest);
         }
     }
@@ -179,7 +182,7 @@ impl Groups<'_> {
         }
         e.sync();
         self.cube.bringing = in_second;
-        let shared = self.values.is_none();
+        let (weighs, shared) = (!self.weights.is_empty(), self.cube.plan.shared.is_some());
         let twice = e.u32(2 * self.cube.t.positions);
         let third = e.add(from, twice);
         e.if_(of_second, |e| {
@@ -198,13 +201,15 @@ impl Groups<'_> {
             e.if_(of_second, |e| self.meet(e, Meet::Turn, turn));
             self.await_block(e, (next, next_round), Operands::Keys);
             self.score(e, next);
-            self.await_block(e, (here, round), Operands::Values);
-            self.weigh(e, here);
+            if weighs {
+                self.await_block(e, (here, round), Operands::Values);
+                self.weigh(e, here);
+            }
             e.if_(of_first, |e| self.come_by(e, Meet::Turn, turn));
             let other = e.sub(one, turn);
             let after = e.add(block, step);
             let ahead = self.cube.read_ahead(e, x, after, in_group);
-            await_but(e, 1, &scores, &[]);
+            await_but(e, u32::from(weighs), &scores, &[]);
             let behind = e.add(block, twice);
             e.if_(of_first, |e| self.come_by(e, Meet::Scored, turn));
             e.if_(of_second, |e| {
@@ -224,20 +229,22 @@ impl Groups<'_> {
             });
             self.cube.positions.from = block;
             let less = self.make_weights(e, x, &seen, other);
-            await_but(e, 0, &sums, &self.weights);
-            e.if_(of_first, |e| self.come_by(e, Meet::Weighed, turn));
-            e.if_(of_second, |e| {
-                // The same of the values of the block before.
-                self.meet(e, Meet::Weighed, turn);
-                if shared {
-                    self.bring_block(e, x, (behind, until), here, Operands::Keys);
-                } else {
-                    self.bring_block(e, x, (after, until), here, Operands::Values);
-                }
-                e.group_copies();
-            });
-            self.lessen(e, &less);
-            self.round(e);
+            if weighs {
+                await_but(e, 0, &sums, &self.weights);
+                e.if_(of_first, |e| self.come_by(e, Meet::Weighed, turn));
+                e.if_(of_second, |e| {
+                    // The same of the values of the block before.
+                    self.meet(e, Meet::Weighed, turn);
+                    if shared {
+                        self.bring_block(e, x, (behind, until), here, Operands::Keys);
+                    } else {
+                        self.bring_block(e, x, (after, until), here, Operands::Values);
+                    }
+                    e.group_copies();
+                });
+                self.lessen(e, &less);
+                self.round(e);
+            }
             e.set(stage, next);
             e.set(odd, next_round);
             e.set(parity, other);
@@ -250,10 +257,12 @@ impl Groups<'_> {
                 e.if_(of_first, |e| self.meet(e, Meet::Brought, turn));
             }
         });
-        let last = (e.get(stage), e.get(odd));
-        self.await_block(e, last, Operands::Values);
-        self.weigh(e, last.0);
-        await_but(e, 0, &sums, &self.weights);
+        if weighs {
+            let last = (e.get(stage), e.get(odd));
+            self.await_block(e, last, Operands::Values);
+            self.weigh(e, last.0);
+            await_but(e, 0, &sums, &self.weights);
+        }
     }
 
     /// Makes the barriers of all stages, by one unit. One unit tells of what comes to a stage.

@@ -141,9 +141,11 @@ impl Planes<'_> {
             scores = self.exchange(e, shared, &scores);
         }
         match (self.cube.stream().by, self.cube.plan.values) {
-            (Monoid::Softmax, _) => {
+            (Monoid::Softmax, values) => {
                 self.weigh(e, &scores, [max, sum], sums);
-                self.add_values(e, &scores, sums);
+                if values.is_some() {
+                    self.add_values(e, &scores, sums);
+                }
             }
             (Monoid::Sum, Some(_)) => self.add_values(e, &scores, sums),
             (Monoid::Sum, None) => self.fold(e, &scores, Bin::Add, sum),

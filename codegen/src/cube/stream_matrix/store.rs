@@ -1,5 +1,7 @@
 //! What a cube of a stream leaves: elements of the result, or what is known of a part of the positions.
 
+use latentc_ir::ValueId;
+
 use super::cube::{Cube, OfRows, Sums};
 use crate::cube::emit::{Buf, Cmp, Elem, Emit, Val};
 use crate::cube::expr::Exprs;
@@ -94,14 +96,14 @@ impl Cube<'_> {
     }
 
     /// Computes the epilogue of what was folded for each row and stores it.
-    fn store_rows(&self, e: &mut Emit, x: &mut Exprs<'_>, of: &OfRows, output: Buf) {
+    fn store_rows(&self, e: &mut Emit, x: &mut Exprs<'_>, of: &[(ValueId, &OfRows)], output: Buf) {
         let writes = self.one_of_a_row(e);
-        for (row, &of) in self.mine.iter().zip(of) {
+        for (n, row) in self.mine.iter().enumerate() {
             let writes = e.and(writes, row.exists);
             let known = [(&self.stream().batch[..], &self.batch[..]), (self.rows.axes, &row.index[..])];
             e.if_(writes, |e| {
-                let y = e.get(of);
-                finish(e, x, self.stream(), &known, y, output);
+                let folded: Vec<_> = of.iter().map(|(fold, rows)| (*fold, e.get(rows[n]))).collect();
+                finish(e, x, &known, folded, output);
             });
         }
     }
@@ -115,10 +117,15 @@ impl Cube<'_> {
         sums: &Sums,
         output: Buf,
     ) {
+        let product = self.stream().product;
         match (self.stream().by, self.plan.values) {
-            (Monoid::Max, _) => return self.store_rows(e, x, max, output),
-            (Monoid::Sum, None) => return self.store_rows(e, x, sum, output),
-            (Monoid::Softmax, _) | (Monoid::Sum, Some(_)) => {}
+            (Monoid::Max, _) => return self.store_rows(e, x, &[(product, max)], output),
+            (Monoid::Sum | Monoid::Softmax, None) => {
+                let top = self.stream().top.map(|top| (top, max));
+                let folded: Vec<_> = [(product, sum)].into_iter().chain(top).collect();
+                return self.store_rows(e, x, &folded, output);
+            }
+            (Monoid::Softmax | Monoid::Sum, Some(_)) => {}
         }
         let softmax = self.stream().by == Monoid::Softmax;
         let one = e.f32(1.0);
@@ -131,7 +138,7 @@ impl Cube<'_> {
             })
             .collect();
         let body = x.body();
-        let (root, product) = (body.results[0], self.stream().product);
+        let root = body.results[0];
         // Neighbours are stored at once where they are neighbours in memory, too. There is none of two such without the other.
         let packed = body.ty(root).dtype.is_float() && in_packs(body, root, &self.stream().n);
         self.each(e, sums, |e, half, column, pair| {

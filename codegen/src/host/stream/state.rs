@@ -10,7 +10,7 @@ pub(super) struct State<'s> {
     pub(super) max: &'s mut [f32],
     /// The sum of exponentials of scores less the maximum. Of a softmax.
     pub(super) sum: &'s mut [f32],
-    /// The values times these exponentials, or weights, added up; or the largest weights. Rows of all of `n`.
+    /// The values times these exponentials, or weights, added up, without values that sum; or the largest weights. Rows of all of `n`.
     pub(super) acc: &'s mut [f32],
 }
 
