@@ -2,10 +2,10 @@
 //! gradient.
 //!
 //! The body is, from its end: an elementwise *epilogue* of the *fold*. That is the contraction of *weights* and *values* over one axis, or
-//! the sum or maximum of weights along it, or a maximum and the sum of exponentials that it shifts, as in the logarithm of such a sum. The weights are elementwise in contractions, masks and whatever else has some
-//! of their axes; or they are the softmax of such *scores* along the axis, perhaps cast. Operands of contractions, the values, and what
-//! meets weights, scores or the fold on the way are *leaves*: parameters or expressions of them that cost little (axes that move, casts,
-//! scales, rotations).
+//! the sum or maximum of weights along it, or a maximum and the sum of exponentials that it shifts, as in the logarithm of such a sum.
+//! The weights are elementwise in contractions, masks and whatever else has some of their axes; or they are the softmax of such *scores*
+//! along the axis, perhaps cast. Operands of contractions, the values, and what meets weights, scores or the fold on the way are *leaves*:
+//! parameters or expressions of them that cost little (axes that move, casts, scales, rotations).
 //!
 //! A fold is a monoid: sums add up, and of maxima the larger one stays. So is softmax: of any part of the axis, keep for each row the
 //! maximum, the sum of the exponentials and the sum of the values times these, and two parts merge by rescaling both to the larger

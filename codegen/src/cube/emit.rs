@@ -30,7 +30,7 @@ pub(super) const GRIDS: &str = "latentc: grid ";
 pub(super) const CUBES: &str = "latentc: cubes ";
 
 /// Units of a plane on CUDA.
-const PLANE: u32 = 32;
+pub(super) const PLANE: u32 = 32;
 
 /// The type of an element in memory or in a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -404,11 +404,7 @@ impl<'a> Exprs<'a> {
                 let parts: Vec<_> = axes.iter().copied().zip(parts).collect();
                 self.operand(e, here, 0, &parts)
             }
-            Op::Slice { axis, into, start } => {
-                let start = e.u32(*start as u32);
-                let whole = e.add(along(*into), start);
-                self.operand(e, here, 0, &[(*axis, whole)])
-            }
+            Op::Slice { axis, into, start } => self.slice(e, here, (*axis, *into), *start),
             Op::Pack { axis } => {
                 let count = self.fields(*axis);
                 let mut word = e.u32(0);
@@ -431,21 +427,24 @@ impl<'a> Exprs<'a> {
                 let x = e.bits(Bits::And, x, mask);
                 e.cast(x, Elem::I32)
             }
-            Op::Concat { axes, into } => self.concat(e, here, axes, along(*into)),
+            Op::Concat { axes, into } => self.concat(e, here, axes, *into),
             Op::Gather { axis } => {
                 let i = self.operand(e, here, 1, &[]);
                 // A negative index becomes a large one, so one comparison finds all that lie outside. These read 0.
                 let i = e.cast(i, Elem::U32);
                 let inside = e.lt(i, self.extent(*axis));
-                let nothing = zero(e, ty.dtype);
-                let out = e.var(nothing);
+                let own = self.body.ty(inst.args[1]);
+                let beside = self.beside_it(inst.result(), index).filter(|(n, _)| !own.has(ty.axes[*n]));
+                let outs = self.start_beside(e, here, beside);
                 e.if_(inside, |e| {
                     self.scope(|s| {
-                        let x = s.operand(e, here, 0, &[(*axis, i)]);
-                        e.set(out, x);
+                        for (at, out) in &outs {
+                            let x = s.operand(e, (inst, at), 0, &[(*axis, i)]);
+                            e.set(*out, x);
+                        }
                     });
                 });
-                e.get(out)
+                self.end_beside(e, here, outs)
             }
             Op::TopK { axis, k } => self.top_k(e, here, *axis, *k),
             Op::TopIndices { axis, into } => self.top_index(e, here, *axis, along(*into)),
@@ -584,29 +583,108 @@ impl<'a> Exprs<'a> {
         term
     }
 
-    /// Only the part that holds index `i` is computed.
-    fn concat(&mut self, e: &mut Emit, here: (&'a Inst, &[Val]), axes: &[AxisId], i: Val) -> Val {
-        let none = e.u32(0);
+    /// Only the part that holds the index along `into` is computed.
+    fn concat(&mut self, e: &mut Emit, here: (&'a Inst, &[Val]), axes: &[AxisId], into: AxisId) -> Val {
+        let (inst, index) = here;
+        let (none, ty) = (e.u32(0), self.body.ty(inst.result()));
+        let place = ty.position(into).expect("inference knows the result's axes");
         let parts: Vec<_> = axes.iter().enumerate().filter(|(_, a)| self.extent(**a) != none).collect();
         if let [(n, axis)] = parts[..] {
-            return self.operand(e, here, n, &[(*axis, i)]);
+            return self.operand(e, here, n, &[(*axis, index[place])]);
         }
-        let nothing = zero(e, self.body.ty(here.0.result()).dtype);
-        let out = e.var(nothing);
+        // What lies side by side is of one part if all parts are whole packs.
+        let size = |a: &AxisId| self.body.axis(*a).size.fixed();
+        let whole = |pack: usize| axes.iter().all(|a| size(a).is_some_and(|n| n.is_multiple_of(pack as u64)));
+        let beside = self.beside_it(inst.result(), index);
+        let beside = beside.filter(|(n, lanes)| *n == place && whole(lanes.len()));
+        let outs = self.start_beside(e, here, beside);
         let mut start = none;
         for (n, &axis) in parts {
             // What lies before the part becomes a large number, so one comparison finds both ends.
-            let j = e.sub(i, start);
-            let inside = e.lt(j, self.extent(axis));
+            let within: Vec<_> = outs.iter().map(|(at, _)| e.sub(at[place], start)).collect();
+            let inside = e.lt(within[0], self.extent(axis));
             e.if_(inside, |e| {
                 self.scope(|s| {
-                    let x = s.operand(e, here, n, &[(axis, j)]);
-                    e.set(out, x);
+                    if within.len() > 1 {
+                        s.lanes.push(within.clone());
+                    }
+                    for ((at, out), &j) in outs.iter().zip(&within) {
+                        let x = s.operand(e, (inst, at), n, &[(axis, j)]);
+                        e.set(*out, x);
+                    }
                 });
             });
             start = e.add(start, self.extent(axis));
         }
-        e.get(out)
+        self.end_beside(e, here, outs)
+    }
+
+    /// For an element of an instruction, and those beside it that are made with it, which has a place and indices: their indices, and registers
+    /// for them.
+    fn start_beside(
+        &self,
+        e: &mut Emit,
+        (inst, index): (&'a Inst, &[Val]),
+        beside: Option<(usize, Vec<Val>)>,
+    ) -> Vec<(Vec<Val>, Var)> {
+        let all = match beside {
+            None => vec![index.to_vec()],
+            Some((n, lanes)) => {
+                lanes.iter().map(|&lane| [&index[..n], &[lane], &index[n + 1..]].concat()).collect()
+            }
+        };
+        let nothing = zero(e, self.body.ty(inst.result()).dtype);
+        all.into_iter().map(|at| (at, e.var(nothing))).collect()
+    }
+
+    /// What became of the element; those beside it are known from here on.
+    fn end_beside(
+        &mut self,
+        e: &mut Emit,
+        (inst, index): (&'a Inst, &[Val]),
+        outs: Vec<(Vec<Val>, Var)>,
+    ) -> Val {
+        let mut own = None;
+        for (at, out) in outs {
+            let x = e.get(out);
+            if at == index {
+                own = Some(x);
+            }
+            self.define(inst.result(), at, x);
+        }
+        own.expect("it is one of these")
+    }
+
+    /// What lies side by side still does from another place on, if before it are whole packs.
+    fn slice(
+        &mut self,
+        e: &mut Emit,
+        here: (&'a Inst, &[Val]),
+        (axis, into): (AxisId, AxisId),
+        start: u64,
+    ) -> Val {
+        let (inst, index) = here;
+        let (by, ty) = (e.u32(start as u32), self.body.ty(inst.result()));
+        let place = ty.position(into).expect("inference knows the result's axes");
+        let beside = self.beside_it(inst.result(), index);
+        let Some((_, lanes)) =
+            beside.filter(|(n, lanes)| *n == place && start.is_multiple_of(lanes.len() as u64))
+        else {
+            let whole = e.add(index[place], by);
+            return self.operand(e, here, 0, &[(axis, whole)]);
+        };
+        let moved: Vec<_> = lanes.iter().map(|&lane| e.add(lane, by)).collect();
+        self.lanes.push(moved.clone());
+        let mut own = None;
+        for (lane, whole) in lanes.into_iter().zip(moved) {
+            let at = [&index[..place], &[lane], &index[place + 1..]].concat();
+            let x = self.operand(e, (inst, &at), 0, &[(axis, whole)]);
+            if at == index {
+                own = Some(x);
+            }
+            self.define(inst.result(), at, x);
+        }
+        own.expect("it is one of these")
     }
 
     /// The index of the element that has `slot` others before it: the largest is found and set aside `slot` times.

@@ -6,6 +6,7 @@
 //! the outputs of the row. How a row is walked is decided by what is known when the kernel is built:
 //!
 //! - every pass has a fixed length of [`SHORT`] at most: a unit walks the row alone;
+//! - on CUDA, every pass has so few packs that each unit of a plane has one: a plane walks the row, and folds by itself;
 //! - otherwise a cube walks the row, its units side by side, and folds their parts through shared memory. A maximum and the sum of
 //!   exponentials that it shifts are one pass then;
 //! - if a row has one element and what it folds lies across rows, whose elements lie side by side, a cube has [`COLUMNS`] of
@@ -20,7 +21,7 @@
 use latentc_ir::{AxisId, DType, Function, Inst, Op, Size, ValueId};
 use latentc_passes::stream_sums::{Shifted, shifted};
 
-use super::emit::{Bin, Buf, Elem, Emit, Shared, Un, Val};
+use super::emit::{Bin, Buf, Elem, Emit, PLANE, Shared, Un, Val};
 use super::expr::{Exprs, Fold, Place};
 use super::resident::Row;
 use super::target::Target;
@@ -32,6 +33,9 @@ const SHORT: u64 = 32;
 /// Units of a cube that walks elements or short rows.
 const UNITS: u32 = 256;
 
+/// The most elements that a unit has at once.
+const MOST: u64 = 8;
+
 /// Rows side by side that a cube folds across.
 pub(crate) const COLUMNS: u32 = 16;
 
@@ -42,6 +46,8 @@ pub(crate) enum Walk {
     Elements,
     /// One unit per so many indices of these axes.
     Units(Vec<AxisId>, u32),
+    /// One plane per index of these axes.
+    Planes(Vec<AxisId>),
     /// One cube of so many units per index of these axes.
     Cubes(Vec<AxisId>, u32),
     /// One cube per [`COLUMNS`] indices of these axes.
@@ -69,6 +75,13 @@ impl Map {
                 Walk::Cubes(rows, _) if map.pack > 1 && across(body, &map.domain, &rows, COLUMNS) => {
                     Walk::Columns(rows)
                 }
+                // A plane is enough where its units have all packs of a row.
+                Walk::Cubes(rows, _) if map.pack > 1 => {
+                    match longest(body, &map.domain, &rows, map.pack.into()) {
+                        Some(packs) if packs <= PLANE.into() => Walk::Planes(rows),
+                        packs => Walk::Cubes(rows, cube(packs.unwrap_or(UNITS.into()))),
+                    }
+                }
                 Walk::Units(rows, _) if across(body, &map.domain, &rows, map.pack) => {
                     Walk::Units(rows, map.pack)
                 }
@@ -80,11 +93,7 @@ impl Map {
 
     /// Without packs.
     fn one_by_one(body: &Function) -> Map {
-        let size = |axes: &[AxisId]| {
-            let sizes = axes.iter().map(|&a| body.axis(a).size.fixed());
-            sizes.into_iter().try_fold(1u64, |total, n| Some(total.saturating_mul(n?)))
-        };
-        let cube = |longest: u64| longest.clamp(1, UNITS.into()).next_power_of_two() as u32;
+        let size = |axes: &[AxisId]| size(body, axes);
         let domain = MapPlan::of(body).domain;
         if let Ok(plan) = fits(body, &body.body.iter().collect::<Vec<_>>())
             && let Some(rows) = &plan.rows
@@ -109,17 +118,11 @@ impl Map {
             domain.iter().copied().filter(|&a| row.has(a)).collect::<Vec<_>>()
         });
         let walk = match rows {
-            Some(rows) if row_folds(body, &rows).next().is_some() => {
-                let passes = row_folds(body, &rows).map(|(_, fold)| size(&fold.axes));
-                let longest = passes
-                    .chain([size(&rest(&domain, &rows))])
-                    .try_fold(1, |longest, n| Some(n?.max(longest)));
-                match longest {
-                    Some(n) if n <= SHORT => Walk::Units(rows, 1),
-                    Some(n) => Walk::Cubes(rows, cube(n)),
-                    None => Walk::Cubes(rows, UNITS),
-                }
-            }
+            Some(rows) if row_folds(body, &rows).next().is_some() => match longest(body, &domain, &rows, 1) {
+                Some(n) if n <= SHORT => Walk::Units(rows, 1),
+                Some(n) => Walk::Cubes(rows, cube(n)),
+                None => Walk::Cubes(rows, UNITS),
+            },
             _ => Walk::Elements,
         };
         Map { domain, walk, pack: 1, resident: Vec::new() }
@@ -128,7 +131,7 @@ impl Map {
     /// Units of a cube.
     pub(crate) fn units(&self) -> u32 {
         match self.walk {
-            Walk::Elements | Walk::Units(..) | Walk::Columns(_) => UNITS,
+            Walk::Elements | Walk::Units(..) | Walk::Planes(_) | Walk::Columns(_) => UNITS,
             Walk::Cubes(_, units) => units,
         }
     }
@@ -136,7 +139,7 @@ impl Map {
     /// Bytes of shared memory.
     pub(crate) fn shared_bytes(&self) -> usize {
         match self.walk {
-            Walk::Elements | Walk::Units(..) => 0,
+            Walk::Elements | Walk::Units(..) | Walk::Planes(_) => 0,
             Walk::Columns(_) => (UNITS * self.pack) as usize * Elem::F32.bytes(),
             Walk::Cubes(_, units) => {
                 let kept =
@@ -151,12 +154,15 @@ impl Map {
         let (axes, together) = match &self.walk {
             Walk::Elements => (&self.domain, self.pack),
             Walk::Units(rows, together) => (rows, *together),
-            Walk::Cubes(rows, _) => (rows, 1),
+            Walk::Planes(rows) | Walk::Cubes(rows, _) => (rows, 1),
             Walk::Columns(rows) => (rows, COLUMNS),
         };
         let mut sizes: Vec<_> = axes.iter().map(|&a| body.axis(a).size.clone()).collect();
         if let Some(Size::Fixed(last)) = sizes.last_mut() {
             *last /= u64::from(together);
+        }
+        if let Walk::Planes(_) = self.walk {
+            sizes.push(Size::Fixed(PLANE.into()));
         }
         sizes
     }
@@ -183,9 +189,16 @@ impl Map {
                 let (flat, total) = (e.unit_in_grid(), e.div(total, of_unit));
                 let inside = e.lt(flat, total);
                 e.if_(inside, |e| match together {
-                    1 => w.row(e, rows, flat, None),
+                    1 => w.row(e, rows, flat, Team::Unit),
                     _ => w.columns(e, rows, flat, None, *together),
                 });
+            }
+            Walk::Planes(rows) => {
+                let (total, of_plane) = (w.x.total(e, rows), e.u32(PLANE));
+                let unit = e.unit_in_grid();
+                let (flat, lane) = (e.div(unit, of_plane), e.rem(unit, of_plane));
+                let inside = e.lt(flat, total);
+                e.if_(inside, |e| w.row(e, rows, flat, Team::Plane(lane)));
             }
             Walk::Cubes(rows, units) => {
                 let scratch = e.shared(Elem::F32, *units as usize);
@@ -193,7 +206,7 @@ impl Map {
                 let flat = e.cube();
                 // All units of a cube agree, so those that wait for each other inside all come.
                 let inside = e.lt(flat, total);
-                e.if_(inside, |e| w.row(e, rows, flat, Some((scratch, *units))));
+                e.if_(inside, |e| w.row(e, rows, flat, Team::Cube(scratch, *units)));
             }
             Walk::Columns(rows) => {
                 let scratch = e.shared(Elem::F32, (UNITS * self.pack) as usize);
@@ -210,6 +223,7 @@ impl Map {
 /// How many elements of a domain, or terms of a row, a unit has at once: as many as 16 bytes hold of what is narrowest among what is read
 /// and written, if all ops leave neighbours side by side, or make them of neighbours, and axes are whole packs.
 fn pack(body: &Function, domain: &[AxisId], walk: &Walk) -> u32 {
+    let packs = |a: &AxisId| body.axis(*a).size.fixed().is_some_and(|n| n > 0 && n.is_multiple_of(MOST));
     let in_place = body.body.iter().all(|inst| match inst.op {
         Op::Const(_)
         | Op::Position { .. }
@@ -227,11 +241,15 @@ fn pack(body: &Function, domain: &[AxisId], walk: &Walk) -> u32 {
             let size = axes.last().and_then(|a| body.axis(*a).size.fixed());
             size.is_some_and(|n| n > 0 && n.is_multiple_of(4))
         }
+        // Whole packs lie behind one another, or are left out.
+        Op::Slice { ref axis, ref into, start } => {
+            [axis, into].into_iter().all(packs) && start.is_multiple_of(MOST)
+        }
+        Op::Concat { ref axes, .. } => axes.iter().all(packs),
+        // One index is of all neighbours.
+        Op::Gather { .. } => !domain.last().is_some_and(|last| body.ty(inst.args[1]).has(*last)),
         Op::Split { .. }
-        | Op::Slice { .. }
-        | Op::Concat { .. }
         | Op::Pack { .. }
-        | Op::Gather { .. }
         | Op::ScatterAdd { .. }
         | Op::TopK { .. }
         | Op::TopIndices { .. }
@@ -245,7 +263,7 @@ fn pack(body: &Function, domain: &[AxisId], walk: &Walk) -> u32 {
     let folds: Vec<_> = body.body.iter().filter_map(|inst| Fold::of(body, inst)).collect();
     let (rows, by_row) = match walk {
         Walk::Elements => (&[][..], folds.is_empty()),
-        Walk::Units(rows, _) | Walk::Cubes(rows, _) | Walk::Columns(rows) => {
+        Walk::Units(rows, _) | Walk::Planes(rows) | Walk::Cubes(rows, _) | Walk::Columns(rows) => {
             (&rows[..], row_folds(body, rows).count() == folds.len())
         }
     };
@@ -266,7 +284,7 @@ fn pack(body: &Function, domain: &[AxisId], walk: &Walk) -> u32 {
     let folded = |p: &&ValueId| folds.iter().any(|f| f.axes.iter().any(|a| body.ty(**p).has(*a)));
     let short = matches!(walk, Walk::Units(..))
         && !body.params.iter().filter(folded).any(|p| is_narrow(body.ty(*p).dtype));
-    let packs = if narrow && !short { &[8, 4][..] } else { &[4][..] };
+    let packs = if narrow && !short { &[MOST, 4][..] } else { &[4][..] };
     packs.iter().copied().find(whole).unwrap_or(1) as u32
 }
 
@@ -287,6 +305,17 @@ fn across(body: &Function, domain: &[AxisId], rows: &[AxisId], together: u32) ->
         && body.params.iter().all(lies)
 }
 
+/// Who walks a row.
+#[derive(Clone, Copy)]
+enum Team {
+    /// This unit alone.
+    Unit,
+    /// The units of its plane, of which it is the one with this number.
+    Plane(Val),
+    /// The units of its cube, so many, which fold over some scratch.
+    Cube(Shared, u32),
+}
+
 /// Writes the elements of the domain.
 struct Writer<'a> {
     domain: &'a [AxisId],
@@ -296,18 +325,20 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// A row, walked by this unit alone or by the units of its cube, which fold over some scratch.
-    fn row(&mut self, e: &mut Emit, rows: &[AxisId], flat: Val, cube: Option<(Shared, u32)>) {
+    /// A row, walked by a team.
+    fn row(&mut self, e: &mut Emit, rows: &[AxisId], flat: Val, team: Team) {
         let body = self.x.body();
         let row = self.x.split(e, flat, rows);
         let in_row = |a: &AxisId| rows.iter().position(|r| r == a).map(|n| row[n]);
-        let (first, step) = match cube {
-            None => (e.u32(0), e.u32(1)),
-            Some((_, units)) => (e.unit(), e.u32(units)),
+        let (first, step) = match team {
+            Team::Unit => (e.u32(0), e.u32(1)),
+            Team::Plane(lane) => (lane, e.u32(PLANE)),
+            Team::Cube(_, units) => (e.unit(), e.u32(units)),
         };
-        let whole = |e: &mut Emit, x: &Exprs<'_>, by: &Fold, part: Val| match cube {
-            Some((scratch, units)) => e.fold_cube(by.by(), part, scratch, (units, x.target())),
-            None => part,
+        let whole = |e: &mut Emit, x: &Exprs<'_>, by: &Fold, part: Val| match team {
+            Team::Unit => part,
+            Team::Plane(_) => e.fold_plane(by.by(), part),
+            Team::Cube(scratch, units) => e.fold_cube(by.by(), part, scratch, (units, x.target())),
         };
         let mut folds = row_folds(body, rows).peekable();
         let mut done = None;
@@ -343,7 +374,7 @@ impl<'a> Writer<'a> {
                 self.x.define(sum.result(), index(sum), total);
                 done = Some(sum.result());
             } else if let Some(&(_, len)) = self.resident.iter().find(|(v, _)| *v == inst.result())
-                && let Some((scratch, units)) = cube
+                && let Team::Cube(scratch, units) = team
             {
                 Row { axes: rows, index: &row, scratch, units }.keep(e, &mut self.x, inst, len);
             }
@@ -478,6 +509,29 @@ impl<'a> Writer<'a> {
             e.store(output, address, element);
         });
     }
+}
+
+/// How many indices there are of these axes, if all are of fixed size.
+fn size(body: &Function, axes: &[AxisId]) -> Option<u64> {
+    let sizes = axes.iter().map(|&a| body.axis(a).size.fixed());
+    sizes.into_iter().try_fold(1u64, |total, n| Some(total.saturating_mul(n?)))
+}
+
+/// Units of a cube that has so many terms or elements of a row for them.
+fn cube(longest: u64) -> u32 {
+    longest.clamp(1, UNITS.into()).next_power_of_two() as u32
+}
+
+/// The most terms, or packs of terms, that a walk along a row has, if sizes are fixed.
+fn longest(body: &Function, domain: &[AxisId], rows: &[AxisId], pack: u64) -> Option<u64> {
+    let rest = rest(domain, rows);
+    let packs = |axes: &[AxisId]| {
+        let whole =
+            axes.last().and_then(|a| body.axis(*a).size.fixed()).is_some_and(|n| n.is_multiple_of(pack));
+        size(body, axes).map(|n| if whole { n / pack } else { n })
+    };
+    let walks = row_folds(body, rows).map(|(_, fold)| packs(&fold.axes));
+    walks.chain([packs(&rest)]).try_fold(1, |longest, n| Some(n?.max(longest)))
 }
 
 /// The axes of a row.

@@ -17,6 +17,7 @@ use std::iter::Sum;
 use latentc_ir::{AxisId, Function, Inst, Op, ValueId};
 use serde::Serialize;
 
+use super::emit::PLANE;
 use super::kernel::{CubeIr, Form};
 use super::machine::{CACHED, Machine};
 use super::map::{COLUMNS, Map, Walk};
@@ -494,6 +495,7 @@ fn of_map(map: &Map) -> Order {
     let of = match &map.walk {
         Walk::Elements => share(&map.domain, units * u64::from(map.pack)),
         Walk::Units(rows, together) => share(rows, units * u64::from(*together)),
+        Walk::Planes(rows) => share(rows, units / u64::from(PLANE)),
         Walk::Cubes(rows, _) => share(rows, 1u32),
         Walk::Columns(rows) => share(rows, COLUMNS),
     };

@@ -75,7 +75,7 @@ impl LaunchShape {
             Form::Map(map) => {
                 let grid = map.grid(body);
                 let cubes = match &map.walk {
-                    Walk::Elements | Walk::Units(..) => Cubes::Elements(grid),
+                    Walk::Elements | Walk::Units(..) | Walk::Planes(_) => Cubes::Elements(grid),
                     Walk::Cubes(..) | Walk::Columns(_) => Cubes::Rows(grid),
                 };
                 LaunchShape::new(map.units(), cubes, map.shared_bytes())

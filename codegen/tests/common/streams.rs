@@ -178,7 +178,9 @@ pub(crate) fn total(name: &str, dtype: &str, [i, k]: [u64; 2]) -> Kernel {
 
 /// The logarithm `total` of the sum of exponentials of a value along `s`; where that is nothing but -inf, the least float.
 fn logarithm(of: &str, row: &[&str], all: &[&str], mut ty: impl FnMut(&str, &[&str]) -> String) -> String {
-    let mut lines = vec!["bottom: f32 = const -3.4028234663852886e38\nnil: f32 = const 0.0\none: f32 = const 1.0".to_owned()];
+    let mut lines = vec![
+        "bottom: f32 = const -3.4028234663852886e38\nnil: f32 = const 0.0\none: f32 = const 1.0".to_owned(),
+    ];
     for (name, dtype, axes, op) in [
         ("top", "f32", row, format!("reduce_max {of} over s")),
         ("bound", "f32", row, "max top, bottom".to_owned()),

@@ -219,3 +219,26 @@ fn elements_side_by_side_are_one_access() {
         agree(&k, &[&[1], &[5], &[0], &[70]]);
     }
 }
+
+#[test]
+fn whole_packs_move_as_one() {
+    // Rows that an index chooses, joined with others, and a part of that: where parts are whole packs, all of it is read and written so.
+    let of = |first: u64, start: u64, packs: usize| {
+        let k = map(
+            "moved",
+            &format!(
+                "axes a0=n0, a1=40, a2={first}, a3={}, a4=8, a5=16\nparam p0: bf16[a4, a2]\nparam p1: bf16[a0, a3]\n\
+                 param p2: i32[a0]\nparam p3: bf16[a0, a5]\nx: bf16[a0, a2] = gather p0, p2 along a4\n\
+                 j: bf16[a0, a1] = concat x, p1 axes a2, a3 into a1\n\
+                 s: bf16[a0, a5] = slice j axis a1 into a5 start {start}\ny: bf16[a0, a5] = mul s, p3\nreturn y",
+                40 - first
+            ),
+        );
+        assert_eq!(wide(&k), packs, "{first} {start}\n{}", cuda_source(&k).unwrap());
+        agree(&k, &[&[1], &[3], &[0], &[70]]);
+    };
+    of(16, 8, 4);
+    of(24, 24, 4);
+    of(12, 8, 0);
+    of(16, 4, 0);
+}

@@ -7,7 +7,9 @@ use latentc_codegen::program::{By, Kernel, KernelKind};
 use proptest::prelude::*;
 
 use crate::bench::{cuda, cuda_text, emulated, gpu, shows_unawaited};
-use crate::streams::{arb_case, arb_fold, backward, causal, latent, paged, paged_heads, pages, stream, total};
+use crate::streams::{
+    arb_case, arb_fold, backward, causal, latent, paged, paged_heads, pages, stream, total,
+};
 
 /// The ways of a kernel on tensor cores whose planes multiply by themselves. There are so many.
 fn on_tensor_cores(kernel: &Kernel, count: usize) -> Vec<Kernel> {

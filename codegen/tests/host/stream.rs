@@ -295,6 +295,9 @@ fn gradients_that_are_scheduled() {
         let stored: Vec<_> =
             program.routines[0].buffers.iter().filter(|b| long(b)).map(|b| &b.name).collect();
         assert_eq!(stored.is_empty(), !wanted, "{stored:?}\n{program}");
+        // A row's largest score and what it shifts are one kernel.
+        let is_total = |k: &&Kernel| StreamPlan::of(&k.body).is_ok_and(|plan| plan.top.is_some());
+        assert_eq!(program.kernels.iter().filter(is_total).count(), usize::from(!wanted), "{program}");
         for kernel in &program.kernels {
             check(kernel, u64::from(with)).unwrap();
             check_at(kernel, &vec![9; kernel.size_symbols().len()], 7).unwrap();

@@ -56,8 +56,8 @@ pub struct Met {
     pub into: ValueId,
 }
 
-/// Where all that is made of a sum, the instruction with that index, and of the maximum that shifts it meets, elementwise and of nothing else: so is the
-/// logarithm of a sum of exponentials, and nobody sees either by itself. What is `kept` is seen.
+/// Where all that is made of a sum, the instruction with that index, and of the maximum that shifts it meets, elementwise and of nothing
+/// else: in the logarithm of a sum of exponentials, of which nobody sees either by itself. What is `kept` is seen.
 pub fn met(f: &Function, users: &[Vec<usize>], sum: usize, kept: &dyn Fn(ValueId) -> bool) -> Option<Met> {
     let defs = f.defs();
     let made = |v: ValueId| match defs[v.0 as usize] {
@@ -75,9 +75,11 @@ pub fn met(f: &Function, users: &[Vec<usize>], sum: usize, kept: &dyn Fn(ValueId
         return None;
     }
     let rows = axes(f, sum.result());
-    let number = |v: &ValueId| made(*v).is_some_and(|i| matches!(i.op, Op::Const(_)) && f.ty(*v).axes.is_empty());
+    let number =
+        |v: &ValueId| made(*v).is_some_and(|i| matches!(i.op, Op::Const(_)) && f.ty(*v).axes.is_empty());
     let mut flow = BTreeSet::from([top.result(), sum.result()]);
-    let mut ends: BTreeSet<ValueId> = flow.iter().copied().filter(|v| kept(*v) || f.results.contains(v)).collect();
+    let mut ends: BTreeSet<ValueId> =
+        flow.iter().copied().filter(|v| kept(*v) || f.results.contains(v)).collect();
     for inst in f.body.iter().filter(|i| i.results != below.results) {
         let mut of: BTreeSet<_> = inst.args.iter().copied().filter(|a| flow.contains(a)).collect();
         match inst.results[..] {

@@ -115,13 +115,7 @@ impl Cube<'_> {
     }
 
     /// States what is known once of an index of scores; `kept` is where the first number of its position lies.
-    pub(super) fn known_once(
-        &self,
-        e: &mut Emit,
-        x: &mut Exprs<'_>,
-        known: &[At<'_>],
-        kept: Option<Val>,
-    ) {
+    pub(super) fn known_once(&self, e: &mut Emit, x: &mut Exprs<'_>, known: &[At<'_>], kept: Option<Val>) {
         let (Some(memory), Some(kept)) = (self.once, kept) else { return };
         let body = x.body();
         for (n, &value) in (0..).zip(&self.plan.once.0) {
