@@ -51,6 +51,8 @@ pub(crate) struct Exprs<'a> {
     turns: Vec<(AxisId, Pairs, Val, Turn)>,
     /// How many terms of a fold side by side a unit reads in one access, if they lie so.
     pack: u32,
+    /// Whether exponentials are made by the fastest instruction there is: see [`quick`](Exprs::quick).
+    quick: bool,
     /// Indices side by side, the first of them a multiple of how many they are: what is read at one is read at all, in one access.
     lanes: Vec<Vec<Val>>,
     /// What these are as indices of other axes: for the first of them and the axes, all of them. In order of insertion.
@@ -93,6 +95,7 @@ impl<'a> Exprs<'a> {
             order,
             turns,
             pack: 1,
+            quick: false,
             lanes,
             parts,
         }
@@ -101,6 +104,12 @@ impl<'a> Exprs<'a> {
     /// The body whose values these are.
     pub(crate) fn body(&self) -> &'a Function {
         self.body
+    }
+
+    /// Has exponentials made in one instruction, for what is folded behind them: numbers that are too small for their dtype become 0, and
+    /// the others are as far off as [`quick_exp`](Emit::quick_exp) says, which `check` allows for.
+    pub(crate) fn quick(&mut self) {
+        self.quick = true;
     }
 
     /// What it is emitted for.
@@ -363,7 +372,7 @@ impl<'a> Exprs<'a> {
             Op::Position { axis } => e.cast(along(*axis), Elem::I32),
             Op::Unary(op) => {
                 let x = self.operand(e, here, 0, &[]);
-                unary(e, *op, x)
+                if *op == Unary::Exp && self.quick { e.quick_exp(x) } else { unary(e, *op, x) }
             }
             Op::Binary(op) => {
                 let x = self.operand(e, here, 0, &[]);

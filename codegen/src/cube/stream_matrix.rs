@@ -445,6 +445,8 @@ pub(crate) fn emit(
 ) {
     // Shared memory has room for one or two in any case.
     e.cubes_at_once(1);
+    // Registers are scarce, and scores are many.
+    x.quick();
     let stream = &plan.stream;
     let [repeats, rows, columns] = [&stream.batch, &stream.m, &stream.n].map(|axes| x.total(e, axes));
     let positions = x.extent(stream.along);
