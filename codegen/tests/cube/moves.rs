@@ -75,7 +75,7 @@ fn formulas_say_what_is_counted() {
                    x: f32[a0, a1] = contract p0, p1 over a2\ny: bf16[a0, a1] = add p2, x\nreturn y";
     let experts = "axes a0=n0, a1=2, a2=4, a3=72, a4=64\nparam p0: bf16[a2, a3, a4]\nparam p1: i32[a0, a1]\nparam p2: bf16[a0, a4]\n\
                    w: bf16[a0, a1, a3, a4] = gather p0, p1 along a2\ny: f32[a0, a1, a3] = contract w, p2 over a4\nreturn y";
-    let outer = "axes a0=4, a1=72, a2=136, a3=n0\nparam p0: bf16[a3, a1]\nparam p1: bf16[a3, a2]\nparam p2: i32[a3]\n\
+    let outer = "axes a0=2, a1=72, a2=64, a3=n0\nparam p0: bf16[a3, a1]\nparam p1: bf16[a3, a2]\nparam p2: i32[a3]\n\
                  x: f32[a3, a1, a2] = mul p0, p1\ny: f32[a0, a1, a2] = scatter_add x, p2 along a0\nreturn y";
     let added = "axes a0=100, a1=48, a2=n0\nparam p0: f32[a2, a1]\nparam p1: i32[a2]\n\
                  y: f32[a0, a1] = scatter_add p0, p1 along a0\nreturn y";
@@ -116,7 +116,8 @@ fn formulas_say_what_is_counted() {
         .walking(),
         case(&kernel(KernelKind::Grouped, "one", experts), &[1]).with(1, tokens(2, 4)),
         by(&kernel(KernelKind::Grouped, "experts", experts), &[40], any).with(1, tokens(80, 4)),
-        case(&kernel(KernelKind::Scatter, "outer", outer), &[40]).with(2, tokens(40, 4)),
+        // No cube has two tiles of an index: the formula counts what is known of it for each.
+        case(&kernel(KernelKind::Scatter, "outer", outer), &[40]).with(2, tokens(40, 2)),
         case(&kernel(KernelKind::Scatter, "added", added), &[40]).with(1, tokens(40, 100)),
         case(&latent("latents", "bf16", [16, 64, 16]), &[2, 1, 700]).with(4, [699.0, 699.0]),
         case(&latent("wide", "f32", [4, 64, 16]), &[1, 1, 100]).with(4, [99.0]),
