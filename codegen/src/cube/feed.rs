@@ -6,7 +6,7 @@
 //! is 0 either way. Depth is told in numbers of 16 bits, of which a [`Factor`] may be two.
 
 use super::contract::Offsets;
-use super::emit::{Bits, Buf, Elem, Emit, Pack, Shared, Val};
+use super::emit::{Bits, Buf, Cmp, Elem, Emit, Pack, Shared, Val};
 use super::fragment::{Factor, PACK, keep_split, read_stored};
 use super::matrix::Part;
 
@@ -21,6 +21,14 @@ pub(super) struct Layout {
     pub(super) along: bool,
     /// Whether a run is cut into pieces of [`SPAN`] numbers. The first pieces of all runs lie behind one another, then the second ones.
     pub(super) cut: bool,
+}
+
+/// The stage behind one of so many: the first behind the last.
+pub(super) fn behind(e: &mut Emit, stage: Val, stages: u32) -> Val {
+    let [zero, one, all] = [0, 1, stages].map(|n| e.u32(n));
+    let next = e.add(stage, one);
+    let over = e.cmp(Cmp::Eq, next, all);
+    e.select(over, zero, next)
 }
 
 /// The numbers that are turned round together: eight packs.

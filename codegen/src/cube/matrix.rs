@@ -16,10 +16,10 @@ use latentc_ir::{AxisId, DType, Function, Op, ValueId};
 
 use super::bulk::{self, Brought, Which};
 use super::contract::Offsets;
-use super::emit::{Bin, Buf, Cmp, Elem, Emit, Shared, Val};
+use super::emit::{Bin, Buf, Elem, Emit, Shared, Val};
 use super::epilogue::Epilogue;
 use super::expr::{Exprs, Fold};
-use super::feed::{Feed, Layout, Read, SPAN, Staged, TURNED_BYTES};
+use super::feed::{self, Feed, Layout, Read, SPAN, Staged, TURNED_BYTES};
 use super::few::place;
 use super::fragment::{Factor, PACK, in_packs};
 use super::sort::Group;
@@ -617,7 +617,7 @@ fn by_planes(
     bases: &[Val],
     (stages, of_stage, part): (u32, u32, Part),
 ) {
-    let (zero, one) = (e.u32(0), e.u32(1));
+    let zero = e.u32(0);
     // All stages are on their way, each as a group of copies; what is read into registers has one less.
     for n in 0..stages {
         let (more, stage) = (e.u32(n * of_stage), e.u32(n));
@@ -634,7 +634,6 @@ fn by_planes(
     let free = e.var(free);
     tiles.first(e, zero);
     let [step, ahead, behind] = [1, stages - 1, stages].map(|n| e.u32(n * of_stage));
-    let all = e.u32(stages);
     e.for_step(part.first, part.end, step, |e, k0| {
         let (stage, before) = (e.get(here), e.get(free));
         let read = |e: &mut Emit| {
@@ -646,9 +645,7 @@ fn by_planes(
             e.await_groups_but(stages - 2);
             // The next stage is there, and the one at hand is in registers.
             e.sync();
-            let next = e.add(stage, one);
-            let over = e.cmp(Cmp::Eq, next, all);
-            let next = e.select(over, zero, next);
+            let next = feed::behind(e, stage, stages);
             e.set(here, next);
             e.set(free, stage);
             next

@@ -19,7 +19,7 @@ use latentc_ir::{AxisId, DType, Function, Size, ValueId};
 use super::contract::Offsets;
 use super::emit::{Array, Buf, Cmp, Elem, Emit, Pack, Val, Var};
 use super::expr::Exprs;
-use super::feed::{Layout, Staged};
+use super::feed::{self, Layout, Staged};
 use super::fragment::{
     Factor, Lines, PACK, Plane, clear, four_of, in_packs, keep_split, left, load_columns, load_rows_across,
     read_stored, sums,
@@ -229,7 +229,7 @@ pub(crate) fn emit(
                 warpgroup::show_written(e);
             }
             e.sync();
-            let (free, next) = (before(e, here), behind(e, here));
+            let (free, next) = (before(e, here), feed::behind(e, here, STAGES));
             let ahead = e.u32((STAGES - 1) * plan.depth(tile));
             let from = e.add(from, ahead);
             sums.multiply(e, here, |e| cubes.read(e, &at, from, free));
@@ -246,13 +246,7 @@ pub(crate) fn emit(
     });
 }
 
-/// The stage behind one, and that before it.
-fn behind(e: &mut Emit, stage: Val) -> Val {
-    let (zero, one, last) = (e.u32(0), e.u32(1), e.u32(STAGES - 1));
-    let (over, next) = (e.cmp(Cmp::Eq, stage, last), e.add(stage, one));
-    e.select(over, zero, next)
-}
-
+/// The stage before one.
 fn before(e: &mut Emit, stage: Val) -> Val {
     let (zero, one, last) = (e.u32(0), e.u32(1), e.u32(STAGES - 1));
     let (over, next) = (e.cmp(Cmp::Eq, stage, zero), e.sub(stage, one));
@@ -337,7 +331,7 @@ impl<'p, 'x> Cubes<'p, 'x> {
                 let from = e.add(at.group.first, rows);
                 let read = self.read(e, &at, from, to);
                 self.keep(e, read);
-                to = behind(e, to);
+                to = feed::behind(e, to, STAGES);
             }
         });
     }

@@ -19,6 +19,7 @@ const PART: usize = 64;
 
 /// Positions that are worth a second cube for each multiprocessor.
 const LONG: usize = 3072;
+
 /// Parts that a unit reads at once, where they are merged.
 const AT_ONCE: u32 = 16;
 

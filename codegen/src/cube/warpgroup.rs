@@ -20,8 +20,8 @@
 use std::fmt::Write;
 
 use super::bulk;
-use super::emit::{Array, Cmp, Emit, GROUPS, Shared, Val};
-use super::feed::{Feed, SPAN, Staged, TURNED_BYTES};
+use super::emit::{Array, Emit, GROUPS, Shared, Val};
+use super::feed::{self, Feed, SPAN, Staged, TURNED_BYTES};
 use super::fragment::{Factor, PACK};
 use super::matrix::Part;
 use super::sums::Sums;
@@ -68,7 +68,7 @@ impl<'p> Groups<'p> {
             let read = feed.read(e, bases, k0);
             feed.keep(e, stage, &read);
         }
-        let [zero, one, first_free, stages] = [0, 1, ahead, all].map(|n| e.u32(n));
+        let [zero, first_free] = [0, ahead].map(|n| e.u32(n));
         let [step, ahead_by] = [1, ahead].map(|n| e.u32(n * of_stage));
         let (here, free) = (e.var(zero), e.var(first_free));
         e.for_step(part.first, part.end, step, |e, k0| {
@@ -86,9 +86,7 @@ impl<'p> Groups<'p> {
             await_but(e, 1, &[], &[]);
             feed.keep(e, next, &read);
             for (var, now) in [(here, stage), (free, next)] {
-                let behind = e.add(now, one);
-                let over = e.cmp(Cmp::Eq, behind, stages);
-                let behind = e.select(over, zero, behind);
+                let behind = feed::behind(e, now, all);
                 e.set(var, behind);
             }
         });
